@@ -1,0 +1,3 @@
+//! The `heterokv` program: parses, calls, prints.
+
+fn main() {}

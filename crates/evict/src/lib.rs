@@ -1,0 +1,1 @@
+//! Token selection for KV-cache compression: scores and budgets in, positions out.

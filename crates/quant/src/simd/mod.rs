@@ -1,0 +1,65 @@
+//! The one place of this crate that holds unsafe code: a [`Level`] and the kernels behind it.
+//!
+//! A level is chosen once ([`Level::detect`]), kept in a value, passed down and shown to the user.
+//! Kernels match on it; there is no detection per call and no global function pointer.
+
+use std::fmt;
+
+/// The instruction set that row kernels run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// Portable code, on every CPU.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// The best level of this CPU.
+    #[must_use]
+    pub fn detect() -> Self {
+        *Self::available().last().unwrap_or(&Self::SCALAR)
+    }
+
+    /// AVX2 with FMA and F16C, if this CPU has all three.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub fn avx2() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(Kind::Avx2))
+    }
+
+    /// Every level that this CPU can run, slowest first. Tests go through all of them.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Self::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        levels.extend(Self::avx2());
+        levels
+    }
+
+    /// True when kernels may use AVX2, FMA and F16C. A value of this level cannot be made on a CPU
+    /// that lacks them, which is what the `unsafe` calls in this module rest on.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub(crate) fn is_avx2(self) -> bool {
+        self.0 == Kind::Avx2
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2+fma+f16c",
+        })
+    }
+}

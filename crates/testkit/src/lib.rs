@@ -1,0 +1,1 @@
+//! Comparers, seeded inputs and guard bands for the tests of heterokv.

@@ -1,0 +1,1 @@
+//! One integration package: parity, property, golden, end to end, regression.

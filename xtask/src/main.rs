@@ -1,0 +1,3 @@
+//! The only automation of the workspace.
+
+fn main() {}
