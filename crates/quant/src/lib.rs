@@ -5,6 +5,15 @@
 //!
 //! This crate knows no model, no device and no cache. It never allocates pages and never does I/O.
 
+mod bits;
+mod error;
+pub mod keys;
+mod rotation;
+pub mod rows;
 pub mod simd;
 
+pub use error::{Error, Result};
+pub use keys::{FitInput, KeyCoder, KeyFormat, KeyLayout, PreparedQueries};
+pub use rotation::Rotation;
+pub use rows::{PageRows, RowFormat, RowLayout, RowSource};
 pub use simd::Level;

@@ -1,0 +1,190 @@
+//! Which coded tokens one query head reads: top-p, top-k or all, with a floor and a cap.
+//!
+//! HCAttention (arXiv 2507.19823, §3.3) sorts the weights in falling order and keeps the smallest set
+//! whose mass reaches τ. Here nothing is sorted: the bits of a non-negative float are ordered like the
+//! float, so the upper bits sort tokens into bins, a walk over the bins finds the one in which the set
+//! is completed, and only that bin's members are looked at one by one. The result is the exact set,
+//! down to the boundary token; among equal weights the lower position is kept.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// The bits of an f32 that choose its bin: exponent and three bits of mantissa.
+const BIN_SHIFT: u32 = 20;
+
+/// Bins of the non-negative floats.
+const NUM_BINS: usize = 1 << (31 - BIN_SHIFT);
+
+/// Which tokens a query head takes, before floor and cap.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// All of them.
+    All,
+    /// The smallest set whose mass, with the resident tokens', is at least this, in (0, 1].
+    TopP(f32),
+    /// The heaviest, this many.
+    TopK(usize),
+}
+
+/// Whose selected tokens a query head attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Union {
+    /// Those of every query head of its KV head.
+    Group,
+    /// Its own.
+    Head,
+}
+
+impl fmt::Display for Union {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Group => "group",
+            Self::Head => "head",
+        })
+    }
+}
+
+/// A rule with a floor and a cap on the tokens of one query head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Selector {
+    rule: Rule,
+    min: usize,
+    max: usize,
+}
+
+/// Working memory of [`Selector::select`], reused from call to call.
+#[derive(Clone, Debug)]
+pub struct SelectScratch {
+    counts: Vec<u32>,
+    masses: Vec<f64>,
+    boundary: Vec<u32>,
+}
+
+impl Default for SelectScratch {
+    fn default() -> Self {
+        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], boundary: Vec::new() }
+    }
+}
+
+impl Selector {
+    /// A selector. `min` and `max` bound the coded tokens of a query head after the rule; `usize::MAX`
+    /// is no cap.
+    ///
+    /// # Errors
+    /// [`Error::TopP`] for a mass outside (0, 1], [`Error::ZeroRows`] for a top-k or a cap of 0,
+    /// [`Error::MinAboveMax`].
+    pub fn new(rule: Rule, min: usize, max: usize) -> Result<Self> {
+        match rule {
+            Rule::TopP(top_p) if !(top_p > 0.0 && top_p <= 1.0) => return Err(Error::TopP { top_p }),
+            Rule::TopK(0) => return Err(Error::ZeroRows { what: "top-k" }),
+            _ if max == 0 => return Err(Error::ZeroRows { what: "max" }),
+            _ if min > max => return Err(Error::MinAboveMax { min, max }),
+            _ => {}
+        }
+        Ok(Self { rule, min, max })
+    }
+
+    /// True when every token is taken whatever the weights, so that they need not be computed.
+    #[must_use]
+    pub fn takes_all(&self) -> bool {
+        self.max == usize::MAX && matches!(self.rule, Rule::All | Rule::TopP(1.0))
+    }
+
+    /// Marks the tokens that one query head takes: sets `taken[t]` where token `t` is taken, leaves the
+    /// rest, and returns how many it takes.
+    ///
+    /// `weights [n]` are softmax weights of the coded tokens under the normaliser of **all** tokens,
+    /// and `resident_mass` is what the resident tokens, always taken, add to them. No weights: none.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for a weight that is NaN, infinite or negative.
+    ///
+    /// # Panics
+    /// When `taken` is shorter than `weights`.
+    pub fn select(
+        &self,
+        weights: &[f32],
+        resident_mass: f64,
+        scratch: &mut SelectScratch,
+        taken: &mut [bool],
+    ) -> Result<usize> {
+        let taken = &mut taken[..weights.len()];
+        let (wanted_mass, at_least, at_most) = match self.rule {
+            Rule::All | Rule::TopP(1.0) => (f64::INFINITY, self.min, self.max),
+            Rule::TopP(top_p) => (f64::from(top_p) - resident_mass, self.min, self.max),
+            Rule::TopK(k) => (f64::INFINITY, self.min, k.max(self.min).min(self.max)),
+        };
+        if wanted_mass == f64::INFINITY && at_most >= weights.len() {
+            check(weights)?;
+            taken.fill(true);
+            return Ok(weights.len());
+        }
+        scratch.fill(weights)?;
+        let done = |count: usize, mass: f64| {
+            count >= at_most || (count >= at_least && mass >= wanted_mass)
+        };
+        // Bins from `full` up are taken whole; the boundary lies inside the bin below it.
+        let (mut count, mut mass, mut full) = (0, 0.0, NUM_BINS);
+        while full > 0 && !done(count, mass) {
+            let (more, heavier) = (scratch.counts[full - 1] as usize, scratch.masses[full - 1]);
+            if more > 0 && done(count + more, mass + heavier) {
+                break;
+            }
+            count += more;
+            mass += heavier;
+            full -= 1;
+        }
+        let boundary = &mut scratch.boundary;
+        boundary.clear();
+        for (token, (&weight, taken)) in weights.iter().zip(taken.iter_mut()).enumerate() {
+            let bin = bin_of(weight);
+            *taken |= bin >= full;
+            if bin + 1 == full {
+                boundary.push(token as u32);
+            }
+        }
+        let weight = |token: &u32| weights[*token as usize];
+        boundary.sort_unstable_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.cmp(b)));
+        for token in boundary.iter() {
+            if done(count, mass) {
+                break;
+            }
+            taken[*token as usize] = true;
+            count += 1;
+            mass += f64::from(weight(token));
+        }
+        Ok(count)
+    }
+}
+
+impl SelectScratch {
+    fn fill(&mut self, weights: &[f32]) -> Result<()> {
+        self.counts.fill(0);
+        self.masses.fill(0.0);
+        check(weights)?;
+        for &weight in weights {
+            let bin = bin_of(weight);
+            self.counts[bin] += 1;
+            self.masses[bin] += f64::from(weight);
+        }
+        Ok(())
+    }
+}
+
+fn check(weights: &[f32]) -> Result<()> {
+    let bad = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);
+    match weights.iter().position(bad) {
+        None => Ok(()),
+        Some(token) => Err(Error::Weight { token, weight: weights[token] }),
+    }
+}
+
+/// The bin of a weight of at least 0; −0 counts as 0.
+fn bin_of(weight: f32) -> usize {
+    ((weight.to_bits() & 0x7FFF_FFFF) >> BIN_SHIFT) as usize
+}
+
+#[cfg(test)]
+mod tests;

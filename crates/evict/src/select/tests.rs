@@ -1,0 +1,133 @@
+//! The selector against its definition: sort, then take while the set is not sufficient.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The definition, word for word, sharing nothing with the fast path.
+fn by_definition(rule: Rule, min: usize, max: usize, weights: &[f32], resident: f64) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+    let mut mass = resident;
+    let mut kept = Vec::new();
+    for token in order {
+        let enough = match rule {
+            Rule::All => false,
+            Rule::TopP(top_p) => top_p < 1.0 && mass >= f64::from(top_p),
+            Rule::TopK(k) => kept.len() >= k,
+        };
+        if kept.len() >= max || (enough && kept.len() >= min) {
+            break;
+        }
+        mass += f64::from(weights[token]);
+        kept.push(token);
+    }
+    let mut taken = vec![false; weights.len()];
+    kept.into_iter().for_each(|token| taken[token] = true);
+    taken
+}
+
+fn select(selector: &Selector, weights: &[f32], resident: f64) -> Result<Vec<bool>> {
+    let mut taken = vec![false; weights.len()];
+    let count = selector.select(weights, resident, &mut SelectScratch::default(), &mut taken)?;
+    assert_eq!(count, taken.iter().filter(|&&taken| taken).count());
+    Ok(taken)
+}
+
+/// Weights on a grid of 2⁻¹², whose sums are exact in any order, with many ties.
+fn weights() -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec((0u32..64).prop_map(|x| (x * x) as f32 / 65_536.0), 0..300)
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    prop_oneof![
+        Just(Rule::All),
+        (1u32..=64).prop_map(|p| Rule::TopP(p as f32 / 64.0)),
+        (1usize..300).prop_map(Rule::TopK),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn equals_the_definition(
+        weights in weights(),
+        rule in rule(),
+        min in 0usize..50,
+        extra in prop_oneof![Just(usize::MAX), 0usize..100],
+        resident in (0u32..64).prop_map(|x| f64::from(x) / 64.0),
+    ) {
+        let max = min.saturating_add(extra).max(1);
+        let selector = Selector::new(rule, min, max).unwrap();
+        let taken = select(&selector, &weights, resident).unwrap();
+        prop_assert_eq!(taken, by_definition(rule, min, max, &weights, resident));
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_sufficient_set(weights in weights(), p in 1u32..64) {
+        let top_p = p as f32 / 64.0;
+        let selector = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap();
+        let taken = select(&selector, &weights, 0.0).unwrap();
+        let kept: Vec<f32> = weights.iter().zip(&taken).filter(|t| *t.1).map(|t| *t.0).collect();
+        let mass: f32 = kept.iter().sum();
+        if kept.len() < weights.len() {
+            prop_assert!(mass >= top_p);
+        }
+        for weight in kept {
+            prop_assert!(mass - weight < top_p);
+        }
+    }
+
+    #[test]
+    fn permuting_distinct_weights_permutes_the_result(
+        order in Just((1..200u32).collect::<Vec<_>>()).prop_shuffle(),
+        p in 1u32..64,
+    ) {
+        let total: u32 = order.iter().sum();
+        let weights: Vec<f32> = order.iter().map(|&x| x as f32 / total as f32).collect();
+        let mut sorted = weights.clone();
+        sorted.sort_by(f32::total_cmp);
+        let selector = Selector::new(Rule::TopP(p as f32 / 64.0), 0, usize::MAX).unwrap();
+        let kept = |weights: &[f32]| {
+            let taken = select(&selector, weights, 0.0).unwrap();
+            let mut kept: Vec<u32> =
+                weights.iter().zip(taken).filter(|t| t.1).map(|t| t.0.to_bits()).collect();
+            kept.sort_unstable();
+            kept
+        };
+        // Sums of the same numbers in another order may differ in the last place, which can move the
+        // boundary by one token.
+        prop_assert!(kept(&weights).len().abs_diff(kept(&sorted).len()) <= 1);
+    }
+}
+
+#[test]
+fn the_boundary_token_is_exact() {
+    let weights = [0.1, 0.4, 0.2, 0.1, 0.2];
+    let taken = |top_p| {
+        select(&Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap(), &weights, 0.0).unwrap()
+    };
+    assert_eq!(taken(0.4), [false, true, false, false, false]);
+    assert_eq!(taken(0.5), [false, true, true, false, false], "ties go to the lower position");
+    assert_eq!(taken(1.0), [true; 5]);
+}
+
+#[test]
+fn bad_input_is_refused_by_name() {
+    for top_p in [0.0, -0.1, 1.1, f32::NAN, f32::INFINITY] {
+        let error = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap_err();
+        assert!(matches!(error, Error::TopP { .. }), "{error}");
+    }
+    assert_eq!(
+        Selector::new(Rule::All, 5, 4).unwrap_err(),
+        Error::MinAboveMax { min: 5, max: 4 }
+    );
+    assert_eq!(Selector::new(Rule::TopK(0), 0, 1).unwrap_err(), Error::ZeroRows { what: "top-k" });
+    assert_eq!(Selector::new(Rule::All, 0, 0).unwrap_err(), Error::ZeroRows { what: "max" });
+    for weight in [f32::NAN, f32::INFINITY, -1.0] {
+        for rule in [Rule::All, Rule::TopP(0.5)] {
+            let selector = Selector::new(rule, 0, usize::MAX).unwrap();
+            let error = select(&selector, &[0.5, weight], 0.0).unwrap_err();
+            assert!(matches!(error, Error::Weight { token: 1, .. }), "{error}");
+        }
+    }
+}

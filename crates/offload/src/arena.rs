@@ -1,0 +1,142 @@
+//! Arenas: allocators that count the bytes they have given out.
+//!
+//! On the CPU path a "device" is an arena too: what a GPU would hold is allocated from it, so the bytes
+//! that a cache reports for it are those of real allocations.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{Error, Result};
+
+/// Alignment of a block's first byte, for SIMD loads and cache lines.
+const ALIGN: usize = 64;
+
+/// A counting allocator. Clones share the counter.
+#[derive(Clone, Debug)]
+pub struct Arena(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
+    name: &'static str,
+    limit_bytes: usize,
+    in_use_bytes: AtomicUsize,
+    peak_bytes: AtomicUsize,
+}
+
+/// Bytes from an arena, zeroed, aligned to 64; they count until the block is dropped.
+#[derive(Debug)]
+pub struct Block {
+    lines: Vec<Line>,
+    len: usize,
+    arena: Arena,
+}
+
+/// One aligned unit of allocation.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGN]);
+
+const _: () = assert!(size_of::<Line>() == ALIGN);
+
+impl Arena {
+    /// An arena without a limit of its own.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self::with_limit(name, usize::MAX)
+    }
+
+    /// An arena that gives out at most `limit_bytes` at a time.
+    #[must_use]
+    pub fn with_limit(name: &'static str, limit_bytes: usize) -> Self {
+        Self(Arc::new(Counters {
+            name,
+            limit_bytes,
+            in_use_bytes: AtomicUsize::new(0),
+            peak_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Bytes given out and not yet returned.
+    #[must_use]
+    pub fn in_use_bytes(&self) -> usize {
+        self.0.in_use_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most that was in use at a time.
+    #[must_use]
+    pub fn peak_bytes(&self) -> usize {
+        self.0.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    /// An arena of the same name and limit with counters of its own.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        Self::with_limit(self.0.name, self.0.limit_bytes)
+    }
+
+    /// Bytes that a block of `len` takes: whole lines of 64.
+    #[must_use]
+    pub const fn allocated_bytes(len: usize) -> usize {
+        len.div_ceil(ALIGN) * ALIGN
+    }
+
+    /// `len` zeroed bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the limit or the machine's memory is reached.
+    pub fn allocate(&self, len: usize) -> Result<Block> {
+        let num_lines = len.div_ceil(ALIGN);
+        let bytes = num_lines.saturating_mul(ALIGN);
+        let before = self.0.in_use_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let refuse = || {
+            self.0.in_use_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            Error::OutOfMemory {
+                arena: self.0.name,
+                requested_bytes: bytes,
+                in_use_bytes: before,
+            }
+        };
+        if before.checked_add(bytes).is_none_or(|total| total > self.0.limit_bytes) {
+            return Err(refuse());
+        }
+        let mut lines = Vec::new();
+        if lines.try_reserve_exact(num_lines).is_err() {
+            return Err(refuse());
+        }
+        lines.resize(num_lines, Line([0; ALIGN]));
+        self.0.peak_bytes.fetch_max(before + bytes, Ordering::Relaxed);
+        Ok(Block { lines, len, arena: self.clone() })
+    }
+}
+
+impl Block {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+
+    /// The bytes, to write.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.len;
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..len]
+    }
+
+    /// A copy in `arena`.
+    ///
+    /// # Errors
+    /// As [`Arena::allocate`].
+    pub fn copy_to(&self, arena: &Arena) -> Result<Self> {
+        let mut copy = arena.allocate(self.len)?;
+        copy.bytes_mut().copy_from_slice(self.bytes());
+        Ok(copy)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let bytes = self.lines.len() * ALIGN;
+        self.arena.0.in_use_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

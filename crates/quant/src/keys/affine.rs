@@ -1,0 +1,150 @@
+//! Affine integers: per token over the channels, or per channel over a group of tokens.
+//!
+//! Both hold `x ≈ zero + scale · code` with `zero` and `scale` in f16; `zero` is the minimum.
+
+use half::f16;
+
+use super::PreparedQueries;
+use crate::Level;
+use crate::bits::pack_row;
+use crate::simd::keys::{CodedRows, Tail, Values};
+
+/// `zero`, `scale` and the codes' range of one group of values, scale and zero as stored.
+struct Affine {
+    zero: f32,
+    scale: f32,
+    max_code: f32,
+}
+
+impl Affine {
+    fn of(values: impl Iterator<Item = f32>, bits: u8) -> Self {
+        let (low, high) = values.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| {
+            (low.min(x), high.max(x))
+        });
+        let max_code = f32::from((1u16 << bits) - 1);
+        let clamp = |x: f32| x.clamp(-MAX_F16, MAX_F16);
+        let zero = f16::from_f32(clamp(low)).to_f32();
+        let scale = f16::from_f32(clamp((high - zero) / max_code)).to_f32();
+        Self { zero, scale, max_code }
+    }
+
+    fn code(&self, x: f32) -> u8 {
+        // A constant group has scale 0 and decodes to its zero whatever the code.
+        if self.scale > 0.0 {
+            ((x - self.zero) / self.scale).round().clamp(0.0, self.max_code) as u8
+        } else {
+            0
+        }
+    }
+}
+
+const MAX_F16: f32 = 65_504.0;
+
+/// One scale and zero per token, after its codes: `codes | scale f16 | zero f16`.
+#[derive(Clone, Debug)]
+pub(super) struct PerToken {
+    bits: u8,
+    rows: CodedRows,
+}
+
+impl PerToken {
+    pub(super) fn new(bits: u8, head_dim: usize) -> Self {
+        let rows = CodedRows::new(vec![bits; head_dim / 8], Values::Integer, Tail::ScaleZero);
+        Self { bits, rows }
+    }
+
+    pub(super) fn rows(&self) -> &CodedRows {
+        &self.rows
+    }
+
+    pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
+        let affine = Affine::of(key.iter().copied(), self.bits);
+        let codes: Vec<u8> = key.iter().map(|&x| affine.code(x)).collect();
+        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
+        pack_row(&codes, self.rows.widths(), packed);
+        tail[..2].copy_from_slice(&f16::from_f32(affine.scale).to_le_bytes());
+        tail[2..].copy_from_slice(&f16::from_f32(affine.zero).to_le_bytes());
+    }
+
+    pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
+        self.rows.decode_row(row, out);
+    }
+}
+
+/// One scale and zero per channel over a group of tokens: `scales f16 [head_dim] | zeros f16
+/// [head_dim] | rows of codes` (KIVI, arXiv 2402.02750).
+#[derive(Clone, Debug)]
+pub(super) struct PerChannel {
+    bits: u8,
+    head_dim: usize,
+    rows: CodedRows,
+}
+
+impl PerChannel {
+    pub(super) fn new(bits: u8, head_dim: usize) -> Self {
+        let rows = CodedRows::new(vec![bits; head_dim / 8], Values::Integer, Tail::None);
+        Self { bits, head_dim, rows }
+    }
+
+    pub(super) fn encode(&self, keys: &[f32], out: &mut [u8]) {
+        let head_dim = self.head_dim;
+        let channels: Vec<Affine> = (0..head_dim)
+            .map(|c| Affine::of(keys.iter().skip(c).step_by(head_dim).copied(), self.bits))
+            .collect();
+        let (header, packed) = out.split_at_mut(4 * head_dim);
+        let (scales, zeros) = header.split_at_mut(2 * head_dim);
+        for (c, channel) in channels.iter().enumerate() {
+            scales[2 * c..][..2].copy_from_slice(&f16::from_f32(channel.scale).to_le_bytes());
+            zeros[2 * c..][..2].copy_from_slice(&f16::from_f32(channel.zero).to_le_bytes());
+        }
+        let mut codes = vec![0; head_dim];
+        for (key, row) in
+            keys.chunks_exact(head_dim).zip(packed.chunks_exact_mut(self.rows.row_bytes()))
+        {
+            for ((code, channel), &x) in codes.iter_mut().zip(&channels).zip(key) {
+                *code = channel.code(x);
+            }
+            pack_row(&codes, self.rows.widths(), row);
+        }
+    }
+
+    pub(super) fn decode(&self, group: &[u8], out: &mut [f32]) {
+        let (header, packed) = group.split_at(4 * self.head_dim);
+        let (scales, zeros) = header.split_at(2 * self.head_dim);
+        for (row, out) in
+            packed.chunks_exact(self.rows.row_bytes()).zip(out.chunks_exact_mut(self.head_dim))
+        {
+            self.rows.decode_row(row, out);
+            for (c, x) in out.iter_mut().enumerate() {
+                *x = f16_at(zeros, c) + f16_at(scales, c) * *x;
+            }
+        }
+    }
+
+    /// Folds the group's scales and zeros into the queries, then scores its rows.
+    pub(super) fn score(
+        &self,
+        level: Level,
+        prepared: &PreparedQueries,
+        group: &[u8],
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let (header, packed) = group.split_at(4 * self.head_dim);
+        let (scales, zeros) = header.split_at(2 * self.head_dim);
+        let mut folded = prepared.clone();
+        for (head, query) in folded.queries.chunks_exact_mut(self.head_dim).enumerate() {
+            let mut bias = 0.0;
+            for (c, q) in query.iter_mut().enumerate() {
+                bias += *q * f16_at(zeros, c);
+                *q *= f16_at(scales, c);
+            }
+            folded.bias[head] = bias;
+        }
+        self.rows.score(level, &folded, packed, out, stride);
+    }
+}
+
+fn f16_at(bytes: &[u8], index: usize) -> f32 {
+    f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32()
+}

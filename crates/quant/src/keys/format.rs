@@ -1,0 +1,212 @@
+//! The names of the key formats, and the size of each before any table is fitted.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::bits::CHUNK;
+use crate::{Error, Result};
+
+/// How keys of one (layer, KV head) are coded. Post-RoPE frame, all of them.
+///
+/// | name | codes | tables | a coded row may move between pages |
+/// | --- | --- | --- | --- |
+/// | `f16` | half precision | none | yes |
+/// | `int{8,6,4}-token` | affine integers, one scale and zero per token | none | yes |
+/// | `int{8,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
+/// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
+/// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
+/// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeyFormat {
+    /// Half precision.
+    F16,
+    /// Affine integers per token.
+    IntToken {
+        /// Bits of a code: 8, 6 or 4.
+        bits: u8,
+    },
+    /// Affine integers per channel over a group of tokens.
+    IntChannel {
+        /// Bits of a code: 8, 4, 3 or 2.
+        bits: u8,
+        /// Tokens that share a scale and zero: 32, 64 or 128.
+        group_tokens: u8,
+    },
+    /// Rotated Lloyd–Max codes.
+    LloydMax {
+        /// Bits of a code: 1 to 4.
+        bits: u8,
+    },
+    /// Product quantization.
+    Pq {
+        /// Channels per group: 2 or 4.
+        width: u8,
+        /// Bits of a code: 4 to 8, for 16 to 256 centroids.
+        code_bits: u8,
+    },
+    /// Bits allocated over channels.
+    Alloc {
+        /// Hundredths of a bit per element, from 1 bit per 8 channels up to 8 bits per channel.
+        centibits: u16,
+    },
+}
+
+/// What [`KeyFormat::from_str`] accepts.
+pub const KEY_FORMATS: &str = "f16, int8-token, int6-token, int4-token, int{8,4,3,2}-channel/{32,64,128}, \
+     lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+
+/// The size of a format for one `head_dim`, the same numbers that the coders use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLayout {
+    /// Tokens that are encoded together.
+    pub group_tokens: usize,
+    /// Bytes of one coded group.
+    pub group_bytes: usize,
+    /// Bytes of the fitted tables of one (layer, KV head).
+    pub table_bytes: usize,
+    /// Tokens without which the tables cannot be fitted.
+    pub min_fit_tokens: usize,
+}
+
+impl KeyFormat {
+    /// The sizes of this format for keys `[head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::HeadDim`] when the format cannot hold vectors of that length.
+    pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
+        let multiple_of = self.channel_multiple();
+        if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
+            return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
+        }
+        let f16_row = 2 * head_dim;
+        let per_row = |group_bytes, table_bytes, min_fit_tokens| KeyLayout {
+            group_tokens: 1,
+            group_bytes,
+            table_bytes,
+            min_fit_tokens,
+        };
+        Ok(match self {
+            Self::F16 => per_row(f16_row, 0, 0),
+            Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::IntChannel { bits, group_tokens } => {
+                let group_tokens = usize::from(group_tokens);
+                let codes = group_tokens * head_dim * usize::from(bits) / 8;
+                let group_bytes = 2 * f16_row + codes;
+                KeyLayout { group_tokens, group_bytes, table_bytes: 0, min_fit_tokens: 0 }
+            }
+            Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
+            Self::Pq { width, code_bits } => {
+                let num_groups = head_dim / usize::from(width);
+                let row = (num_groups * usize::from(code_bits)).div_ceil(8);
+                let centroids = 1 << code_bits;
+                per_row(row, (centroids + 1) * f16_row, 2 * centroids)
+            }
+            Self::Alloc { .. } => {
+                let row = self.alloc_row_bytes(head_dim);
+                per_row(row, 2 * f16_row + head_dim * 2 + head_dim / CHUNK, 256)
+            }
+        })
+    }
+
+    /// All bits of a coded element at `num_tokens`: codes, scales and tables.
+    ///
+    /// # Errors
+    /// As [`KeyFormat::layout`].
+    pub fn bits_per_element(self, head_dim: usize, num_tokens: usize) -> Result<f64> {
+        let layout = self.layout(head_dim)?;
+        let codes = layout.group_bytes as f64 / layout.group_tokens as f64;
+        let tables = layout.table_bytes as f64 / num_tokens.max(1) as f64;
+        Ok(8.0 * (codes + tables) / head_dim as f64)
+    }
+
+    /// The `alloc` format whose rows take `row_bytes` for keys `[head_dim]`.
+    #[must_use]
+    pub fn alloc_of_row_bytes(row_bytes: usize, head_dim: usize) -> Self {
+        let centibits = (800 * row_bytes).div_ceil(head_dim.max(1));
+        Self::Alloc { centibits: centibits.clamp(MIN_CENTIBITS, MAX_CENTIBITS) as u16 }
+    }
+
+    /// Bytes of an `alloc` row: the average width times the channels, in whole bytes.
+    pub(super) fn alloc_row_bytes(self, head_dim: usize) -> usize {
+        let Self::Alloc { centibits } = self else { return 0 };
+        (usize::from(centibits) * head_dim / 800).max(1)
+    }
+
+    fn channel_multiple(self) -> usize {
+        match self {
+            Self::F16 => 1,
+            Self::Pq { width, .. } => 2 * usize::from(width),
+            _ => CHUNK,
+        }
+    }
+
+    fn family(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::IntToken { .. } => "int-token",
+            Self::IntChannel { .. } => "int-channel",
+            Self::LloydMax { .. } => "lm",
+            Self::Pq { .. } => "pq",
+            Self::Alloc { .. } => "alloc",
+        }
+    }
+}
+
+const MIN_CENTIBITS: usize = 50;
+const MAX_CENTIBITS: usize = 800;
+
+impl fmt::Display for KeyFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::F16 => f.write_str("f16"),
+            Self::IntToken { bits } => write!(f, "int{bits}-token"),
+            Self::IntChannel { bits, group_tokens } => write!(f, "int{bits}-channel/{group_tokens}"),
+            Self::LloydMax { bits } => write!(f, "lm{bits}"),
+            Self::Pq { width, code_bits } => write!(f, "pq/{width}x{}", 1 << code_bits),
+            Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),
+        }
+    }
+}
+
+impl FromStr for KeyFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        parse(name).ok_or_else(|| Error::UnknownFormat {
+            kind: "key",
+            name: name.to_owned(),
+            known: KEY_FORMATS,
+        })
+    }
+}
+
+fn parse(name: &str) -> Option<KeyFormat> {
+    if name == "f16" {
+        return Some(KeyFormat::F16);
+    }
+    if let Some(bits) = name.strip_prefix("lm") {
+        let bits = bits.parse().ok().filter(|bits| (1..=4).contains(bits))?;
+        return Some(KeyFormat::LloydMax { bits });
+    }
+    if let Some(shape) = name.strip_prefix("pq/") {
+        let (width, centroids) = shape.split_once('x')?;
+        let width = width.parse().ok().filter(|width| [2, 4].contains(width))?;
+        let centroids: u32 = centroids.parse().ok()?;
+        let known = centroids.is_power_of_two() && (16..=256).contains(&centroids);
+        return known.then(|| KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
+    }
+    if let Some(bits) = name.strip_prefix("alloc/") {
+        let centibits = (bits.parse::<f64>().ok()? * 100.0).round();
+        let known = (MIN_CENTIBITS as f64..=MAX_CENTIBITS as f64).contains(&centibits);
+        return known.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
+    }
+    let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
+    let bits = bits.parse().ok()?;
+    if axis == "token" {
+        return [8, 6, 4].contains(&bits).then_some(KeyFormat::IntToken { bits });
+    }
+    let group_tokens = axis.strip_prefix("channel/")?.parse().ok()?;
+    let known = [8, 4, 3, 2].contains(&bits) && [32, 64, 128].contains(&group_tokens);
+    known.then_some(KeyFormat::IntChannel { bits, group_tokens })
+}

@@ -1,0 +1,99 @@
+//! Centred, rotated keys under a Lloyd–Max codebook, one scale per token.
+//!
+//! A key minus its channel means is rotated ([`Rotation`]), after which its coordinates over their
+//! root mean square are close to normal, so that one codebook, optimal for the normal distribution,
+//! serves every coordinate of every key (the construction of TurboQuant, arXiv 2504.19874, without
+//! its residual sketch). The scale stored is the one that brings the codes closest to the key.
+
+use half::f16;
+
+use super::{FitInput, PreparedQueries, channel_means};
+use crate::bits::pack_row;
+use crate::rotation::Rotation;
+use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::Result;
+
+/// The seed of the rotation of every head: part of the format.
+const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
+
+/// Lloyd–Max levels of the standard normal distribution, upper half (Max 1960, table I).
+const LEVELS: [&[f32]; 4] = [
+    &[0.797_885],
+    &[0.452_780, 1.510_418],
+    &[0.245_094, 0.756_005, 1.343_909, 2.151_946],
+    &[
+        0.128_395, 0.388_048, 0.656_759, 0.942_340, 1.256_231, 1.618_046, 2.069_017, 2.732_590,
+    ],
+];
+
+#[derive(Clone, Debug)]
+pub(super) struct LloydMax {
+    centre: Vec<f16>,
+    rotation: Rotation,
+    rows: CodedRows,
+}
+
+impl LloydMax {
+    pub(super) fn fit(bits: u8, input: &FitInput<'_>) -> Result<Self> {
+        Self::restore(bits, channel_means(input.keys, input.head_dim))
+    }
+
+    pub(super) fn restore(bits: u8, centre: Vec<f16>) -> Result<Self> {
+        let upper = LEVELS[usize::from(bits) - 1];
+        let mut levels = [0.0; 16];
+        for (i, &level) in upper.iter().enumerate() {
+            levels[upper.len() + i] = level;
+            levels[upper.len() - 1 - i] = -level;
+        }
+        let rotation = Rotation::new(centre.len(), ROTATION_SEED)?;
+        let widths = vec![bits; centre.len() / 8];
+        Ok(Self { centre, rotation, rows: CodedRows::new(widths, Values::Levels(levels), Tail::Scale) })
+    }
+
+    pub(super) fn rows(&self) -> &CodedRows {
+        &self.rows
+    }
+
+    pub(super) fn centre(&self) -> &[f16] {
+        &self.centre
+    }
+
+    pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
+        let mut x: Vec<f32> = key.iter().zip(&self.centre).map(|(k, c)| k - c.to_f32()).collect();
+        self.rotation.forward(&mut x);
+        let energy: f32 = x.iter().map(|x| x * x).sum();
+        let rms = (energy / x.len() as f32).sqrt();
+        let inverse = if rms > 0.0 { 1.0 / rms } else { 0.0 };
+        let codes: Vec<u8> = x.iter().map(|x| self.nearest(x * inverse)).collect();
+        let (mut along, mut norm) = (0.0, 0.0);
+        for (x, &code) in x.iter().zip(&codes) {
+            let level = self.rows.value(code);
+            along += x * level;
+            norm += level * level;
+        }
+        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
+        pack_row(&codes, self.rows.widths(), packed);
+        tail.copy_from_slice(&f16::from_f32((along / norm).min(65_504.0)).to_le_bytes());
+    }
+
+    fn nearest(&self, x: f32) -> u8 {
+        let last = (1u8 << self.rows.widths()[0]) - 1;
+        (0..last).take_while(|&i| x > 0.5 * (self.rows.value(i) + self.rows.value(i + 1))).count() as u8
+    }
+
+    pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
+        self.rows.decode_row(row, out);
+        self.rotation.inverse(out);
+        for (x, centre) in out.iter_mut().zip(&self.centre) {
+            *x += centre.to_f32();
+        }
+    }
+
+    pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
+        let head_dim = self.centre.len();
+        for (head, query) in prepared.queries.chunks_exact_mut(head_dim).enumerate() {
+            prepared.bias[head] = query.iter().zip(&self.centre).map(|(q, c)| q * c.to_f32()).sum();
+            self.rotation.forward(query);
+        }
+    }
+}
