@@ -49,10 +49,10 @@ impl Level {
     }
 
     /// True when kernels may use AVX2, FMA and F16C. A value of this level cannot be made on a CPU
-    /// that lacks them, which is what the `unsafe` calls in this module rest on.
+    /// that lacks them, which is what the `unsafe` calls of every `simd` module rest on.
     #[cfg(target_arch = "x86_64")]
     #[must_use]
-    pub(crate) fn is_avx2(self) -> bool {
+    pub fn is_avx2(self) -> bool {
         self.0 == Kind::Avx2
     }
 }
