@@ -15,6 +15,7 @@
 //! and no policy. Softmax and every weight that multiplies a value are f32.
 
 mod accumulator;
+pub mod decode;
 mod error;
 pub mod prefill;
 pub mod reference;
@@ -23,6 +24,7 @@ pub mod simd;
 mod state;
 
 pub use accumulator::Accumulator;
+pub use decode::{GroupSum, HostScores, ResidentRows};
 pub use error::AttnError;
 pub use prefill::{PrefillInput, PrefillOutput, prefill};
 pub use shape::HeadShape;

@@ -1,1 +1,34 @@
-//! Heterogeneous KV cache: coded keys on the device, values on the host, one exact merge.
+//! The heterogeneous KV cache: coded keys on the device, values on the host, one exact merge.
+//!
+//! A [`KvCache`] holds the keys and values of one sequence for every (layer, KV head) of a model. The
+//! first tokens and the most recent ones stay exact on the device; the keys of all others stay there as
+//! a few bits each, and their values (and, where the cache re-scores, their exact keys) live on the
+//! host. A decode step scores the codes, selects, lets the host sum what was selected, and merges the
+//! two partial results by their log-sum-exp (HCAttention, arXiv 2507.19823).
+//!
+//! How a cache is made is a [`CacheSpec`], one line that the command line and this library share.
+//! `full`, the uncompressed cache, goes through the same calls.
+//!
+//! On the CPU path "device" is an arena of its own in RAM; its bytes are those of real allocations.
+//!
+//! This crate knows no model: see `examples/own_tensors.rs` for attention over a caller's own tensors.
+
+mod cache;
+mod coded;
+mod error;
+mod exact;
+mod head;
+mod plan;
+mod presets;
+mod profile;
+mod select;
+mod spec;
+
+pub use cache::{KvCache, KvShape, ReadStats, prefill_layer};
+pub use error::{Error, Result};
+pub use heterokv_attn::{HeadShape, PrefillInput};
+pub use heterokv_quant::{KEY_FORMATS, KeyFormat, Level, RowFormat};
+pub use plan::{CachePlan, DeviceBytes, full_bytes};
+pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
+pub use profile::Profile;
+pub use spec::{CacheConfig, CacheSpec, HcaConfig, SPEC_GRAMMAR};

@@ -77,7 +77,9 @@ impl Selector {
     /// [`Error::MinAboveMax`].
     pub fn new(rule: Rule, min: usize, max: usize) -> Result<Self> {
         match rule {
-            Rule::TopP(top_p) if !(top_p > 0.0 && top_p <= 1.0) => return Err(Error::TopP { top_p }),
+            Rule::TopP(top_p) if !(top_p > 0.0 && top_p <= 1.0) => {
+                return Err(Error::TopP { top_p });
+            }
             Rule::TopK(0) => return Err(Error::ZeroRows { what: "top-k" }),
             _ if max == 0 => return Err(Error::ZeroRows { what: "max" }),
             _ if min > max => return Err(Error::MinAboveMax { min, max }),

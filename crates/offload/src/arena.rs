@@ -28,6 +28,13 @@ struct Counters {
 pub struct Block {
     lines: Vec<Line>,
     len: usize,
+    charge: Charge,
+}
+
+/// Bytes held elsewhere that count as an arena's until this is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    bytes: usize,
     arena: Arena,
 }
 
@@ -86,30 +93,41 @@ impl Arena {
     /// [`Error::OutOfMemory`] when the limit or the machine's memory is reached.
     pub fn allocate(&self, len: usize) -> Result<Block> {
         let num_lines = len.div_ceil(ALIGN);
-        let bytes = num_lines.saturating_mul(ALIGN);
-        let before = self.0.in_use_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let refuse = || {
-            self.0.in_use_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            Error::OutOfMemory {
-                arena: self.0.name,
-                requested_bytes: bytes,
-                in_use_bytes: before,
-            }
-        };
-        if before.checked_add(bytes).is_none_or(|total| total > self.0.limit_bytes) {
-            return Err(refuse());
-        }
+        let charge = self.charge(num_lines.saturating_mul(ALIGN))?;
         let mut lines = Vec::new();
         if lines.try_reserve_exact(num_lines).is_err() {
-            return Err(refuse());
+            return Err(self.refusal(charge.bytes));
         }
         lines.resize(num_lines, Line([0; ALIGN]));
+        Ok(Block { lines, len, charge })
+    }
+
+    /// Counts `bytes` that are held outside blocks, such as fitted tables, as this arena's.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the limit is reached.
+    pub fn charge(&self, bytes: usize) -> Result<Charge> {
+        let add =
+            |in_use: usize| in_use.checked_add(bytes).filter(|&total| total <= self.0.limit_bytes);
+        let before = self.0.in_use_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let before = before.map_err(|_| self.refusal(bytes))?;
         self.0.peak_bytes.fetch_max(before + bytes, Ordering::Relaxed);
-        Ok(Block { lines, len, arena: self.clone() })
+        Ok(Charge { bytes, arena: self.clone() })
+    }
+
+    fn refusal(&self, requested_bytes: usize) -> Error {
+        let in_use_bytes = self.in_use_bytes();
+        Error::OutOfMemory { arena: self.0.name, requested_bytes, in_use_bytes }
     }
 }
 
 impl Block {
+    /// Bytes that this block counts for in its arena.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.charge.bytes
+    }
+
     /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -134,9 +152,16 @@ impl Block {
     }
 }
 
-impl Drop for Block {
+impl Charge {
+    /// The bytes that count.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
     fn drop(&mut self) {
-        let bytes = self.lines.len() * ALIGN;
-        self.arena.0.in_use_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.arena.0.in_use_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,6 @@ mod arena;
 mod error;
 mod store;
 
-pub use arena::{Arena, Block};
+pub use arena::{Arena, Block, Charge};
 pub use error::{Error, Result};
 pub use store::{HeadRows, HostStore, StoreShape};

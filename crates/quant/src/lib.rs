@@ -13,7 +13,7 @@ pub mod rows;
 pub mod simd;
 
 pub use error::{Error, Result};
-pub use keys::{FitInput, KeyCoder, KeyFormat, KeyLayout, PreparedQueries};
+pub use keys::{FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PreparedQueries};
 pub use rotation::Rotation;
 pub use rows::{PageRows, RowFormat, RowLayout, RowSource};
 pub use simd::Level;

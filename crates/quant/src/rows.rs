@@ -127,7 +127,9 @@ impl FromStr for RowFormat {
         match name {
             "f16" => Ok(Self::F16),
             "int8" => Ok(Self::Int8),
-            _ => Err(Error::UnknownFormat { kind: "row", name: name.to_owned(), known: "f16, int8" }),
+            _ => {
+                Err(Error::UnknownFormat { kind: "row", name: name.to_owned(), known: "f16, int8" })
+            }
         }
     }
 }

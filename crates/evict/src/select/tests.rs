@@ -117,10 +117,7 @@ fn bad_input_is_refused_by_name() {
         let error = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap_err();
         assert!(matches!(error, Error::TopP { .. }), "{error}");
     }
-    assert_eq!(
-        Selector::new(Rule::All, 5, 4).unwrap_err(),
-        Error::MinAboveMax { min: 5, max: 4 }
-    );
+    assert_eq!(Selector::new(Rule::All, 5, 4).unwrap_err(), Error::MinAboveMax { min: 5, max: 4 });
     assert_eq!(Selector::new(Rule::TopK(0), 0, 1).unwrap_err(), Error::ZeroRows { what: "top-k" });
     assert_eq!(Selector::new(Rule::All, 0, 0).unwrap_err(), Error::ZeroRows { what: "max" });
     for weight in [f32::NAN, f32::INFINITY, -1.0] {

@@ -18,9 +18,8 @@ struct Affine {
 
 impl Affine {
     fn of(values: impl Iterator<Item = f32>, bits: u8) -> Self {
-        let (low, high) = values.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| {
-            (low.min(x), high.max(x))
-        });
+        let (low, high) = values
+            .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
         let max_code = f32::from((1u16 << bits) - 1);
         let clamp = |x: f32| x.clamp(-MAX_F16, MAX_F16);
         let zero = f16::from_f32(clamp(low)).to_f32();

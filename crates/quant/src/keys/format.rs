@@ -161,7 +161,9 @@ impl fmt::Display for KeyFormat {
         match *self {
             Self::F16 => f.write_str("f16"),
             Self::IntToken { bits } => write!(f, "int{bits}-token"),
-            Self::IntChannel { bits, group_tokens } => write!(f, "int{bits}-channel/{group_tokens}"),
+            Self::IntChannel { bits, group_tokens } => {
+                write!(f, "int{bits}-channel/{group_tokens}")
+            }
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
             Self::Pq { width, code_bits } => write!(f, "pq/{width}x{}", 1 << code_bits),
             Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),

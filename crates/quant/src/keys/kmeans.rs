@@ -109,9 +109,8 @@ impl Centroids {
         }
         for c in 0..self.count {
             if counts[c] == 0 {
-                let farthest = (0..distances.len()).max_by(|&a, &b| {
-                    distances[a].total_cmp(&distances[b])
-                });
+                let farthest =
+                    (0..distances.len()).max_by(|&a, &b| distances[a].total_cmp(&distances[b]));
                 let Some(farthest) = farthest else { continue };
                 distances[farthest] = 0.0;
                 for e in 0..self.width {

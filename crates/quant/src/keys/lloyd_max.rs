@@ -8,10 +8,10 @@
 use half::f16;
 
 use super::{FitInput, PreparedQueries, channel_means};
+use crate::Result;
 use crate::bits::pack_row;
 use crate::rotation::Rotation;
 use crate::simd::keys::{CodedRows, Tail, Values};
-use crate::Result;
 
 /// The seed of the rotation of every head: part of the format.
 const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
@@ -21,9 +21,7 @@ const LEVELS: [&[f32]; 4] = [
     &[0.797_885],
     &[0.452_780, 1.510_418],
     &[0.245_094, 0.756_005, 1.343_909, 2.151_946],
-    &[
-        0.128_395, 0.388_048, 0.656_759, 0.942_340, 1.256_231, 1.618_046, 2.069_017, 2.732_590,
-    ],
+    &[0.128_395, 0.388_048, 0.656_759, 0.942_340, 1.256_231, 1.618_046, 2.069_017, 2.732_590],
 ];
 
 #[derive(Clone, Debug)]
@@ -47,7 +45,11 @@ impl LloydMax {
         }
         let rotation = Rotation::new(centre.len(), ROTATION_SEED)?;
         let widths = vec![bits; centre.len() / 8];
-        Ok(Self { centre, rotation, rows: CodedRows::new(widths, Values::Levels(levels), Tail::Scale) })
+        Ok(Self {
+            centre,
+            rotation,
+            rows: CodedRows::new(widths, Values::Levels(levels), Tail::Scale),
+        })
     }
 
     pub(super) fn rows(&self) -> &CodedRows {
@@ -78,7 +80,8 @@ impl LloydMax {
 
     fn nearest(&self, x: f32) -> u8 {
         let last = (1u8 << self.rows.widths()[0]) - 1;
-        (0..last).take_while(|&i| x > 0.5 * (self.rows.value(i) + self.rows.value(i + 1))).count() as u8
+        (0..last).take_while(|&i| x > 0.5 * (self.rows.value(i) + self.rows.value(i + 1))).count()
+            as u8
     }
 
     pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {

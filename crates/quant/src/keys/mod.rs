@@ -171,7 +171,8 @@ impl KeyCoder {
         match &self.kind {
             Kind::F16 | Kind::IntChannel(_) => {}
             Kind::IntToken(_) => {
-                let sums = prepared.queries.chunks_exact(self.head_dim).map(|q| q.iter().sum::<f32>());
+                let sums =
+                    prepared.queries.chunks_exact(self.head_dim).map(|q| q.iter().sum::<f32>());
                 prepared.sums.extend(sums);
             }
             Kind::LloydMax(coder) => coder.prepare(prepared),
@@ -257,6 +258,8 @@ fn channel_means(keys: &[f32], head_dim: usize) -> Vec<half::f16> {
 fn check_finite(keys: &[f32], head_dim: usize) -> Result<()> {
     match keys.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
-        Some(i) => Err(Error::NotFinite { token: i / head_dim, channel: i % head_dim, value: keys[i] }),
+        Some(i) => {
+            Err(Error::NotFinite { token: i / head_dim, channel: i % head_dim, value: keys[i] })
+        }
     }
 }

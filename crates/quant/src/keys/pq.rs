@@ -87,11 +87,11 @@ impl Pq {
             let channels: Vec<usize> = channels_of(group, self.width, self.head_dim).collect();
             let weights: Vec<f32> = channels.iter().map(|&c| self.weights[c].to_f32()).collect();
             let rows = self.codebook(group).iter().enumerate();
-            let rows: Vec<f32> =
-                rows.map(|(i, x)| x.to_f32() * weights[i % self.width]).collect();
+            let rows: Vec<f32> = rows.map(|(i, x)| x.to_f32() * weights[i % self.width]).collect();
             let centroids = Centroids::from_rows(&rows, self.width);
             let mut point = vec![0.0; self.width];
-            for (key, out) in keys.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(row_bytes)) {
+            for (key, out) in keys.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(row_bytes))
+            {
                 for ((x, &c), weight) in point.iter_mut().zip(&channels).zip(&weights) {
                     *x = key[c] * weight;
                 }
@@ -103,7 +103,8 @@ impl Pq {
 
     pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
         for group in 0..self.num_groups() {
-            let centroid = &self.codebook(group)[read_code(row, group, self.code_bits) * self.width..];
+            let centroid =
+                &self.codebook(group)[read_code(row, group, self.code_bits) * self.width..];
             for (c, x) in channels_of(group, self.width, self.head_dim).zip(centroid) {
                 out[c] = x.to_f32();
             }

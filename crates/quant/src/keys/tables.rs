@@ -32,6 +32,17 @@ impl KeyCoder {
         }
     }
 
+    /// The names of the tables of `format`.
+    #[must_use]
+    pub fn table_names(format: KeyFormat) -> &'static [&'static str] {
+        match format {
+            KeyFormat::F16 | KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => &[],
+            KeyFormat::LloydMax { .. } => &["centre"],
+            KeyFormat::Pq { .. } => &["codebooks", "weights"],
+            KeyFormat::Alloc { .. } => &["order", "centre", "step", "widths"],
+        }
+    }
+
     /// The coder of `format` with tables made earlier.
     ///
     /// # Errors
@@ -41,7 +52,8 @@ impl KeyCoder {
         let layout = format.layout(head_dim)?;
         let table = |name: &'static str, expected: usize| {
             let found = tables.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, t)| t);
-            let error = |actual| Error::Table { format: format.to_string(), table: name, actual, expected };
+            let error =
+                |actual| Error::Table { format: format.to_string(), table: name, actual, expected };
             if found.len() != expected {
                 return Err(error(found.len()));
             }

@@ -265,7 +265,8 @@ mod avx2 {
                 };
                 for (g, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: the queries hold `head_dim` values for each of the G heads.
-                    let query = unsafe { _mm256_loadu_ps(queries.add(g * head_dim + chunk * CHUNK)) };
+                    let query =
+                        unsafe { _mm256_loadu_ps(queries.add(g * head_dim + chunk * CHUNK)) };
                     *sum = _mm256_fmadd_ps(query, values, *sum);
                 }
                 offset += bits;

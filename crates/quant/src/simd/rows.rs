@@ -106,9 +106,8 @@ mod avx2 {
         let mut sum = _mm256_setzero_ps();
         for (i, chunk) in chunks.iter().enumerate() {
             // SAFETY: chunk `i` of the row has 16 bytes, of the query 8 values.
-            let (q, x) = unsafe {
-                (_mm256_loadu_ps(chunk.as_ptr()), load_f16(row.as_ptr().add(16 * i)))
-            };
+            let (q, x) =
+                unsafe { (_mm256_loadu_ps(chunk.as_ptr()), load_f16(row.as_ptr().add(16 * i))) };
             sum = _mm256_fmadd_ps(q, x, sum);
         }
         let rest_row = &row[16 * chunks.len()..];
@@ -126,9 +125,8 @@ mod avx2 {
         let mut sum = _mm256_setzero_ps();
         for (i, chunk) in chunks.iter().enumerate() {
             // SAFETY: chunk `i` of the codes has 8 bytes, of the query 8 values.
-            let (q, x) = unsafe {
-                (_mm256_loadu_ps(chunk.as_ptr()), load_int8(codes.as_ptr().add(8 * i)))
-            };
+            let (q, x) =
+                unsafe { (_mm256_loadu_ps(chunk.as_ptr()), load_int8(codes.as_ptr().add(8 * i))) };
             sum = _mm256_fmadd_ps(q, x, sum);
         }
         let tail = rest.iter().zip(&codes[8 * chunks.len()..]);

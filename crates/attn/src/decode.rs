@@ -1,0 +1,211 @@
+//! One decode step of one KV head's query group: exact attention over rows, resident or on the host.
+//!
+//! A [`GroupSum`] is the running softmax of the `G` query heads that share a KV head. Rows reach it in
+//! tiles; every row is read once for all heads. Three kinds of rows are taken in:
+//!
+//! - resident rows, f16 keys and values that lie side by side on the device;
+//! - host rows under scores that the caller has, those of coded keys (HCAttention as published,
+//!   arXiv 2507.19823, §3.4);
+//! - host rows re-scored with the exact keys that they carry, so that coded keys only select.
+
+use heterokv_quant::{Level, RowFormat, RowSource};
+
+use crate::AttnState;
+use crate::simd::exp::{exp_weight, exp_weights};
+
+/// Rows whose scores are held at a time.
+const TILE: usize = 128;
+
+/// The running softmax of the query heads of one KV head. Kept and [reset](GroupSum::reset) from step to
+/// step.
+#[derive(Clone, Debug)]
+pub struct GroupSum {
+    num_heads: usize,
+    head_dim: usize,
+    /// `[num_heads]`, −∞ before the first row.
+    max: Vec<f32>,
+    /// `[num_heads]`, sum of `exp(score − max)`.
+    sum: Vec<f32>,
+    /// `[num_heads, head_dim]`, sum of `exp(score − max)` times the value.
+    weighted: Vec<f32>,
+    /// `[num_heads, TILE]`.
+    scores: Vec<f32>,
+    /// `[TILE, num_heads]`.
+    weights: Vec<f32>,
+}
+
+/// Resident rows: keys and values `[num_tokens, head_dim]` in f16, little endian.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidentRows<'a> {
+    /// Post-RoPE keys.
+    pub keys: &'a [u8],
+    /// Values.
+    pub values: &'a [u8],
+}
+
+/// The scores under which host rows are summed.
+#[derive(Clone, Copy, Debug)]
+pub enum HostScores<'a> {
+    /// Given: `scores[head · stride + i]` for the i-th position, `−∞` where a head does not take it.
+    Coded {
+        /// Scaled scores.
+        scores: &'a [f32],
+        /// From one head's scores to the next.
+        stride: usize,
+    },
+    /// Recomputed from the exact keys of the rows.
+    Exact {
+        /// Queries `[num_heads, head_dim]`, times `sm_scale`.
+        queries: &'a [f32],
+        /// `taken[head · stride + i]`: whether a head takes the i-th position. None: all do.
+        taken: Option<(&'a [bool], usize)>,
+    },
+}
+
+impl GroupSum {
+    /// No rows yet, for `num_heads` query heads.
+    #[must_use]
+    pub fn new(num_heads: usize, head_dim: usize) -> Self {
+        Self {
+            num_heads,
+            head_dim,
+            max: vec![f32::NEG_INFINITY; num_heads],
+            sum: vec![0.0; num_heads],
+            weighted: vec![0.0; num_heads * head_dim],
+            scores: vec![0.0; num_heads * TILE],
+            weights: vec![0.0; num_heads * TILE],
+        }
+    }
+
+    /// Forgets all rows, keeping the memory.
+    pub fn reset(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.weighted.fill(0.0);
+    }
+
+    /// Takes in resident rows with exact scores. `queries [num_heads, head_dim]` hold `sm_scale`.
+    ///
+    /// # Panics
+    /// When keys and values are not rows of the same number.
+    pub fn add_resident(&mut self, level: Level, queries: &[f32], rows: ResidentRows<'_>) {
+        let row_bytes = RowFormat::F16.bytes(self.head_dim);
+        assert_eq!(rows.keys.len(), rows.values.len());
+        let tiles = rows.keys.chunks(TILE * row_bytes).zip(rows.values.chunks(TILE * row_bytes));
+        for (keys, values) in tiles {
+            for (i, key) in keys.chunks_exact(row_bytes).enumerate() {
+                RowFormat::F16.dot(level, queries, key, &mut self.scores[i..], TILE);
+            }
+            self.weigh(level, keys.len() / row_bytes);
+            for (i, value) in values.chunks_exact(row_bytes).enumerate() {
+                let weights = &self.weights[i * self.num_heads..][..self.num_heads];
+                RowFormat::F16.add_scaled(level, weights, value, &mut self.weighted);
+            }
+        }
+    }
+
+    /// Takes in the host rows at `positions` (ascending, without repeats), page by page.
+    ///
+    /// # Errors
+    /// What the source fails with; the sum is then incomplete and must be reset.
+    ///
+    /// # Panics
+    /// When exact scores are asked of rows that carry no keys, or the scores do not cover the positions.
+    pub fn add_host<S: RowSource>(
+        &mut self,
+        level: Level,
+        source: &S,
+        positions: &[u32],
+        scores: HostScores<'_>,
+    ) -> Result<(), S::Error> {
+        let layout = source.layout();
+        let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
+        source.visit_rows(positions, &mut |page| {
+            let mut rows = page.iter(row_bytes).peekable();
+            while rows.peek().is_some() {
+                let mut values = [&[][..]; TILE];
+                let mut count = 0;
+                for (index, row) in rows.by_ref().take(TILE) {
+                    let (key, value) = row.split_at(key_bytes);
+                    self.score_host_row(level, layout.key, key, index, count, scores);
+                    values[count] = value;
+                    count += 1;
+                }
+                self.weigh(level, count);
+                for (i, value) in values[..count].iter().enumerate() {
+                    let weights = &self.weights[i * self.num_heads..][..self.num_heads];
+                    layout.value.add_scaled(level, weights, value, &mut self.weighted);
+                }
+            }
+        })
+    }
+
+    /// Writes the scores of the row that is `index` in the list into place `slot` of the tile.
+    fn score_host_row(
+        &mut self,
+        level: Level,
+        key_format: Option<RowFormat>,
+        key: &[u8],
+        index: usize,
+        slot: usize,
+        scores: HostScores<'_>,
+    ) {
+        match scores {
+            HostScores::Coded { scores, stride } => {
+                for head in 0..self.num_heads {
+                    self.scores[head * TILE + slot] = scores[head * stride + index];
+                }
+            }
+            HostScores::Exact { queries, taken } => {
+                let format = key_format.expect("rows that are re-scored carry their keys");
+                format.dot(level, queries, key, &mut self.scores[slot..], TILE);
+                let Some((taken, stride)) = taken else { return };
+                for head in 0..self.num_heads {
+                    if !taken[head * stride + index] {
+                        self.scores[head * TILE + slot] = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns the first `count` scores of every head into weights relative to the new maximum, and
+    /// rescales what was summed before.
+    fn weigh(&mut self, level: Level, count: usize) {
+        for head in 0..self.num_heads {
+            let scores = &mut self.scores[head * TILE..][..count];
+            let old = self.max[head];
+            // `f32::max` drops a NaN; it comes back through the weights.
+            let new = scores.iter().copied().fold(old, f32::max);
+            if new > old && old != f32::NEG_INFINITY {
+                let scale = exp_weight(old - new);
+                self.sum[head] *= scale;
+                let row = &mut self.weighted[head * self.head_dim..][..self.head_dim];
+                row.iter_mut().for_each(|x| *x *= scale);
+            }
+            self.max[head] = new;
+            self.sum[head] += exp_weights(level, scores, new);
+            for (i, weight) in scores.iter().enumerate() {
+                self.weights[i * self.num_heads + head] = *weight;
+            }
+        }
+    }
+
+    /// Merges what was summed into `state`, whose heads are those of this group.
+    ///
+    /// # Panics
+    /// When the state is of another shape.
+    pub fn merge_into(&self, state: &mut AttnState) {
+        let mut out = vec![0.0; self.head_dim];
+        for head in 0..self.num_heads {
+            if self.sum[head] == 0.0 {
+                continue;
+            }
+            let share = 1.0 / self.sum[head];
+            let weighted = &self.weighted[head * self.head_dim..][..self.head_dim];
+            out.iter_mut().zip(weighted).for_each(|(out, x)| *out = x * share);
+            let lse = self.max[head] + self.sum[head].ln();
+            state.merge_head(head, &out, lse).expect("the state is of this group's shape");
+        }
+    }
+}

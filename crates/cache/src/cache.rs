@@ -1,0 +1,403 @@
+//! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
+
+use heterokv_attn::{
+    AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput, ResidentRows, prefill,
+};
+use heterokv_evict::{SelectScratch, Union};
+use heterokv_offload::{Arena, HostStore};
+use heterokv_quant::{KeyCoder, Level};
+use rayon::prelude::*;
+
+use crate::head::{HeadCache, Stores};
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::select::{Group, HeadSelection};
+use crate::spec::{CacheConfig, HcaConfig};
+use crate::{Error, Profile, Result};
+
+/// Exact rows that one task of a decode step takes at most, in stretches of whole pages.
+const EXACT_TASK_TOKENS: usize = 1024;
+
+/// Host rows that one task of a decode step takes at most.
+const HOST_TASK_ROWS: usize = 512;
+
+/// What a cache needs to know of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvShape {
+    /// Layers.
+    pub num_layers: usize,
+    /// Heads, channels and scale of every layer.
+    pub heads: HeadShape,
+}
+
+/// What the decode steps of a cache have read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ReadStats {
+    /// Attention steps, one per token and layer.
+    pub steps: u64,
+    /// Sum over steps and KV heads of coded rows fetched from the host over tokens held.
+    fraction_sum: f64,
+    /// KV heads of those steps.
+    heads: u64,
+    /// Bytes of rows fetched from the host.
+    pub host_bytes: u64,
+}
+
+impl ReadStats {
+    /// Coded rows fetched per KV head over tokens in the cache, mean over steps, layers and heads; 0
+    /// before the first step.
+    #[must_use]
+    pub fn rows_read(&self) -> f64 {
+        if self.heads == 0 { 0.0 } else { self.fraction_sum / self.heads as f64 }
+    }
+}
+
+/// A KV cache of one sequence.
+#[derive(Debug)]
+pub struct KvCache {
+    shape: KvShape,
+    config: CacheConfig,
+    level: Level,
+    device: Arena,
+    host: Option<HostStore>,
+    /// `[num_layers, num_kv_heads]`.
+    heads: Vec<HeadCache>,
+    /// `[num_kv_heads]`.
+    groups: Vec<Group>,
+    stats: ReadStats,
+}
+
+impl KvCache {
+    /// An empty cache. With a `profile`, its tables are used and nothing is fitted on the prompt.
+    ///
+    /// # Errors
+    /// When the key format refuses the shape, or the profile is for another shape or format.
+    pub fn new(
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+    ) -> Result<Self> {
+        shape.heads.check()?;
+        let device = Arena::new("device");
+        let places = (0..shape.num_layers)
+            .flat_map(|layer| (0..shape.heads.num_kv_heads).map(move |head| (layer, head)));
+        let head_dim = shape.heads.head_dim;
+        let (heads, host) = match config {
+            CacheConfig::Full => {
+                let heads = places.map(|(layer, head)| HeadCache::full(layer, head, head_dim));
+                (heads.collect(), None)
+            }
+            CacheConfig::Hca(config) => {
+                let plan = DevicePlan::new(&config, &shape)?;
+                if let Some(profile) = profile {
+                    profile.check(&shape, config.keys)?;
+                }
+                let coder = |place| profile.map(|profile| profile.coder(place).clone());
+                let heads: Result<_> = places
+                    .map(|place| {
+                        HeadCache::hca(place, config, plan, head_dim, coder(place), &device)
+                    })
+                    .collect();
+                let host = HostStore::new(host_shape(&config, &shape), Arena::new("host"));
+                (heads?, Some(host))
+            }
+        };
+        let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
+        Ok(Self { shape, config, level, device, host, heads, groups, stats: ReadStats::default() })
+    }
+
+    /// The shape this cache was made for.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// How this cache was made.
+    #[must_use]
+    pub fn config(&self) -> CacheConfig {
+        self.config
+    }
+
+    /// Tokens held by the first layer, which is the first to take one.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.heads.first().map_or(0, HeadCache::num_tokens)
+    }
+
+    /// Device bytes by component, summed over what is allocated.
+    #[must_use]
+    pub fn device_bytes(&self) -> DeviceBytes {
+        let mut bytes = DeviceBytes::default();
+        self.heads.iter().for_each(|head| bytes.add(head.device_bytes()));
+        debug_assert_eq!(bytes.total(), self.device.in_use_bytes());
+        bytes
+    }
+
+    /// Bytes that the device arena has given out.
+    #[must_use]
+    pub fn device_in_use_bytes(&self) -> usize {
+        self.device.in_use_bytes()
+    }
+
+    /// Bytes that the host store has allocated.
+    #[must_use]
+    pub fn host_in_use_bytes(&self) -> usize {
+        self.host.as_ref().map_or(0, HostStore::in_use_bytes)
+    }
+
+    /// Device bytes over the bytes of the same tokens in a full f16 cache; 0 for an empty cache.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        let full = full_bytes(&self.shape, self.num_tokens());
+        if full == 0 { 0.0 } else { self.device_in_use_bytes() as f64 / full as f64 }
+    }
+
+    /// What the decode steps since the last [reset](KvCache::reset_stats) have read.
+    #[must_use]
+    pub fn stats(&self) -> ReadStats {
+        self.stats
+    }
+
+    /// Starts counting anew.
+    pub fn reset_stats(&mut self) {
+        self.stats = ReadStats::default();
+    }
+
+    /// A cache with the same contents that shares nothing with this one.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn fork(&self) -> Result<Self> {
+        let device = self.device.fresh();
+        let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
+        let host = self.host.as_ref().map(HostStore::fork).transpose()?;
+        Ok(Self { heads: heads?, host, device, groups: self.groups.clone(), ..*self })
+    }
+
+    /// The coder of a (layer, KV head), once one is fitted.
+    pub(crate) fn coder(&self, layer: usize, kv_head: usize) -> Option<&KeyCoder> {
+        self.heads[layer * self.shape.heads.num_kv_heads + kv_head].coder()
+    }
+
+    /// Appends one token to a layer: post-RoPE `k` and `v` `[num_kv_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`], values that are not finite, or no memory.
+    pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
+        check_len("k", k.len(), num_kv_heads * head_dim)?;
+        check_len("v", v.len(), num_kv_heads * head_dim)?;
+        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
+        let mut stores = Stores { device: &self.device, host: self.host.as_mut() };
+        for ((head, key), value) in
+            heads.iter_mut().zip(k.chunks_exact(head_dim)).zip(v.chunks_exact(head_dim))
+        {
+            head.append(&mut stores, key, value)?;
+        }
+        Ok(())
+    }
+
+    /// Attention of one token's post-RoPE queries `q [num_qo_heads, head_dim]` over all tokens of a
+    /// layer, into `out [num_qo_heads, head_dim]`. An empty layer gives zeros.
+    ///
+    /// # Errors
+    /// [`Error::Length`], and whatever the host store fails with.
+    pub fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
+        let shape = self.shape.heads;
+        check_len("q", q.len(), shape.qo_row_len())?;
+        check_len("out", out.len(), shape.qo_row_len())?;
+        let group_len = shape.group_size() * shape.head_dim;
+        let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
+        for (head, queries) in heads.iter_mut().zip(q.chunks_exact(group_len)) {
+            head.observe_queries(queries);
+        }
+        let heads = &*heads;
+        let level = self.level;
+        for ((group, head), queries) in
+            self.groups.iter_mut().zip(heads).zip(q.chunks_exact(group_len))
+        {
+            group.begin(head.coded(), queries, shape.sm_scale);
+        }
+        let groups = &mut self.groups;
+        // The resident part and the scores of the coded keys do not need each other.
+        let exact: Vec<(usize, ResidentRows<'_>)> = exact_tasks(heads, shape.head_dim);
+        let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
+        let sum_exact = |&(kv_head, rows): &(usize, ResidentRows<'_>)| {
+            let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
+            sum.add_resident(level, &scaled[kv_head * group_len..][..group_len], rows);
+            sum
+        };
+        let mut tiles: Vec<_> =
+            groups.iter_mut().zip(heads).flat_map(|(group, head)| group.tiles(head)).collect();
+        let (resident, ()) = rayon::join(
+            || exact.par_iter().map(sum_exact).collect::<Vec<_>>(),
+            || tiles.par_iter_mut().for_each(|tile| tile.score(level)),
+        );
+        drop(tiles);
+        let mut states: Vec<AttnState> = (0..shape.num_kv_heads)
+            .map(|_| AttnState::empty(shape.group_size(), shape.head_dim))
+            .collect();
+        for ((kv_head, _), sum) in exact.iter().zip(&resident) {
+            sum.merge_into(&mut states[*kv_head]);
+        }
+        if let (CacheConfig::Hca(config), Some(host)) = (&self.config, &self.host) {
+            let step = HostStep { config, host, shape, level, layer, queries: &scaled };
+            step.run(heads, groups, &mut states, &mut self.stats)?;
+        }
+        self.stats.steps += 1;
+        for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
+            out.copy_from_slice(state.out());
+        }
+        Ok(())
+    }
+}
+
+/// The part of an attention step that the host takes.
+struct HostStep<'a> {
+    config: &'a HcaConfig,
+    host: &'a HostStore,
+    shape: HeadShape,
+    level: Level,
+    layer: usize,
+    /// Queries `[num_qo_heads, head_dim]` times `sm_scale`.
+    queries: &'a [f32],
+}
+
+impl HostStep<'_> {
+    /// Selects coded tokens by head, sums their rows, and merges the result into `states`.
+    fn run(
+        &self,
+        heads: &[HeadCache],
+        groups: &mut [Group],
+        states: &mut [AttnState],
+        stats: &mut ReadStats,
+    ) -> Result<()> {
+        let selector = self.config.selector()?;
+        let selections: Vec<HeadSelection> = groups
+            .par_iter_mut()
+            .zip(&*states)
+            .map_init(SelectScratch::default, |scratch, (group, state)| {
+                group.select(self.level, &selector, self.config.union, state.lse(), scratch)
+            })
+            .collect::<Result<_>>()?;
+        let row_bytes = host_shape(self.config, &KvShape { num_layers: 1, heads: self.shape });
+        let row_bytes = row_bytes.layout.row_bytes() as u64;
+        for (selection, head) in selections.iter().zip(heads) {
+            let rows = selection.positions.len();
+            stats.fraction_sum += rows as f64 / head.num_tokens().max(1) as f64;
+            stats.heads += 1;
+            stats.host_bytes += rows as u64 * row_bytes;
+        }
+        let tasks: Vec<(usize, std::ops::Range<usize>)> = selections
+            .iter()
+            .enumerate()
+            .flat_map(|(kv_head, selection)| {
+                let num_rows = selection.positions.len();
+                let starts = (0..num_rows).step_by(HOST_TASK_ROWS);
+                starts.map(move |start| (kv_head, start..(start + HOST_TASK_ROWS).min(num_rows)))
+            })
+            .collect();
+        let sums: Vec<GroupSum> = tasks
+            .par_iter()
+            .map(|(kv_head, span)| self.sum_rows(*kv_head, &selections[*kv_head], span.clone()))
+            .collect::<Result<_>>()?;
+        for ((kv_head, _), sum) in tasks.iter().zip(&sums) {
+            sum.merge_into(&mut states[*kv_head]);
+        }
+        if !self.config.renormalise {
+            for (state, selection) in states.iter_mut().zip(&selections) {
+                for (head, &lse) in selection.full_lse.iter().enumerate() {
+                    state.widen_normaliser(head, lse)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sum_rows(
+        &self,
+        kv_head: usize,
+        selection: &HeadSelection,
+        span: std::ops::Range<usize>,
+    ) -> Result<GroupSum> {
+        let group_size = self.shape.group_size();
+        let mut sum = GroupSum::new(group_size, self.shape.head_dim);
+        let stride = selection.positions.len();
+        let by_head = self.config.union == Union::Head;
+        let scores = if self.config.rescore.is_some() {
+            let group_len = group_size * self.shape.head_dim;
+            let queries = &self.queries[kv_head * group_len..][..group_len];
+            let taken = by_head.then(|| (&selection.taken[span.start..], stride));
+            HostScores::Exact { queries, taken }
+        } else {
+            HostScores::Coded { scores: &selection.scores[span.start..], stride }
+        };
+        let rows = self.host.rows(self.layer, kv_head);
+        sum.add_host(self.level, &rows, &selection.positions[span], scores)?;
+        Ok(sum)
+    }
+}
+
+/// Splits the exact rows of each KV head into tasks of bounded size.
+fn exact_tasks(heads: &[HeadCache], head_dim: usize) -> Vec<(usize, ResidentRows<'_>)> {
+    let task_bytes = EXACT_TASK_TOKENS * 2 * head_dim;
+    let mut tasks = Vec::new();
+    for (kv_head, head) in heads.iter().enumerate() {
+        for rows in head.exact_segments() {
+            let parts = rows.keys.chunks(task_bytes).zip(rows.values.chunks(task_bytes));
+            tasks.extend(parts.map(|(keys, values)| (kv_head, ResidentRows { keys, values })));
+        }
+    }
+    tasks
+}
+
+/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache.
+///
+/// All `caches` are of one model and hold nothing in this layer yet; prefilling several at once is how
+/// they are compared, since the exact attention is computed once. `input` holds the post-RoPE queries,
+/// keys and values of the prompt; `out [num_tokens, num_qo_heads, head_dim]` takes the attention
+/// outputs.
+///
+/// # Errors
+/// [`Error::NotEmpty`] for a cache that holds tokens in this layer, and what attention and the stores
+/// refuse.
+pub fn prefill_layer(
+    caches: &mut [KvCache],
+    layer: usize,
+    input: PrefillInput<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    let Some(first) = caches.first() else { return Ok(()) };
+    let (shape, level) = (first.shape.heads, first.level);
+    for cache in &*caches {
+        let num_tokens = cache.heads[layer * shape.num_kv_heads].num_tokens();
+        if num_tokens > 0 {
+            return Err(Error::NotEmpty { layer, num_tokens });
+        }
+    }
+    check_len("k", input.k.len() / shape.kv_row_len(), input.q.len() / shape.qo_row_len())?;
+    prefill(level, &shape, input, PrefillOutput { out, lse: None })?;
+    for kv_head in 0..shape.num_kv_heads {
+        let keys = head_rows(input.k, shape.kv_row_len(), kv_head * shape.head_dim, shape.head_dim);
+        let values =
+            head_rows(input.v, shape.kv_row_len(), kv_head * shape.head_dim, shape.head_dim);
+        let group_len = shape.group_size() * shape.head_dim;
+        let queries = head_rows(input.q, shape.qo_row_len(), kv_head * group_len, group_len);
+        caches.par_iter_mut().try_for_each(|cache| {
+            let head = &mut cache.heads[layer * shape.num_kv_heads + kv_head];
+            head.observe_queries(&queries);
+            let mut stores = Stores { device: &cache.device, host: cache.host.as_mut() };
+            head.store_prompt(&mut stores, &keys, &values)
+        })?;
+    }
+    Ok(())
+}
+
+/// The columns `first..first + len` of rows of `row_len`.
+fn head_rows(rows: &[f32], row_len: usize, first: usize, len: usize) -> Vec<f32> {
+    rows.chunks_exact(row_len).flat_map(|row| &row[first..first + len]).copied().collect()
+}
+
+fn check_len(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {
+    if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, expected }) }
+}

@@ -1,0 +1,110 @@
+//! Coded keys on the device: a coder and its pages, for one (layer, KV head).
+
+use heterokv_offload::{Arena, Block, Charge};
+use heterokv_quant::{KeyCoder, KeyLayout, Level, PreparedQueries};
+
+use crate::Result;
+
+/// Tokens of a page of codes: whole groups of every format.
+pub(crate) const CODE_PAGE_TOKENS: usize = 128;
+
+/// Tokens that are scored into one stretch of scratch, and by one thread.
+pub(crate) const SCORE_TILE: usize = 8 * CODE_PAGE_TOKENS;
+
+/// Coded keys of one (layer, KV head).
+#[derive(Debug)]
+pub(crate) struct CodedKeys {
+    coder: KeyCoder,
+    pages: Vec<Block>,
+    num_tokens: usize,
+    /// Counts the coder's tables as device bytes for as long as they live.
+    tables: Charge,
+}
+
+impl CodedKeys {
+    /// No keys yet, under `coder`, whose tables are charged to `arena`.
+    pub(crate) fn new(coder: KeyCoder, arena: &Arena) -> Result<Self> {
+        let held_bytes: usize = coder.tables().iter().map(|(_, t)| size_of_val(&t[..])).sum();
+        let tables = arena.charge(held_bytes)?;
+        Ok(Self { coder, pages: Vec::new(), num_tokens: 0, tables })
+    }
+
+    /// Device bytes of `num_tokens` coded keys: tables and pages.
+    pub(crate) fn bytes(layout: &KeyLayout, num_tokens: usize) -> (usize, usize) {
+        let page = Arena::allocated_bytes(page_bytes(layout));
+        (layout.table_bytes, num_tokens.div_ceil(CODE_PAGE_TOKENS) * page)
+    }
+
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    pub(crate) fn coder(&self) -> &KeyCoder {
+        &self.coder
+    }
+
+    /// Bytes of the pages held.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.pages.iter().map(Block::allocated_bytes).sum()
+    }
+
+    /// Bytes of the tables, as charged.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.tables.bytes()
+    }
+
+    /// Encodes `keys [n, head_dim]`, n whole groups, behind those held.
+    pub(crate) fn append(&mut self, arena: &Arena, keys: &[f32], head_dim: usize) -> Result<()> {
+        let layout = self.coder.layout();
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let slot = self.num_tokens % CODE_PAGE_TOKENS;
+            if self.num_tokens == self.pages.len() * CODE_PAGE_TOKENS {
+                self.pages.push(arena.allocate(page_bytes(&layout))?);
+            }
+            let count = (CODE_PAGE_TOKENS - slot).min(rest.len() / head_dim);
+            let (now, later) = rest.split_at(count * head_dim);
+            let bytes = self.pages.last_mut().expect("a page was just made sure of").bytes_mut();
+            let groups = |tokens: usize| tokens / layout.group_tokens * layout.group_bytes;
+            self.coder.encode(now, &mut bytes[groups(slot)..groups(slot + count)])?;
+            self.num_tokens += count;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Scores tile `tile` of [`SCORE_TILE`] tokens into `out[head · SCORE_TILE + token]`; returns how
+    /// many tokens it holds.
+    pub(crate) fn score_tile(
+        &self,
+        level: Level,
+        prepared: &PreparedQueries,
+        tile: usize,
+        out: &mut [f32],
+    ) -> usize {
+        let first = tile * SCORE_TILE;
+        let count = (self.num_tokens - first).min(SCORE_TILE);
+        let pages = &self.pages[first / CODE_PAGE_TOKENS..];
+        for (page, offset) in pages.iter().zip((0..count).step_by(CODE_PAGE_TOKENS)) {
+            let tokens = (count - offset).min(CODE_PAGE_TOKENS);
+            let out = &mut out[offset..];
+            self.coder.score(level, prepared, page.bytes(), tokens, out, SCORE_TILE);
+        }
+        count
+    }
+
+    /// A copy in `arena` that shares nothing with this one.
+    pub(crate) fn fork(&self, arena: &Arena) -> Result<Self> {
+        let pages: Result<_, _> = self.pages.iter().map(|page| page.copy_to(arena)).collect();
+        Ok(Self {
+            coder: self.coder.clone(),
+            pages: pages?,
+            num_tokens: self.num_tokens,
+            tables: arena.charge(self.tables.bytes())?,
+        })
+    }
+}
+
+fn page_bytes(layout: &KeyLayout) -> usize {
+    CODE_PAGE_TOKENS / layout.group_tokens * layout.group_bytes
+}

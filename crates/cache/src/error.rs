@@ -1,0 +1,99 @@
+//! What can go wrong in this crate.
+
+/// The result of a fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A word of a cache spec that is not known.
+    #[error("unknown {what} '{word}' in a cache spec; known are {known}")]
+    UnknownWord {
+        /// What the word was read as.
+        what: &'static str,
+        /// The word as given.
+        word: String,
+        /// The words that would be accepted.
+        known: &'static str,
+    },
+    /// Words of a cache spec that do not go together.
+    #[error("cache spec: {conflict}")]
+    Conflict {
+        /// What does not go together, and what does.
+        conflict: &'static str,
+    },
+    /// A ratio that the preset cannot keep for this model.
+    #[error(
+        "{preset} cannot keep {asked:.2} % from {min_tokens} tokens on for this model; \
+         the least it can keep is {least:.2} %"
+    )]
+    Ratio {
+        /// Name of the preset.
+        preset: &'static str,
+        /// Percentage asked for.
+        asked: f64,
+        /// Length from which the ratio is promised.
+        min_tokens: usize,
+        /// Percentage of the smallest configuration.
+        least: f64,
+    },
+    /// A prompt was given to a cache that holds tokens.
+    #[error(
+        "layer {layer} already holds {num_tokens} tokens; only an empty cache takes a prompt whole"
+    )]
+    NotEmpty {
+        /// Layer.
+        layer: usize,
+        /// Tokens held.
+        num_tokens: usize,
+    },
+    /// A slice has the wrong length.
+    #[error("{tensor} has {actual} values, expected {expected}")]
+    Length {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// Values found.
+        actual: usize,
+        /// Values needed.
+        expected: usize,
+    },
+    /// A profile made for something else.
+    #[error("the profile is for {field} {found}, not {expected}; make one with `heterokv profile`")]
+    ProfileMismatch {
+        /// What differs.
+        field: &'static str,
+        /// What the profile says.
+        found: String,
+        /// What is needed.
+        expected: String,
+    },
+    /// A profile that cannot be read or written.
+    #[error("profile {path}: {source}")]
+    ProfileIo {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A file that is not a profile.
+    #[error("profile {path} is damaged or not a profile: {reason}")]
+    ProfileFormat {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+    /// A key could not be encoded, or a format does not fit the model.
+    #[error(transparent)]
+    Quant(#[from] heterokv_quant::Error),
+    /// A selection is impossible, or a weight is not a number.
+    #[error(transparent)]
+    Evict(#[from] heterokv_evict::Error),
+    /// The host store or an arena refused.
+    #[error(transparent)]
+    Offload(#[from] heterokv_offload::Error),
+    /// Attention refused its input.
+    #[error(transparent)]
+    Attn(#[from] heterokv_attn::AttnError),
+}

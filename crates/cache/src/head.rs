@@ -1,0 +1,247 @@
+//! The device side of one (layer, KV head): sinks, recent window, coded keys.
+
+use heterokv_attn::ResidentRows;
+use heterokv_offload::{Arena, HostStore};
+use heterokv_quant::{FitInput, KeyCoder};
+
+use crate::Result;
+use crate::coded::CodedKeys;
+use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
+use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
+use crate::spec::HcaConfig;
+
+/// One (layer, KV head). A token goes to the resident rows while there is room for sinks, then to the
+/// window; what leaves the window is coded on the device and its exact row goes to the host.
+#[derive(Debug)]
+pub(crate) struct HeadCache {
+    layer: usize,
+    kv_head: usize,
+    head_dim: usize,
+    resident: ExactRows,
+    /// None in a `full` cache, whose resident rows take everything.
+    tail: Option<Tail>,
+}
+
+/// What follows the resident rows.
+#[derive(Debug)]
+struct Tail {
+    config: HcaConfig,
+    plan: DevicePlan,
+    window: ExactRows,
+    coded: Option<CodedKeys>,
+    /// Sum of q² per channel over the queries seen so far; weighs errors when tables are fitted.
+    query_energy: Vec<f64>,
+}
+
+/// Where a head's tokens and bytes go.
+pub(crate) struct Stores<'a> {
+    pub(crate) device: &'a Arena,
+    pub(crate) host: Option<&'a mut HostStore>,
+}
+
+impl HeadCache {
+    /// A `full` head.
+    pub(crate) fn full(layer: usize, kv_head: usize, head_dim: usize) -> Self {
+        let resident = ExactRows::new(head_dim, EXACT_PAGE_TOKENS);
+        Self { layer, kv_head, head_dim, resident, tail: None }
+    }
+
+    /// An `hca` head; with `coder`, tables are not fitted but taken.
+    pub(crate) fn hca(
+        (layer, kv_head): (usize, usize),
+        config: HcaConfig,
+        plan: DevicePlan,
+        head_dim: usize,
+        coder: Option<KeyCoder>,
+        device: &Arena,
+    ) -> Result<Self> {
+        let tail = Tail {
+            config,
+            plan,
+            window: ExactRows::new(head_dim, WINDOW_PAGE_TOKENS),
+            coded: coder.map(|coder| CodedKeys::new(coder, device)).transpose()?,
+            query_energy: vec![0.0; head_dim],
+        };
+        let resident = ExactRows::new(head_dim, sink_page_tokens(config.sinks));
+        Ok(Self { layer, kv_head, head_dim, resident, tail: Some(tail) })
+    }
+
+    pub(crate) fn num_tokens(&self) -> usize {
+        let tail = self.tail.as_ref();
+        self.resident.len() + tail.map_or(0, |tail| tail.window.len() + tail.num_coded())
+    }
+
+    /// The coded keys, where there are any.
+    pub(crate) fn coded(&self) -> Option<&CodedKeys> {
+        self.tail.as_ref().and_then(|tail| tail.coded.as_ref()).filter(|c| c.num_tokens() > 0)
+    }
+
+    /// The fitted coder, for a profile.
+    pub(crate) fn coder(&self) -> Option<&KeyCoder> {
+        self.coded().map(CodedKeys::coder)
+    }
+
+    /// Exact rows on the device, in stretches.
+    pub(crate) fn exact_segments(&self) -> impl Iterator<Item = ResidentRows<'_>> {
+        let window = self.tail.iter().flat_map(|tail| tail.window.segments());
+        self.resident.segments().chain(window)
+    }
+
+    /// Takes note of queries `[n, head_dim]` of this head's group.
+    pub(crate) fn observe_queries(&mut self, queries: &[f32]) {
+        let Some(tail) = &mut self.tail else { return };
+        if tail.coded.is_some() {
+            return;
+        }
+        for query in queries.chunks_exact(self.head_dim) {
+            for (energy, &q) in tail.query_energy.iter_mut().zip(query) {
+                *energy += f64::from(q) * f64::from(q);
+            }
+        }
+    }
+
+    /// Takes a whole prompt, `keys` and `values` `[n, head_dim]`, into an empty head.
+    pub(crate) fn store_prompt(
+        &mut self,
+        stores: &mut Stores<'_>,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        let head_dim = self.head_dim;
+        let num_tokens = keys.len() / head_dim;
+        let num_coded = self.tail.as_ref().map_or(0, |tail| match tail.coded {
+            // With tables at hand there is no need to wait for enough tokens to fit them.
+            Some(_) => tail.whole_groups(num_tokens),
+            None => tail.plan.coded_after_prompt(num_tokens),
+        });
+        let first = self.tail.as_ref().map_or(num_tokens, |tail| tail.config.sinks.min(num_tokens));
+        let rows = |from: usize, to: usize| (from * head_dim..to * head_dim).step_by(head_dim);
+        for at in rows(0, first) {
+            self.resident.push(
+                stores.device,
+                &keys[at..][..head_dim],
+                &values[at..][..head_dim],
+            )?;
+        }
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        if num_coded > 0 {
+            let coded = first * head_dim..(first + num_coded) * head_dim;
+            let place = (self.layer, self.kv_head);
+            tail.code(place, stores, &keys[coded.clone()], &values[coded])?;
+        }
+        for at in rows(first + num_coded, num_tokens) {
+            tail.window.push(stores.device, &keys[at..][..head_dim], &values[at..][..head_dim])?;
+        }
+        Ok(())
+    }
+
+    /// Takes one more token.
+    pub(crate) fn append(
+        &mut self,
+        stores: &mut Stores<'_>,
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<()> {
+        let Some(tail) = &mut self.tail else {
+            return self.resident.push(stores.device, key, value);
+        };
+        if self.resident.len() < tail.config.sinks {
+            return self.resident.push(stores.device, key, value);
+        }
+        tail.window.push(stores.device, key, value)?;
+        let leaving = tail.whole_groups_leaving();
+        if leaving > 0 {
+            let (keys, values) = tail.window.front(leaving);
+            tail.code((self.layer, self.kv_head), stores, &keys, &values)?;
+            tail.window.drop_front(leaving);
+        }
+        Ok(())
+    }
+
+    /// Device bytes by component, as allocated.
+    pub(crate) fn device_bytes(&self) -> DeviceBytes {
+        let Some(tail) = &self.tail else {
+            return DeviceBytes { resident: self.resident.held_bytes(), ..DeviceBytes::default() };
+        };
+        DeviceBytes {
+            resident: self.resident.held_bytes(),
+            window: tail.window.held_bytes(),
+            codes: tail.coded.as_ref().map_or(0, CodedKeys::page_bytes),
+            tables: tail.coded.as_ref().map_or(0, CodedKeys::table_bytes),
+        }
+    }
+
+    /// A copy whose bytes are in `device`.
+    pub(crate) fn fork(&self, device: &Arena) -> Result<Self> {
+        let tail = self.tail.as_ref().map(|tail| tail.fork(device)).transpose()?;
+        Ok(Self { resident: self.resident.fork(device)?, tail, ..*self })
+    }
+}
+
+impl Tail {
+    fn num_coded(&self) -> usize {
+        self.coded.as_ref().map_or(0, CodedKeys::num_tokens)
+    }
+
+    /// Of a prompt, the tokens between sinks and window, in whole groups.
+    fn whole_groups(&self, num_tokens: usize) -> usize {
+        let candidates = num_tokens.saturating_sub(self.config.sinks + self.config.recent);
+        self.plan.whole_groups(candidates)
+    }
+
+    /// Tokens that have grown out of the window and can be coded now.
+    fn whole_groups_leaving(&self) -> usize {
+        let candidates = self.window.len().saturating_sub(self.config.recent);
+        if self.coded.is_none() && candidates < self.plan.fit_tokens() {
+            return 0;
+        }
+        self.plan.whole_groups(candidates)
+    }
+
+    /// Codes tokens on the device and sends their rows to the host; fits the tables first if need be.
+    fn code(
+        &mut self,
+        (layer, kv_head): (usize, usize),
+        stores: &mut Stores<'_>,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<()> {
+        let head_dim = self.query_energy.len();
+        let coded = match &mut self.coded {
+            Some(coded) => coded,
+            none => {
+                let coder = KeyCoder::fit(
+                    self.config.keys,
+                    &FitInput {
+                        head_dim,
+                        keys,
+                        query_energy: &normalised(&self.query_energy),
+                        seed: (layer as u64) << 32 | kv_head as u64,
+                    },
+                )?;
+                none.insert(CodedKeys::new(coder, stores.device)?)
+            }
+        };
+        coded.append(stores.device, keys, head_dim)?;
+        if let Some(host) = &mut stores.host {
+            host.append(layer, kv_head, keys, values)?;
+        }
+        Ok(())
+    }
+
+    fn fork(&self, device: &Arena) -> Result<Self> {
+        Ok(Self {
+            config: self.config,
+            plan: self.plan,
+            window: self.window.fork(device)?,
+            coded: self.coded.as_ref().map(|coded| coded.fork(device)).transpose()?,
+            query_energy: self.query_energy.clone(),
+        })
+    }
+}
+
+/// Energies over their mean; all ones where no query was seen.
+fn normalised(energy: &[f64]) -> Vec<f32> {
+    let mean = energy.iter().sum::<f64>() / energy.len() as f64;
+    energy.iter().map(|&e| if mean > 0.0 { (e / mean) as f32 } else { 1.0 }).collect()
+}

@@ -1,0 +1,198 @@
+//! The bytes that a cache takes, component by component, by the functions that its allocations use.
+
+use heterokv_offload::StoreShape;
+use heterokv_quant::{KeyLayout, RowLayout};
+
+use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
+use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
+use crate::spec::{CacheConfig, HcaConfig};
+use crate::{KvShape, Result};
+
+/// Tokens of a page of the recent window: small, since one page more than the window needs is held.
+pub(crate) const WINDOW_PAGE_TOKENS: usize = 8;
+
+/// Rows of a page of the host store.
+pub(crate) const HOST_PAGE_TOKENS: usize = 64;
+
+/// Coded tokens from which tables are fitted.
+pub(crate) const FIT_TOKENS: usize = 256;
+
+/// Device bytes of a cache by component.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceBytes {
+    /// Exact keys and values that stay: the sinks, or the whole cache where it is `full`.
+    pub resident: usize,
+    /// Exact keys and values of the recent window, tokens awaiting encoding included.
+    pub window: usize,
+    /// Codes of keys, with their scales.
+    pub codes: usize,
+    /// Tables of the key coders.
+    pub tables: usize,
+}
+
+impl DeviceBytes {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.resident + self.window + self.codes + self.tables
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.resident += other.resident;
+        self.window += other.window;
+        self.codes += other.codes;
+        self.tables += other.tables;
+    }
+}
+
+/// What a cache will hold at a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CachePlan {
+    /// Tokens.
+    pub num_tokens: usize,
+    /// Bytes on the device after a prompt of that length.
+    pub device: DeviceBytes,
+    /// Bytes on the host.
+    pub host_bytes: usize,
+    /// Bytes of scratch for the scores of one layer on the device, not part of any ratio.
+    pub score_scratch_bytes: usize,
+    /// Bytes of the same tokens in a full f16 cache.
+    pub full_bytes: usize,
+    /// Bytes of one layer's exact keys and values in f32, held while the prompt is processed.
+    pub prefill_layer_bytes: usize,
+}
+
+impl CachePlan {
+    /// What `config` holds after a prompt of `num_tokens` on a model of `shape`.
+    ///
+    /// # Errors
+    /// When the key format refuses the shape.
+    pub fn new(config: &CacheConfig, shape: &KvShape, num_tokens: usize) -> Result<Self> {
+        let num_heads = shape.num_layers * shape.heads.num_kv_heads;
+        let head_dim = shape.heads.head_dim;
+        let (device, host_bytes, coded_tokens) = match config {
+            CacheConfig::Full => {
+                let resident = ExactRows::bytes(head_dim, EXACT_PAGE_TOKENS, num_tokens);
+                (DeviceBytes { resident, ..DeviceBytes::default() }, 0, 0)
+            }
+            CacheConfig::Hca(config) => {
+                let plan = DevicePlan::new(config, shape)?;
+                let coded = plan.coded_after_prompt(num_tokens);
+                let host = host_shape(config, shape).bytes(coded);
+                (plan.after_prompt(num_tokens), host, coded)
+            }
+        };
+        let per_head = |bytes: usize| bytes * num_heads;
+        Ok(Self {
+            num_tokens,
+            device: DeviceBytes {
+                resident: per_head(device.resident),
+                window: per_head(device.window),
+                codes: per_head(device.codes),
+                tables: per_head(device.tables),
+            },
+            host_bytes,
+            score_scratch_bytes: 4 * shape.heads.num_qo_heads * coded_tokens,
+            full_bytes: full_bytes(shape, num_tokens),
+            prefill_layer_bytes: 2 * 4 * shape.heads.num_kv_heads * head_dim * num_tokens,
+        })
+    }
+
+    /// Device bytes over the bytes of a full f16 cache.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        self.device.total() as f64 / self.full_bytes.max(1) as f64
+    }
+}
+
+/// Bytes of `num_tokens` in a full f16 cache: what ratios are relative to.
+#[must_use]
+pub fn full_bytes(shape: &KvShape, num_tokens: usize) -> usize {
+    4 * shape.num_layers * shape.heads.num_kv_heads * shape.heads.head_dim * num_tokens
+}
+
+/// The shape of the host store of a config.
+pub(crate) fn host_shape(config: &HcaConfig, shape: &KvShape) -> StoreShape {
+    let head_dim = shape.heads.head_dim;
+    StoreShape {
+        num_layers: shape.num_layers,
+        num_kv_heads: shape.heads.num_kv_heads,
+        page_size: HOST_PAGE_TOKENS,
+        layout: RowLayout { key: config.rescore, value: config.values, head_dim },
+    }
+}
+
+/// The device bytes of one (layer, KV head) of an `hca` cache as a function of its length.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DevicePlan {
+    layout: KeyLayout,
+    head_dim: usize,
+    sinks: usize,
+    recent: usize,
+}
+
+impl DevicePlan {
+    pub(crate) fn new(config: &HcaConfig, shape: &KvShape) -> Result<Self> {
+        let head_dim = shape.heads.head_dim;
+        let layout = config.keys.layout(head_dim)?;
+        Ok(Self { layout, head_dim, sinks: config.sinks, recent: config.recent })
+    }
+
+    /// Tokens beyond sinks and window with which coding begins.
+    pub(crate) fn fit_tokens(&self) -> usize {
+        match self.layout.min_fit_tokens {
+            0 => self.layout.group_tokens,
+            tokens => tokens.max(FIT_TOKENS),
+        }
+    }
+
+    /// Coded tokens after a prompt of `num_tokens`.
+    pub(crate) fn coded_after_prompt(&self, num_tokens: usize) -> usize {
+        let candidates = num_tokens.saturating_sub(self.sinks + self.recent);
+        if candidates < self.fit_tokens() {
+            return 0;
+        }
+        self.whole_groups(candidates)
+    }
+
+    /// Bytes after a prompt of `num_tokens`, whose window begins at the start of a page.
+    fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
+        let coded = self.coded_after_prompt(num_tokens);
+        let sinks = num_tokens.min(self.sinks);
+        self.bytes(sinks, coded, num_tokens - sinks - coded)
+    }
+
+    /// The largest share of a full f16 cache that any length from `min_tokens` on can take, at any
+    /// place of the window in its pages.
+    pub(crate) fn worst_ratio(&self, min_tokens: usize) -> f64 {
+        // Beyond one page of codes more, a longer context only amortises what is fixed.
+        let lengths = min_tokens..=min_tokens + 2 * CODE_PAGE_TOKENS;
+        let ratio = |num_tokens: usize| {
+            let window = self.recent + self.layout.group_tokens + WINDOW_PAGE_TOKENS - 1;
+            let coded = num_tokens.saturating_sub(self.sinks + self.recent);
+            let bytes = self.bytes(self.sinks, coded, window).total();
+            bytes as f64 / (4 * self.head_dim * num_tokens) as f64
+        };
+        lengths.map(ratio).fold(0.0, f64::max)
+    }
+
+    /// The whole groups among `candidates` tokens.
+    pub(crate) fn whole_groups(&self, candidates: usize) -> usize {
+        candidates / self.layout.group_tokens * self.layout.group_tokens
+    }
+
+    fn bytes(&self, sinks: usize, coded: usize, window: usize) -> DeviceBytes {
+        let (tables, codes) = CodedKeys::bytes(&self.layout, coded);
+        DeviceBytes {
+            resident: ExactRows::bytes(self.head_dim, sink_page_tokens(self.sinks), sinks),
+            window: ExactRows::bytes(self.head_dim, WINDOW_PAGE_TOKENS, window),
+            codes,
+            tables: if coded == 0 { 0 } else { tables },
+        }
+    }
+}
+
+/// Tokens of a page that holds the sinks.
+pub(crate) fn sink_page_tokens(sinks: usize) -> usize {
+    sinks.clamp(1, EXACT_PAGE_TOKENS)
+}
