@@ -5,6 +5,9 @@
 //!
 //! This crate knows no model, no device and no cache. It never allocates pages and never does I/O.
 
+mod error;
 pub mod simd;
+pub mod weights;
 
+pub use error::{Error, Result};
 pub use simd::Level;

@@ -3,6 +3,8 @@
 //! A level is chosen once ([`Level::detect`]), kept in a value, passed down and shown to the user.
 //! Kernels match on it; there is no detection per call and no global function pointer.
 
+pub(crate) mod weights;
+
 use std::fmt;
 
 /// The instruction set that row kernels run on.
