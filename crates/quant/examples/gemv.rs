@@ -21,7 +21,7 @@ const LAYERS: usize = 30;
 const HIDDEN: usize = 576;
 const KV: usize = 192;
 const MLP: usize = 1536;
-const REPEATS: usize = 15;
+const REPEATS: usize = 60;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -143,7 +143,7 @@ fn prefill(compute: ComputeType, level: Level, [rows, cols]: [usize; 2]) -> Outc
         let x = vector(&mut rng, n * cols);
         let mut y = vec![0.0; n * rows];
         let mut best_s = f64::INFINITY;
-        for _ in 0..REPEATS.min(400_000_000 / (n * rows * cols)).max(3) {
+        for _ in 0..REPEATS.min(20_000_000_000 / (n * rows * cols)) {
             let start = Instant::now();
             w.gemm(&x, n, &mut y)?;
             best_s = best_s.min(start.elapsed().as_secs_f64());

@@ -136,7 +136,17 @@ pub(crate) fn expand_q8(level: Level, rows: Q8Rows<'_>, cols: usize, out: &mut [
         return unsafe { avx2::expand_q8(rows, cols, out) };
     }
     let _ = level;
-    expand_q8_body(rows, cols, out, f16::to_f32);
+    for ((codes, scales, offsets), out) in rows.iter().zip(out.chunks_exact_mut(cols)) {
+        let blocks = out.chunks_mut(BLOCK).zip(codes.chunks_exact(BLOCK)).zip(scales);
+        for (idx, ((out, codes), scale)) in blocks.enumerate() {
+            let scale = scale.to_f32();
+            let offset = offsets.get(idx).map(|offset| offset.to_f32());
+            for (out, &code) in out.iter_mut().zip(codes) {
+                let product = scale * f32::from(code);
+                *out = offset.map_or(product, |offset| product + offset);
+            }
+        }
+    }
 }
 
 /// Quantizes `x` into the zeroed `out`, whose shape is that of `x` ([`BlockVector::quantize`]).
@@ -164,38 +174,6 @@ fn dot<T: Copy>(row: &[T], x: &[f32], widen: impl Fn(T) -> f32) -> f32 {
         sums[i] += widen(w) * x;
     }
     sums.iter().sum()
-}
-
-/// Both forms of [`expand_q8`]: the AVX2 one is this text compiled for AVX2. Products and sums are
-/// rounded one after the other, so the levels agree bit for bit.
-#[inline(always)]
-fn expand_q8_body(rows: Q8Rows<'_>, cols: usize, out: &mut [f32], widen: impl Fn(f16) -> f32) {
-    for ((codes, scales, offsets), out) in rows.iter().zip(out.chunks_exact_mut(cols)) {
-        let blocks = out.chunks_mut(BLOCK).zip(codes.as_chunks::<BLOCK>().0).zip(scales);
-        for (idx, ((out, codes), &scale)) in blocks.enumerate() {
-            let scale = widen(scale);
-            let offset = offsets.get(idx).map(|&offset| widen(offset));
-            // A branch out here and whole blocks keep the inner loops simple enough to vectorize.
-            match (offset, out.as_chunks_mut::<BLOCK>().0.first_mut()) {
-                (None, Some(out)) => {
-                    for (out, &code) in out.iter_mut().zip(codes) {
-                        *out = scale * f32::from(code);
-                    }
-                }
-                (Some(offset), Some(out)) => {
-                    for (out, &code) in out.iter_mut().zip(codes) {
-                        *out = scale * f32::from(code) + offset;
-                    }
-                }
-                (offset, None) => {
-                    for (out, &code) in out.iter_mut().zip(codes) {
-                        let product = scale * f32::from(code);
-                        *out = offset.map_or(product, |offset| product + offset);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Both forms of [`quantize_blocks`]: the AVX2 one is this text compiled for AVX2.

@@ -21,8 +21,9 @@ pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     if num_blocks * ty.block_len() != out.len() {
         return Err(Error::PartialBlock { ty, num_elements: out.len() });
     }
-    let expected =
-        num_blocks.checked_mul(ty.block_bytes()).ok_or(Error::TooLarge { rows: 1, cols: out.len() })?;
+    let expected = num_blocks
+        .checked_mul(ty.block_bytes())
+        .ok_or(Error::TooLarge { rows: 1, cols: out.len() })?;
     if bytes.len() != expected {
         return Err(Error::LengthMismatch { what: "tensor bytes", expected, actual: bytes.len() });
     }

@@ -110,7 +110,8 @@ fn quantize_block(
     }
     let error = round_to(values, half, codes);
 
-    if let Some(own) = own_step.map(f16::from_f32).filter(|own| own.is_finite() && *own != f16::ZERO)
+    if let Some(own) =
+        own_step.map(f16::from_f32).filter(|own| own.is_finite() && *own != f16::ZERO)
     {
         let mut own_codes = [0; BLOCK];
         if round_to(values, own, &mut own_codes) < error {

@@ -98,11 +98,16 @@ impl WeightMatrix {
         }
         let too_large = Error::TooLarge { rows, cols };
         let row_bytes = (cols / ty.block_len()).checked_mul(ty.block_bytes());
-        let Some((row_bytes, expected)) = row_bytes.and_then(|b| Some((b, b.checked_mul(rows)?))) else {
+        let Some((row_bytes, expected)) = row_bytes.and_then(|b| Some((b, b.checked_mul(rows)?)))
+        else {
             return Err(too_large);
         };
         if bytes.len() != expected {
-            return Err(Error::LengthMismatch { what: "tensor bytes", expected, actual: bytes.len() });
+            return Err(Error::LengthMismatch {
+                what: "tensor bytes",
+                expected,
+                actual: bytes.len(),
+            });
         }
         // The longest form takes 4 bytes per (padded) weight. Padding to 32 and empty rows are what
         // the length check above does not already bound.
@@ -257,7 +262,8 @@ impl WeightMatrix {
     /// [`Error::LengthMismatch`] if `x` or `y` does not fit the shape; [`Error::TooLarge`] if their
     /// size overflows.
     pub fn gemm(&self, x: &[f32], n: usize, y: &mut [f32]) -> Result<()> {
-        let len = |width: usize| n.checked_mul(width).ok_or(Error::TooLarge { rows: n, cols: width });
+        let len =
+            |width: usize| n.checked_mul(width).ok_or(Error::TooLarge { rows: n, cols: width });
         check_len("the input of gemm", len(self.cols)?, x.len())?;
         check_len("the output of gemm", len(self.rows)?, y.len())?;
         kernels::matmul(self, x, y);

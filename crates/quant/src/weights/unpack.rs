@@ -72,9 +72,8 @@ pub(super) fn unpack(ty: TensorType, bytes: &[u8], mut visit: impl FnMut(usize, 
             // f16 d, f16 m, u32 of fifth bits, then as Q4_0, unsigned.
             TensorType::Q5_1 => {
                 let high = u32_at(block, 4);
-                let codes = nibbles(&block[8..], |i, nibble| {
-                    (nibble | fifth_bit(high, i)).cast_signed()
-                });
+                let codes =
+                    nibbles(&block[8..], |i, nibble| (nibble | fifth_bit(high, i)).cast_signed());
                 let offset = Some(half_at(block, 2));
                 visit(idx, &AffineBlock { codes, scale: half_at(block, 0), offset });
             }

@@ -5,16 +5,16 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_movehdup_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtepi8_epi16,
-    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps,
+    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_movehdup_ps, _mm_movehl_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_castps256_ps128,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
 use half::f16;
 
-use super::{BLOCK, Q8Rows, expand_q8_body, quantize_blocks_body};
+use super::{BLOCK, Q8Rows, quantize_blocks_body};
 use crate::weights::BlockVector;
 
 /// Blocks whose scales are converted together.
@@ -58,8 +58,7 @@ fn dot<T: Copy>(
     for (w, x) in row_rest.iter().zip(x_rest) {
         sums[0] = _mm256_fmadd_ps(load_row(w), load(x), sums[0]);
     }
-    let total =
-        _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    let total = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
     let tail: f32 = row_tail.iter().zip(x_tail).map(|(&w, x)| widen(w) * x).sum();
     horizontal_sum(total) + tail
 }
@@ -130,10 +129,45 @@ pub(super) fn widen_f16(values: &[f16], out: &mut [f32]) {
     }
 }
 
-/// See `super::expand_q8`.
-#[target_feature(enable = "avx2,f16c")]
+/// See `super::expand_q8`. Product and sum are rounded one after the other, as in the scalar form.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn expand_q8(rows: Q8Rows<'_>, cols: usize, out: &mut [f32]) {
-    expand_q8_body(rows, cols, out, |value| widen_one(value));
+    for ((codes, scales, offsets), out) in rows.iter().zip(out.chunks_exact_mut(cols)) {
+        let (codes, _) = codes.as_chunks::<BLOCK>();
+        for (idx, (out, codes)) in out.chunks_mut(BLOCK).zip(codes).enumerate() {
+            let scale = _mm256_set1_ps(widen_one(scales[idx]));
+            let mut values = block_floats(codes).map(|c| _mm256_mul_ps(scale, c));
+            if let Some(&offset) = offsets.get(idx) {
+                let offset = _mm256_set1_ps(widen_one(offset));
+                values = values.map(|v| _mm256_add_ps(v, offset));
+            }
+            if let Some(out) = out.as_chunks_mut::<BLOCK>().0.first_mut() {
+                store_block(out, values);
+            } else {
+                let mut block = [0.0; BLOCK];
+                store_block(&mut block, values);
+                out.copy_from_slice(&block[..out.len()]);
+            }
+        }
+    }
+}
+
+/// The 32 codes of a block as f32.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn block_floats(codes: &[i8; BLOCK]) -> [__m256; 4] {
+    let codes = codes.as_ptr();
+    // SAFETY: the array has 32 bytes, read as four unaligned quarters of 8.
+    let eighths = unsafe { [0, 8, 16, 24].map(|at| _mm_loadl_epi64(codes.add(at).cast())) };
+    eighths.map(|codes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)))
+}
+
+#[inline]
+#[target_feature(enable = "avx")]
+fn store_block(out: &mut [f32; BLOCK], values: [__m256; 4]) {
+    for (out, values) in out.as_chunks_mut::<8>().0.iter_mut().zip(values) {
+        store(out, values);
+    }
 }
 
 /// See `super::quantize_blocks`.
