@@ -11,6 +11,7 @@ pub mod keys;
 mod rotation;
 pub mod rows;
 pub mod simd;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use keys::{FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PreparedQueries};

@@ -5,6 +5,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod rows;
+pub(crate) mod weights;
 
 use std::fmt;
 

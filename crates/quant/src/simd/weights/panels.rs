@@ -1,0 +1,141 @@
+//! A matrix times many vectors, panel by panel.
+//!
+//! A task is a tile: [`PANEL_ROWS`] rows of the matrix (fewer where rows are long), decoded to f32,
+//! times [`TILE_TOKENS`] vectors, multiplied by the `gemm` crate on one thread. Workers take tiles in
+//! order, the tiles of one panel after another, so that a worker mostly decodes a panel once. The
+//! split into tiles depends on the shapes alone, hence so does the result.
+//!
+//! The `gemm` crate picks its own kernel for the CPU; the level of this crate governs the decoding.
+#![expect(unsafe_code, reason = "tiles of one output are written from several threads")]
+
+use std::{
+    marker::PhantomData,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use rayon::prelude::*;
+
+/// Rows of a panel, at most.
+const PANEL_ROWS: usize = 192;
+
+/// Bytes of a decoded panel, at most (but at least [`MIN_PANEL_ROWS`] rows).
+const PANEL_BYTES: usize = 1 << 20;
+
+/// A multiple of the 24 or 16 rows that the multiplication's inner kernel takes at a time.
+const MIN_PANEL_ROWS: usize = 48;
+
+/// Vectors of a tile.
+const TILE_TOKENS: usize = 256;
+
+/// A matrix whose rows can be had as f32.
+pub(crate) trait PanelSource: Sync {
+    /// Rows and columns.
+    fn shape(&self) -> [usize; 2];
+
+    /// Rows `first..first + num_rows`, `[num_rows, cols]`, if they lie in memory as f32.
+    fn resident(&self, first: usize, num_rows: usize) -> Option<&[f32]>;
+
+    /// Decodes rows from `first` on into `out` `[num_rows, cols]`.
+    fn decode_rows(&self, first: usize, out: &mut [f32]);
+}
+
+/// `y[t, r] = sum w[r, c] x[t, c]`: `x` `[n, cols]`, `y` `[n, rows]`; `n` is what their lengths say.
+/// No columns: zeros.
+pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
+    let [rows, cols] = w.shape();
+    if y.is_empty() {
+        return;
+    }
+    let n = y.len() / rows;
+    assert!(y.len() == n * rows && x.len() == n * cols, "vectors do not fit the matrix");
+    if cols == 0 {
+        return y.fill(0.0);
+    }
+
+    let panel_rows = (PANEL_BYTES / (4 * cols)).clamp(MIN_PANEL_ROWS, PANEL_ROWS);
+    let num_blocks = n.div_ceil(TILE_TOKENS);
+    let num_tiles = rows.div_ceil(panel_rows) * num_blocks;
+    let output = Output { first: y.as_mut_ptr(), rows, n, lent: PhantomData };
+    let next_tile = AtomicUsize::new(0);
+    let work = || {
+        let mut scratch = Vec::new();
+        let mut decoded = None;
+        loop {
+            let tile = next_tile.fetch_add(1, Ordering::Relaxed);
+            if tile >= num_tiles {
+                return;
+            }
+            let (row, token) = (tile / num_blocks * panel_rows, tile % num_blocks * TILE_TOKENS);
+            let num_rows = panel_rows.min(rows - row);
+            let num_tokens = TILE_TOKENS.min(n - token);
+            let panel = w.resident(row, num_rows).unwrap_or_else(|| {
+                if decoded != Some(row) {
+                    scratch.resize(num_rows * cols, 0.0);
+                    w.decode_rows(row, &mut scratch);
+                    decoded = Some(row);
+                }
+                &scratch
+            });
+            let x = &x[token * cols..][..num_tokens * cols];
+            // SAFETY: `next_tile` gives each tile to one worker, and tiles do not overlap.
+            unsafe { output.multiply(panel, x, row, token, cols) };
+        }
+    };
+    let num_workers = rayon::current_num_threads().min(num_tiles);
+    if num_workers == 1 {
+        return work();
+    }
+    (0..num_workers).into_par_iter().with_max_len(1).for_each(|_| work());
+}
+
+/// An output `[n, rows]`, lent to workers that each write tiles of their own.
+struct Output<'a> {
+    first: *mut f32,
+    rows: usize,
+    n: usize,
+    lent: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the pointer is that of a mutable borrow that lives as long as this value, f32 may be sent,
+// and the only access through it, `multiply`, asks its callers not to overlap.
+unsafe impl Sync for Output<'_> {}
+
+impl Output<'_> {
+    /// Writes `y[token + t, row + r] = sum panel[r, c] x[t, c]` for all rows of `panel`
+    /// `[num_rows, cols]` and vectors of `x` `[num_tokens, cols]`.
+    ///
+    /// # Safety
+    ///
+    /// - No concurrent call writes the same elements.
+    unsafe fn multiply(&self, panel: &[f32], x: &[f32], row: usize, token: usize, cols: usize) {
+        let (num_rows, num_tokens) = (panel.len() / cols, x.len() / cols);
+        assert!(row + num_rows <= self.rows && token + num_tokens <= self.n, "tile is inside");
+        assert!(panel.len() == num_rows * cols && x.len() == num_tokens * cols, "whole rows");
+        // SAFETY: element (r, t) of the product is at `first + (token + t) * rows + row + r`, inside
+        // the output by the first assertion; the operands are whole row-major matrices by the
+        // second; the output is not read (`read_dst` is false).
+        unsafe {
+            gemm::gemm(
+                num_rows,
+                num_tokens,
+                cols,
+                self.first.add(token * self.rows + row),
+                self.rows.cast_signed(),
+                1,
+                false,
+                panel.as_ptr(),
+                1,
+                cols.cast_signed(),
+                x.as_ptr(),
+                cols.cast_signed(),
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One input vector, prepared once for the matrices that share it.
+
+use std::sync::OnceLock;
+
+use super::BLOCK;
+use crate::{Level, simd::weights as kernels};
+
+/// An input vector `[cols]` shared by several products (q, k, v; gate, up).
+///
+/// Matrices in the `f32` and `f16` compute forms read the vector itself. For the `q8` form it is
+/// quantized to 16-bit integers, once, by whichever matrix asks first.
+#[derive(Debug)]
+pub struct Activations<'a> {
+    x: &'a [f32],
+    blocks: OnceLock<BlockVector>,
+}
+
+impl<'a> Activations<'a> {
+    /// Borrows `x` `[cols]`, f32. Nothing is computed yet.
+    #[must_use]
+    pub fn new(x: &'a [f32]) -> Self {
+        Self { x, blocks: OnceLock::new() }
+    }
+
+    /// The vector itself, `[cols]`.
+    #[must_use]
+    pub fn values(&self) -> &'a [f32] {
+        self.x
+    }
+
+    /// The quantized vector. All levels give the same bits, so it does not matter who asks first.
+    pub(crate) fn blocks(&self, level: Level) -> &BlockVector {
+        self.blocks.get_or_init(|| BlockVector::quantize(level, self.x))
+    }
+}
+
+/// A vector in blocks of 32: `x ≈ scale * code`, with 16-bit codes.
+///
+/// `scale` is the largest magnitude of the block divided by 32767, so that each element is off by at
+/// most `scale / 2`, 1.6e-5 of the block's largest. A block whose largest magnitude is under
+/// 2⁻⁹⁶ is stored as zeros; a block that holds a NaN or an infinity has a NaN scale, and every
+/// product with it is NaN.
+#[derive(Debug)]
+pub(crate) struct BlockVector {
+    /// Codes `[cols padded to 32]`, in −32767..=32767; the padding is 0.
+    pub(crate) codes: Vec<i16>,
+    /// Scales `[num_blocks padded to 8]`; the padding is 0.
+    pub(crate) scales: Vec<f32>,
+    /// `scale * sum of codes` of each block, `[num_blocks padded to 8]`; the padding is 0.
+    pub(crate) sums: Vec<f32>,
+}
+
+impl BlockVector {
+    /// Quantizes `x` `[cols]`. No columns: no blocks.
+    pub(crate) fn quantize(level: Level, x: &[f32]) -> Self {
+        let num_blocks = x.len().div_ceil(BLOCK);
+        // The kernels read scales in vectors of eight.
+        let padded = num_blocks.next_multiple_of(8);
+        let mut this = Self {
+            codes: vec![0; num_blocks * BLOCK],
+            scales: vec![0.0; padded],
+            sums: vec![0.0; padded],
+        };
+        kernels::quantize_blocks(level, x, &mut this);
+        this
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK, BlockVector};
+    use crate::Level;
+
+    fn wave(len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * i) as f32 * 0.37).sin() * 1.5f32.powi(i as i32 % 40 - 20)).collect()
+    }
+
+    #[test]
+    fn elements_are_within_half_a_step() {
+        for level in Level::available() {
+            for len in [0, 1, 31, 32, 33, 255, 256, 257, 576] {
+                let x = wave(len);
+                let q = BlockVector::quantize(level, &x);
+                assert_eq!(q.codes.len(), len.next_multiple_of(BLOCK));
+                assert_eq!(q.scales.len() % 8, 0);
+                for (i, &value) in x.iter().enumerate() {
+                    let scale = f64::from(q.scales[i / BLOCK]);
+                    let error = (f64::from(value) - scale * f64::from(q.codes[i])).abs();
+                    // The quotient is rounded twice before it is rounded to an integer: 32767 * 2⁻²³.
+                    assert!(error <= scale * 0.505, "{level} {len} {i}: {error} {scale}");
+                }
+                assert!(q.codes[len..].iter().all(|&code| code == 0));
+                for (block, codes) in q.codes.chunks(BLOCK).enumerate() {
+                    let sum: f64 = codes.iter().map(|&c| f64::from(c)).sum();
+                    let expected = (f64::from(q.scales[block]) * sum) as f32;
+                    assert_eq!(q.sums[block], expected, "{level} {len} {block}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn levels_agree_bit_for_bit() {
+        let x = wave(1000);
+        let expected = BlockVector::quantize(Level::SCALAR, &x);
+        for level in Level::available() {
+            let actual = BlockVector::quantize(level, &x);
+            assert_eq!(actual.codes, expected.codes, "{level}");
+            assert_eq!(actual.scales, expected.scales, "{level}");
+            assert_eq!(actual.sums, expected.sums, "{level}");
+        }
+    }
+
+    #[test]
+    fn extremes_neither_overflow_nor_vanish_silently() {
+        for level in Level::available() {
+            let mut x = vec![0.0; 160];
+            x[0] = f32::MAX;
+            x[40] = f32::NAN;
+            x[70] = f32::NEG_INFINITY;
+            x[100] = f32::from_bits(1);
+            let q = BlockVector::quantize(level, &x);
+            assert_eq!(q.codes[0], 32767);
+            assert!((q.scales[0] / (f32::MAX / 32767.0) - 1.0).abs() < 1e-6);
+            assert!(q.scales[1].is_nan() && q.sums[1].is_nan());
+            assert!(q.scales[2].is_nan() && q.sums[2].is_nan());
+            assert_eq!((q.scales[3], q.sums[3]), (0.0, 0.0));
+            assert_eq!((q.scales[4], q.sums[4]), (0.0, 0.0));
+            assert!(q.codes[32..].iter().all(|&code| code == 0), "{level}");
+        }
+    }
+}

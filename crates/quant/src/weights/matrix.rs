@@ -1,0 +1,341 @@
+//! A weight matrix in the form it is computed in.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::{
+    Activations, BLOCK, ComputeType, TensorType,
+    dequant::dequantize,
+    encode::{Q8RowMut, encode_row},
+    gemv::gemv_many,
+    unpack,
+};
+use crate::{
+    Error, Level, Result,
+    simd::weights::{self as kernels, PanelSource, Q8Rows},
+};
+
+/// A matrix `[rows, cols]` and the product `y = W x`.
+///
+/// Results do not depend on the number of threads: each element of `y` is summed by one task in one
+/// order. Products run in rayon's current pool; call them from inside it (`ThreadPool::install`), as
+/// entering a pool from outside costs more than a small product.
+#[derive(Debug)]
+pub struct WeightMatrix {
+    rows: usize,
+    cols: usize,
+    level: Level,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// `[rows, cols]`.
+    F32(Vec<f32>),
+    /// `[rows, cols]`.
+    F16(Vec<f16>),
+    Q8(Q8Store),
+}
+
+/// `value = scale * code + offset`.
+#[derive(Debug)]
+struct Q8Store {
+    /// `cols / 32`, rounded up.
+    num_blocks: usize,
+    /// `[rows, num_blocks * 32]`; the padding is 0.
+    codes: Vec<i8>,
+    /// `[rows, num_blocks]`.
+    scales: Vec<f16>,
+    /// `[rows, num_blocks]`, or empty if all are zero.
+    offsets: Vec<f16>,
+}
+
+impl Q8Store {
+    /// Rows `first..first + num_rows`.
+    fn rows(&self, first: usize, num_rows: usize) -> Q8Rows<'_> {
+        let blocks = first * self.num_blocks..(first + num_rows) * self.num_blocks;
+        Q8Rows {
+            num_blocks: self.num_blocks,
+            codes: &self.codes[blocks.start * BLOCK..blocks.end * BLOCK],
+            scales: &self.scales[blocks.clone()],
+            offsets: if self.offsets.is_empty() { &[] } else { &self.offsets[blocks] },
+        }
+    }
+}
+
+/// Bytes of decoded weights that one loading task handles, so that tasks are neither tiny nor few.
+const LOAD_TASK_BYTES: usize = 256 << 10;
+
+impl WeightMatrix {
+    /// Reads a tensor `[rows, cols]` of type `ty`, row by row, into the form `compute`.
+    ///
+    /// Row `r` of the matrix is row `row_order(r)` of the tensor (some checkpoints permute the rows
+    /// of q and k); pass `|r| r` to keep them. Work is spread over rayon's current pool; beside the
+    /// result only one decoded row per task exists. No rows or no columns: an empty matrix.
+    ///
+    /// How exact each form is: `F32` is exact. `F16` rounds to f16. `Q8` is exact for Q8_0, Q4_0,
+    /// Q4_1, Q5_0 and Q5_1; for Q4_K and Q5_K a value moves by at most 2⁻¹¹ (|scale * code| +
+    /// |offset|) plus 2⁻²⁵ (|code| + 1); all others are rounded by at most half of 1/127 of the
+    /// largest magnitude among 32 columns (times 1 + 2⁻¹⁰, plus 2⁻²⁵). Non-finite source values stay
+    /// visible: they (in `Q8`, their block) read back as non-finite.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PartialBlock`] if `cols` is not whole blocks of `ty`; [`Error::TooLarge`] if the
+    /// shape overflows; [`Error::LengthMismatch`] if `bytes` is not what the shape needs;
+    /// [`Error::RowOutOfRange`] if `row_order` leaves the tensor; [`Error::WeightOverflow`] if a
+    /// finite weight would become infinite.
+    pub fn from_tensor(
+        ty: TensorType,
+        bytes: &[u8],
+        [rows, cols]: [usize; 2],
+        row_order: impl Fn(usize) -> usize + Sync,
+        compute: ComputeType,
+        level: Level,
+    ) -> Result<Self> {
+        if !cols.is_multiple_of(ty.block_len()) {
+            return Err(Error::PartialBlock { ty, num_elements: cols });
+        }
+        let too_large = Error::TooLarge { rows, cols };
+        let row_bytes = (cols / ty.block_len()).checked_mul(ty.block_bytes());
+        let Some((row_bytes, expected)) = row_bytes.and_then(|b| Some((b, b.checked_mul(rows)?)))
+        else {
+            return Err(too_large);
+        };
+        if bytes.len() != expected {
+            return Err(Error::LengthMismatch {
+                what: "tensor bytes",
+                expected,
+                actual: bytes.len(),
+            });
+        }
+        // The longest form takes 4 bytes per (padded) weight. Padding to 32 and empty rows are what
+        // the length check above does not already bound.
+        let num_blocks = cols.div_ceil(BLOCK);
+        if num_blocks.checked_mul(BLOCK * 4).and_then(|b| b.checked_mul(rows)).is_none() {
+            return Err(too_large);
+        }
+        let source_row = |r: usize| {
+            let row = row_order(r);
+            if row >= rows {
+                return Err(Error::RowOutOfRange { row, rows });
+            }
+            Ok((row, &bytes[row * row_bytes..][..row_bytes]))
+        };
+        let task_rows = (LOAD_TASK_BYTES / (4 * cols.max(1))).max(1);
+
+        let len = rows * cols;
+        let store = match compute {
+            _ if len == 0 => Store::F32(Vec::new()),
+            ComputeType::F32 => {
+                let mut values = vec![0.0; len];
+                values.par_chunks_mut(task_rows * cols).enumerate().try_for_each(
+                    |(task, chunk)| {
+                        for (i, out) in chunk.chunks_exact_mut(cols).enumerate() {
+                            dequantize(ty, source_row(task * task_rows + i)?.1, out)?;
+                        }
+                        Ok(())
+                    },
+                )?;
+                Store::F32(values)
+            }
+            ComputeType::F16 => {
+                let mut values = vec![f16::ZERO; len];
+                values.par_chunks_mut(task_rows * cols).enumerate().try_for_each_init(
+                    || vec![0.0; cols],
+                    |decoded, (task, chunk)| {
+                        for (i, out) in chunk.chunks_exact_mut(cols).enumerate() {
+                            let (row, source) = source_row(task * task_rows + i)?;
+                            dequantize(ty, source, decoded)?;
+                            narrow(decoded, out).map_err(|value| Error::WeightOverflow {
+                                row,
+                                value,
+                                compute,
+                            })?;
+                        }
+                        Ok(())
+                    },
+                )?;
+                Store::F16(values)
+            }
+            ComputeType::Q8 => {
+                let mut codes = vec![0; rows * num_blocks * BLOCK];
+                let mut scales = vec![f16::ZERO; rows * num_blocks];
+                let has_offset = unpack::has_offset(ty);
+                let mut offsets = vec![f16::ZERO; if has_offset { scales.len() } else { 0 }];
+                let task_blocks = task_rows * num_blocks;
+                let mut offset_chunks = offsets.chunks_mut(task_blocks);
+                let tasks: Vec<_> = codes
+                    .chunks_mut(task_blocks * BLOCK)
+                    .zip(scales.chunks_mut(task_blocks))
+                    .map(|(c, s)| (c, s, offset_chunks.next().unwrap_or_default()))
+                    .collect();
+                tasks.into_par_iter().enumerate().try_for_each_init(
+                    || vec![0.0; cols],
+                    |decoded, (task, (codes, scales, offsets))| {
+                        let mut row_offsets = offsets.chunks_exact_mut(num_blocks);
+                        let row_codes = codes.chunks_exact_mut(num_blocks * BLOCK);
+                        let row_scales = scales.chunks_exact_mut(num_blocks);
+                        for (i, (codes, scales)) in row_codes.zip(row_scales).enumerate() {
+                            let (row, source) = source_row(task * task_rows + i)?;
+                            let offsets = row_offsets.next().unwrap_or_default();
+                            let out = Q8RowMut { codes, scales, offsets };
+                            encode_row(ty, source, row, decoded, out)?;
+                        }
+                        Ok(())
+                    },
+                )?;
+                Store::Q8(Q8Store { num_blocks, codes, scales, offsets })
+            }
+        };
+        Ok(Self { rows, cols, level, store })
+    }
+
+    /// Length of `y`.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of `x`.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes held, scales, offsets and padding included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::F32(values) => size_of_val(&values[..]),
+            Store::F16(values) => size_of_val(&values[..]),
+            Store::Q8(q8) => {
+                size_of_val(&q8.codes[..])
+                    + size_of_val(&q8.scales[..])
+                    + size_of_val(&q8.offsets[..])
+            }
+        }
+    }
+
+    /// Writes row `row`, decoded, to `out` `[cols]`: the embedding lookup.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RowOutOfRange`], and [`Error::LengthMismatch`] if `out` is not `[cols]`.
+    pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        if row >= self.rows {
+            return Err(Error::RowOutOfRange { row, rows: self.rows });
+        }
+        check_len("the output row", self.cols, out.len())?;
+        self.decode_rows(row, out);
+        Ok(())
+    }
+
+    /// `y = W x` for one vector: `x` `[cols]`, `y` `[rows]`, f32. No columns: zeros.
+    ///
+    /// A caller that multiplies several matrices with one vector saves time with [`gemv_many`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LengthMismatch`] if `x` or `y` does not fit the shape.
+    pub fn gemv(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.gemv_prepared(&Activations::new(x), y)
+    }
+
+    /// [`gemv`](Self::gemv) with a vector that other matrices share.
+    ///
+    /// # Errors
+    ///
+    /// As [`gemv`](Self::gemv).
+    pub fn gemv_prepared(&self, x: &Activations<'_>, y: &mut [f32]) -> Result<()> {
+        gemv_many(x, &mut [(self, y)])
+    }
+
+    /// `y[t] = W x[t]` for `n` vectors: `x` `[n, cols]`, `y` `[n, rows]`, f32, row-major.
+    ///
+    /// Weights are decoded to f32 by panels and the vectors are not quantized, so for the `Q8` form
+    /// the result is a little closer to the truth than that of [`gemv`](Self::gemv), and not equal
+    /// to it bit for bit. Scratch: about 1 MiB per thread. `n` = 0: nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LengthMismatch`] if `x` or `y` does not fit the shape; [`Error::TooLarge`] if their
+    /// size overflows.
+    pub fn gemm(&self, x: &[f32], n: usize, y: &mut [f32]) -> Result<()> {
+        let len =
+            |width: usize| n.checked_mul(width).ok_or(Error::TooLarge { rows: n, cols: width });
+        check_len("the input of gemm", len(self.cols)?, x.len())?;
+        check_len("the output of gemm", len(self.rows)?, y.len())?;
+        kernels::matmul(self, x, y);
+        Ok(())
+    }
+
+    /// Rows `first..first + y.len()` of `W x`, on this thread.
+    pub(super) fn gemv_rows(&self, first: usize, x: &Activations<'_>, y: &mut [f32]) {
+        match &self.store {
+            _ if self.cols == 0 => y.fill(0.0),
+            Store::F32(values) => {
+                let w = &values[first * self.cols..][..y.len() * self.cols];
+                kernels::gemv_f32(self.level, w, x.values(), y);
+            }
+            Store::F16(values) => {
+                let w = &values[first * self.cols..][..y.len() * self.cols];
+                kernels::gemv_f16(self.level, w, x.values(), y);
+            }
+            Store::Q8(q8) => {
+                kernels::gemv_q8(self.level, q8.rows(first, y.len()), x.blocks(self.level), y);
+            }
+        }
+    }
+
+    /// Prepares what the tasks of one product share.
+    pub(super) fn prepare(&self, x: &Activations<'_>) {
+        if matches!(self.store, Store::Q8(_)) {
+            x.blocks(self.level);
+        }
+    }
+}
+
+impl PanelSource for WeightMatrix {
+    fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    fn resident(&self, first: usize, num_rows: usize) -> Option<&[f32]> {
+        let Store::F32(values) = &self.store else { return None };
+        Some(&values[first * self.cols..][..num_rows * self.cols])
+    }
+
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
+        match &self.store {
+            _ if self.cols == 0 => {}
+            Store::F32(values) => out.copy_from_slice(&values[first * self.cols..][..out.len()]),
+            Store::F16(values) => {
+                kernels::widen_f16(self.level, &values[first * self.cols..][..out.len()], out);
+            }
+            Store::Q8(q8) => {
+                let rows = q8.rows(first, out.len() / self.cols);
+                kernels::expand_q8(self.level, rows, self.cols, out);
+            }
+        }
+    }
+}
+
+/// Fails unless `actual` is `expected`.
+pub(super) fn check_len(what: &'static str, expected: usize, actual: usize) -> Result<()> {
+    if actual != expected {
+        return Err(Error::LengthMismatch { what, expected, actual });
+    }
+    Ok(())
+}
+
+/// Rounds to f16; fails with the first finite value that would become infinite.
+fn narrow(values: &[f32], out: &mut [f16]) -> Result<(), f32> {
+    for (half, &value) in out.iter_mut().zip(values) {
+        *half = f16::from_f32(value);
+        if !half.is_finite() && value.is_finite() {
+            return Err(value);
+        }
+    }
+    Ok(())
+}

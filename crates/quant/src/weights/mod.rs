@@ -1,0 +1,26 @@
+//! Block weights: reading the tensor types of checkpoints, and multiplying with them.
+//!
+//! [`dequantize`] is the plain truth of each type. A [`WeightMatrix`] holds a tensor in the form it
+//! is computed in and offers the two products a model needs: `gemv` for one token (bound by memory,
+//! straight from the stored form) and `gemm` for many (bound by arithmetic, over panels of f32).
+
+mod activations;
+mod compute;
+mod dequant;
+mod encode;
+mod gemv;
+mod matrix;
+mod types;
+mod unpack;
+
+pub use activations::Activations;
+pub use compute::ComputeType;
+pub use dequant::dequantize;
+pub use gemv::gemv_many;
+pub use matrix::WeightMatrix;
+pub use types::{TensorType, ggml_name};
+
+pub(crate) use activations::BlockVector;
+
+/// Columns that share one scale in the `q8` compute form, for weights and activations alike.
+pub(crate) const BLOCK: usize = 32;
