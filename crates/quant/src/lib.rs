@@ -6,5 +6,6 @@
 //! This crate knows no model, no device and no cache. It never allocates pages and never does I/O.
 
 pub mod simd;
+pub mod weights;
 
 pub use simd::Level;
