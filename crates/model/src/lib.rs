@@ -1,1 +1,12 @@
 //! Llama-family loader (safetensors, GGUF), tokenizer and forward pass over a heterogeneous KV cache.
+
+pub mod checkpoint;
+pub mod config;
+mod error;
+pub mod gguf;
+pub mod rope_config;
+mod safetensors;
+
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use error::{Error, Result};
