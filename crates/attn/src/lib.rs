@@ -16,7 +16,7 @@
 
 mod accumulator;
 mod error;
-pub mod prefill;
+mod prefill;
 pub mod reference;
 mod shape;
 pub mod simd;
