@@ -9,17 +9,19 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints its result")]
 
+use std::error::Error;
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use heterokv_attn::reference::head_attention;
-use heterokv_attn::{AttnError, HeadShape, PrefillInput, PrefillOutput, prefill};
+use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, prefill};
 use heterokv_quant::Level;
 use heterokv_testkit::{Inputs, Tolerance, assert_close};
 
-fn main() -> Result<(), AttnError> {
-    let mut arguments = std::env::args().skip(1).map(|word| word.parse::<usize>());
-    let mut next = |default| arguments.next().and_then(Result::ok).unwrap_or(default);
-    let (num_tokens, num_runs) = (next(4096), next(5));
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1).map(|word| word.parse::<NonZeroUsize>());
+    let num_tokens = arguments.next().transpose()?.map_or(4096, NonZeroUsize::get);
+    let num_runs = arguments.next().transpose()?.map_or(5, NonZeroUsize::get);
     let seed = 7;
     let level = Level::detect();
     println!("level {level}, {} threads, {num_tokens} tokens", rayon::current_num_threads());

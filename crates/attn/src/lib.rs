@@ -17,7 +17,7 @@
 mod accumulator;
 pub mod decode;
 mod error;
-pub mod prefill;
+mod prefill;
 pub mod reference;
 mod shape;
 pub mod simd;

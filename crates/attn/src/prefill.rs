@@ -5,7 +5,7 @@
 //! rows of one block, so that a tile is packed once for all of them. Later blocks see more keys: they are
 //! handed out first, so that the threads end together.
 //!
-//! Memory beyond inputs and outputs: a fixed scratch per thread (a few hundred KB at 128 channels) and
+//! Memory beyond inputs and outputs: a fixed scratch per thread (half a MB at 128 channels) and
 //! one slice per (token, KV head) to hand the outputs out.
 //! Every block is computed by one thread in one order, so the result does not depend on their number.
 

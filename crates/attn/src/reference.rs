@@ -167,8 +167,8 @@ pub fn merge(states: &[ReferenceHead], head_dim: usize) -> ReferenceHead {
     }
     for state in states {
         let share = (state.lse - max).exp() / sum;
-        for channel in 0..head_dim {
-            out[channel] += share * state.out[channel];
+        for (sum, channel) in out.iter_mut().zip(&state.out) {
+            *sum += share * channel;
         }
     }
     ReferenceHead { out, lse: max + sum.ln() }

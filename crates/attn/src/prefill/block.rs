@@ -3,15 +3,16 @@
 use heterokv_quant::Level;
 
 use super::PrefillInput;
-use crate::simd::strip::{KEY_LANES, STRIP_ROWS, Strip, Tile, VALUE_LANES, absorb};
+use crate::simd::pack::{HeadRows, pack_keys, pack_values};
+use crate::simd::strip::{KEY_LANES, STRIP_ROWS, Strip, Tile, absorb};
 use crate::{Accumulator, HeadShape};
 
 /// Query rows (tokens times heads of the group) that a block has room for: enough that packing a tile
 /// is a small part of using it, few enough that outputs and queries stay in the second-level cache.
 /// Measured with the example `prefill_speed`.
-const BLOCK_ROWS: usize = 32 * STRIP_ROWS;
+const BLOCK_ROWS: usize = 64 * STRIP_ROWS;
 /// Key tokens of a tile. Measured with the example `prefill_speed`.
-const TILE_TOKENS: usize = 4 * KEY_LANES;
+const TILE_TOKENS: usize = 8 * KEY_LANES;
 
 /// Query tokens of a block; a group of more heads than [`BLOCK_ROWS`] still gets one.
 pub(super) fn block_tokens(shape: &HeadShape) -> usize {
@@ -85,9 +86,9 @@ impl Block<'_> {
         for first in (0..num_seen).step_by(TILE_TOKENS) {
             let num_tokens = TILE_TOKENS.min(num_seen - first);
             let start = first * shape.kv_row_len() + self.kv_head * head_dim;
-            let rows = Rows { start, stride: shape.kv_row_len(), len: head_dim, num_tokens };
-            pack_keys(rows, input.k, &mut scratch.keys);
-            pack_values(rows, input.v, &mut scratch.values);
+            let rows = HeadRows { start, stride: shape.kv_row_len(), head_dim, num_tokens };
+            pack_keys(level, rows, input.k, &mut scratch.keys);
+            pack_values(rows, input.v, TILE_TOKENS, &mut scratch.values);
             let tile = Tile {
                 head_dim,
                 capacity: TILE_TOKENS,
@@ -140,46 +141,6 @@ impl Block<'_> {
                     lse_row[head] = lse;
                 }
             }
-        }
-    }
-}
-
-/// Rows of one KV head inside `[kv_len, num_kv_heads, head_dim]`.
-#[derive(Clone, Copy)]
-struct Rows {
-    start: usize,
-    stride: usize,
-    len: usize,
-    num_tokens: usize,
-}
-
-impl Rows {
-    fn of<'a>(&self, tensor: &'a [f32], token: usize) -> &'a [f32] {
-        &tensor[self.start + token * self.stride..][..self.len]
-    }
-}
-
-/// Packs keys as `[tile / 16, head_dim, 16]`. Lanes beyond the last token keep an earlier tile's keys,
-/// which are finite; their scores are masked.
-fn pack_keys(rows: Rows, k: &[f32], packed: &mut [f32]) {
-    for token in 0..rows.num_tokens {
-        let panel = token / KEY_LANES * KEY_LANES * rows.len;
-        let lanes = packed[panel + token % KEY_LANES..].iter_mut().step_by(KEY_LANES);
-        for (lane, channel) in lanes.zip(rows.of(k, token)) {
-            *lane = *channel;
-        }
-    }
-}
-
-/// Packs values as `[row_stride / 16, tile, 16]`; lanes beyond `head_dim` stay zero.
-fn pack_values(rows: Rows, v: &[f32], packed: &mut [f32]) {
-    for (panel, packed) in packed.chunks_exact_mut(TILE_TOKENS * VALUE_LANES).enumerate() {
-        for (token, packed) in
-            packed.chunks_exact_mut(VALUE_LANES).take(rows.num_tokens).enumerate()
-        {
-            let row = &rows.of(v, token)[panel * VALUE_LANES..];
-            let len = row.len().min(VALUE_LANES);
-            packed[..len].copy_from_slice(&row[..len]);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! polynomial q of degree 4 whose relative error was minimised over the interval (3.1e-9, well below
 //! the rounding of the steps around it). `n ln 2` is subtracted in two parts so that r keeps its low bits.
 //!
-//! **Domain and error.** For `x` in [-87.3, 88] the relative error is at most 1.5e-7 (2.5 units of the
+//! **Domain and error.** For `x` in [-87.3, 88] the relative error is at most 1e-7 (1.7 times the
 //! unit roundoff 2^-24) on every level; a test walks the floats of that range. Below -87.3, where the
 //! result would approach the subnormal numbers, the weight is exactly 0; so it is at minus infinity,
 //! which is how masked tokens vanish. NaN gives NaN. Above 88 the result means nothing: softmax

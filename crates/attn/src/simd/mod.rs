@@ -5,8 +5,11 @@
 //! All loads and stores go through slices whose lengths are asserted at the dispatching function.
 
 pub mod exp;
+pub(crate) mod pack;
 pub(crate) mod strip;
 #[cfg(target_arch = "x86_64")]
 mod strip_avx2;
+#[cfg(test)]
+mod tests;
 
 pub use exp::{exp_weight, exp_weights};
