@@ -237,6 +237,31 @@ pub enum Error {
         /// Shape found, outermost axis first.
         actual: Vec<u64>,
     },
+    /// A prompt without tokens.
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+    /// A token id that the vocabulary does not have.
+    #[error("token id {token} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocab_size: usize,
+    },
+    /// A tensor cannot be held in the compute form.
+    #[error("tensor {name}: {source}")]
+    Weights {
+        /// The tensor.
+        name: String,
+        /// The reason.
+        source: heterokv_quant::Error,
+    },
+    /// A product was refused.
+    #[error(transparent)]
+    Quant(#[from] heterokv_quant::Error),
+    /// The cache refused.
+    #[error(transparent)]
+    Cache(#[from] heterokv_cache::Error),
     /// No built-in model shape of this name.
     #[error("no built-in model shape {name:?}; known: {}", known.join(", "))]
     UnknownBuiltin {

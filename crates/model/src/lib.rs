@@ -3,10 +3,14 @@
 pub mod checkpoint;
 pub mod config;
 mod error;
+mod forward;
 pub mod gguf;
+mod ops;
 pub mod rope_config;
 mod safetensors;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use error::{Error, Result};
+pub use forward::{Model, Progress};
+pub use heterokv_quant::weights::ComputeType;

@@ -1,0 +1,338 @@
+//! The forward pass: a prompt layer by layer in blocks of tokens, or one token at a time.
+//!
+//! Weights stay in the form that [`ComputeType`] names; norms, softmax and sums are f32. Keys enter the
+//! cache post-RoPE, in the half-split pairing, whatever the checkpoint's own.
+
+use heterokv_cache::{HeadShape, KvCache, KvShape, PrefillInput, prefill_layer};
+use heterokv_quant::Level;
+use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, dequantize, gemv_many};
+use rayon::prelude::*;
+
+use crate::checkpoint::{LayerTensor, TensorRole};
+use crate::ops::{Rope, add_bias, add_to, rms_norm, swiglu};
+use crate::{Checkpoint, Error, ModelConfig, Result};
+
+/// Tokens that pass through the projections of a layer together while a prompt is processed.
+const BLOCK_TOKENS: usize = 512;
+
+/// A model's weights, ready to compute.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    shape: KvShape,
+    level: Level,
+    rope: Rope,
+    embedding: WeightMatrix,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    /// None where the output projection is the embedding.
+    output: Option<WeightMatrix>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attn_norm: Vec<f32>,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    norm_q: Option<Vec<f32>>,
+    norm_k: Option<Vec<f32>>,
+    ffn_norm: Vec<f32>,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+}
+
+/// A matrix and the bias that is added to its product.
+#[derive(Debug)]
+struct Projection {
+    weights: WeightMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+/// What reports how far a prompt is: `(done, total)` in tokens times layers.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+impl Model {
+    /// Loads the weights of `checkpoint` in the form `compute`.
+    ///
+    /// # Errors
+    /// A missing or misshapen tensor, or one that the form cannot hold, each by name.
+    pub fn load(checkpoint: &Checkpoint, compute: ComputeType, level: Level) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let loader = Loader { checkpoint, compute, level };
+        let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)
+            .map_err(heterokv_cache::Error::from)?;
+        let layers: Result<Vec<Layer>> =
+            (0..config.num_layers).map(|layer| loader.layer(layer)).collect();
+        let output = match config.tie_word_embeddings {
+            true => None,
+            false => Some(loader.matrix(TensorRole::Output)?),
+        };
+        Ok(Self {
+            shape: KvShape { num_layers: config.num_layers, heads },
+            level,
+            rope: Rope::new(&config.rope, config.head_dim),
+            embedding: loader.matrix(TensorRole::TokenEmbedding)?,
+            layers: layers?,
+            output_norm: loader.vector(TensorRole::OutputNorm)?,
+            output,
+            config,
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What a cache needs to know.
+    #[must_use]
+    pub fn kv_shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Bytes of the weight matrices as held.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+        });
+        let layers: usize = layers.map(|projection| projection.weights.bytes()).sum();
+        self.embedding.bytes() + self.output.as_ref().map_or(0, WeightMatrix::bytes) + layers
+    }
+
+    /// Runs a whole prompt through the model with exact attention and stores it in every one of
+    /// `caches`, all empty and of this model. Returns the last hidden states `[num_tokens,
+    /// hidden_size]`, which [`Model::logits`] turns into logits.
+    ///
+    /// Layer by layer: besides the caches, one layer's exact keys and values and the hidden states are
+    /// held at a time.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::TokenId`] for an id outside the vocabulary, and what the caches
+    /// refuse.
+    pub fn prefill(
+        &self,
+        tokens: &[u32],
+        caches: &mut [KvCache],
+        mut progress: Option<Progress<'_>>,
+    ) -> Result<Vec<f32>> {
+        let mut hidden = self.embed(tokens)?;
+        let num_tokens = tokens.len();
+        let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
+        let mut q = vec![0.0; num_tokens * qo_len];
+        let mut k = vec![0.0; num_tokens * kv_len];
+        let mut v = vec![0.0; num_tokens * kv_len];
+        let mut attended = vec![0.0; num_tokens * qo_len];
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rows = hidden.chunks(BLOCK_TOKENS * self.config.hidden_size);
+            let blocks = q
+                .chunks_mut(BLOCK_TOKENS * qo_len)
+                .zip(k.chunks_mut(BLOCK_TOKENS * kv_len))
+                .zip(v.chunks_mut(BLOCK_TOKENS * kv_len));
+            for (block, (hidden, ((q, k), v))) in rows.zip(blocks).enumerate() {
+                self.project(layer, hidden, block * BLOCK_TOKENS, q, k, v)?;
+            }
+            prefill_layer(caches, index, PrefillInput { q: &q, k: &k, v: &v }, &mut attended)?;
+            let blocks = hidden.chunks_mut(BLOCK_TOKENS * self.config.hidden_size);
+            for (hidden, attended) in blocks.zip(attended.chunks(BLOCK_TOKENS * qo_len)) {
+                self.finish_layer(layer, attended, hidden)?;
+            }
+            if let Some(progress) = &mut progress {
+                progress((index + 1) * num_tokens, self.layers.len() * num_tokens);
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// Runs further tokens through the model behind what `cache` holds, each attending over the cache
+    /// as it then is. Returns the last hidden states `[num_tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`Model::prefill`].
+    pub fn extend(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
+        let mut hidden = self.embed(tokens)?;
+        let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
+        let mut q = vec![0.0; tokens.len() * qo_len];
+        let mut k = vec![0.0; tokens.len() * kv_len];
+        let mut v = vec![0.0; tokens.len() * kv_len];
+        let mut attended = vec![0.0; tokens.len() * qo_len];
+        let position = cache.num_tokens();
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.project(layer, &hidden, position, &mut q, &mut k, &mut v)?;
+            let rows = k.chunks_exact(kv_len).zip(v.chunks_exact(kv_len));
+            let heads = q.chunks_exact(qo_len).zip(attended.chunks_exact_mut(qo_len));
+            for ((k, v), (q, out)) in rows.zip(heads) {
+                cache.append(index, k, v)?;
+                cache.attend(index, q, out)?;
+            }
+            self.finish_layer(layer, &attended, &mut hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Logits `[vocab_size]` of one hidden state `[hidden_size]` of the last layer.
+    ///
+    /// # Errors
+    /// When `hidden` has another length.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let mut normed = hidden.to_vec();
+        rms_norm(&mut normed, &self.output_norm, self.config.rms_norm_eps);
+        let mut logits = vec![0.0; self.config.vocab_size];
+        self.output.as_ref().unwrap_or(&self.embedding).gemv(&normed, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Logits `[n, vocab_size]` of `n` hidden states `[n, hidden_size]`, multiplied together.
+    ///
+    /// # Errors
+    /// When `hidden` is not whole rows.
+    pub fn logits_of_rows(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let mut normed = hidden.to_vec();
+        rms_norm(&mut normed, &self.output_norm, self.config.rms_norm_eps);
+        let num_rows = hidden.len() / self.config.hidden_size;
+        let mut logits = vec![0.0; num_rows * self.config.vocab_size];
+        self.output.as_ref().unwrap_or(&self.embedding).gemm(&normed, num_rows, &mut logits)?;
+        Ok(logits)
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let width = self.config.hidden_size;
+        let mut hidden = vec![0.0; tokens.len() * width];
+        for (&token, row) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
+            if token as usize >= self.config.vocab_size {
+                return Err(Error::TokenId { token, vocab_size: self.config.vocab_size });
+            }
+            self.embedding.row(token as usize, row)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Post-RoPE queries and keys, and values, of tokens at `position..`.
+    fn project(
+        &self,
+        layer: &Layer,
+        hidden: &[f32],
+        position: usize,
+        q: &mut [f32],
+        k: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<()> {
+        let mut normed = hidden.to_vec();
+        rms_norm(&mut normed, &layer.attn_norm, self.config.rms_norm_eps);
+        multiply(&normed, &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
+        for (rows, norm) in [(&mut *q, &layer.norm_q), (&mut *k, &layer.norm_k)] {
+            if let Some(norm) = norm {
+                rms_norm(rows, norm, self.config.rms_norm_eps);
+            }
+        }
+        self.rope.rotate(q, position, self.shape.heads.num_qo_heads);
+        self.rope.rotate(k, position, self.shape.heads.num_kv_heads);
+        Ok(())
+    }
+
+    /// The attention output's projection and the MLP, added to the hidden states.
+    fn finish_layer(&self, layer: &Layer, attended: &[f32], hidden: &mut [f32]) -> Result<()> {
+        let mut product = vec![0.0; hidden.len()];
+        multiply(attended, &mut [(&layer.o, &mut product)])?;
+        add_to(hidden, &product);
+        let mut normed = hidden.to_vec();
+        rms_norm(&mut normed, &layer.ffn_norm, self.config.rms_norm_eps);
+        let inner = hidden.len() / self.config.hidden_size * self.config.intermediate_size;
+        let (mut gate, mut up) = (vec![0.0; inner], vec![0.0; inner]);
+        multiply(&normed, &mut [(&layer.gate, &mut gate), (&layer.up, &mut up)])?;
+        swiglu(&mut gate, &up);
+        multiply(&gate, &mut [(&layer.down, &mut product)])?;
+        add_to(hidden, &product);
+        Ok(())
+    }
+}
+
+/// Products of rows `x [n, cols]` with several projections, biases added: by vector for one row, by
+/// matrix for more.
+fn multiply(x: &[f32], products: &mut [(&Projection, &mut [f32])]) -> Result<()> {
+    let cols = products.first().map_or(1, |(projection, _)| projection.weights.cols());
+    let num_rows = x.len() / cols;
+    if num_rows == 1 {
+        let activations = Activations::new(x);
+        let mut pairs: Vec<(&WeightMatrix, &mut [f32])> =
+            products.iter_mut().map(|(projection, y)| (&projection.weights, &mut **y)).collect();
+        gemv_many(&activations, &mut pairs)?;
+    } else {
+        for (projection, y) in &mut *products {
+            projection.weights.gemm(x, num_rows, y)?;
+        }
+    }
+    for (projection, y) in products {
+        if let Some(bias) = &projection.bias {
+            y.par_chunks_exact_mut(bias.len()).for_each(|row| add_bias(row, bias));
+        }
+    }
+    Ok(())
+}
+
+/// What reads tensors into the form a model computes with.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    compute: ComputeType,
+    level: Level,
+}
+
+impl Loader<'_> {
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let role = |tensor| TensorRole::Layer(index, tensor);
+        let projection = |weights, bias| {
+            let weights = self.matrix(role(weights))?;
+            Ok::<_, Error>(Projection { weights, bias: self.optional_vector(role(bias))? })
+        };
+        Ok(Layer {
+            attn_norm: self.vector(role(LayerTensor::AttnNorm))?,
+            q: projection(LayerTensor::Wq, LayerTensor::BiasQ)?,
+            k: projection(LayerTensor::Wk, LayerTensor::BiasK)?,
+            v: projection(LayerTensor::Wv, LayerTensor::BiasV)?,
+            o: projection(LayerTensor::Wo, LayerTensor::BiasO)?,
+            norm_q: self.optional_vector(role(LayerTensor::NormQ))?,
+            norm_k: self.optional_vector(role(LayerTensor::NormK))?,
+            ffn_norm: self.vector(role(LayerTensor::FfnNorm))?,
+            gate: projection(LayerTensor::Gate, LayerTensor::BiasGate)?,
+            up: projection(LayerTensor::Up, LayerTensor::BiasUp)?,
+            down: projection(LayerTensor::Down, LayerTensor::BiasDown)?,
+        })
+    }
+
+    fn matrix(&self, role: TensorRole) -> Result<WeightMatrix> {
+        let tensor = self.checkpoint.tensor(role)?;
+        let order = |row| tensor.row_order.stored_row(row);
+        let shape = [tensor.rows, tensor.cols];
+        WeightMatrix::from_tensor(tensor.ty, tensor.bytes, shape, order, self.compute, self.level)
+            .map_err(|source| Error::Weights { name: tensor.name.to_owned(), source })
+    }
+
+    fn vector(&self, role: TensorRole) -> Result<Vec<f32>> {
+        let tensor = self.checkpoint.tensor(role)?;
+        let mut stored = vec![0.0; tensor.rows * tensor.cols];
+        dequantize(tensor.ty, tensor.bytes, &mut stored)
+            .map_err(|source| Error::Weights { name: tensor.name.to_owned(), source })?;
+        // A bias of q or k is permuted like the rows of its matrix.
+        Ok((0..stored.len()).map(|i| stored[tensor.row_order.stored_row(i)]).collect())
+    }
+
+    fn optional_vector(&self, role: TensorRole) -> Result<Option<Vec<f32>>> {
+        match self.checkpoint.optional_tensor(role)? {
+            None => Ok(None),
+            Some(_) => self.vector(role).map(Some),
+        }
+    }
+}
