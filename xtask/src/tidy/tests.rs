@@ -17,10 +17,11 @@ fn the_workspace_is_tidy() {
 
 #[test]
 fn a_good_source_file_passes() {
-    let good =
-        "//! What it is.\n\n/// Not unsafe, see unsafe_code.\nfn f() { g(\"unsafe\") } // unsafe\n";
+    let good = "//! What it is.\n\n/// Not unsafe, see unsafe_code.\nfn f() {} // unsafe\n";
     assert_eq!(sources::check(&file("crates/a/src/lib.rs", good)), [""; 0]);
     assert_eq!(sources::check(&file("shaders/src/a.wgsl", "// What it is.\n")), [""; 0]);
+    let quoted = "//! Head.\nfn f() { g(\u{22}unsafe\u{22}) }\n";
+    assert_eq!(sources::check(&file("crates/a/src/lib.rs", quoted)), [""; 0]);
     let longest = format!("//! Head.\n{}", "x\n".repeat(599));
     assert_eq!(sources::check(&file("crates/a/src/lib.rs", longest)), [""; 0]);
 }
