@@ -1,3 +1,79 @@
-//! The only automation of the workspace.
+//! The only automation of the workspace: fetch the default model, show the demo, run every test, keep the tree tidy.
+//!
+//! `cargo xtask demo` and `cargo xtask test --setup` are all the set-up that a clone needs, and `.ci/run` calls
+//! nothing else. What this program never does: ask a question, write outside `target/` and the user's cache
+//! folder (setting up aside), or take a path through the code that a user of `heterokv` could not take by hand.
 
-fn main() {}
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that reports what it does; results go to stdout, progress to stderr"
+)]
+
+mod checks;
+mod demo;
+mod licence;
+mod model_file;
+mod needs;
+mod package;
+mod process;
+mod tally;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// The command line; its doc comments are the help texts.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The automation of heterokv")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the program, get the default model and answer a question over a long context
+    Demo(demo::Options),
+    /// Run every test, then the lint, format, docs, licence and structure checks
+    Test(test::Options),
+    /// Get the default model, if it is not there yet, and print where it is
+    Fetch,
+    /// Check the structure of the tree: heads, sizes, unsafe code, paths in documents, edges between crates
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Performs one task; `Ok(false)` if it ran to its end and found something wrong, which it has then printed.
+fn perform(task: Task) -> Result<bool> {
+    let workspace = Workspace::around_this_package()?;
+    match task {
+        Task::Demo(options) => demo::run(&workspace, &options),
+        Task::Test(options) => test::run(&workspace, &options),
+        Task::Fetch => {
+            println!("{}", model_file::obtain_default()?.display());
+            Ok(true)
+        }
+        Task::Tidy => {
+            let findings = tidy::check(&workspace)?;
+            tidy::print(&findings);
+            Ok(findings.is_empty())
+        }
+    }
+}

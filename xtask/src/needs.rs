@@ -1,0 +1,146 @@
+//! What the tests need beside Rust, how it is looked for, and how `--setup` installs it without asking.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::model_file::pip;
+use crate::process;
+use crate::tally::Tally;
+
+/// Something that the tests need on the machine.
+struct Need {
+    name: &'static str,
+    /// What goes without it.
+    purpose: &'static str,
+    is_met: fn() -> bool,
+    installer: Installer,
+}
+
+/// Who can provide it.
+enum Installer {
+    /// Debian packages, as root or by a sudo that asks for no password.
+    Apt(&'static [&'static str]),
+    /// A component of the active toolchain.
+    Rustup(&'static str),
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        name: "Python with pip",
+        purpose: "downloads the default model",
+        is_met: || pip::pythons().iter().any(pip::has_pip),
+        installer: Installer::Apt(&["python3", "python3-pip"]),
+    },
+    Need {
+        name: "rustfmt",
+        purpose: "checks the format",
+        is_met: || process::succeeds(Command::new("cargo").args(["fmt", "--version"])),
+        installer: Installer::Rustup("rustfmt"),
+    },
+    Need {
+        name: "clippy",
+        purpose: "checks the lints",
+        is_met: || process::succeeds(Command::new("cargo").args(["clippy", "--version"])),
+        installer: Installer::Rustup("clippy"),
+    },
+];
+
+/// Installs what is missing; what cannot be installed here is printed with the line to run, and counted as
+/// skipped. What is there already is not counted: it is no test.
+///
+/// # Errors
+/// If an installer cannot be started.
+pub(crate) fn set_up() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for need in NEEDS {
+        if (need.is_met)() {
+            println!("{}: there", need.name);
+            continue;
+        }
+        println!("{}: missing ({})", need.name, need.purpose);
+        if !need.installer.install()? || !(need.is_met)() {
+            println!("{}: could not be installed; run: {}", need.name, need.installer.line());
+            tally += Tally::of_skip();
+        }
+    }
+    Ok(tally)
+}
+
+impl Installer {
+    /// The line that a person would run.
+    fn line(&self) -> String {
+        match self {
+            Self::Apt(packages) => format!("sudo apt-get install --yes {}", packages.join(" ")),
+            Self::Rustup(component) => format!("rustup component add {component}"),
+        }
+    }
+
+    /// False if it is not to be had here or did not work; that is the caller's to say.
+    fn install(&self) -> Result<bool> {
+        match self {
+            Self::Apt(packages) => {
+                let Some(prefix) = apt_prefix() else { return Ok(false) };
+                // Old lists name package versions that are gone; if the update fails, the install tells.
+                process::run(&mut apt(prefix, &["update", "--quiet"]))?;
+                let arguments = [&["install", "--yes", "--no-install-recommends"], *packages];
+                process::run(&mut apt(prefix, &arguments.concat()))
+            }
+            Self::Rustup(component) => {
+                if !process::succeeds(Command::new("rustup").arg("--version")) {
+                    return Ok(false);
+                }
+                process::run(Command::new("rustup").args(["component", "add", component]))
+            }
+        }
+    }
+}
+
+/// The words before `apt-get`: none as root, sudo where it asks for nothing; `None` if there is no way.
+fn apt_prefix() -> Option<&'static [&'static str]> {
+    if !process::succeeds(Command::new("apt-get").arg("--version")) {
+        return None;
+    }
+    let user = Command::new("id").arg("-u").output().ok()?;
+    if user.stdout.trim_ascii() == b"0" {
+        Some(&[])
+    } else if process::succeeds(Command::new("sudo").args(["--non-interactive", "true"])) {
+        Some(&["sudo", "--non-interactive"])
+    } else {
+        None
+    }
+}
+
+fn apt(prefix: &[&str], arguments: &[&str]) -> Command {
+    let words = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"], arguments].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apt_is_called_without_questions_and_with_or_without_sudo() {
+        let shown = |prefix| process::shown(&apt(prefix, &["install", "--yes", "python3-pip"]));
+        let plain = "env DEBIAN_FRONTEND=noninteractive apt-get install --yes python3-pip";
+        assert_eq!(shown(&[]), plain);
+        assert_eq!(
+            shown(&["sudo", "--non-interactive"]),
+            format!("sudo --non-interactive {plain}")
+        );
+    }
+
+    #[test]
+    fn every_need_has_a_line_to_run() {
+        for need in NEEDS {
+            assert!(
+                need.installer.line().contains(" install ")
+                    || need.installer.line().contains(" add ")
+            );
+            assert!(!need.purpose.is_empty(), "{}", need.name);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask test`: every runner and every check, timed, counted and summed into one closing line.
+//!
+//! All of it builds in the `release` profile and for the whole workspace, so that each dependency is compiled
+//! once with one set of features; which tests a step runs is the runner's filter, never cargo's.
+
+mod report;
+mod runners;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+use crate::{checks, model_file, needs, package};
+
+use report::{Report, Step};
+use runners::{Nextest, Settings};
+
+/// What to test.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install first what the tests need beside Rust; asks nothing
+    #[arg(long)]
+    setup: bool,
+    /// Measure every bar in full instead of the short tier that CI runs; also package every published crate
+    #[arg(long)]
+    long: bool,
+    /// Do without the default model: the tests that need it are skipped and counted
+    #[arg(long, conflicts_with = "model")]
+    no_model: bool,
+    /// A copy of the default model that you have already; it is verified
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+}
+
+/// Runs every step, whatever became of those before it, and prints the table and the closing line; true if
+/// nothing failed.
+///
+/// # Errors
+/// If the workspace cannot be read.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    let mut report = Report::begin();
+    if options.setup {
+        report.step(Step::new("setup"), needs::set_up);
+    }
+    let mut settings = Settings { model: None, is_long: options.long };
+    if !options.no_model {
+        report.step(Step::new("model"), || {
+            settings.model = Some(model(options.model.as_deref())?);
+            Ok(Tally::default())
+        });
+    }
+    let nextest = Nextest::is_there(workspace);
+    let built = report.step(Step::new("build").within_minutes(12), || runners::build(workspace));
+    if built {
+        if nextest {
+            run_by_nextest(&mut report, workspace, &settings);
+        } else {
+            println!(
+                "cargo-nextest is not there: `cargo test` runs the tests, without their time limits"
+            );
+            report.step(Step::new("tests").within_minutes(18), || {
+                runners::libtest(workspace, &settings)
+            });
+        }
+        report.step(Step::new("doctests").within_minutes(2), || {
+            runners::doctests(workspace, &settings)
+        });
+    }
+    if options.long {
+        report.step(Step::new("package"), || package::run(workspace));
+    }
+    report.step(Step::new("checks").within_minutes(4), || checks::run(workspace));
+    Ok(report.end())
+}
+
+fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Settings) {
+    let mut nextest = None;
+    let listed = report.step(Step::new("list"), || {
+        nextest = Some(Nextest::list(workspace)?);
+        Ok(Tally::default())
+    });
+    if let (true, Some(nextest)) = (listed, nextest) {
+        report.step(Step::new("unit and property tests").within_minutes(8), || {
+            nextest.run(workspace, settings, runners::Stage::Units)
+        });
+        report.step(Step::new("model and program tests").within_minutes(10), || {
+            nextest.run(workspace, settings, runners::Stage::Models)
+        });
+    }
+}
+
+/// The default model: the user's copy, which must be the very file that the expected figures belong to, or ours.
+fn model(given: Option<&Path>) -> Result<PathBuf> {
+    match given {
+        Some(path) => {
+            model_file::verify(&model_file::DEFAULT_MODEL, path)?;
+            Ok(std::path::absolute(path)?)
+        }
+        None => model_file::obtain_default(),
+    }
+}

@@ -1,0 +1,255 @@
+//! The test runners: nextest in two stages where it is there, else libtest, and rustdoc's tests in either case.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::process::{self, Stream};
+use crate::tally::{Runner, RunnerOutput, Tally};
+use crate::workspace::Workspace;
+
+/// The tests that run the default model, and so share neither cores nor memory with others. The test group of
+/// `.config/nextest.toml` has the same words, which a test of ours compares.
+const MODEL_TESTS: &str = "package(heterokv-tests) | (package(heterokv) & kind(test))";
+
+/// What the tests are told, each by an environment variable.
+pub(super) struct Settings {
+    /// `HETEROKV_MODEL`: the default model; absent, the tests that need it announce that they are skipped.
+    pub(super) model: Option<PathBuf>,
+    /// `HETEROKV_LONG=1`: every bar in full.
+    pub(super) is_long: bool,
+}
+
+impl Settings {
+    /// Sets the variables, and unsets those that the shell may have set otherwise.
+    fn tell(&self, command: &mut Command) {
+        match &self.model {
+            Some(path) => command.env("HETEROKV_MODEL", path),
+            None => command.env_remove("HETEROKV_MODEL"),
+        };
+        if self.is_long {
+            command.env("HETEROKV_LONG", "1");
+        } else {
+            command.env_remove("HETEROKV_LONG");
+        }
+    }
+}
+
+/// Builds libraries, programs and tests at once, since only then do they share their dependencies.
+pub(super) fn build(workspace: &Workspace) -> Result<Tally> {
+    let arguments = ["build", "--release", "--workspace", "--all-targets"];
+    process::run_or_fail(&mut workspace.cargo(&arguments))?;
+    Ok(Tally::default())
+}
+
+/// Everything by `cargo test`, binary after binary.
+pub(super) fn libtest(workspace: &Workspace, settings: &Settings) -> Result<Tally> {
+    cargo_test(workspace, settings, &["--tests"])
+}
+
+/// The examples in the docs of all libraries.
+pub(super) fn doctests(workspace: &Workspace, settings: &Settings) -> Result<Tally> {
+    cargo_test(workspace, settings, &["--doc"])
+}
+
+fn cargo_test(workspace: &Workspace, settings: &Settings, targets: &[&str]) -> Result<Tally> {
+    // A model test holds a model and its own threads: many at once would not fit a small machine.
+    let num_threads = thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    let mut command = workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]);
+    command.args(targets).args(["--", "--show-output", "--color", "never"]);
+    command.env("RUST_TEST_THREADS", num_threads.to_string());
+    settings.tell(&mut command);
+    watch(&mut command, Runner::Libtest)
+}
+
+/// Which half of the tests nextest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Units,
+    Models,
+}
+
+impl Stage {
+    fn filter(self) -> String {
+        match self {
+            Self::Units => format!("not ({MODEL_TESTS})"),
+            Self::Models => MODEL_TESTS.to_owned(),
+        }
+    }
+
+    /// The filter's meaning, on one binary of the list.
+    fn takes(self, suite: &Suite) -> bool {
+        let is_model = suite.package_name == "heterokv-tests"
+            || (suite.package_name == "heterokv" && suite.kind == "test");
+        is_model == (self == Self::Models)
+    }
+}
+
+/// The tests that nextest lists, known before they run so that none can get lost.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Nextest {
+    rust_suites: BTreeMap<String, Suite>,
+}
+
+/// One test binary.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Suite {
+    package_name: String,
+    kind: String,
+    testcases: BTreeMap<String, Testcase>,
+}
+
+#[derive(Deserialize)]
+struct Testcase {
+    ignored: bool,
+}
+
+impl Nextest {
+    /// Whether `cargo nextest` can be called.
+    pub(super) fn is_there(workspace: &Workspace) -> bool {
+        process::succeeds(&mut workspace.cargo(&["nextest", "--version"]))
+    }
+
+    /// Asks nextest for all tests of the workspace.
+    ///
+    /// # Errors
+    /// If nextest fails, or its list is not what this program can read.
+    pub(super) fn list(workspace: &Workspace) -> Result<Self> {
+        let mut command = workspace.cargo(&["nextest", "list", "--workspace"]);
+        command.args(["--cargo-profile", "release", "--message-format", "json"]);
+        let list = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot start cargo nextest")?;
+        ensure!(list.status.success(), "`{}` failed", process::shown(&command));
+        Self::read(&list.stdout)
+    }
+
+    fn read(json: &[u8]) -> Result<Self> {
+        serde_json::from_slice(json)
+            .context("the list of tests from cargo nextest is not understood")
+    }
+
+    /// How many tests of a stage are to run, and how many are ignored.
+    fn expected(&self, stage: Stage) -> (u64, u64) {
+        let suites = self.rust_suites.values().filter(|suite| stage.takes(suite));
+        let tests = suites.flat_map(|suite| suite.testcases.values());
+        let (ignored, run): (Vec<_>, Vec<_>) = tests.partition(|test| test.ignored);
+        (run.len() as u64, ignored.len() as u64)
+    }
+
+    /// Runs one stage; tests that are listed and did not run count as failed, ignored ones as skipped.
+    ///
+    /// # Errors
+    /// If nextest ends without a summary, or fails without a failed test.
+    pub(super) fn run(
+        &self,
+        workspace: &Workspace,
+        settings: &Settings,
+        stage: Stage,
+    ) -> Result<Tally> {
+        let mut command = workspace.cargo(&["nextest", "run", "--workspace"]);
+        command.args(["--cargo-profile", "release", "--no-fail-fast", "--no-tests", "pass"]);
+        command.args(["--success-output", "immediate", "--color", "never"]);
+        command.args(["--profile", if settings.is_long { "long" } else { "default" }]);
+        command.args(["--filterset", &stage.filter()]);
+        settings.tell(&mut command);
+        let mut tally = watch(&mut command, Runner::Nextest)?;
+        let (num_expected, num_ignored) = self.expected(stage);
+        let num_lost = num_expected.saturating_sub(tally.num_tests());
+        if num_lost > 0 {
+            println!("{num_lost} of {num_expected} listed tests did not run");
+        }
+        tally += Tally { num_failed: num_lost, num_skipped: num_ignored, ..Tally::default() };
+        Ok(tally)
+    }
+}
+
+/// Runs a runner, counting what it prints.
+fn watch(command: &mut Command, runner: Runner) -> Result<Tally> {
+    let mut output = RunnerOutput::of(runner);
+    let mut error = RunnerOutput::of(runner);
+    let succeeded = process::run_watched(command, |stream, line| match stream {
+        Stream::Output => output.line(line),
+        Stream::Error => error.line(line),
+    })?;
+    for reason in output.reasons().iter().chain(error.reasons()) {
+        println!("skipped: {reason}");
+    }
+    // Nextest speaks on one stream and libtest on the other; a silent stream has no tally.
+    let mut tally = Tally::default();
+    let tallies = [output.tally(), error.tally()];
+    if tallies == [None, None] {
+        bail!("`{}` ended without a summary", process::shown(command));
+    }
+    for part in tallies.into_iter().flatten() {
+        tally += part;
+    }
+    if !succeeded && tally.num_failed == 0 {
+        bail!("`{}` failed, though none of its tests did", process::shown(command));
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = r#"{ "test-count": 4, "rust-suites": {
+        "heterokv-quant": { "package-name": "heterokv-quant", "kind": "lib", "status": "listed",
+            "testcases": { "a": { "ignored": false }, "b": { "ignored": true } } },
+        "heterokv": { "package-name": "heterokv", "kind": "bin", "testcases": { "a": { "ignored": false } } },
+        "heterokv::program": { "package-name": "heterokv", "kind": "test",
+            "testcases": { "a": { "ignored": false } } },
+        "heterokv-tests::all": { "package-name": "heterokv-tests", "kind": "test",
+            "testcases": { "a": { "ignored": false }, "b": { "ignored": false }, "c": { "ignored": true } } }
+    } }"#;
+
+    #[test]
+    fn every_listed_test_belongs_to_one_stage() {
+        let list = Nextest::read(LIST.as_bytes()).expect("it is a list");
+        assert_eq!(list.expected(Stage::Units), (2, 1));
+        assert_eq!(list.expected(Stage::Models), (3, 1));
+        assert!(Nextest::read(b"{}").is_err());
+    }
+
+    #[test]
+    fn the_group_in_the_configuration_holds_the_model_tests() {
+        let root = Workspace::around_this_package().expect("we are in it").root().to_owned();
+        let text = std::fs::read_to_string(root.join(".config/nextest.toml")).expect("it is there");
+        let table: toml::Table = text.parse().expect("it is TOML");
+        for profile in ["default", "long"] {
+            let filter = &table["profile"][profile]["overrides"][0]["filter"];
+            assert_eq!(filter.as_str(), Some(MODEL_TESTS), "{profile}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_runner_that_dies_or_fails_without_a_failed_test_is_an_error() {
+        let sh = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            watch(&mut command, Runner::Libtest)
+        };
+        let line = "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured";
+        assert_eq!(sh(&format!("echo '{line}'")).expect("it passed").num_passed, 1);
+        assert!(sh(&format!("echo '{line}'; exit 101")).is_err());
+        assert!(sh("exit 0").is_err());
+    }
+
+    #[test]
+    fn what_is_not_set_is_unset() {
+        let mut command = Command::new("true");
+        Settings { model: None, is_long: false }.tell(&mut command);
+        let unset: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).collect();
+        assert_eq!(unset.len(), 2);
+    }
+}
