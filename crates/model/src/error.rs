@@ -259,6 +259,12 @@ pub enum Error {
     /// A product was refused.
     #[error(transparent)]
     Quant(#[from] heterokv_quant::Error),
+    /// The tokenizer or the chat template refused.
+    #[error(transparent)]
+    Text(#[from] crate::text::Error),
+    /// The sampler's settings or the logits are not usable.
+    #[error(transparent)]
+    Sampler(#[from] crate::SamplerError),
     /// The cache refused.
     #[error(transparent)]
     Cache(#[from] heterokv_cache::Error),

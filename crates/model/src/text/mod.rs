@@ -13,6 +13,7 @@ mod detokenize;
 mod error;
 mod gguf_vocab;
 mod hf_folder;
+mod of_checkpoint;
 mod pre_tokenizer;
 mod spm;
 mod stop;
@@ -25,6 +26,7 @@ pub use detokenize::{DecodeStream, LeadingSpace, SpecialTokens};
 pub use error::Error;
 pub use gguf_vocab::GgufVocab;
 pub use hf_folder::HfText;
+pub use of_checkpoint::ModelText;
 pub use stop::{StopMatch, StopMatcher};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 
