@@ -261,7 +261,7 @@ impl WeightMatrix {
     /// Up to four vectors go through [`gemv`](Self::gemv), with its bits. For more, weights are
     /// decoded to f32 by panels and the vectors are not quantized, so for the `Q8` form the result
     /// is a little closer to the truth, and not equal to that of `gemv` bit for bit. Scratch: about
-    /// 2 MiB per thread. `n` = 0: nothing is done.
+    /// 3 MiB per thread. `n` = 0: nothing is done.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@
 
 use heterokv_quant::weights::{TensorType, dequantize};
 
-const FIXTURE: &[u8] = include_bytes!("fixtures/dequant.bin");
+const FIXTURE: &[u8] = include_bytes!("../fixtures/dequant.bin");
 
 struct Case {
     ty: TensorType,
