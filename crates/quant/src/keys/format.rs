@@ -103,8 +103,8 @@ impl KeyFormat {
                 per_row(row, (centroids + 1) * f16_row, 2 * centroids)
             }
             Self::Alloc { .. } => {
-                let row = self.alloc_row_bytes(head_dim);
-                per_row(row, 2 * f16_row + head_dim * 2 + head_dim / CHUNK, 256)
+                let row = self.alloc_code_bytes(head_dim) + 1;
+                per_row(row, 3 * f16_row + head_dim * 2 + head_dim / CHUNK * 2, 256)
             }
         })
     }
@@ -120,15 +120,16 @@ impl KeyFormat {
         Ok(8.0 * (codes + tables) / head_dim as f64)
     }
 
-    /// The `alloc` format whose rows take `row_bytes` for keys `[head_dim]`.
+    /// The `alloc` format whose rows take `row_bytes` for keys `[head_dim]`, if there is one.
     #[must_use]
-    pub fn alloc_of_row_bytes(row_bytes: usize, head_dim: usize) -> Self {
-        let centibits = (800 * row_bytes).div_ceil(head_dim.max(1));
-        Self::Alloc { centibits: centibits.clamp(MIN_CENTIBITS, MAX_CENTIBITS) as u16 }
+    pub fn alloc_of_row_bytes(row_bytes: usize, head_dim: usize) -> Option<Self> {
+        let centibits = (800 * row_bytes.checked_sub(1)?).div_ceil(head_dim.max(1));
+        let known = (MIN_CENTIBITS..=MAX_CENTIBITS).contains(&centibits);
+        known.then_some(Self::Alloc { centibits: centibits as u16 })
     }
 
-    /// Bytes of an `alloc` row: the average width times the channels, in whole bytes.
-    pub(super) fn alloc_row_bytes(self, head_dim: usize) -> usize {
+    /// Bytes of codes of an `alloc` row: the average width times the channels, in whole bytes.
+    pub(super) fn alloc_code_bytes(self, head_dim: usize) -> usize {
         let Self::Alloc { centibits } = self else { return 0 };
         (usize::from(centibits) * head_dim / 800).max(1)
     }

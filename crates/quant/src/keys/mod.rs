@@ -62,6 +62,8 @@ pub struct PreparedQueries {
     bias: Vec<f32>,
     /// `[num_heads]`, sum of each query, for formats with a zero per token.
     sums: Vec<f32>,
+    /// `[num_heads]`, added to every dot product before the scale of its token; empty where 0.
+    offsets: Vec<f32>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
 }
@@ -93,7 +95,7 @@ impl KeyCoder {
             KeyFormat::LloydMax { bits } => Kind::LloydMax(lloyd_max::LloydMax::fit(bits, input)?),
             KeyFormat::Pq { width, code_bits } => Kind::Pq(pq::Pq::fit(width, code_bits, input)),
             KeyFormat::Alloc { .. } => {
-                Kind::Alloc(alloc::Alloc::fit(format.alloc_row_bytes(head_dim), input))
+                Kind::Alloc(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
             }
         };
         Ok(Self { format, head_dim, layout, kind })
@@ -168,6 +170,7 @@ impl KeyCoder {
         prepared.bias.clear();
         prepared.bias.resize(prepared.num_heads, 0.0);
         prepared.sums.clear();
+        prepared.offsets.clear();
         match &self.kind {
             Kind::F16 | Kind::IntChannel(_) => {}
             Kind::IntToken(_) => {
@@ -230,6 +233,10 @@ impl PreparedQueries {
 
     pub(crate) fn sums(&self) -> &[f32] {
         &self.sums
+    }
+
+    pub(crate) fn offsets(&self) -> &[f32] {
+        &self.offsets
     }
 }
 

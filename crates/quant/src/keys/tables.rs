@@ -21,12 +21,15 @@ impl KeyCoder {
                 vec![("codebooks", codebooks.to_vec()), ("weights", weights.to_vec())]
             }
             Kind::Alloc(coder) => {
-                let (order, centre, step, widths) = coder.tables();
+                let tables = coder.tables();
+                let order = tables.order.iter().map(|&c| f16::from_f32(f32::from(c))).collect();
+                let widths = tables.widths.iter().map(|&b| f16::from_f32(f32::from(b))).collect();
                 vec![
-                    ("order", order.iter().map(|&c| f16::from_f32(f32::from(c))).collect()),
-                    ("centre", centre.to_vec()),
-                    ("step", step.to_vec()),
-                    ("widths", widths.iter().map(|&b| f16::from_f32(f32::from(b))).collect()),
+                    ("order", order),
+                    ("centre", tables.centre),
+                    ("step", tables.step),
+                    ("weight", tables.weight),
+                    ("widths", widths),
                 ]
             }
         }
@@ -39,7 +42,7 @@ impl KeyCoder {
             KeyFormat::F16 | KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => &[],
             KeyFormat::LloydMax { .. } => &["centre"],
             KeyFormat::Pq { .. } => &["codebooks", "weights"],
-            KeyFormat::Alloc { .. } => &["order", "centre", "step", "widths"],
+            KeyFormat::Alloc { .. } => &["order", "centre", "step", "weight", "widths"],
         }
     }
 
@@ -78,7 +81,7 @@ impl KeyCoder {
                 table("weights", head_dim)?,
             )),
             KeyFormat::Alloc { .. } => {
-                let row_bytes = format.alloc_row_bytes(head_dim);
+                let code_bytes = format.alloc_code_bytes(head_dim);
                 let order = integers(&table("order", head_dim)?, head_dim as u16 - 1);
                 let widths = integers(&table("widths", head_dim / crate::bits::CHUNK)?, 8);
                 let total: usize = widths.iter().map(|&b| usize::from(b)).sum();
@@ -87,19 +90,19 @@ impl KeyCoder {
                 let bad = |table, actual, expected| {
                     Err(Error::Table { format: format.to_string(), table, actual, expected })
                 };
-                if total != row_bytes {
-                    return bad("widths", total, row_bytes);
+                if total != code_bytes {
+                    return bad("widths", total, code_bytes);
                 }
                 if let Some(missing) = seen.iter().position(|seen| !seen) {
                     return bad("order", missing, head_dim);
                 }
-                let widths = widths.iter().map(|&b| b as u8).collect();
-                Kind::Alloc(alloc::Alloc::restore(
+                Kind::Alloc(alloc::Alloc::restore(alloc::AllocTables {
                     order,
-                    table("centre", head_dim)?,
-                    table("step", head_dim)?,
-                    widths,
-                ))
+                    centre: table("centre", head_dim)?,
+                    step: table("step", head_dim)?,
+                    weight: table("weight", head_dim)?,
+                    widths: widths.iter().map(|&b| b as u8).collect(),
+                }))
             }
         };
         Ok(Self { format, head_dim, layout, kind })

@@ -11,6 +11,8 @@
 
 #![expect(unsafe_code, reason = "AVX2 intrinsics behind a Level")]
 
+use std::sync::LazyLock;
+
 use half::f16;
 
 use crate::Level;
@@ -35,7 +37,13 @@ pub(crate) enum Tail {
     Scale,
     /// One f16 that multiplies the values and one that is added to them.
     ScaleZero,
+    /// One byte `e`: the values are multiplied by `2^((e − 128) / 8)`.
+    Exponent,
 }
+
+/// The scales of [`Tail::Exponent`].
+pub(crate) static EXPONENT_SCALES: LazyLock<[f32; 256]> =
+    LazyLock::new(|| std::array::from_fn(|e| ((e as f32 - 128.0) / 8.0).exp2()));
 
 /// The shape of coded rows.
 #[derive(Clone, Debug)]
@@ -64,6 +72,7 @@ impl CodedRows {
     pub(crate) fn row_bytes(&self) -> usize {
         let tail = match self.tail {
             Tail::None => 0,
+            Tail::Exponent => 1,
             Tail::Scale => 2,
             Tail::ScaleZero => 4,
         };
@@ -84,6 +93,7 @@ impl CodedRows {
         let at = |i: usize| f16::from_le_bytes([tail[i], tail[i + 1]]).to_f32();
         match self.tail {
             Tail::None => (1.0, 0.0),
+            Tail::Exponent => (EXPONENT_SCALES[usize::from(tail[0])], 0.0),
             Tail::Scale => (at(0), 0.0),
             Tail::ScaleZero => (at(0), at(2)),
         }
@@ -132,7 +142,8 @@ impl CodedRows {
     fn finish(&self, prepared: &PreparedQueries, head: usize, row: &[u8], dot: f32) -> f32 {
         let (scale, zero) = self.tail_of(row);
         let sum = prepared.sums().get(head).copied().unwrap_or(0.0);
-        scale * dot + zero * sum + prepared.bias()[head]
+        let offset = prepared.offsets().get(head).copied().unwrap_or(0.0);
+        scale * (dot + offset) + zero * sum + prepared.bias()[head]
     }
 }
 
