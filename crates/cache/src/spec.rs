@@ -172,7 +172,7 @@ impl HcaConfig {
         }
     }
 
-    fn check(&self, shape: &KvShape) -> Result<()> {
+    pub(crate) fn check(&self, shape: &KvShape) -> Result<()> {
         self.selector()?;
         DevicePlan::new(self, shape)?;
         if self.rescore.is_some() && !self.renormalise {

@@ -227,3 +227,6 @@ pub fn page_spans(positions: &[u32], page_size: u32) -> impl Iterator<Item = (u3
         Some((page, span))
     })
 }
+
+#[cfg(test)]
+mod tests;

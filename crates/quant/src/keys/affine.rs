@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use super::PreparedQueries;
+use super::{MAX_F16, PreparedQueries};
 use crate::Level;
 use crate::bits::pack_row;
 use crate::simd::keys::{CodedRows, Tail, Values};
@@ -36,8 +36,6 @@ impl Affine {
         }
     }
 }
-
-const MAX_F16: f32 = 65_504.0;
 
 /// One scale and zero per token, after its codes: `codes | scale f16 | zero f16`.
 #[derive(Clone, Debug)]

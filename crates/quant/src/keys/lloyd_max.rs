@@ -61,7 +61,9 @@ impl LloydMax {
     }
 
     pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
-        let mut x: Vec<f32> = key.iter().zip(&self.centre).map(|(k, c)| k - c.to_f32()).collect();
+        let finite = |k: f32| k.clamp(-65_504.0, 65_504.0);
+        let rows = key.iter().zip(&self.centre);
+        let mut x: Vec<f32> = rows.map(|(&k, c)| finite(k) - c.to_f32()).collect();
         self.rotation.forward(&mut x);
         let energy: f32 = x.iter().map(|x| x * x).sum();
         let rms = (energy / x.len() as f32).sqrt();

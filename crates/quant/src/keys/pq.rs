@@ -44,7 +44,8 @@ impl Pq {
             let unweighted = centroids
                 .iter()
                 .enumerate()
-                .map(|(i, x)| f16::from_f32(x / weights[channels[i % width]].to_f32()));
+                .map(|(i, x)| x / weights[channels[i % width]].to_f32())
+                .map(|x| f16::from_f32(x.clamp(-65_504.0, 65_504.0)));
             unweighted.collect::<Vec<_>>()
         });
         let codebooks = codebooks.collect();
