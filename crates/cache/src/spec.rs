@@ -70,6 +70,15 @@ enum Setting {
     Recent(usize),
 }
 
+/// What a preset with a ratio keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RatioPromise {
+    /// Device bytes of the cache are at most this share of a full f16 cache's, in percent...
+    pub percent: f64,
+    /// ...at any length from this many tokens on.
+    pub min_tokens: usize,
+}
+
 /// How a cache is made, with nothing left open.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CacheConfig {
@@ -111,6 +120,21 @@ impl CacheSpec {
         Self { text: "full".to_owned(), base: Base::Full, overrides: vec![] }
     }
 
+    /// The ratio that this spec promises; none where it names no ratio, or names its key format itself.
+    #[must_use]
+    pub fn promise(&self) -> Option<RatioPromise> {
+        match self.base {
+            Base::Preset(preset, Some(percent)) if !self.names_keys() => {
+                Some(RatioPromise { percent, min_tokens: preset.min_tokens(percent) })
+            }
+            _ => None,
+        }
+    }
+
+    fn names_keys(&self) -> bool {
+        self.overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)))
+    }
+
     /// Fits the spec to a model's shape.
     ///
     /// # Errors
@@ -125,8 +149,7 @@ impl CacheSpec {
         for &setting in &self.overrides {
             config.set(setting);
         }
-        let chosen = self.overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)));
-        if let (Base::Preset(preset, Some(ratio)), false) = (self.base, chosen) {
+        if let (Base::Preset(preset, Some(ratio)), false) = (self.base, self.names_keys()) {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?;
         }
         config.check(shape)?;
