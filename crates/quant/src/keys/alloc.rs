@@ -141,11 +141,12 @@ impl Channel {
         let stride = num_tokens.div_ceil(FIT_TOKENS).max(1);
         let sample: Vec<f32> = (0..num_tokens)
             .step_by(stride)
-            .map(|t| input.keys[t * input.head_dim + index] - centre)
+            .map(|t| input.keys[t * input.head_dim + index].clamp(-65_504.0, 65_504.0) - centre)
             .collect();
         let energy = sample.iter().map(|x| f64::from(x * x)).sum::<f64>();
         let energy = energy / sample.len().max(1) as f64;
-        let weight = f64::from(input.query_energy[index]);
+        // Kept above 0: a channel that no query of the fit looked at still needs a step.
+        let weight = f64::from(input.query_energy[index]).max(1e-30);
         let mut channel = Self {
             index,
             weighted_energy: weight * energy,
@@ -190,7 +191,11 @@ fn allocate(channels: &[Channel], row_bytes: usize) -> Vec<u8> {
     for _ in 0..row_bytes.min(chunks.len() * usize::from(MAX_BITS)) {
         let gain = |i: usize| {
             let bits = usize::from(widths[i]);
-            if widths[i] == MAX_BITS { -1.0 } else { chunks[i][bits] - chunks[i][bits + 1] }
+            if widths[i] == MAX_BITS {
+                f64::NEG_INFINITY
+            } else {
+                chunks[i][bits] - chunks[i][bits + 1]
+            }
         };
         // The first of equals, so that the result does not depend on the order of comparison.
         let best = (0..chunks.len()).rev().max_by(|&a, &b| gain(a).total_cmp(&gain(b)));
