@@ -1,7 +1,8 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 use heterokv_attn::{
-    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput, ResidentRows, prefill,
+    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput,
+    ResidentRows, prefill,
 };
 use heterokv_evict::{SelectScratch, Union};
 use heterokv_offload::{Arena, HostStore};
