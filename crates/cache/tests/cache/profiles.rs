@@ -130,8 +130,8 @@ fn damaged_files_are_typed_errors() {
 fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     let place = bytes.windows(from.len()).position(|w| w == from.as_bytes()).expect("found before");
     let mut out = [&bytes[..place], to.as_bytes(), &bytes[place + from.len()..]].concat();
-    let header =
-        u64::from_le_bytes(bytes[..8].try_into().unwrap()) + (to.len() - from.len()) as u64;
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
+        + (to.len() - from.len()) as u64;
     out[..8].copy_from_slice(&header.to_le_bytes());
     out
 }

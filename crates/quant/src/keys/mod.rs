@@ -38,6 +38,30 @@ pub struct FitInput<'a> {
 }
 
 /// The fitted coder of the keys of one (layer, KV head).
+///
+/// ```
+/// use heterokv_quant::{FitInput, KeyCoder, Level, PreparedQueries};
+///
+/// // 300 keys of 16 channels, and nothing known of the queries.
+/// let keys: Vec<f32> = (0..300 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
+/// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
+///
+/// // Four bits a channel: 8 bytes a key.
+/// let mut codes = vec![0; 300 * coder.layout().group_bytes];
+/// assert_eq!(codes.len(), 300 * 8);
+/// coder.encode(&keys, &mut codes)?;
+///
+/// // Two queries against all keys, without decoding them.
+/// let queries = &keys[..32];
+/// let (mut prepared, mut scores) = (PreparedQueries::default(), vec![0.0; 2 * 300]);
+/// coder.prepare(queries, 0.25, &mut prepared);
+/// coder.score(Level::detect(), &prepared, &codes, 300, &mut scores, 300);
+///
+/// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
+/// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
+/// # Ok::<(), heterokv_quant::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct KeyCoder {
     format: KeyFormat,
