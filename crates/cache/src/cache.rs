@@ -1,7 +1,8 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 use heterokv_attn::{
-    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput, ResidentRows, prefill,
+    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput,
+    ResidentRows, prefill,
 };
 use heterokv_evict::{SelectScratch, Union};
 use heterokv_offload::{Arena, HostStore};
@@ -52,6 +53,28 @@ impl ReadStats {
 }
 
 /// A KV cache of one sequence.
+///
+/// ```
+/// use heterokv_cache::{CacheSpec, HeadShape, KvCache, KvShape, Level};
+///
+/// // One layer of four query heads, two KV heads, eight channels.
+/// let shape = KvShape { num_layers: 1, heads: HeadShape::new(4, 2, 8)? };
+/// let spec: CacheSpec = "keys=int4-token,values=int8@host,select=none,sinks=2,recent=4".parse()?;
+/// let mut cache = KvCache::new(shape, spec.resolve(&shape)?, Level::detect(), None)?;
+///
+/// for token in 0..20 {
+///     let k: Vec<f32> = (0..16).map(|i| ((token * 16 + i) as f32).sin()).collect();
+///     cache.append(0, &k, &[0.5; 16])?;
+/// }
+/// let mut out = [0.0; 32];
+/// cache.attend(0, &[1.0; 32], &mut out)?;
+///
+/// // Every value is one half, and so is every mean of them, up to the rounding of int8.
+/// assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-3));
+/// assert_eq!(cache.num_tokens(), 20);
+/// assert!(cache.host_in_use_bytes() > 0, "14 tokens have left the window for the host");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct KvCache {
     shape: KvShape,

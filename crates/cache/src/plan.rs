@@ -139,7 +139,9 @@ impl DevicePlan {
         let head_dim = shape.heads.head_dim;
         let layout = config.keys.layout(head_dim)?;
         if config.sinks.max(config.recent) > MAX_EXACT_TOKENS {
-            return Err(Error::Conflict { conflict: "sinks and recent must be at most 16,777,216" });
+            return Err(Error::Conflict {
+                conflict: "sinks and recent must be at most 16,777,216",
+            });
         }
         Ok(Self { layout, head_dim, sinks: config.sinks, recent: config.recent })
     }

@@ -17,11 +17,9 @@ pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
 pub use tables::Tables;
 
+use crate::saturate::to_f16;
 use crate::simd::keys::CodedRows;
 use crate::{Error, Level, Result};
-
-/// The largest finite f16.
-const MAX_F16: f32 = 65_504.0;
 
 /// What the tables of a format are fitted on: keys of one (layer, KV head).
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +36,30 @@ pub struct FitInput<'a> {
 }
 
 /// The fitted coder of the keys of one (layer, KV head).
+///
+/// ```
+/// use heterokv_quant::{FitInput, KeyCoder, Level, PreparedQueries};
+///
+/// // 300 keys of 16 channels, and nothing known of the queries.
+/// let keys: Vec<f32> = (0..300 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
+/// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
+///
+/// // Four bits a channel: 8 bytes a key.
+/// let mut codes = vec![0; 300 * coder.layout().group_bytes];
+/// assert_eq!(codes.len(), 300 * 8);
+/// coder.encode(&keys, &mut codes)?;
+///
+/// // Two queries against all keys, without decoding them.
+/// let queries = &keys[..32];
+/// let (mut prepared, mut scores) = (PreparedQueries::default(), vec![0.0; 2 * 300]);
+/// coder.prepare(queries, 0.25, &mut prepared);
+/// coder.score(Level::detect(), &prepared, &codes, 300, &mut scores, 300);
+///
+/// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
+/// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
+/// # Ok::<(), heterokv_quant::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct KeyCoder {
     format: KeyFormat,
@@ -273,8 +295,7 @@ fn channel_means(keys: &[f32], head_dim: usize) -> Vec<half::f16> {
         }
     }
     let count = (keys.len() / head_dim).max(1) as f64;
-    let max = f64::from(MAX_F16);
-    sums.iter().map(|sum| half::f16::from_f64((sum / count).clamp(-max, max))).collect()
+    sums.iter().map(|sum| to_f16((sum / count) as f32)).collect()
 }
 
 fn check_len(what: &'static str, actual: usize, expected: usize) -> Result<()> {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::kmeans::{Centroids, kmeans};
 use super::{FitInput, PreparedQueries};
 use crate::rotation::SplitMix64;
+use crate::saturate::to_f16;
 
 /// Query heads that share one pass over the codes.
 const LANES: usize = 4;
@@ -45,7 +46,7 @@ impl Pq {
                 .iter()
                 .enumerate()
                 .map(|(i, x)| x / weights[channels[i % width]].to_f32())
-                .map(|x| f16::from_f32(x.clamp(-65_504.0, 65_504.0)));
+                .map(|x| to_f16(x));
             unweighted.collect::<Vec<_>>()
         });
         let codebooks = codebooks.collect();

@@ -16,7 +16,8 @@ fn norms_and_inner_products_survive_and_the_inverse_undoes() {
         let seed = seed as u64;
         let mut inputs = Inputs::new(seed);
         let rotation = Rotation::new(head_dim, seed).unwrap();
-        let (x, y) = (inputs.gaussian_rows(1, head_dim, 3.0), inputs.gaussian_rows(1, head_dim, 1.0));
+        let (x, y) =
+            (inputs.gaussian_rows(1, head_dim, 3.0), inputs.gaussian_rows(1, head_dim, 1.0));
         let (mut rx, mut ry) = (x.clone(), y.clone());
         rotation.forward(&mut rx);
         rotation.forward(&mut ry);
@@ -25,7 +26,10 @@ fn norms_and_inner_products_survive_and_the_inverse_undoes() {
         let sizes = (dot(&x, &x) * dot(&y, &y)).sqrt();
         assert!((dot(&rx, &rx) - dot(&x, &x)).abs() <= rounding * dot(&x, &x), "{head_dim}");
         assert!((dot(&rx, &ry) - dot(&x, &y)).abs() <= rounding * sizes, "{head_dim}");
-        assert!(rx.iter().zip(&x).any(|(a, b)| (a - b).abs() > 0.1), "{head_dim} is rotated at all");
+        assert!(
+            rx.iter().zip(&x).any(|(a, b)| (a - b).abs() > 0.1),
+            "{head_dim} is rotated at all"
+        );
         rotation.inverse(&mut rx);
         let expected: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let tolerance = Tolerance { absolute: rounding * dot(&x, &x).sqrt(), relative: 0.0 };
@@ -72,8 +76,7 @@ fn the_seed_decides_and_is_all_that_decides() {
 fn lengths_that_cannot_be_rotated_are_refused() {
     for head_dim in [0, 1, 2, 4, 7, 12, 20, 100, 127] {
         let refused = Rotation::new(head_dim, 0);
-        let named =
-            matches!(refused, Err(Error::HeadDim { head_dim: h, multiple_of: 8, .. }) if h == head_dim);
+        let named = matches!(refused, Err(Error::HeadDim { head_dim: h, multiple_of: 8, .. }) if h == head_dim);
         assert!(named, "{head_dim}: {refused:?}");
     }
 }

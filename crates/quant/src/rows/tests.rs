@@ -166,8 +166,9 @@ fn names_are_read_back_and_others_refused() {
 #[test]
 fn a_row_is_key_then_value() {
     let (key, value) = ([1.0, 2.0, 3.0], [-4.0, 5.0, 0.5]);
-    for (key_format, value_format) in
-        [None, Some(RowFormat::F16), Some(RowFormat::Int8)].into_iter().flat_map(|k| FORMATS.map(|v| (k, v)))
+    for (key_format, value_format) in [None, Some(RowFormat::F16), Some(RowFormat::Int8)]
+        .into_iter()
+        .flat_map(|k| FORMATS.map(|v| (k, v)))
     {
         let layout = RowLayout { key: key_format, value: value_format, head_dim: 3 };
         let mut row = vec![0; layout.row_bytes()];
