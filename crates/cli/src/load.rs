@@ -8,7 +8,7 @@ use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::args::ModelArgs;
-use crate::output::count;
+use crate::output::{count, tokens};
 use crate::progress::Bar;
 
 /// A checkpoint that is open, its weights not read yet.
@@ -124,10 +124,10 @@ pub(crate) fn check_ratio(spec: &CacheSpec, ratio: f64, num_tokens: usize) -> Re
     let Some(promise) = spec.promise() else { return Ok(()) };
     ensure!(
         100.0 * ratio <= promise.percent,
-        "{spec} takes {:.1} % at {} tokens and keeps {} % from {} tokens on; give it a longer context, a \
+        "{spec} takes {:.1} % at {} and keeps {} % from {} tokens on; give it a longer context, a \
          higher ratio, or leave out --strict-ratio",
         100.0 * ratio,
-        count(num_tokens),
+        tokens(num_tokens),
         promise.percent,
         count(promise.min_tokens)
     );

@@ -12,7 +12,7 @@ use crate::args::{CacheArgs, GenerateArgs};
 use crate::failure::Unwritable;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::output::{count, print, print_line, ratio, say};
+use crate::output::{print, print_line, ratio, say, tokens};
 use crate::progress::Bar;
 use crate::prompt::{Conversation, Files, check_not_empty, encode_plain, reply_tokens};
 use crate::report::Report;
@@ -112,9 +112,9 @@ pub(super) fn prepare(
     }
     let profile = opened.profile(terms.profile.as_ref())?;
     say(&format!(
-        "{}; {} tokens of prompt, cache {spec}: {}",
+        "{}; {} of prompt, cache {spec}: {}",
         opened.first_line(),
-        count(num_prompt_tokens),
+        tokens(num_prompt_tokens),
         ratio(at_prompt.ratio(), spec)
     ));
     let model = opened.load()?;
