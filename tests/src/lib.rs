@@ -1,1 +1,2 @@
-//! One integration package: parity, property, golden, end to end, regression.
+//! One integration package: golden, quality, passkey, determinism and hostile-input tests of the whole
+//! system. All of it is in `tests/all`; this library is empty.

@@ -9,7 +9,7 @@ use heterokv_offload::{Arena, Block};
 use crate::Result;
 
 /// Tokens of a page of exact rows.
-pub(crate) const EXACT_PAGE_TOKENS: usize = 256;
+pub(crate) const EXACT_PAGE_TOKENS: usize = 64;
 
 /// Exact rows of one (layer, KV head), in pages `keys [capacity, head_dim] | values [capacity,
 /// head_dim]`, f16. Rows are added at the end and, where it is a window, taken from the front.

@@ -58,7 +58,7 @@ impl Preset {
         match self {
             Self::Hca => HcaConfig {
                 values: RowFormat::Int8,
-                rule: Rule::TopP(0.98),
+                rule: Rule::TopP(0.97),
                 recent: if tight { 32 } else { 64 },
                 ..HcaConfig::PLAIN
             },
@@ -87,7 +87,7 @@ pub(crate) fn keys_for_ratio(
     let min_tokens = preset.min_tokens(ratio);
     let mut least = f64::INFINITY;
     for row_bytes in (1..=head_dim).rev() {
-        let keys = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim);
+        let Some(keys) = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim) else { continue };
         let plan = DevicePlan::new(&HcaConfig { keys, ..*config }, shape)?;
         let percent = 100.0 * plan.worst_ratio(min_tokens);
         if percent <= ratio {

@@ -41,6 +41,24 @@ const OPTIONS: &str =
     "keys, values, rescore, select, min, max, union, renorm, sinks, recent (see `--help`)";
 
 /// A parsed spec, not yet fitted to a model.
+///
+/// ```
+/// use heterokv_cache::{CacheConfig, CacheSpec, HeadShape, KvShape};
+///
+/// let shape = KvShape { num_layers: 30, heads: HeadShape::new(9, 3, 64)? };
+/// let spec: CacheSpec = "hca:25%,recent=128".parse()?;
+/// let CacheConfig::Hca(config) = spec.resolve(&shape)? else { unreachable!("not `full`") };
+/// assert_eq!(config.recent, 128);
+///
+/// // Written out, a config is a spec again.
+/// let again: CacheSpec = config.to_string().parse()?;
+/// assert_eq!(again.resolve(&shape)?, CacheConfig::Hca(config));
+///
+/// // What is not known is refused with what is.
+/// let error = "hca:25%,union=all".parse::<CacheSpec>().unwrap_err();
+/// assert!(error.to_string().contains("group, head"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheSpec {
     text: String,
@@ -195,7 +213,7 @@ impl HcaConfig {
         }
     }
 
-    fn check(&self, shape: &KvShape) -> Result<()> {
+    pub(crate) fn check(&self, shape: &KvShape) -> Result<()> {
         self.selector()?;
         DevicePlan::new(self, shape)?;
         if self.rescore.is_some() && !self.renormalise {

@@ -1,5 +1,7 @@
 //! Every kind of tokenizer against ids by another implementation (`fixtures/tokenizers/make.py`).
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
 use heterokv_model::text::{EncodeOptions, GgufVocab, HfText, SpecialTokens, Tokenizer};
 use serde::Deserialize;
 use serde_json::json;

@@ -143,7 +143,7 @@ fn prefill(compute: ComputeType, level: Level, [rows, cols]: [usize; 2]) -> Outc
         let x = vector(&mut rng, n * cols);
         let mut y = vec![0.0; n * rows];
         let mut best_s = f64::INFINITY;
-        for _ in 0..REPEATS.min(20_000_000_000 / (n * rows * cols)) {
+        for _ in 0..REPEATS.min(20_000_000_000 / (n * rows * cols)).max(1) {
             let start = Instant::now();
             w.gemm(&x, n, &mut y)?;
             best_s = best_s.min(start.elapsed().as_secs_f64());
@@ -171,7 +171,8 @@ fn check(w: &WeightMatrix, x: &[f32], y: &[f32]) -> Outcome<f64> {
         let terms = || row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
         let error = (f64::from(actual) - terms().sum::<f64>()).abs();
         let relative = error / terms().map(f64::abs).sum::<f64>();
-        if !(relative <= 2e-5) {
+        let within = relative <= 2e-5;
+        if !within {
             return Err(format!("row {r}: {actual} is off by {error}").into());
         }
         worst = worst.max(relative);

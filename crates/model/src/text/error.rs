@@ -72,7 +72,7 @@ pub enum Error {
         /// The array's length.
         actual: usize,
     },
-    /// A token is the empty string.
+    /// A token is the empty string, or an added token is one after the normalizer.
     #[error("token {id} is empty")]
     EmptyToken {
         /// The token.

@@ -271,13 +271,19 @@ pub(super) fn added_vocabulary(
     normalizer: Option<&NormalizerWrapper>,
 ) -> Result<AddedVocabulary> {
     // An added vocabulary takes the ids from a model that knows the tokens: one of only these.
-    let ids: Vocab = tokens.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
+    let by_token: Vocab = tokens.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
     let model =
-        BPE::builder().vocab_and_merges(ids, Vec::new()).build().map_err(Error::Tokenizers)?;
+        BPE::builder().vocab_and_merges(by_token, Vec::new()).build().map_err(Error::Tokenizers)?;
+    let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
     let mut added = AddedVocabulary::new();
     added
         .add_tokens(tokens.into_iter().map(|(_, token)| token), &model, normalizer)
         .map_err(Error::Tokenizers)?;
+    // A token of which the normalizer leaves nothing would be found between any two characters.
+    let is_empty = |&id: &u32| added.simple_id_to_token(id).is_some_and(|token| token.is_empty());
+    if let Some(id) = ids.into_iter().find(is_empty) {
+        return Err(Error::EmptyToken { id });
+    }
     Ok(added)
 }
 

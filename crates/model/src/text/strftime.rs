@@ -61,7 +61,9 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
 impl Moment {
     fn new(seconds: u64) -> Self {
         let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
-        let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let is_leap = |year: u64| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
         // The calendar repeats every 400 years, which have 146,097 days.
         let mut year = 1970 + days / 146_097 * 400;
         let mut day_of_year = days % 146_097;
@@ -96,7 +98,7 @@ impl Moment {
 
     fn format(&self, directive: &str) -> Option<String> {
         let month = self.month_idx + 1;
-        let half_hour = if self.hour % 12 == 0 { 12 } else { self.hour % 12 };
+        let half_hour = (self.hour + 11) % 12 + 1;
         let (month_name, weekday) = (MONTHS[self.month_idx], WEEKDAYS[self.weekday_idx]);
         let (hour, minute, second) = (self.hour, self.minute, self.second);
         Some(match directive {

@@ -1,5 +1,8 @@
 //! The loader held to checkpoints made by other programs, and to damaged ones.
 
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as the tests themselves do")]
+
 mod checkpoints;
 mod gguf_bytes;
 mod gguf_config;

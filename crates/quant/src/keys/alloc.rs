@@ -5,16 +5,22 @@
 //! rotation would level them and a uniform width would spend bits where no query looks. Here each
 //! channel has its own step, fitted, and each chunk of eight channels (of similar weighted energy) its
 //! own width, found greedily: every next byte per token goes to the chunk whose weighted error it lowers
-//! most. Nothing is stored per token but the codes.
+//! most.
 //!
-//! Codes are mid-rise: `x ≈ centre + step · (code − (2^bits − 1) / 2)`; width 0 means the centre alone.
+//! A token has one byte besides its codes: a scale in eighths of an octave, chosen by the error that it
+//! leaves. Without it the few tokens far from the rest are clipped, and those are the ones that heads
+//! attend to.
+//!
+//! Codes are mid-rise: `x ≈ centre + scale · step · (code − (2^bits − 1) / 2)`; width 0 means the centre
+//! alone.
 
 use half::f16;
 use rayon::prelude::*;
 
 use super::{FitInput, PreparedQueries, channel_means};
 use crate::bits::{CHUNK, MAX_BITS, pack_row};
-use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::saturate::{in_f16_range, to_f16};
+use crate::simd::keys::{CodedRows, EXPONENT_SCALES, Tail, Values};
 
 /// Steps tried per width, as multiples of the step that is optimal for a normal distribution. Post-RoPE
 /// channels of high frequency are bounded, not normal, and want smaller ones.
@@ -28,6 +34,9 @@ const NORMAL_STEPS: [f32; MAX_BITS as usize] =
 /// Tokens on which the distortion of a channel is measured.
 const FIT_TOKENS: usize = 1024;
 
+/// Scales tried for a token, in eighths of an octave around the ratio of its spread to the usual one.
+const SCALE_STEPS: std::ops::RangeInclusive<i32> = -6..=12;
+
 #[derive(Clone, Debug)]
 pub(super) struct Alloc {
     /// Channel of each coded position `[head_dim]`.
@@ -36,68 +45,133 @@ pub(super) struct Alloc {
     centre: Vec<f16>,
     /// By coded position `[head_dim]`.
     step: Vec<f16>,
+    /// Weight of an error, by coded position `[head_dim]`.
+    weight: Vec<f16>,
     rows: CodedRows,
+}
+
+/// The fitted arrays, by coded position, and the widths by chunk.
+pub(super) struct AllocTables {
+    pub(super) order: Vec<u16>,
+    pub(super) centre: Vec<f16>,
+    pub(super) step: Vec<f16>,
+    pub(super) weight: Vec<f16>,
+    pub(super) widths: Vec<u8>,
 }
 
 /// One channel's distortion and best step at each width.
 struct Channel {
     index: usize,
+    weight: f32,
     weighted_energy: f64,
     distortion: [f64; MAX_BITS as usize + 1],
     step: [f32; MAX_BITS as usize + 1],
 }
 
 impl Alloc {
-    pub(super) fn fit(row_bytes: usize, input: &FitInput<'_>) -> Self {
+    /// Fits rows of `code_bytes` bytes of codes.
+    pub(super) fn fit(code_bytes: usize, input: &FitInput<'_>) -> Self {
         let head_dim = input.head_dim;
         let centre = channel_means(input.keys, head_dim);
+        let sample = Sample::new(input, &centre);
         let mut channels: Vec<Channel> = (0..head_dim)
             .into_par_iter()
-            .map(|c| Channel::measure(c, centre[c].to_f32(), input))
+            .map(|c| Channel::measure(c, input.query_energy[c], &sample))
             .collect();
         channels.sort_by(|a, b| b.weighted_energy.total_cmp(&a.weighted_energy));
-        let widths = allocate(&channels, row_bytes);
+        let widths = allocate(&channels, code_bytes);
         let step = channels.iter().enumerate().map(|(i, channel)| {
+            // A channel of width 0 keeps a step, its spread, by which a token's spread is judged.
             let bits = usize::from(widths[i / CHUNK]);
-            f16::from_f32(channel.step[bits].min(65_504.0))
+            to_f16(channel.step[bits])
         });
-        let step = step.collect();
         let order: Vec<u16> = channels.iter().map(|channel| channel.index as u16).collect();
-        let centre = order.iter().map(|&c| centre[usize::from(c)]).collect();
-        Self::restore(order, centre, step, widths)
+        Self::restore(AllocTables {
+            step: step.collect(),
+            centre: order.iter().map(|&c| centre[usize::from(c)]).collect(),
+            weight: channels.iter().map(|c| to_f16(c.weight.clamp(1e-4, 1e4))).collect(),
+            order,
+            widths,
+        })
     }
 
-    pub(super) fn restore(
-        order: Vec<u16>,
-        centre: Vec<f16>,
-        step: Vec<f16>,
-        widths: Vec<u8>,
-    ) -> Self {
-        let rows = CodedRows::new(widths, Values::Integer, Tail::None);
-        Self { order, centre, step, rows }
+    pub(super) fn restore(tables: AllocTables) -> Self {
+        let AllocTables { order, centre, step, weight, widths } = tables;
+        Self {
+            order,
+            centre,
+            step,
+            weight,
+            rows: CodedRows::new(widths, Values::Integer, Tail::Exponent),
+        }
     }
 
     pub(super) fn rows(&self) -> &CodedRows {
         &self.rows
     }
 
-    pub(super) fn tables(&self) -> (&[u16], &[f16], &[f16], &[u8]) {
-        (&self.order, &self.centre, &self.step, self.rows.widths())
+    pub(super) fn tables(&self) -> AllocTables {
+        AllocTables {
+            order: self.order.clone(),
+            centre: self.centre.clone(),
+            step: self.step.clone(),
+            weight: self.weight.clone(),
+            widths: self.rows.widths().to_vec(),
+        }
     }
 
     pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
-        let codes: Vec<u8> = (0..key.len())
-            .map(|i| {
-                let x = key[usize::from(self.order[i])] - self.centre[i].to_f32();
-                mid_rise(x, self.step[i].to_f32(), self.rows.widths()[i / CHUNK])
-            })
-            .collect();
-        pack_row(&codes, self.rows.widths(), out);
+        let head_dim = key.len();
+        // In units of each channel's step; coded channels come first, by falling weighted energy.
+        let mut x = vec![0.0; head_dim];
+        let mut spread = 0.0;
+        let mut coded = 0.0f32;
+        for (i, x) in x.iter_mut().enumerate() {
+            let (step, bits) = (self.step[i].to_f32(), self.rows.widths()[i / CHUNK]);
+            if bits > 0 && step > 0.0 {
+                *x = (key[usize::from(self.order[i])] - self.centre[i].to_f32()) / step;
+                let usual = 1.0 / NORMAL_STEPS[usize::from(bits) - 1];
+                spread += (*x / usual) * (*x / usual);
+                coded += 1.0;
+            }
+        }
+        let ratio = (spread / coded.max(1.0)).sqrt().max(1e-4);
+        let nearest = (8.0 * ratio.log2()).round() as i32;
+        let exponents = SCALE_STEPS.map(|step| (nearest + step + 128).clamp(0, 255) as u8);
+        let mut best = (f32::INFINITY, 128);
+        for exponent in exponents {
+            let error = self.weighted_error(&x, EXPONENT_SCALES[usize::from(exponent)]);
+            if error < best.0 {
+                best = (error, exponent);
+            }
+        }
+        let inverse = 1.0 / EXPONENT_SCALES[usize::from(best.1)];
+        let codes: Vec<u8> = x.iter().enumerate().map(|(i, x)| self.code(i, x * inverse)).collect();
+        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
+        pack_row(&codes, self.rows.widths(), packed);
+        tail[0] = best.1;
+    }
+
+    /// The weighted squared error of coding `x`, in units of steps, under a scale.
+    fn weighted_error(&self, x: &[f32], scale: f32) -> f32 {
+        let inverse = 1.0 / scale;
+        let errors = x.iter().enumerate().map(|(i, &x)| {
+            let decoded = scale * (f32::from(self.code(i, x * inverse)) - self.middle(i));
+            let error = (x - decoded) * self.step[i].to_f32();
+            self.weight[i].to_f32() * error * error
+        });
+        errors.sum()
+    }
+
+    /// The code of a value in units of its step and its token's scale.
+    fn code(&self, position: usize, x: f32) -> u8 {
+        mid_rise(x, self.rows.widths()[position / CHUNK])
     }
 
     pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
+        let (scale, _) = self.rows.tail_of(row);
         crate::bits::for_each_code(row, self.rows.widths(), |i, code| {
-            let x = self.step[i].to_f32() * (f32::from(code) - self.middle(i));
+            let x = scale * self.step[i].to_f32() * (f32::from(code) - self.middle(i));
             out[usize::from(self.order[i])] = self.centre[i].to_f32() + x;
         });
     }
@@ -106,13 +180,16 @@ impl Alloc {
         let head_dim = self.order.len();
         let mut reordered = vec![0.0; head_dim];
         for (head, query) in prepared.queries.chunks_exact_mut(head_dim).enumerate() {
-            let mut bias = 0.0;
+            let (mut bias, mut middle) = (0.0, 0.0);
             for (i, scaled) in reordered.iter_mut().enumerate() {
                 let q = query[usize::from(self.order[i])];
                 *scaled = q * self.step[i].to_f32();
-                bias += q * self.centre[i].to_f32() - *scaled * self.middle(i);
+                bias += q * self.centre[i].to_f32();
+                middle += *scaled * self.middle(i);
             }
             prepared.bias[head] = bias;
+            // The scale of a token multiplies what its codes are relative to, too.
+            prepared.offsets.push(-middle);
             query.copy_from_slice(&reordered);
         }
     }
@@ -127,36 +204,72 @@ fn middle(bits: u8) -> f32 {
     f32::from((1u16 << bits) - 1) / 2.0
 }
 
-fn mid_rise(x: f32, step: f32, bits: u8) -> u8 {
-    if bits == 0 || step == 0.0 {
-        return 0;
-    }
+/// The code of a value in units of the step.
+fn mid_rise(x: f32, bits: u8) -> u8 {
     let max_code = f32::from((1u16 << bits) - 1);
-    (x / step + middle(bits)).round().clamp(0.0, max_code) as u8
+    (x + middle(bits)).round().clamp(0.0, max_code) as u8
+}
+
+/// Centred tokens, each over its own spread, on which channels are measured.
+struct Sample {
+    num_tokens: usize,
+    /// `[head_dim, num_tokens]`.
+    columns: Vec<f32>,
+}
+
+impl Sample {
+    fn new(input: &FitInput<'_>, centre: &[f16]) -> Self {
+        let head_dim = input.head_dim;
+        let stride = (input.keys.len() / head_dim).div_ceil(FIT_TOKENS).max(1);
+        let tokens: Vec<Vec<f32>> = input
+            .keys
+            .chunks_exact(head_dim)
+            .step_by(stride)
+            .map(|key| key.iter().zip(centre).map(|(k, c)| in_f16_range(*k) - c.to_f32()).collect())
+            .collect();
+        let num_tokens = tokens.len();
+        let mean_square = |c: usize| {
+            tokens.iter().map(|token| token[c] * token[c]).sum::<f32>() / num_tokens as f32
+        };
+        let energies: Vec<f32> = (0..head_dim).map(mean_square).collect();
+        let spread = |token: &[f32]| {
+            let relative = token.iter().zip(&energies).filter(|(_, e)| **e > 0.0);
+            let (sum, count) =
+                relative.fold((0.0, 0), |(sum, count), (x, e)| (sum + x * x / e, count + 1));
+            (sum / count.max(1) as f32).sqrt()
+        };
+        let scales: Vec<f32> = tokens.iter().map(|token| 1.0 / spread(token).max(1e-6)).collect();
+        let columns = (0..head_dim)
+            .flat_map(|c| tokens.iter().zip(&scales).map(move |(token, scale)| token[c] * scale))
+            .collect();
+        Self { num_tokens, columns }
+    }
+
+    fn channel(&self, c: usize) -> &[f32] {
+        &self.columns[c * self.num_tokens..][..self.num_tokens]
+    }
 }
 
 impl Channel {
-    fn measure(index: usize, centre: f32, input: &FitInput<'_>) -> Self {
-        let num_tokens = input.keys.len() / input.head_dim;
-        let stride = num_tokens.div_ceil(FIT_TOKENS).max(1);
-        let sample: Vec<f32> = (0..num_tokens)
-            .step_by(stride)
-            .map(|t| input.keys[t * input.head_dim + index] - centre)
-            .collect();
-        let energy = sample.iter().map(|x| f64::from(x * x)).sum::<f64>();
-        let energy = energy / sample.len().max(1) as f64;
-        let weight = f64::from(input.query_energy[index]);
+    fn measure(index: usize, weight: f32, sample: &Sample) -> Self {
+        let values = sample.channel(index);
+        let energy = values.iter().map(|x| f64::from(x * x)).sum::<f64>();
+        let energy = energy / values.len().max(1) as f64;
+        // Kept above 0: a channel that no query of the fit looked at still needs a step.
+        let weight = weight.max(1e-30);
+        let weighted_energy = f64::from(weight) * energy;
         let mut channel = Self {
             index,
-            weighted_energy: weight * energy,
-            distortion: [weight * energy; MAX_BITS as usize + 1],
+            weight,
+            weighted_energy,
+            distortion: [weighted_energy; MAX_BITS as usize + 1],
             step: [0.0; MAX_BITS as usize + 1],
         };
         for bits in 1..=MAX_BITS {
             let normal = NORMAL_STEPS[usize::from(bits) - 1] * energy.sqrt() as f32;
             for factor in STEP_FACTORS {
-                let step = f16::from_f32((normal * factor).min(65_504.0)).to_f32();
-                let error = weight * mean_squared_error(&sample, step, bits);
+                let step = to_f16(normal * factor).to_f32();
+                let error = f64::from(weight) * mean_squared_error(values, step, bits);
                 if error < channel.distortion[usize::from(bits)] {
                     channel.distortion[usize::from(bits)] = error;
                     channel.step[usize::from(bits)] = step;
@@ -167,30 +280,31 @@ impl Channel {
     }
 }
 
-fn mean_squared_error(sample: &[f32], step: f32, bits: u8) -> f64 {
-    let middle = middle(bits);
-    let sum: f64 = sample
-        .iter()
-        .map(|&x| {
-            let decoded = step * (f32::from(mid_rise(x, step, bits)) - middle);
-            f64::from((x - decoded) * (x - decoded))
-        })
-        .sum();
-    sum / sample.len().max(1) as f64
+fn mean_squared_error(values: &[f32], step: f32, bits: u8) -> f64 {
+    let (middle, inverse) = (middle(bits), if step > 0.0 { 1.0 / step } else { 0.0 });
+    let errors = values.iter().map(|&x| {
+        let decoded = step * (f32::from(mid_rise(x * inverse, bits)) - middle);
+        f64::from((x - decoded) * (x - decoded))
+    });
+    errors.sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Gives `row_bytes` bytes, one bit of eight channels each, to the chunks of `channels` where each next
+/// Gives `code_bytes` bytes, one bit of eight channels each, to the chunks of `channels` where each next
 /// one lowers the weighted error most.
-fn allocate(channels: &[Channel], row_bytes: usize) -> Vec<u8> {
+fn allocate(channels: &[Channel], code_bytes: usize) -> Vec<u8> {
     let chunks: Vec<[f64; MAX_BITS as usize + 1]> = channels
         .chunks_exact(CHUNK)
         .map(|chunk| std::array::from_fn(|bits| chunk.iter().map(|c| c.distortion[bits]).sum()))
         .collect();
     let mut widths = vec![0u8; chunks.len()];
-    for _ in 0..row_bytes.min(chunks.len() * usize::from(MAX_BITS)) {
+    for _ in 0..code_bytes.min(chunks.len() * usize::from(MAX_BITS)) {
         let gain = |i: usize| {
             let bits = usize::from(widths[i]);
-            if widths[i] == MAX_BITS { -1.0 } else { chunks[i][bits] - chunks[i][bits + 1] }
+            if widths[i] == MAX_BITS {
+                f64::NEG_INFINITY
+            } else {
+                chunks[i][bits] - chunks[i][bits + 1]
+            }
         };
         // The first of equals, so that the result does not depend on the order of comparison.
         let best = (0..chunks.len()).rev().max_by(|&a, &b| gain(a).total_cmp(&gain(b)));

@@ -11,6 +11,8 @@
 
 #![expect(unsafe_code, reason = "AVX2 intrinsics behind a Level")]
 
+use std::sync::LazyLock;
+
 use half::f16;
 
 use crate::Level;
@@ -35,7 +37,16 @@ pub(crate) enum Tail {
     Scale,
     /// One f16 that multiplies the values and one that is added to them.
     ScaleZero,
+    /// One byte `e`: the values are multiplied by `2^((e − 128) / 8)`.
+    Exponent,
 }
+
+/// The scales of [`Tail::Exponent`].
+pub(crate) static EXPONENT_SCALES: LazyLock<[f32; 256]> =
+    LazyLock::new(|| std::array::from_fn(|e| ((e as f32 - 128.0) / 8.0).exp2()));
+
+/// Longest tail.
+const MAX_TAIL_BYTES: usize = 4;
 
 /// The shape of coded rows.
 #[derive(Clone, Debug)]
@@ -64,6 +75,7 @@ impl CodedRows {
     pub(crate) fn row_bytes(&self) -> usize {
         let tail = match self.tail {
             Tail::None => 0,
+            Tail::Exponent => 1,
             Tail::Scale => 2,
             Tail::ScaleZero => 4,
         };
@@ -84,6 +96,7 @@ impl CodedRows {
         let at = |i: usize| f16::from_le_bytes([tail[i], tail[i + 1]]).to_f32();
         match self.tail {
             Tail::None => (1.0, 0.0),
+            Tail::Exponent => (EXPONENT_SCALES[usize::from(tail[0])], 0.0),
             Tail::Scale => (at(0), 0.0),
             Tail::ScaleZero => (at(0), at(2)),
         }
@@ -132,7 +145,8 @@ impl CodedRows {
     fn finish(&self, prepared: &PreparedQueries, head: usize, row: &[u8], dot: f32) -> f32 {
         let (scale, zero) = self.tail_of(row);
         let sum = prepared.sums().get(head).copied().unwrap_or(0.0);
-        scale * dot + zero * sum + prepared.bias()[head]
+        let offset = prepared.offsets().get(head).copied().unwrap_or(0.0);
+        scale * (dot + offset) + zero * sum + prepared.bias()[head]
     }
 }
 
@@ -143,12 +157,13 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::{CHUNK, CodedRows, PreparedQueries, Values};
+    use crate::keys::MAX_CODED_HEAD_DIM;
 
     /// Bytes that a row's last chunk may be read past its end.
     const OVER_READ: usize = 8;
 
     /// Longest row that is copied to the stack when it is the last of its slice.
-    const MAX_COPIED_ROW: usize = 1024;
+    const MAX_COPIED_ROW: usize = MAX_CODED_HEAD_DIM + super::MAX_TAIL_BYTES;
 
     /// Per width: shifts that bring code `i % 4` of a half to the bottom of its lane, and the mask.
     struct Unpack {

@@ -66,6 +66,9 @@ impl Q8Store {
 /// Bytes of decoded weights that one loading task handles, so that tasks are neither tiny nor few.
 const LOAD_TASK_BYTES: usize = 256 << 10;
 
+/// Up to so many vectors, reading the stored form once for each is faster than decoding it.
+const MAX_GEMV_VECTORS: usize = 4;
+
 impl WeightMatrix {
     /// Reads a tensor `[rows, cols]` of type `ty`, row by row, into the form `compute`.
     ///
@@ -74,10 +77,12 @@ impl WeightMatrix {
     /// result only one decoded row per task exists. No rows or no columns: an empty matrix.
     ///
     /// How exact each form is: `F32` is exact. `F16` rounds to f16. `Q8` is exact for Q8_0, Q4_0,
-    /// Q4_1, Q5_0 and Q5_1; for Q4_K and Q5_K a value moves by at most 2⁻¹¹ (|scale * code| +
-    /// |offset|) plus 2⁻²⁵ (|code| + 1); all others are rounded by at most half of 1/127 of the
-    /// largest magnitude among 32 columns (times 1 + 2⁻¹⁰, plus 2⁻²⁵). Non-finite source values stay
-    /// visible: they (in `Q8`, their block) read back as non-finite.
+    /// Q4_1, Q5_0 and Q5_1. For Q4_K and Q5_K a value moves by at most 2⁻¹¹ (|scale * code| +
+    /// |offset|) + 2⁻²⁵ (|code| + 1). F32, F16 and BF16 are rounded to the nearest multiple of 1/127
+    /// of the largest magnitude among 32 columns (times 1 + 2⁻¹⁰, plus 2⁻²⁴). Q6_K takes, per 32
+    /// columns, whichever has the smaller squared error: that, or steps that are exact for the group
+    /// of 16 with the larger scale. Non-finite source values stay visible: they (in `Q8`, their
+    /// block) read back as non-finite.
     ///
     /// # Errors
     ///
@@ -246,7 +251,7 @@ impl WeightMatrix {
             return Err(Error::RowOutOfRange { row, rows: self.rows });
         }
         check_len("the output row", self.cols, out.len())?;
-        self.decode_rows(row, out);
+        self.decode_row(row, out);
         Ok(())
     }
 
@@ -272,9 +277,10 @@ impl WeightMatrix {
 
     /// `y[t] = W x[t]` for `n` vectors: `x` `[n, cols]`, `y` `[n, rows]`, f32, row-major.
     ///
-    /// Weights are decoded to f32 by panels and the vectors are not quantized, so for the `Q8` form
-    /// the result is a little closer to the truth than that of [`gemv`](Self::gemv), and not equal
-    /// to it bit for bit. Scratch: about 1 MiB per thread. `n` = 0: nothing is done.
+    /// Up to four vectors go through [`gemv`](Self::gemv), with its bits. For more, weights are
+    /// decoded to f32 by panels and the vectors are not quantized, so for the `Q8` form the result
+    /// is a little closer to the truth, and not equal to that of `gemv` bit for bit. Scratch: about
+    /// 3 MiB per thread. `n` = 0: nothing is done.
     ///
     /// # Errors
     ///
@@ -285,6 +291,12 @@ impl WeightMatrix {
             |width: usize| n.checked_mul(width).ok_or(Error::TooLarge { rows: n, cols: width });
         check_len("the input of gemm", len(self.cols)?, x.len())?;
         check_len("the output of gemm", len(self.rows)?, y.len())?;
+        if n <= MAX_GEMV_VECTORS && !x.is_empty() {
+            for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(self.rows.max(1))) {
+                self.gemv(x, y)?;
+            }
+            return Ok(());
+        }
         kernels::matmul(self, x, y);
         Ok(())
     }
@@ -325,17 +337,15 @@ impl PanelSource for WeightMatrix {
         Some(&values[first * self.cols..][..num_rows * self.cols])
     }
 
-    fn decode_rows(&self, first: usize, out: &mut [f32]) {
+    fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let start = row * self.cols;
         match &self.store {
             _ if self.cols == 0 => {}
-            Store::F32(values) => out.copy_from_slice(&values[first * self.cols..][..out.len()]),
+            Store::F32(values) => out.copy_from_slice(&values[start..][..self.cols]),
             Store::F16(values) => {
-                kernels::widen_f16(self.level, &values[first * self.cols..][..out.len()], out);
+                kernels::widen_f16(self.level, &values[start..][..self.cols], out);
             }
-            Store::Q8(q8) => {
-                let rows = q8.rows(first, out.len() / self.cols);
-                kernels::expand_q8(self.level, rows, self.cols, out);
-            }
+            Store::Q8(q8) => kernels::expand_q8(self.level, q8.rows(row, 1), self.cols, out),
         }
     }
 }

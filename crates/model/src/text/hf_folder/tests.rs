@@ -1,5 +1,6 @@
 //! Folders made here: what is read from where, and files that contradict themselves.
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -204,4 +205,61 @@ fn a_folder() {
     write(CONFIG, r#"{"bos_token": "<nowhere>", "chat_template": 3}"#);
     let error = HfText::open(folder.path()).unwrap_err();
     assert!(matches!(error, Error::TokenText { purpose: "beginning", .. }));
+}
+
+/// Every place in a JSON value, as pointers.
+fn places(value: &Value, at: String, out: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, child) in map {
+                let key = key.replace('~', "~0").replace('/', "~1");
+                places(child, format!("{at}/{key}"), out);
+            }
+        }
+        Value::Array(items) => {
+            for (index, child) in items.iter().enumerate() {
+                places(child, format!("{at}/{index}"), out);
+            }
+        }
+        _ => {}
+    }
+    out.push(at);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn no_damaged_file_panics(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..10), 1..4),
+        text in "[ab <>ls|\\n]{0,10}",
+    ) {
+        let values = [
+            json!(null), json!(""), json!("a"), json!(0), json!(-1), json!(u64::MAX),
+            json!([]), json!({}), json!(true), json!([["a", "b"], ["ab", "ab"]]),
+        ];
+        let mut file = good();
+        for (index, value) in damage {
+            let mut pointers = Vec::new();
+            places(&file, String::new(), &mut pointers);
+            let pointer = &pointers[index.index(pointers.len())];
+            *file.pointer_mut(pointer).unwrap() = values[value].clone();
+        }
+        if let Ok(tokenizer) = load(&file)
+            && let Ok(ids) = tokenizer.encode(&text, WHOLE)
+        {
+            prop_assert!(tokenizer.decode(&ids, SpecialTokens::Show).is_ok());
+        }
+    }
+}
+
+#[test]
+fn an_added_token_that_normalizes_to_nothing_is_an_error() {
+    let mut file = good();
+    file["normalizer"] = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+    file["added_tokens"][2] = added(9, "  ", false);
+    file["added_tokens"][2]["normalized"] = json!(true);
+    assert!(matches!(load(&file), Err(Error::EmptyToken { id: 9 })));
+    file["normalizer"] = json!(null);
+    assert!(load(&file).is_ok());
 }

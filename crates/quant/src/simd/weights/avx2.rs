@@ -5,11 +5,12 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_movehdup_ps, _mm_movehl_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_castps256_ps128,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
+    _mm_loadl_epi64, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps,
 };
 
 use half::f16;
@@ -66,26 +67,46 @@ fn dot<T: Copy>(
 /// See `super::gemv_q8`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn gemv_q8(rows: Q8Rows<'_>, x: &BlockVector, y: &mut [f32]) {
-    let (q, _) = x.codes.as_chunks::<BLOCK>();
-    let (a, _) = x.scales.as_chunks::<GROUP>();
-    let (block_sums, _) = x.sums.as_chunks::<GROUP>();
     for (y, (codes, scales, offsets)) in y.iter_mut().zip(rows.iter()) {
-        let (c, _) = codes.as_chunks::<BLOCK>();
-        let mut sums = [_mm256_setzero_ps(); 2];
-        let groups = c.chunks(GROUP).zip(q.chunks(GROUP)).zip(scales.chunks(GROUP)).zip(a);
-        for (((c, q), s), a) in groups {
-            let mut products = [0.0; GROUP];
-            store(&mut products, _mm256_mul_ps(load_group(s), load(a)));
-            for ((c, q), (i, product)) in c.iter().zip(q).zip(products.iter().enumerate()) {
-                let integers = _mm256_cvtepi32_ps(block_integers(c, q));
-                sums[i % 2] = _mm256_fmadd_ps(integers, _mm256_set1_ps(*product), sums[i % 2]);
-            }
+        *y = dot_q8(codes, scales, x);
+        if !offsets.is_empty() {
+            *y += dot(offsets, &x.sums[..offsets.len()], |o| load_f16(o), |o| widen_one(o));
         }
-        for (o, block_sums) in offsets.chunks(GROUP).zip(block_sums) {
-            sums[0] = _mm256_fmadd_ps(load_group(o), load(block_sums), sums[0]);
-        }
-        *y = horizontal_sum(_mm256_add_ps(sums[0], sums[1]));
     }
+}
+
+/// The sum over blocks of `scale * x.scale * integer sum`: groups of eight blocks, whose scales are
+/// converted and multiplied together, then single blocks.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_q8(codes: &[i8], scales: &[f16], x: &BlockVector) -> f32 {
+    let (c, _) = codes.as_chunks::<BLOCK>();
+    let (q, _) = x.codes.as_chunks::<BLOCK>();
+    let (c_groups, c_rest) = c.as_chunks::<GROUP>();
+    let (q_groups, q_rest) = q.as_chunks::<GROUP>();
+    let (s_groups, s_rest) = scales.as_chunks::<GROUP>();
+    let (a_groups, a_rest) = x.scales[..scales.len()].as_chunks::<GROUP>();
+
+    let (mut even, mut odd) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+    for (((c, q), s), a) in c_groups.iter().zip(q_groups).zip(s_groups).zip(a_groups) {
+        let mut steps = [0.0; GROUP];
+        store(&mut steps, _mm256_mul_ps(load_f16(s), load(a)));
+        for i in 0..GROUP / 2 {
+            even = add_block(even, &c[2 * i], &q[2 * i], steps[2 * i]);
+            odd = add_block(odd, &c[2 * i + 1], &q[2 * i + 1], steps[2 * i + 1]);
+        }
+    }
+    for (((c, q), &s), a) in c_rest.iter().zip(q_rest).zip(s_rest).zip(a_rest) {
+        even = add_block(even, c, q, widen_one(s) * a);
+    }
+    horizontal_sum(_mm256_add_ps(even, odd))
+}
+
+/// Adds `step` times the products of one block to eight running sums.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_block(sums: __m256, c: &[i8; BLOCK], q: &[i16; BLOCK], step: f32) -> __m256 {
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(block_integers(c, q)), _mm256_set1_ps(step), sums)
 }
 
 /// Eight partial sums of the 32 products of a block; see the parent module for why none overflows.
@@ -102,18 +123,6 @@ fn block_integers(c: &[i8; BLOCK], q: &[i16; BLOCK]) -> __m256i {
         let q1 = _mm256_loadu_si256(q.add(16).cast());
         _mm256_add_epi32(_mm256_madd_epi16(c0, q0), _mm256_madd_epi16(c1, q1))
     }
-}
-
-/// Up to eight f16 values; what is missing is zero.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load_group(values: &[f16]) -> __m256 {
-    if let Some(values) = values.first_chunk::<GROUP>() {
-        return load_f16(values);
-    }
-    let mut padded = [f16::ZERO; GROUP];
-    padded[..values.len()].copy_from_slice(values);
-    load_f16(&padded)
 }
 
 /// See `super::widen_f16`.
@@ -179,9 +188,7 @@ pub(super) fn quantize_blocks(x: &[f32], out: &mut BlockVector) {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn widen_one(value: f16) -> f32 {
-    let mut lanes = [f16::ZERO; 8];
-    lanes[0] = value;
-    _mm_cvtss_f32(_mm256_castps256_ps128(load_f16(&lanes)))
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(value.to_bits()))))
 }
 
 #[inline]

@@ -1,0 +1,6 @@
+//! Block weights: decoding, loading and multiplying.
+
+mod dequant;
+mod inputs;
+mod loading;
+mod products;

@@ -1,0 +1,225 @@
+//! The same input gives the same bits, however often, on however many threads and beside whatever other
+//! caches; and feeding tokens at once gives what feeding them one by one gives.
+//!
+//! Each law is held on a small checkpoint of ours and, where it is there, on the default model.
+
+use heterokv_cache::{CacheSpec, KvCache};
+use heterokv_eval::{Distribution, Mode, Window, compare_caches, kl_divergence};
+use heterokv_model::{ComputeType, Model};
+
+use crate::distance::{bits, max_distance};
+use crate::files::fixture;
+use crate::smollm::{Smollm, cache, feed, greedy, last_logits};
+use crate::tiny::load;
+
+/// One of each kind: uncompressed, as published, re-scored, and with a selection of its own.
+const SPECS: [&str; 4] =
+    ["full", "hca:25%", "hca-rescore:12.5%", "hca:25%,select=top-k:40,union=head"];
+
+/// Specs that a head of 8 channels can hold too, where no preset keeps its ratio.
+const TINY_SPECS: [&str; 4] = [
+    "full",
+    "keys=int8-token,values=int8@host,select=top-p:0.9,min=8,recent=16",
+    "keys=lm4,values=int8@host,rescore=int8@host,select=top-p:0.9,min=8,recent=16",
+    "keys=f16,values=f16@host,select=top-k:40,union=head,recent=16",
+];
+
+/// Tokens of the prompts: enough that tables are fitted and tokens are coded.
+const PROMPT_TOKENS: usize = 400;
+/// Tokens fed behind them.
+const STEPS: usize = 12;
+
+fn tiny_model() -> Model {
+    load(&fixture("llama3-rope-scaling"), ComputeType::F32)
+}
+
+fn tokens(model: &Model, num_tokens: usize) -> Vec<u32> {
+    let vocab_size = model.config().vocab_size as u64;
+    // Knuth's multiplier scatters the ids; the text does not have to mean anything.
+    (1..=num_tokens as u64).map(|i| ((i * 2_654_435_761) >> 7) as u32 % vocab_size as u32).collect()
+}
+
+fn prefilled(model: &Model, specs: &[&str], prompt: &[u32]) -> (Vec<f32>, Vec<KvCache>) {
+    let mut caches: Vec<KvCache> = specs.iter().map(|spec| cache(model, spec)).collect();
+    let hidden = model.prefill(prompt, &mut caches, None).unwrap();
+    (last_logits(model, &hidden), caches)
+}
+
+/// The prompt and what is fed behind it.
+fn split(model: &Model) -> (Vec<u32>, Vec<u32>) {
+    let mut prompt = tokens(model, PROMPT_TOKENS + STEPS);
+    let fed = prompt.split_off(PROMPT_TOKENS);
+    (prompt, fed)
+}
+
+fn check_twice(model: &Model, specs: &[&str]) {
+    let (prompt, _) = split(model);
+    for spec in specs {
+        let run = || {
+            let (logits, mut caches) = prefilled(model, &[spec], &prompt);
+            (bits(&logits), greedy(model, logits, &mut caches[0], STEPS))
+        };
+        assert_eq!(run(), run(), "{spec}");
+    }
+}
+
+#[test]
+fn a_prompt_twice_gives_the_same_ids() {
+    check_twice(&tiny_model(), &TINY_SPECS);
+}
+
+#[test]
+fn a_prompt_twice_gives_the_same_ids_on_the_default_model() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    check_twice(&smollm.load(ComputeType::Q8), &SPECS);
+}
+
+fn check_forks(model: &Model) {
+    let (prompt, fed) = split(model);
+    let (_, caches) = prefilled(model, &["full"], &prompt);
+    let (mut one, mut other) = (caches[0].fork().unwrap(), caches[0].fork().unwrap());
+    let (one, other) = (feed(model, &fed, &mut one), feed(model, &fed, &mut other));
+    let vocab_size = model.config().vocab_size;
+    for (p, q) in one.chunks(vocab_size).zip(other.chunks(vocab_size)) {
+        assert_eq!(kl_divergence(&Distribution::of_logits(p), &Distribution::of_logits(q)), 0.0);
+    }
+    let window = Window { offset: 0, context: prompt, continuation: fed, mode: Mode::Plain };
+    let results = compare_caches(model, &window, &[CacheSpec::full()], None, None).unwrap();
+    assert_eq!(results.len(), 2);
+    for result in results {
+        assert_eq!((result.kl_mean, result.kl_p99, result.top1), (0.0, 0.0, 1.0));
+    }
+}
+
+#[test]
+fn forks_of_full_do_not_differ() {
+    check_forks(&tiny_model());
+}
+
+#[test]
+fn forks_of_full_do_not_differ_on_the_default_model() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    check_forks(&smollm.load(ComputeType::Q8));
+}
+
+fn check_threads(model: &Model, specs: &[&str]) {
+    let (prompt, fed) = split(model);
+    let run = |num_threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+        pool.install(|| {
+            let (mut logits, mut caches) = prefilled(model, specs, &prompt);
+            logits.extend(caches.iter_mut().flat_map(|cache| feed(model, &fed, cache)));
+            bits(&logits)
+        })
+    };
+    let one = run(1);
+    for num_threads in [2, 3] {
+        assert!(one == run(num_threads), "{num_threads} threads give other bits than one");
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_show() {
+    check_threads(&tiny_model(), &TINY_SPECS);
+}
+
+#[test]
+fn the_number_of_threads_does_not_show_on_the_default_model() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    check_threads(&smollm.load(ComputeType::Q8), &SPECS);
+}
+
+/// A cache that was prefilled alone, as generation does it, and one beside others, as comparisons do:
+/// the same bytes in use, and the same bits out of every later step.
+fn check_alone(model: &Model, specs: &[&str]) {
+    let (prompt, fed) = split(model);
+    let (together_logits, together) = prefilled(model, specs, &prompt);
+    let window =
+        Window { offset: 0, context: prompt.clone(), continuation: fed, mode: Mode::Plain };
+    let parsed: Vec<CacheSpec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+    let results = compare_caches(model, &window, &parsed, None, None).unwrap();
+    let fed = &window.continuation[..window.steps()];
+    let mut full = Vec::new();
+    for ((spec, together), result) in specs.iter().zip(together).zip(&results[1..]) {
+        let (alone_logits, mut alone) = prefilled(model, &[spec], &prompt);
+        assert_eq!(bits(&alone_logits), bits(&together_logits), "{spec}");
+        let mut alone = alone.remove(0);
+        assert_eq!(alone.device_bytes(), together.device_bytes(), "{spec}");
+        assert_eq!(alone.host_in_use_bytes(), together.host_in_use_bytes(), "{spec}");
+        let mut fork = together.fork().unwrap();
+        drop(together);
+        let logits = feed(model, fed, &mut alone);
+        assert_eq!(bits(&logits), bits(&feed(model, fed, &mut fork)), "{spec}");
+        assert_eq!(alone.device_in_use_bytes(), result.device_bytes, "{spec}");
+        assert_eq!(alone.host_in_use_bytes(), result.host_bytes, "{spec}");
+        assert_eq!(fork.device_bytes(), alone.device_bytes(), "{spec}");
+        assert_eq!(alone.ratio(), result.ratio, "{spec}");
+        assert_eq!(alone.stats().rows_read(), result.rows_read, "{spec}");
+        let rows = logits.chunks(model.config().vocab_size).map(Distribution::of_logits);
+        let rows: Vec<Distribution> = rows.collect();
+        if full.is_empty() {
+            full.clone_from(&rows);
+        }
+        let kl = full.iter().zip(&rows).map(|(full, row)| kl_divergence(full, row)).sum::<f64>();
+        assert_eq!(kl / fed.len() as f64, result.kl_mean, "{spec}");
+        println!("{spec}: KL {:.6} alone and beside others", result.kl_mean);
+    }
+}
+
+#[test]
+fn a_cache_alone_is_the_cache_beside_others() {
+    check_alone(&tiny_model(), &TINY_SPECS);
+}
+
+#[test]
+fn a_cache_alone_is_the_cache_beside_others_on_the_default_model() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    check_alone(&smollm.load(ComputeType::Q8), &SPECS);
+}
+
+/// A matrix product sums in another order than a vector's, and compact weights meet activations of 16
+/// bits there, so the bits differ; `bar` is twice what was seen.
+fn check_at_once(model: &Model, specs: &[&str], bar: f64) {
+    let (prompt, fed) = split(model);
+    let (_, caches) = prefilled(model, specs, &prompt);
+    for (spec, mut cache) in specs.iter().zip(caches) {
+        let mut fork = cache.fork().unwrap();
+        let hidden = model.extend(&fed, &mut fork).unwrap();
+        let at_once = model.logits_of_rows(&hidden).unwrap();
+        let distance = max_distance(&at_once, &feed(model, &fed, &mut cache));
+        println!("{spec}: at once and one by one differ by {distance:.6}");
+        assert!(distance <= bar, "{spec}: {distance}");
+        assert_eq!(fork.device_bytes(), cache.device_bytes(), "{spec}");
+        assert_eq!(fork.num_tokens(), cache.num_tokens(), "{spec}");
+    }
+}
+
+#[test]
+fn at_once_is_one_by_one() {
+    check_at_once(&tiny_model(), &TINY_SPECS, 2e-3);
+}
+
+#[test]
+fn at_once_is_one_by_one_on_the_default_model() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    check_at_once(&smollm.load(ComputeType::Q8), &SPECS, 1.0);
+}
+
+/// Where every coded token is selected and nothing is rounded further than f16, the heterogeneous path
+/// computes what the uncompressed cache computes, up to the order of f32 sums and a few numbers that
+/// these round to the neighbouring f16.
+#[test]
+fn a_cache_that_loses_nothing_is_full() {
+    let model = tiny_model();
+    let (prompt, fed) = split(&model);
+    let lossless = "keys=f16,values=f16@host,select=none,recent=16";
+    let rescored = "keys=int4-token,values=f16@host,rescore=f16@host,select=none,recent=16";
+    let (_, mut caches) = prefilled(&model, &["full", lossless, rescored], &prompt);
+    let full = feed(&model, &fed, &mut caches[0]);
+    for (cache, spec) in caches[1..].iter_mut().zip([lossless, rescored]) {
+        let distance = max_distance(&full, &feed(&model, &fed, cache));
+        println!("{spec}: {distance:.6} from full");
+        assert!(distance <= 2e-3, "{spec}: {distance}");
+        assert!(cache.host_in_use_bytes() > 0, "{spec} keeps values on the host");
+    }
+}

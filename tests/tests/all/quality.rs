@@ -1,0 +1,169 @@
+//! How far caches are from the full one on SmolLM2-135M: the bars that the presets promise.
+//!
+//! The bars are the contract. They are never loosened, and nothing is tuned on these windows.
+
+use heterokv_cache::{KvCache, MIN_TOKENS};
+use heterokv_eval::{Distribution, Mode, Window, kl_divergence};
+use heterokv_model::{ComputeType, Model};
+
+use crate::distance::Bars;
+use crate::files::is_long;
+use crate::smollm::{Smollm, cache, feed, timed};
+
+/// A cache, its promised share of a full cache's bytes, and the bars it is held to.
+struct Promise {
+    spec: &'static str,
+    /// Percent of the bytes; `None` where the promise begins beyond this length.
+    percent: Option<f64>,
+    plain_kl: f64,
+    recall_kl: Option<f64>,
+    /// Share of plain steps with the same most probable token, over all offsets together.
+    top1: Option<f64>,
+}
+
+const PROMISES: [Promise; 6] = [
+    Promise {
+        spec: "hca:25%",
+        percent: Some(25.0),
+        plain_kl: 0.002,
+        recall_kl: Some(0.01),
+        top1: Some(0.955),
+    },
+    Promise {
+        spec: "hca:12.5%",
+        percent: Some(12.5),
+        plain_kl: 0.010,
+        recall_kl: Some(0.25),
+        top1: Some(0.925),
+    },
+    Promise { spec: "hca:6.25%", percent: None, plain_kl: 0.06, recall_kl: None, top1: None },
+    Promise {
+        spec: "hca-rescore:25%",
+        percent: Some(25.0),
+        plain_kl: 0.0015,
+        recall_kl: Some(0.008),
+        top1: Some(0.955),
+    },
+    Promise {
+        spec: "hca-rescore:12.5%",
+        percent: Some(12.5),
+        plain_kl: 0.0015,
+        recall_kl: Some(0.010),
+        top1: Some(0.955),
+    },
+    Promise {
+        spec: "hca-rescore:6.25%",
+        percent: Some(6.25),
+        plain_kl: 0.004,
+        recall_kl: Some(0.025),
+        top1: Some(0.945),
+    },
+];
+
+/// Rows read per KV head over tokens held, in every one of them.
+const ROWS_READ: f64 = 0.30;
+
+/// Where the windows begin, and how many tokens are fed behind each.
+struct Tier {
+    offsets: &'static [usize],
+    steps: usize,
+}
+
+/// Every bar in full.
+const LONG: Tier = Tier { offsets: &[20_000, 60_000], steps: 256 };
+/// One window, a quarter of the steps, the same bars.
+const SHORT: Tier = Tier { offsets: &[20_000], steps: 64 };
+
+/// What one cache did behind one context.
+struct Fed {
+    kl_mean: f64,
+    num_agreeing: usize,
+    rows_read: f64,
+    ratio: f64,
+    steps_per_second: f64,
+}
+
+fn distributions(model: &Model, window: &Window, cache: &mut KvCache) -> Vec<Distribution> {
+    let logits = feed(model, &window.continuation[..window.steps()], cache);
+    logits.chunks(model.config().vocab_size).map(Distribution::of_logits).collect()
+}
+
+fn feed_and_compare(
+    model: &Model,
+    window: &Window,
+    cache: &mut KvCache,
+    full: &[Distribution],
+) -> Fed {
+    cache.reset_stats();
+    let (own, seconds) = timed(|| distributions(model, window, cache));
+    assert_eq!(own.len(), full.len());
+    let kl: f64 = full.iter().zip(&own).map(|(full, own)| kl_divergence(full, own)).sum();
+    Fed {
+        kl_mean: kl / own.len() as f64,
+        num_agreeing: full.iter().zip(&own).filter(|(full, own)| full.top() == own.top()).count(),
+        rows_read: cache.stats().rows_read(),
+        ratio: cache.ratio(),
+        steps_per_second: own.len() as f64 / seconds,
+    }
+}
+
+#[test]
+fn presets_keep_their_bars() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    let Some(corpus) = smollm.corpus_or_skip() else { return };
+    let tier = if is_long() { LONG } else { SHORT };
+    let model = smollm.load(ComputeType::Q8);
+    let mut bars = Bars::default();
+    let mut num_agreeing = [0; PROMISES.len()];
+    for &offset in tier.offsets {
+        let cut = |mode| Window::cut(&corpus, offset, MIN_TOKENS, tier.steps, mode).unwrap();
+        let (plain, recall) = (cut(Mode::Plain), cut(Mode::Recall));
+        assert_eq!(plain.context, recall.context);
+        let mut caches = vec![cache(&model, "full")];
+        caches.extend(PROMISES.iter().map(|promise| cache(&model, promise.spec)));
+        let (hidden, seconds) = timed(|| model.prefill(&plain.context, &mut caches, None));
+        assert!(hidden.is_ok());
+        let rate = MIN_TOKENS as f64 / seconds;
+        println!("offset {offset}: {rate:.1} tok/s into {} caches", caches.len());
+        let mut full = caches.remove(0);
+        let full_plain = distributions(&model, &plain, &mut full.fork().unwrap());
+        let full_recall = distributions(&model, &recall, &mut full);
+        for ((promise, cache), num_agreeing) in PROMISES.iter().zip(caches).zip(&mut num_agreeing) {
+            let Promise { spec, percent, plain_kl, recall_kl, .. } = *promise;
+            let mut fork = cache.fork().unwrap();
+            let fed = feed_and_compare(&model, &plain, &mut fork, &full_plain);
+            *num_agreeing += fed.num_agreeing;
+            println!(
+                "{spec} at {offset}: {}, ratio {:.2} %, plain {:.1} tok/s",
+                cache.config(),
+                100.0 * fed.ratio,
+                fed.steps_per_second
+            );
+            bars.at_most(&format!("{spec} at {offset}: plain KL"), fed.kl_mean, plain_kl);
+            bars.at_most(&format!("{spec} at {offset}: plain rows read"), fed.rows_read, ROWS_READ);
+            if let Some(percent) = percent {
+                let ratio = 100.0 * fed.ratio;
+                bars.at_most(&format!("{spec} at {offset}: device bytes, %"), ratio, percent);
+            }
+            drop(fork);
+            let mut cache = cache;
+            let fed = feed_and_compare(&model, &recall, &mut cache, &full_recall);
+            let what = format!("{spec} at {offset}: recall KL");
+            match recall_kl {
+                Some(bar) => bars.at_most(&what, fed.kl_mean, bar),
+                None => println!("{what:<52} {:>11.6} (no bar)", fed.kl_mean),
+            }
+            let what = format!("{spec} at {offset}: recall rows read");
+            bars.at_most(&what, fed.rows_read, ROWS_READ);
+        }
+    }
+    let num_steps = (tier.steps * tier.offsets.len()) as f64;
+    for (promise, num_agreeing) in PROMISES.iter().zip(num_agreeing) {
+        let (what, share) = (format!("{}: top-1", promise.spec), num_agreeing as f64 / num_steps);
+        match promise.top1 {
+            Some(bar) => bars.at_least(&what, share, bar),
+            None => println!("{what:<52} {share:>11.6} (no bar)"),
+        }
+    }
+    bars.finish();
+}
