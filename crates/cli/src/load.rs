@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheSpec, Level, Profile};
+use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::args::ModelArgs;
 use crate::output::{count, tokens};
 use crate::progress::Bar;
+use crate::requirement::kv_shape;
 
 /// A checkpoint that is open, its weights not read yet.
 pub(crate) struct Opened {
@@ -66,6 +67,17 @@ impl Opened {
         let profile = Profile::load(path)?;
         profile.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
         Ok(Some(profile))
+    }
+
+    /// An empty cache for this model.
+    ///
+    /// # Errors
+    /// A spec that does not fit the model, and a profile that does not fit the spec.
+    pub(crate) fn cache(&self, spec: &CacheSpec, profile: Option<&Profile>) -> Result<KvCache> {
+        let shape = kv_shape(self.checkpoint.config())?;
+        let config = spec.resolve(&shape)?;
+        let profile = profile.filter(|_| config != CacheConfig::Full);
+        Ok(KvCache::new(shape, config, Level::detect(), profile)?)
     }
 
     /// What is running: model, form, instruction set, threads.
