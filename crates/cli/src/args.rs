@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use heterokv_cache::{CacheSpec, SPEC_GRAMMAR};
+use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
 use quantity::{parse_bytes, parse_tokens};
@@ -110,6 +111,16 @@ pub(crate) struct SamplerArgs {
 }
 
 impl SamplerArgs {
+    /// Refuses settings that are out of range before anything is loaded.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.settings().check()?;
+        StopMatcher::new(self.stop.iter().map(String::as_str))?;
+        Ok(())
+    }
+
     /// The settings of the sampler.
     pub(crate) fn settings(&self) -> SamplerSettings {
         SamplerSettings {

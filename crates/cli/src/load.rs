@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheSpec, Level, Profile};
+use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::args::ModelArgs;
-use crate::output::count;
+use crate::output::{count, tokens};
 use crate::progress::Bar;
+use crate::requirement::kv_shape;
 
 /// A checkpoint that is open, its weights not read yet.
 pub(crate) struct Opened {
@@ -68,6 +69,17 @@ impl Opened {
         Ok(Some(profile))
     }
 
+    /// An empty cache for this model.
+    ///
+    /// # Errors
+    /// A spec that does not fit the model, and a profile that does not fit the spec.
+    pub(crate) fn cache(&self, spec: &CacheSpec, profile: Option<&Profile>) -> Result<KvCache> {
+        let shape = kv_shape(self.checkpoint.config())?;
+        let config = spec.resolve(&shape)?;
+        let profile = profile.filter(|_| config != CacheConfig::Full);
+        Ok(KvCache::new(shape, config, Level::detect(), profile)?)
+    }
+
     /// What is running: model, form, instruction set, threads.
     pub(crate) fn first_line(&self) -> String {
         let threads = rayon::current_num_threads();
@@ -124,10 +136,10 @@ pub(crate) fn check_ratio(spec: &CacheSpec, ratio: f64, num_tokens: usize) -> Re
     let Some(promise) = spec.promise() else { return Ok(()) };
     ensure!(
         100.0 * ratio <= promise.percent,
-        "{spec} takes {:.1} % at {} tokens and keeps {} % from {} tokens on; give it a longer context, a \
+        "{spec} takes {:.1} % at {} and keeps {} % from {} tokens on; give it a longer context, a \
          higher ratio, or leave out --strict-ratio",
         100.0 * ratio,
-        count(num_tokens),
+        tokens(num_tokens),
         promise.percent,
         count(promise.min_tokens)
     );

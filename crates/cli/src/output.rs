@@ -38,7 +38,8 @@ pub(crate) fn bytes(bytes: u64) -> String {
         0..1024 => format!("{bytes} B"),
         _ if b < KIB * KIB => format!("{:.1} KiB", b / KIB),
         _ if b < KIB * KIB * KIB => format!("{:.1} MiB", b / (KIB * KIB)),
-        _ => format!("{:.1} GiB", b / (KIB * KIB * KIB)),
+        _ if b < KIB * KIB * KIB * KIB => format!("{:.1} GiB", b / (KIB * KIB * KIB)),
+        _ => format!("{:.1} TiB", b / (KIB * KIB * KIB * KIB)),
     }
 }
 
@@ -58,6 +59,11 @@ pub(crate) fn count(n: usize) -> String {
         out.push(digit);
     }
     out
+}
+
+/// A number of tokens, in words: `1 token`, `4,096 tokens`.
+pub(crate) fn tokens(n: usize) -> String {
+    format!("{} token{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// A ratio reached, and beside it what `spec` promises where that is less.
@@ -92,6 +98,9 @@ pub(crate) fn table(header: &[String], rows: &[Vec<String>]) -> String {
     for row in rows {
         table.add_row(cells(row));
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     let text = table.to_string();
     // The padding of the last column is nothing anyone wants to copy.
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
@@ -104,10 +113,11 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         let shown = [0, 1023, 1024, 1 << 20, 3 << 29, u64::MAX].map(bytes);
-        let last = "17179869184.0 GiB";
+        let last = "16777216.0 TiB";
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.5 GiB", last]);
         assert_eq!([0, 999, 1000, 4_000_000].map(count), ["0", "999", "1,000", "4,000,000"]);
         assert_eq!(percent(0.12499), "12.5 %");
+        assert_eq!([0, 1, 1000].map(tokens), ["0 tokens", "1 token", "1,000 tokens"]);
     }
 
     #[test]

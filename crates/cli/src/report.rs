@@ -110,7 +110,6 @@ impl Report {
     }
 
     fn speed(&self, tokens: usize, per_second: f64) -> String {
-        let plural = if tokens == 1 { "" } else { "s" };
-        format!("{} token{plural}, {per_second:.1} tok/s", count(tokens))
+        format!("{}, {per_second:.1} tok/s", output::tokens(tokens))
     }
 }

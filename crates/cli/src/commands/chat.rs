@@ -17,7 +17,7 @@ use crate::report::Report;
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
     let files = Files::read(&args.file)?;
     let sampler = args.sampler.settings();
-    sampler.check()?;
+    args.sampler.check()?;
     let opened = Opened::new(&args.model)?;
     let text = opened.text()?;
     let conversation = Conversation::new(&text, args.system.clone())?;

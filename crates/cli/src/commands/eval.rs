@@ -46,6 +46,10 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
         }
     }
     let profile = opened.profile(args.terms.profile.as_ref())?;
+    for spec in &args.cache {
+        // What does not fit is refused before the weights are read.
+        opened.cache(spec, profile.as_ref())?;
+    }
     let line = opened.first_line();
     if args.json {
         say(&line)

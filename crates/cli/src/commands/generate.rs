@@ -12,7 +12,7 @@ use crate::args::{CacheArgs, GenerateArgs};
 use crate::failure::Unwritable;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::output::{count, print, print_line, ratio, say};
+use crate::output::{print, print_line, ratio, say, tokens};
 use crate::progress::Bar;
 use crate::prompt::{Conversation, Files, check_not_empty, encode_plain, reply_tokens};
 use crate::report::Report;
@@ -38,7 +38,7 @@ struct Output<'a> {
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let files = Files::read(&args.file)?;
     check_not_empty(&format!("{}{}", files.text, args.prompt))?;
-    args.sampler.settings().check()?;
+    args.sampler.check()?;
     let opened = Opened::new(&args.model)?;
     let text = opened.text()?;
     let tokens = if args.chat {
@@ -111,16 +111,14 @@ pub(super) fn prepare(
         check_ratio(spec, at_prompt.ratio(), num_prompt_tokens)?;
     }
     let profile = opened.profile(terms.profile.as_ref())?;
+    let cache = opened.cache(spec, profile.as_ref())?;
     say(&format!(
-        "{}; {} tokens of prompt, cache {spec}: {}",
+        "{}; {} of prompt, cache {spec}: {}",
         opened.first_line(),
-        count(num_prompt_tokens),
+        tokens(num_prompt_tokens),
         ratio(at_prompt.ratio(), spec)
     ));
-    let model = opened.load()?;
-    let shape = model.kv_shape();
-    let cache = KvCache::new(shape, spec.resolve(&shape)?, model.level(), profile.as_ref())?;
-    Ok((model, cache))
+    Ok((opened.load()?, cache))
 }
 
 /// Feeds tokens and shows how far they are.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use heterokv_model::config::ContextLimit;
+use heterokv_model::rope_config::RopeScaling;
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ModelConfig};
 use serde::Serialize;
@@ -174,6 +175,10 @@ fn facts(
         "{} query, {} key-value, {} wide",
         config.num_qo_heads, config.num_kv_heads, config.head_dim
     );
+    let rope = match &config.rope.scaling {
+        RopeScaling::None => format!("base {}", config.rope.theta),
+        scaling => format!("base {}, {scaling:?}", config.rope.theta),
+    };
     let mut rows = vec![
         ("model", name.to_owned()),
         ("architecture", config.architecture.name().to_owned()),
@@ -182,7 +187,7 @@ fn facts(
         ("hidden size", count(config.hidden_size)),
         ("MLP width", count(config.intermediate_size)),
         ("vocabulary", count(config.vocab_size)),
-        ("RoPE", format!("base {}, {:?}", config.rope.theta, config.rope.scaling)),
+        ("RoPE", rope),
     ];
     if !extras.is_empty() {
         rows.push(("has", extras.join(", ")));

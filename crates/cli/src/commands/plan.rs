@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::args::PlanArgs;
 use crate::load::{model_name, read_text};
-use crate::output::{bytes, count, percent, print_line, ratio, table};
+use crate::output::{bytes, count, print_line, ratio, table};
 use crate::requirement::{kv_shape, plan};
 
 /// Weights in one form.
@@ -194,7 +194,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     let size = |n: usize| bytes(n as u64);
     let mut rows = vec![
         row("device", &|_| String::new()),
-        row("  exact, for good", &|p| size(p.plan.device.resident)),
+        row("  exact, never coded", &|p| size(p.plan.device.resident)),
         row("  recent tokens, exact", &|p| size(p.plan.device.window)),
         row("  key codes", &|p| size(p.plan.device.codes)),
         row("  key tables", &|p| size(p.plan.device.tables)),
@@ -210,7 +210,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     rows.extend([
         row("host", &|_| String::new()),
         row("  values, and exact keys if kept", &|p| size(p.plan.host_bytes)),
-        row("while the prompt is processed", &|_| String::new()),
+        row("while reading the prompt", &|_| String::new()),
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
         row("  one layer's queries and outputs", &|p| bytes(p.prefill.queries_and_outputs)),
@@ -218,15 +218,14 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     let memory = planned.first().and_then(|planned| planned.device_memory_bytes);
     if let Some(memory) = memory {
         let answer = |fits: bool, needed: u64| {
-            let share = percent(needed as f64 / memory.max(1) as f64);
-            format!("{}, {} ({share})", if fits { "fits" } else { "does not fit" }, bytes(needed))
+            format!("{}: {}", if fits { "fits" } else { "does not fit" }, bytes(needed))
         };
         for (i, fit) in planned.first().map_or(&[][..], |p| &p.fit).iter().enumerate() {
             let form = &fit.form;
             rows.extend([
                 row(&format!("on {}, weights as {form}", bytes(memory)), &|_| String::new()),
                 row("  while generating", &|p| answer(p.fit[i].fits, p.fit[i].device_bytes)),
-                row("  with the prompt's states there", &|p| {
+                row("  while reading the prompt there", &|p| {
                     answer(p.fit[i].peak_fits, p.fit[i].peak_bytes)
                 }),
                 row("  largest context while generating", &|p| {

@@ -1,0 +1,219 @@
+//! Every mistake is one line that names the thing, and exit code 2.
+
+use crate::fixture::{TRAINED_TOKENS, file, model, other_model, prose, run, stdout_of};
+
+/// Runs the program, which must refuse, and looks at the line of the error: the first one it says,
+/// unless the fault shows only once the model is running.
+#[track_caller]
+fn refuses(args: &[&str], parts: &[&str]) {
+    let output = run(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?} printed something");
+    let is_error = |line: &&str| line.starts_with("error: ");
+    let line = stderr.lines().find(is_error).unwrap_or_else(|| panic!("no error in {stderr}"));
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+    assert!(!stderr.contains("panicked") && !stderr.contains("backtrace"), "{stderr}");
+}
+
+#[track_caller]
+fn generate_refuses(args: &[&str], parts: &[&str]) {
+    let all = [&["generate", "--model", model(), "--prompt", "Call me"], args].concat();
+    refuses(&all, parts);
+}
+
+#[test]
+fn unknown_words() {
+    refuses(&["gnerate"], &["unrecognized subcommand 'gnerate'"]);
+    refuses(&["generate", "--modell", "x"], &["unexpected argument '--modell'"]);
+    for (spec, parts) in [
+        (
+            "hca:12.5%,frobs=1",
+            &["unknown option 'frobs' in a cache spec; known are keys, values"][..],
+        ),
+        ("hcc:12.5%", &["unknown preset 'hcc:12.5%'", "full, hca, hca-rescore"]),
+        ("hca:0%", &["unknown ratio", "as in hca:12.5%"]),
+        ("hca", &["a preset needs a ratio, as in hca:12.5%"]),
+        ("full,recent=3", &["full takes no options"]),
+    ] {
+        generate_refuses(&["--cache", spec], parts);
+    }
+    generate_refuses(&["--compute", "q4"], &["'q4'", "f32, f16, q8"]);
+}
+
+#[test]
+fn a_ratio_that_no_format_keeps() {
+    let parts = ["hca cannot keep 0.50 %", "from 32768 tokens on", "the least it can keep is"];
+    generate_refuses(&["--cache", "hca:0.5%"], &parts);
+}
+
+#[test]
+fn models_that_are_none() {
+    refuses(
+        &["generate", "--model", "nowhere.gguf", "--prompt", "a"],
+        &["there is no model at nowhere.gguf; give a GGUF file or a Hugging Face folder"],
+    );
+    let text = file("not-a-model.txt", "Call me Ishmael.");
+    for command in [&["generate", "--prompt", "a", "--model"][..], &["inspect"]] {
+        refuses(&[command, &[&text]].concat(), &["not-a-model.txt", "not a GGUF file"]);
+    }
+    let parts = ["there is no file or folder llama-9", "known: llama-3-8b"];
+    refuses(&["plan", "--model", "llama-9"], &parts);
+}
+
+#[test]
+fn prompts_that_are_none() {
+    let empty = file("empty.txt", "");
+    for args in [&["--prompt", ""][..], &["--file", &empty], &[], &["--chat"]] {
+        let all = [&["generate", "--model", model()], args].concat();
+        refuses(&all, &["the prompt is empty; give --prompt TEXT or --file FILE"]);
+    }
+    generate_refuses(&["--file", "nowhere.txt"], &["cannot read nowhere.txt", "No such file"]);
+    let path = file("latin1.txt", "");
+    std::fs::write(&path, b"caf\xe9").unwrap();
+    generate_refuses(&["--file", &path], &["latin1.txt is not UTF-8 text (byte 3)"]);
+}
+
+#[test]
+fn longer_than_the_trained_context() {
+    let book = file("long.txt", &prose(TRAINED_TOKENS));
+    generate_refuses(
+        &["--file", &book],
+        &[
+            "the prompt has 1,031 tokens (1,024 of them from ",
+            "long.txt), and up to 256 more may follow",
+            "this model was trained for 1,024; use a shorter text",
+            "--allow-beyond-trained",
+        ],
+    );
+    generate_refuses(&["--max-tokens", "1018"], &["the prompt has 7 tokens, and up to 1,018 more"]);
+    let args = ["generate", "--model", model(), "--max-tokens", "3", "--allow-beyond-trained"];
+    stdout_of(&[&args[..], &["--file", &book]].concat());
+    let (context, corpus) = (TRAINED_TOKENS.to_string(), file("longer.txt", &prose(1100)));
+    refuses(
+        &[
+            "eval",
+            "--model",
+            model(),
+            "--corpus",
+            &corpus,
+            "--context",
+            &context,
+            "--continuation",
+            "8",
+        ],
+        &[
+            "1024 tokens of context and 8 behind it are more than the 1024",
+            "--allow-beyond-trained",
+        ],
+    );
+    let mut chat = crate::fixture::program(&["chat", "--model", model(), "--file", &book]);
+    let output = chat.stdin(std::process::Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("(1,024 of them from "));
+}
+
+#[test]
+fn more_than_the_machine_has() {
+    let args = ["--allow-beyond-trained", "--max-tokens", "4_000_000_000"];
+    generate_refuses(&args, &["invalid value '4_000_000_000'"]);
+    let args = ["--allow-beyond-trained", "--max-tokens", "200000000000"];
+    generate_refuses(&args, &["200,000,000,007 tokens are more than can be planned for"]);
+    if std::path::Path::new("/proc/meminfo").exists() {
+        let args = ["--allow-beyond-trained", "--max-tokens", "4294967000", "--cache", "full"];
+        generate_refuses(&args, &["this needs 2.0 TiB of memory", "use a shorter context"]);
+    }
+}
+
+#[test]
+fn a_corpus_that_ends_too_soon() {
+    let corpus = file("short.txt", &prose(100));
+    let eval = ["eval", "--model", model(), "--corpus", &corpus];
+    refuses(
+        &[&eval[..], &["--context", "90", "--continuation", "20"]].concat(),
+        &["the corpus has 100 tokens, the window needs 111", "context 90 + continuation 20"],
+    );
+    refuses(
+        &[&eval[..], &["--context", "90", "--continuation", "4", "--recall"]].concat(),
+        &["recall repeats context tokens 500..505, but the context has 90"],
+    );
+    let out = file("never.profile", "");
+    refuses(
+        &["profile", "--model", model(), "--corpus", &corpus, "--context", "1k", "--out", &out],
+        &["short.txt has 100 tokens, 1,000 from token 0 are asked for"],
+    );
+    refuses(
+        &["profile", "--model", model(), "--corpus", &corpus, "--context", "100", "--out", &out],
+        &["100 tokens are too few to fit tables on"],
+    );
+}
+
+#[test]
+fn a_ratio_that_the_context_is_too_short_for() {
+    let parts = ["hca:12.5% takes ", " % at 7 tokens and keeps 12.5 % from 4,096 tokens on"];
+    generate_refuses(&["--strict-ratio"], &parts);
+    let corpus = file("strict.txt", &prose(500));
+    refuses(
+        &[
+            "eval",
+            "--model",
+            model(),
+            "--corpus",
+            &corpus,
+            "--context",
+            "400",
+            "--continuation",
+            "8",
+            "--strict-ratio",
+        ],
+        &["hca:12.5% takes ", " % at 400 tokens"],
+    );
+}
+
+#[test]
+fn settings_out_of_range() {
+    generate_refuses(&["--top-p", "1.5"], &["top-p must be above 0 and at most 1, not 1.5"]);
+    generate_refuses(&["--max-tokens", "0"], &["invalid value '0' for '--max-tokens"]);
+    generate_refuses(&["--threads", "0"], &["invalid value '0' for '--threads"]);
+    generate_refuses(&["--stop", ""], &["error: stop string 0 is empty"]);
+    generate_refuses(&["--system", "Be brief."], &["required arguments", "were not provided"]);
+}
+
+#[test]
+fn a_profile_of_another_model_or_format() {
+    let (corpus, out) = (file("fit.txt", &prose(400)), file("other.profile", ""));
+    stdout_of(&[
+        "profile",
+        "--model",
+        other_model(),
+        "--corpus",
+        &corpus,
+        "--context",
+        "400",
+        "--cache",
+        "keys=pq/4x16",
+        "--out",
+        &out,
+    ]);
+    generate_refuses(
+        &["--profile", &out, "--cache", "keys=pq/4x16"],
+        &["the profile is for model ", "make one with `heterokv profile`"],
+    );
+    refuses(
+        &[
+            "generate",
+            "--model",
+            other_model(),
+            "--prompt",
+            "a",
+            "--profile",
+            &out,
+            "--cache",
+            "keys=lm2",
+        ],
+        &["the profile is for key format pq/4x16, not lm2"],
+    );
+    generate_refuses(&["--profile", &corpus], &["is damaged or not a profile"]);
+}

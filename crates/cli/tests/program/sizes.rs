@@ -1,0 +1,94 @@
+//! `plan`: the numbers, against ones worked out by hand.
+
+use serde_json::Value;
+
+use crate::fixture::{json_of, model, stdout_of};
+
+const GIB: u64 = 1 << 30;
+
+fn plan(args: &[&str]) -> Vec<Value> {
+    json_of(&[&["plan", "--json", "--model"], args].concat())
+}
+
+fn number(object: &Value, field: &str) -> u64 {
+    object[field].as_u64().unwrap_or_else(|| panic!("{field} in {object}"))
+}
+
+#[test]
+fn four_million_tokens_of_llama_3_8b_on_80_gib() {
+    let args = ["llama-3-8b", "--context", "4M", "--device-memory", "80GiB"];
+    let planned = plan(&args);
+    let [full, hca] = &planned[..] else { panic!("two caches by default") };
+    assert_eq!([&full["cache"], &hca["cache"]], ["full", "hca:12.5%"]);
+    // Keys and values, two bytes each, of 32 layers of 8 heads of 128.
+    let kv_bytes = 2 * 2 * 32 * 8 * 128 * 4_000_000;
+    assert_eq!(number(full, "full_bytes"), kv_bytes);
+    assert_eq!(number(full, "device_total_bytes"), kv_bytes);
+    assert_eq!(full["fit"][0]["fits"], false);
+
+    let device = &hca["device"];
+    let parts = ["resident", "window", "codes", "tables"].map(|part| number(device, part));
+    assert_eq!(parts.iter().sum::<u64>(), number(hca, "device_total_bytes"));
+    assert!(number(hca, "device_total_bytes") as f64 <= 0.125 * kv_bytes as f64);
+    assert_eq!(number(&hca["weights"][0], "bytes"), 2 * 8_030_261_248);
+    let held = number(hca, "device_total_bytes")
+        + number(hca, "score_scratch_bytes")
+        + number(&hca["weights"][0], "bytes");
+    let fit = &hca["fit"][0];
+    assert_eq!(number(fit, "device_bytes"), held);
+    assert!(fit["fits"] == true && held <= 80 * GIB);
+    assert_eq!(number(&hca["prefill"], "keys_and_values"), 4_000_000 * 2 * 8 * 128 * 4);
+    assert_eq!(number(&hca["prefill"], "hidden_states"), 4_000_000 * 4096 * 4);
+
+    let largest = number(fit, "largest_context_tokens");
+    assert!(largest > 4_000_000);
+    for (context, fits) in [(largest, true), (largest + 1, false)] {
+        let context = context.to_string();
+        let again = plan(&[&args[..1], &["--context", &context], &args[3..]].concat());
+        assert_eq!(again[1]["fit"][0]["fits"], fits, "{context}");
+    }
+}
+
+#[test]
+fn the_table_says_what_fits() {
+    let args = ["plan", "--model", "llama-3-8b", "--context", "4M", "--device-memory", "80GiB"];
+    let table = stdout_of(&args);
+    for part in [
+        "llama-3-8b: 32 layers",
+        "4,000,000 tokens (trained for 8,192)",
+        "weights as f16",
+        "15.0 GiB",
+        "488.3 GiB",
+        "61.0 GiB",
+        "on 80.0 GiB, weights as f16",
+        "does not fit: 503.2 GiB",
+        "fits: ",
+        "largest context while generating",
+    ] {
+        assert!(table.contains(part), "{part:?} is not in\n{table}");
+    }
+}
+
+#[test]
+fn a_folder_and_its_config_give_the_same() {
+    let config = format!("{}/config.json", model());
+    let (folder, file) = (plan(&[model()]), plan(&[&config]));
+    assert_eq!(folder[1]["device"], file[1]["device"]);
+    assert_eq!(number(&folder[1], "num_tokens"), 1024);
+    assert_eq!(folder[0]["weights"].as_array().unwrap().len(), 2);
+    assert_eq!(file[0]["weights"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_plan_is_what_a_run_allocates() {
+    let book = crate::fixture::file("plan.txt", &crate::fixture::prose(700));
+    for spec in ["full", "hca:25%", "hca-rescore:50%", "keys=int4-channel/64"] {
+        let planned = plan(&[model(), "--context", "700", "--cache", spec]).remove(0);
+        // One token is sampled and none of it cached.
+        let args = ["generate", "--model", model(), "--file", &book, "--max-tokens", "1", "--json"];
+        let run = json_of(&[&args[..], &["--cache", spec]].concat()).remove(0);
+        assert_eq!(run["device"], planned["device"], "{spec}");
+        assert_eq!(run["host_bytes"], planned["host_bytes"], "{spec}");
+        assert_eq!(run["ratio"], planned["ratio"], "{spec}");
+    }
+}
