@@ -66,7 +66,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let mut command = Command::new(near(&program));
     command.current_dir(root).arg("generate").arg("--model").arg(&model);
     command.arg("--file").arg(near(&file)).args(["--prompt", QUESTION]);
-    command.args(["--cache", &options.cache, "--stats"]);
+    // The answer is one sentence; the filler after it would be the model imitating its prompt.
+    command.args(["--cache", &options.cache, "--max-tokens", "16", "--stop", ".", "--stats"]);
     process::run(&mut command)
 }
 

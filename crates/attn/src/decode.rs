@@ -87,9 +87,10 @@ impl GroupSum {
     /// Takes in resident rows with exact scores. `queries [num_heads, head_dim]` hold `sm_scale`.
     ///
     /// # Panics
-    /// When keys and values are not rows of the same number.
+    /// When keys and values are not rows of the same number, or the queries are not of this group.
     pub fn add_resident(&mut self, level: Level, queries: &[f32], rows: ResidentRows<'_>) {
         let row_bytes = RowFormat::F16.bytes(self.head_dim);
+        assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         assert_eq!(rows.keys.len(), rows.values.len());
         let tiles = rows.keys.chunks(TILE * row_bytes).zip(rows.values.chunks(TILE * row_bytes));
         for (keys, values) in tiles {
@@ -110,7 +111,8 @@ impl GroupSum {
     /// What the source fails with; the sum is then incomplete and must be reset.
     ///
     /// # Panics
-    /// When exact scores are asked of rows that carry no keys, or the scores do not cover the positions.
+    /// When exact scores are asked of rows that carry no keys, the scores do not cover the positions, or
+    /// rows or queries are not of this group.
     pub fn add_host<S: RowSource>(
         &mut self,
         level: Level,
@@ -119,6 +121,10 @@ impl GroupSum {
         scores: HostScores<'_>,
     ) -> Result<(), S::Error> {
         let layout = source.layout();
+        assert_eq!(layout.head_dim, self.head_dim, "rows of this group's length");
+        if let HostScores::Exact { queries, .. } = scores {
+            assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
+        }
         let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
         source.visit_rows(positions, &mut |page| {
             let mut rows = page.iter(row_bytes).peekable();

@@ -15,6 +15,23 @@ use crate::AttnError;
 use crate::error::check_len;
 
 /// Attention over some set of tokens, for each head of a layer.
+///
+/// ```
+/// use heterokv_attn::AttnState;
+///
+/// // One head of two channels: parts over one token each, of scores 0 and ln 3.
+/// let mut state = AttnState::from_parts(2, vec![1.0, 0.0], vec![0.0])?;
+/// let other = AttnState::from_parts(2, vec![0.0, 1.0], vec![3.0f32.ln()])?;
+/// state.merge(&other)?;
+/// assert!((state.out()[0] - 0.25).abs() < 1e-6 && (state.out()[1] - 0.75).abs() < 1e-6);
+/// assert!((state.lse()[0] - 4.0f32.ln()).abs() < 1e-6);
+///
+/// // Nothing changes nothing.
+/// let merged = state.clone();
+/// state.merge(&AttnState::empty(1, 2))?;
+/// assert_eq!(state, merged);
+/// # Ok::<(), heterokv_attn::AttnError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttnState {
     num_heads: usize,

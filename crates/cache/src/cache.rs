@@ -1,7 +1,8 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 use heterokv_attn::{
-    AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput, ResidentRows, prefill,
+    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput,
+    ResidentRows, prefill,
 };
 use heterokv_evict::{SelectScratch, Union};
 use heterokv_offload::{Arena, HostStore};
@@ -52,6 +53,28 @@ impl ReadStats {
 }
 
 /// A KV cache of one sequence.
+///
+/// ```
+/// use heterokv_cache::{CacheSpec, HeadShape, KvCache, KvShape, Level};
+///
+/// // One layer of four query heads, two KV heads, eight channels.
+/// let shape = KvShape { num_layers: 1, heads: HeadShape::new(4, 2, 8)? };
+/// let spec: CacheSpec = "keys=int4-token,values=int8@host,select=none,sinks=2,recent=4".parse()?;
+/// let mut cache = KvCache::new(shape, spec.resolve(&shape)?, Level::detect(), None)?;
+///
+/// for token in 0..20 {
+///     let k: Vec<f32> = (0..16).map(|i| ((token * 16 + i) as f32).sin()).collect();
+///     cache.append(0, &k, &[0.5; 16])?;
+/// }
+/// let mut out = [0.0; 32];
+/// cache.attend(0, &[1.0; 32], &mut out)?;
+///
+/// // Every value is one half, and so is every mean of them, up to the rounding of int8.
+/// assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-3));
+/// assert_eq!(cache.num_tokens(), 20);
+/// assert!(cache.host_in_use_bytes() > 0, "14 tokens have left the window for the host");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct KvCache {
     shape: KvShape,
@@ -70,7 +93,8 @@ impl KvCache {
     /// An empty cache. With a `profile`, its tables are used and nothing is fitted on the prompt.
     ///
     /// # Errors
-    /// When the key format refuses the shape, or the profile is for another shape or format.
+    /// When the options do not go together, the key format refuses the shape, or the profile is for
+    /// another shape or format.
     pub fn new(
         shape: KvShape,
         config: CacheConfig,
@@ -88,6 +112,7 @@ impl KvCache {
                 (heads.collect(), None)
             }
             CacheConfig::Hca(config) => {
+                config.check(&shape)?;
                 let plan = DevicePlan::new(&config, &shape)?;
                 if let Some(profile) = profile {
                     profile.check(&shape, config.keys)?;
@@ -179,14 +204,21 @@ impl KvCache {
         self.heads[layer * self.shape.heads.num_kv_heads + kv_head].coder()
     }
 
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        let num_layers = self.shape.num_layers;
+        if layer < num_layers { Ok(()) } else { Err(Error::NoSuchLayer { layer, num_layers }) }
+    }
+
     /// Appends one token to a layer: post-RoPE `k` and `v` `[num_kv_heads, head_dim]`.
     ///
     /// # Errors
-    /// [`Error::Length`], values that are not finite, or no memory.
+    /// [`Error::NoSuchLayer`], [`Error::Length`] and values that are not finite, before anything is
+    /// stored; or no memory.
     pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
         let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
-        check_len("k", k.len(), num_kv_heads * head_dim)?;
-        check_len("v", v.len(), num_kv_heads * head_dim)?;
+        self.check_layer(layer)?;
+        check_token("k", k, num_kv_heads * head_dim)?;
+        check_token("v", v, num_kv_heads * head_dim)?;
         let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
         let mut stores = Stores { device: &self.device, host: self.host.as_mut() };
         for ((head, key), value) in
@@ -201,10 +233,12 @@ impl KvCache {
     /// layer, into `out [num_qo_heads, head_dim]`. An empty layer gives zeros.
     ///
     /// # Errors
-    /// [`Error::Length`], and whatever the host store fails with.
+    /// [`Error::NoSuchLayer`], [`Error::Length`], queries that are not finite, and whatever the host
+    /// store fails with.
     pub fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
         let shape = self.shape.heads;
-        check_len("q", q.len(), shape.qo_row_len())?;
+        self.check_layer(layer)?;
+        check_token("q", q, shape.qo_row_len())?;
         check_len("out", out.len(), shape.qo_row_len())?;
         let group_len = shape.group_size() * shape.head_dim;
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
@@ -359,8 +393,8 @@ fn exact_tasks(heads: &[HeadCache], head_dim: usize) -> Vec<(usize, ResidentRows
 /// outputs.
 ///
 /// # Errors
-/// [`Error::NotEmpty`] for a cache that holds tokens in this layer, and what attention and the stores
-/// refuse.
+/// [`Error::NotEmpty`] for a cache that holds tokens in this layer, [`Error::NoSuchLayer`],
+/// [`Error::DifferentShapes`], and what attention and the stores refuse.
 pub fn prefill_layer(
     caches: &mut [KvCache],
     layer: usize,
@@ -369,7 +403,11 @@ pub fn prefill_layer(
 ) -> Result<()> {
     let Some(first) = caches.first() else { return Ok(()) };
     let (shape, level) = (first.shape.heads, first.level);
-    for cache in &*caches {
+    first.check_layer(layer)?;
+    for (index, cache) in caches.iter().enumerate() {
+        if cache.shape != first.shape {
+            return Err(Error::DifferentShapes { index });
+        }
         let num_tokens = cache.heads[layer * shape.num_kv_heads].num_tokens();
         if num_tokens > 0 {
             return Err(Error::NotEmpty { layer, num_tokens });
@@ -396,6 +434,15 @@ pub fn prefill_layer(
 /// The columns `first..first + len` of rows of `row_len`.
 fn head_rows(rows: &[f32], row_len: usize, first: usize, len: usize) -> Vec<f32> {
     rows.chunks_exact(row_len).flat_map(|row| &row[first..first + len]).copied().collect()
+}
+
+/// One token's values: of the right number, and finite.
+fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<()> {
+    check_len(tensor, values.len(), expected)?;
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(AttnError::NotFinite { tensor, index, value: values[index] }.into()),
+    }
 }
 
 fn check_len(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {

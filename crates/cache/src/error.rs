@@ -48,6 +48,20 @@ pub enum Error {
         /// Tokens held.
         num_tokens: usize,
     },
+    /// A layer that the cache does not have.
+    #[error("layer {layer} does not exist, the cache has {num_layers}")]
+    NoSuchLayer {
+        /// Layer asked for.
+        layer: usize,
+        /// Layers of the cache.
+        num_layers: usize,
+    },
+    /// Caches that are to take one prompt are of different models.
+    #[error("cache {index} is of another shape than the first; prefill together only equal shapes")]
+    DifferentShapes {
+        /// Place of the cache in the list.
+        index: usize,
+    },
     /// A slice has the wrong length.
     #[error("{tensor} has {actual} values, expected {expected}")]
     Length {

@@ -31,4 +31,4 @@ pub use heterokv_quant::{KEY_FORMATS, KeyFormat, Level, RowFormat};
 pub use plan::{CachePlan, DeviceBytes, full_bytes};
 pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
-pub use spec::{CacheConfig, CacheSpec, HcaConfig, SPEC_GRAMMAR};
+pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};

@@ -6,7 +6,7 @@ use heterokv_quant::{KeyLayout, RowLayout};
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
 use crate::spec::{CacheConfig, HcaConfig};
-use crate::{KvShape, Result};
+use crate::{Error, KvShape, Result};
 
 /// Tokens of a page of the recent window: small, since one page more than the window needs is held.
 pub(crate) const WINDOW_PAGE_TOKENS: usize = 8;
@@ -16,6 +16,9 @@ pub(crate) const HOST_PAGE_TOKENS: usize = 64;
 
 /// Coded tokens from which tables are fitted.
 pub(crate) const FIT_TOKENS: usize = 256;
+
+/// Most sinks and most recent tokens: beyond any context, and sums of them cannot overflow.
+const MAX_EXACT_TOKENS: usize = 1 << 24;
 
 /// Device bytes of a cache by component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -135,6 +138,11 @@ impl DevicePlan {
     pub(crate) fn new(config: &HcaConfig, shape: &KvShape) -> Result<Self> {
         let head_dim = shape.heads.head_dim;
         let layout = config.keys.layout(head_dim)?;
+        if config.sinks.max(config.recent) > MAX_EXACT_TOKENS {
+            return Err(Error::Conflict {
+                conflict: "sinks and recent must be at most 16,777,216",
+            });
+        }
         Ok(Self { layout, head_dim, sinks: config.sinks, recent: config.recent })
     }
 

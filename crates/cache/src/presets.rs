@@ -58,7 +58,7 @@ impl Preset {
         match self {
             Self::Hca => HcaConfig {
                 values: RowFormat::Int8,
-                rule: Rule::TopP(0.98),
+                rule: Rule::TopP(0.97),
                 recent: if tight { 32 } else { 64 },
                 ..HcaConfig::PLAIN
             },

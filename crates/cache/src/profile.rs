@@ -147,6 +147,10 @@ fn parse(bytes: &[u8]) -> std::result::Result<Profile, String> {
     }
     let (num_layers, num_kv_heads) = (count("num_layers")?, count("num_kv_heads")?);
     let head_dim = count("head_dim")?;
+    // Formats without tables have no arrays whose absence would end the loop below.
+    if num_layers * num_kv_heads > 65_536 {
+        return Err(format!("{num_layers} layers of {num_kv_heads} KV heads are no model's"));
+    }
     let format: KeyFormat =
         field("keys")?.parse().map_err(|e: heterokv_quant::Error| e.to_string())?;
     let arrays = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;

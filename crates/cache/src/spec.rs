@@ -41,6 +41,24 @@ const OPTIONS: &str =
     "keys, values, rescore, select, min, max, union, renorm, sinks, recent (see `--help`)";
 
 /// A parsed spec, not yet fitted to a model.
+///
+/// ```
+/// use heterokv_cache::{CacheConfig, CacheSpec, HeadShape, KvShape};
+///
+/// let shape = KvShape { num_layers: 30, heads: HeadShape::new(9, 3, 64)? };
+/// let spec: CacheSpec = "hca:25%,recent=128".parse()?;
+/// let CacheConfig::Hca(config) = spec.resolve(&shape)? else { unreachable!("not `full`") };
+/// assert_eq!(config.recent, 128);
+///
+/// // Written out, a config is a spec again.
+/// let again: CacheSpec = config.to_string().parse()?;
+/// assert_eq!(again.resolve(&shape)?, CacheConfig::Hca(config));
+///
+/// // What is not known is refused with what is.
+/// let error = "hca:25%,union=all".parse::<CacheSpec>().unwrap_err();
+/// assert!(error.to_string().contains("group, head"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheSpec {
     text: String,
@@ -68,6 +86,15 @@ enum Setting {
     Renormalise(bool),
     Sinks(usize),
     Recent(usize),
+}
+
+/// What a preset with a ratio keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RatioPromise {
+    /// Device bytes of the cache are at most this share of a full f16 cache's, in percent...
+    pub percent: f64,
+    /// ...at any length from this many tokens on.
+    pub min_tokens: usize,
 }
 
 /// How a cache is made, with nothing left open.
@@ -111,6 +138,21 @@ impl CacheSpec {
         Self { text: "full".to_owned(), base: Base::Full, overrides: vec![] }
     }
 
+    /// The ratio that this spec promises; none where it names no ratio, or names its key format itself.
+    #[must_use]
+    pub fn promise(&self) -> Option<RatioPromise> {
+        match self.base {
+            Base::Preset(preset, Some(percent)) if !self.names_keys() => {
+                Some(RatioPromise { percent, min_tokens: preset.min_tokens(percent) })
+            }
+            _ => None,
+        }
+    }
+
+    fn names_keys(&self) -> bool {
+        self.overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)))
+    }
+
     /// Fits the spec to a model's shape.
     ///
     /// # Errors
@@ -125,8 +167,7 @@ impl CacheSpec {
         for &setting in &self.overrides {
             config.set(setting);
         }
-        let chosen = self.overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)));
-        if let (Base::Preset(preset, Some(ratio)), false) = (self.base, chosen) {
+        if let (Base::Preset(preset, Some(ratio)), false) = (self.base, self.names_keys()) {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?;
         }
         config.check(shape)?;
@@ -172,7 +213,7 @@ impl HcaConfig {
         }
     }
 
-    fn check(&self, shape: &KvShape) -> Result<()> {
+    pub(crate) fn check(&self, shape: &KvShape) -> Result<()> {
         self.selector()?;
         DevicePlan::new(self, shape)?;
         if self.rescore.is_some() && !self.renormalise {

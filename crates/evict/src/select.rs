@@ -47,6 +47,18 @@ impl fmt::Display for Union {
 }
 
 /// A rule with a floor and a cap on the tokens of one query head.
+///
+/// ```
+/// use heterokv_evict::{Rule, SelectScratch, Selector};
+///
+/// // Coded tokens weigh 0.7 together, resident ones 0.3: to reach 0.8, half is missing.
+/// let weights = [0.05, 0.4, 0.05, 0.2];
+/// let selector = Selector::new(Rule::TopP(0.8), 0, usize::MAX)?;
+/// let mut taken = [false; 4];
+/// let count = selector.select(&weights, 0.3, &mut SelectScratch::default(), &mut taken)?;
+/// assert_eq!((count, taken), (2, [false, true, false, true]));
+/// # Ok::<(), heterokv_evict::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Selector {
     rule: Rule,

@@ -240,6 +240,19 @@ pub enum Error {
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
+    /// More tokens than the model was trained to tell apart by position.
+    #[error(
+        "{held_tokens} tokens of context and {max_tokens} behind it are more than the {limit_tokens} \
+         that the model was trained for; shorten one of them, or allow it with --allow-beyond-trained"
+    )]
+    BeyondTrained {
+        /// Tokens that the cache holds.
+        held_tokens: usize,
+        /// Tokens that may follow.
+        max_tokens: usize,
+        /// [`max_context_tokens`](crate::ModelConfig::max_context_tokens).
+        limit_tokens: usize,
+    },
     /// A token id that the vocabulary does not have.
     #[error("token id {token} is outside the vocabulary of {vocab_size}")]
     TokenId {

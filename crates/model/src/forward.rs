@@ -51,7 +51,7 @@ struct Projection {
     bias: Option<Vec<f32>>,
 }
 
-/// What reports how far a prompt is: `(done, total)` in tokens times layers.
+/// What reports how far a piece of work is: `(done, total)`, for a prompt in tokens times layers.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 impl Model {
@@ -60,12 +60,30 @@ impl Model {
     /// # Errors
     /// A missing or misshapen tensor, or one that the form cannot hold, each by name.
     pub fn load(checkpoint: &Checkpoint, compute: ComputeType, level: Level) -> Result<Self> {
+        Self::load_with(checkpoint, compute, level, None)
+    }
+
+    /// [`Model::load`] that reports `(layers read, layers)`.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        compute: ComputeType,
+        level: Level,
+        mut progress: Option<Progress<'_>>,
+    ) -> Result<Self> {
         let config = checkpoint.config().clone();
         let loader = Loader { checkpoint, compute, level };
         let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)
             .map_err(heterokv_cache::Error::from)?;
-        let layers: Result<Vec<Layer>> =
-            (0..config.num_layers).map(|layer| loader.layer(layer)).collect();
+        let mut layers = Vec::new();
+        for layer in 0..config.num_layers {
+            layers.push(loader.layer(layer)?);
+            if let Some(progress) = &mut progress {
+                progress(layer + 1, config.num_layers);
+            }
+        }
         let output = match config.tie_word_embeddings {
             true => None,
             false => Some(loader.matrix(TensorRole::Output)?),
@@ -75,7 +93,7 @@ impl Model {
             level,
             rope: Rope::new(&config.rope, config.head_dim),
             embedding: loader.matrix(TensorRole::TokenEmbedding)?,
-            layers: layers?,
+            layers,
             output_norm: loader.vector(TensorRole::OutputNorm)?,
             output,
             config,

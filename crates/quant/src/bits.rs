@@ -48,3 +48,6 @@ pub(crate) fn for_each_code(row: &[u8], widths: &[u8], mut visit: impl FnMut(usi
         rest = &rest[usize::from(bits)..];
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,16 @@ pub enum Error {
         /// What it must be a multiple of.
         multiple_of: usize,
     },
+    /// A vector longer than the coded formats hold.
+    #[error("{format} keys need a head_dim of at most {max}, not {head_dim}")]
+    HeadDimTooLong {
+        /// The format that was asked for.
+        format: &'static str,
+        /// The length of a vector.
+        head_dim: usize,
+        /// The longest that can be held.
+        max: usize,
+    },
     /// A name of a format that is not known.
     #[error("unknown {kind} format '{name}'; known are {known}")]
     UnknownFormat {
@@ -38,6 +48,14 @@ pub enum Error {
         channel: usize,
         /// The value found.
         value: f32,
+    },
+    /// An energy of the queries by which a fit cannot weigh errors.
+    #[error("query energy {energy} of channel {channel} is not a finite number of at least 0")]
+    QueryEnergy {
+        /// Index of the channel.
+        channel: usize,
+        /// The value found.
+        energy: f32,
     },
     /// Too few tokens to fit the tables of a format.
     #[error("{format} needs at least {needed} tokens to fit its tables, got {tokens}")]
@@ -59,6 +77,26 @@ pub enum Error {
         /// Values found.
         actual: usize,
         /// Values needed.
+        expected: usize,
+    },
+    /// A stored table holds a value that no fit gives.
+    #[error("stored table '{table}' of {format} holds an impossible value at {place}")]
+    TableValue {
+        /// The format being restored.
+        format: String,
+        /// Name of the table.
+        table: &'static str,
+        /// Index of the value.
+        place: usize,
+    },
+    /// Stored widths do not add up to a row of their format.
+    #[error("stored widths of {format} make rows of {actual} bytes, expected {expected}")]
+    TableRow {
+        /// The format being restored.
+        format: String,
+        /// Bytes that the widths take.
+        actual: usize,
+        /// Bytes of a row.
         expected: usize,
     },
     /// A slice does not have the length that the shapes ask for.

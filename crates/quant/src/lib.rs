@@ -10,6 +10,7 @@ mod error;
 pub mod keys;
 mod rotation;
 pub mod rows;
+mod saturate;
 pub mod simd;
 pub mod weights;
 

@@ -20,7 +20,8 @@ pub struct Rotation {
 impl Rotation {
     /// The rotation of vectors `[head_dim]`.
     ///
-    /// The signs are part of the stored format: bit `i` of the SplitMix64 stream of `seed`.
+    /// The signs are part of the stored format: the top bit of the i-th number of the
+    /// SplitMix64 stream of `seed`, set for minus.
     ///
     /// # Errors
     /// [`Error::HeadDim`] when no power of two of at least 8 divides `head_dim`.
@@ -90,3 +91,6 @@ impl SplitMix64 {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 }
+
+#[cfg(test)]
+mod tests;

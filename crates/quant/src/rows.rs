@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use half::f16;
 
+use crate::saturate::to_f16;
 use crate::simd::rows as simd;
 use crate::{Error, Level, Result};
 
@@ -48,7 +49,7 @@ impl RowFormat {
         match self {
             Self::F16 => {
                 for (x, out) in x.iter().zip(out.as_chunks_mut::<2>().0) {
-                    *out = f16::from_f32(x.clamp(-65_504.0, 65_504.0)).to_le_bytes();
+                    *out = to_f16(*x).to_le_bytes();
                 }
             }
             Self::Int8 => {
@@ -227,3 +228,6 @@ pub fn page_spans(positions: &[u32], page_size: u32) -> impl Iterator<Item = (u3
         Some((page, span))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The public face of the crate against its f64 reference.
 
+mod decode;
 mod prefill;
 mod reference;
 mod state;

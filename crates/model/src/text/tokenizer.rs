@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tokenizers::tokenizer::{AddedVocabulary, OffsetType};
-use tokenizers::{Model, PreTokenizer};
+use tokenizers::{Model, ModelWrapper, PreTokenizer};
 
 use super::detokenize::{DecodeStream, LeadingSpace, SpecialTokens};
 use super::spm::SpmModel;
@@ -161,6 +161,18 @@ impl Tokenizer {
     pub fn token_id(&self, token: &str) -> Option<u32> {
         let added = self.inner.token_to_id(token);
         added.or_else(|| self.spm.as_ref().and_then(|spm| spm.piece_id(token)))
+    }
+
+    /// What people call its algorithm.
+    pub fn kind(&self) -> &'static str {
+        let falls_back_to_bytes = match self.inner.get_model() {
+            ModelWrapper::BPE(bpe) => bpe.byte_fallback,
+            _ => false,
+        };
+        match self.spm.is_some() || falls_back_to_bytes {
+            true => "SentencePiece BPE",
+            false => "byte-level BPE",
+        }
     }
 
     /// The number of tokens. Ids may have gaps: see [`Tokenizer::max_id`].

@@ -7,6 +7,7 @@ use half::f16;
 use super::PreparedQueries;
 use crate::Level;
 use crate::bits::pack_row;
+use crate::saturate::to_f16;
 use crate::simd::keys::{CodedRows, Tail, Values};
 
 /// `zero`, `scale` and the codes' range of one group of values, scale and zero as stored.
@@ -21,9 +22,8 @@ impl Affine {
         let (low, high) = values
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
         let max_code = f32::from((1u16 << bits) - 1);
-        let clamp = |x: f32| x.clamp(-MAX_F16, MAX_F16);
-        let zero = f16::from_f32(clamp(low)).to_f32();
-        let scale = f16::from_f32(clamp((high - zero) / max_code)).to_f32();
+        let zero = to_f16(low).to_f32();
+        let scale = to_f16((high - zero) / max_code).to_f32();
         Self { zero, scale, max_code }
     }
 
@@ -36,8 +36,6 @@ impl Affine {
         }
     }
 }
-
-const MAX_F16: f32 = 65_504.0;
 
 /// One scale and zero per token, after its codes: `codes | scale f16 | zero f16`.
 #[derive(Clone, Debug)]
@@ -61,8 +59,8 @@ impl PerToken {
         let codes: Vec<u8> = key.iter().map(|&x| affine.code(x)).collect();
         let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
         pack_row(&codes, self.rows.widths(), packed);
-        tail[..2].copy_from_slice(&f16::from_f32(affine.scale).to_le_bytes());
-        tail[2..].copy_from_slice(&f16::from_f32(affine.zero).to_le_bytes());
+        tail[..2].copy_from_slice(&to_f16(affine.scale).to_le_bytes());
+        tail[2..].copy_from_slice(&to_f16(affine.zero).to_le_bytes());
     }
 
     pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
@@ -93,8 +91,8 @@ impl PerChannel {
         let (header, packed) = out.split_at_mut(4 * head_dim);
         let (scales, zeros) = header.split_at_mut(2 * head_dim);
         for (c, channel) in channels.iter().enumerate() {
-            scales[2 * c..][..2].copy_from_slice(&f16::from_f32(channel.scale).to_le_bytes());
-            zeros[2 * c..][..2].copy_from_slice(&f16::from_f32(channel.zero).to_le_bytes());
+            scales[2 * c..][..2].copy_from_slice(&to_f16(channel.scale).to_le_bytes());
+            zeros[2 * c..][..2].copy_from_slice(&to_f16(channel.zero).to_le_bytes());
         }
         let mut codes = vec![0; head_dim];
         for (key, row) in

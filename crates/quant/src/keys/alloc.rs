@@ -19,6 +19,7 @@ use rayon::prelude::*;
 
 use super::{FitInput, PreparedQueries, channel_means};
 use crate::bits::{CHUNK, MAX_BITS, pack_row};
+use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::{CodedRows, EXPONENT_SCALES, Tail, Values};
 
 /// Steps tried per width, as multiples of the step that is optimal for a normal distribution. Post-RoPE
@@ -82,13 +83,13 @@ impl Alloc {
         let step = channels.iter().enumerate().map(|(i, channel)| {
             // A channel of width 0 keeps a step, its spread, by which a token's spread is judged.
             let bits = usize::from(widths[i / CHUNK]);
-            f16::from_f32(channel.step[bits].min(65_504.0))
+            to_f16(channel.step[bits])
         });
         let order: Vec<u16> = channels.iter().map(|channel| channel.index as u16).collect();
         Self::restore(AllocTables {
             step: step.collect(),
             centre: order.iter().map(|&c| centre[usize::from(c)]).collect(),
-            weight: channels.iter().map(|c| f16::from_f32(c.weight.clamp(1e-4, 1e4))).collect(),
+            weight: channels.iter().map(|c| to_f16(c.weight.clamp(1e-4, 1e4))).collect(),
             order,
             widths,
         })
@@ -224,7 +225,7 @@ impl Sample {
             .keys
             .chunks_exact(head_dim)
             .step_by(stride)
-            .map(|key| key.iter().zip(centre).map(|(k, c)| k - c.to_f32()).collect())
+            .map(|key| key.iter().zip(centre).map(|(k, c)| in_f16_range(*k) - c.to_f32()).collect())
             .collect();
         let num_tokens = tokens.len();
         let mean_square = |c: usize| {
@@ -254,6 +255,8 @@ impl Channel {
         let values = sample.channel(index);
         let energy = values.iter().map(|x| f64::from(x * x)).sum::<f64>();
         let energy = energy / values.len().max(1) as f64;
+        // Kept above 0: a channel that no query of the fit looked at still needs a step.
+        let weight = weight.max(1e-30);
         let weighted_energy = f64::from(weight) * energy;
         let mut channel = Self {
             index,
@@ -265,7 +268,7 @@ impl Channel {
         for bits in 1..=MAX_BITS {
             let normal = NORMAL_STEPS[usize::from(bits) - 1] * energy.sqrt() as f32;
             for factor in STEP_FACTORS {
-                let step = f16::from_f32((normal * factor).min(65_504.0)).to_f32();
+                let step = to_f16(normal * factor).to_f32();
                 let error = f64::from(weight) * mean_squared_error(values, step, bits);
                 if error < channel.distortion[usize::from(bits)] {
                     channel.distortion[usize::from(bits)] = error;

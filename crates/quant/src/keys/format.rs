@@ -73,11 +73,16 @@ impl KeyFormat {
     /// The sizes of this format for keys `[head_dim]`.
     ///
     /// # Errors
-    /// [`Error::HeadDim`] when the format cannot hold vectors of that length.
+    /// [`Error::HeadDim`] and [`Error::HeadDimTooLong`] when the format cannot hold vectors of that
+    /// length.
     pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
         let multiple_of = self.channel_multiple();
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
+        }
+        if self != Self::F16 && head_dim > MAX_CODED_HEAD_DIM {
+            let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
+            return Err(Error::HeadDimTooLong { format, head_dim, max });
         }
         let f16_row = 2 * head_dim;
         let per_row = |group_bytes, table_bytes, min_fit_tokens| KeyLayout {
@@ -104,7 +109,8 @@ impl KeyFormat {
             }
             Self::Alloc { .. } => {
                 let row = self.alloc_code_bytes(head_dim) + 1;
-                per_row(row, 3 * f16_row + head_dim * 2 + head_dim / CHUNK * 2, 256)
+                // Five tables, all held as f16: order, centre, step, weight, widths.
+                per_row(row, 4 * f16_row + head_dim / CHUNK * 2, 256)
             }
         })
     }
@@ -154,6 +160,10 @@ impl KeyFormat {
     }
 }
 
+/// Longest vector of the coded formats: far above what models have, small enough for the channel
+/// numbers of `alloc` to be exact in f16 and for a row to be copied to the stack.
+pub(crate) const MAX_CODED_HEAD_DIM: usize = 1024;
+
 const MIN_CENTIBITS: usize = 50;
 const MAX_CENTIBITS: usize = 800;
 
@@ -185,6 +195,10 @@ impl FromStr for KeyFormat {
 }
 
 fn parse(name: &str) -> Option<KeyFormat> {
+    // Rust's numbers may carry a plus sign, the names here do not.
+    if name.contains('+') {
+        return None;
+    }
     if name == "f16" {
         return Some(KeyFormat::F16);
     }
@@ -200,8 +214,11 @@ fn parse(name: &str) -> Option<KeyFormat> {
         return known.then(|| KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
     }
     if let Some(bits) = name.strip_prefix("alloc/") {
-        let centibits = (bits.parse::<f64>().ok()? * 100.0).round();
-        let known = (MIN_CENTIBITS as f64..=MAX_CENTIBITS as f64).contains(&centibits);
+        let exact = bits.parse::<f64>().ok()? * 100.0;
+        let centibits = exact.round();
+        // A finer width than the format has is refused rather than rounded.
+        let known = (MIN_CENTIBITS as f64..=MAX_CENTIBITS as f64).contains(&centibits)
+            && (exact - centibits).abs() < 1e-6;
         return known.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
     }
     let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;

@@ -11,6 +11,7 @@ use super::{FitInput, PreparedQueries, channel_means};
 use crate::Result;
 use crate::bits::pack_row;
 use crate::rotation::Rotation;
+use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::{CodedRows, Tail, Values};
 
 /// The seed of the rotation of every head: part of the format.
@@ -21,7 +22,7 @@ const LEVELS: [&[f32]; 4] = [
     &[0.797_885],
     &[0.452_780, 1.510_418],
     &[0.245_094, 0.756_005, 1.343_909, 2.151_946],
-    &[0.128_395, 0.388_048, 0.656_759, 0.942_340, 1.256_231, 1.618_046, 2.069_017, 2.732_590],
+    &[0.128_395, 0.388_048, 0.656_759, 0.942_340, 1.256_231, 1.618_046, 2.069_017, 2.732_59],
 ];
 
 #[derive(Clone, Debug)]
@@ -61,7 +62,8 @@ impl LloydMax {
     }
 
     pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
-        let mut x: Vec<f32> = key.iter().zip(&self.centre).map(|(k, c)| k - c.to_f32()).collect();
+        let rows = key.iter().zip(&self.centre);
+        let mut x: Vec<f32> = rows.map(|(&k, c)| in_f16_range(k) - c.to_f32()).collect();
         self.rotation.forward(&mut x);
         let energy: f32 = x.iter().map(|x| x * x).sum();
         let rms = (energy / x.len() as f32).sqrt();
@@ -75,7 +77,7 @@ impl LloydMax {
         }
         let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
         pack_row(&codes, self.rows.widths(), packed);
-        tail.copy_from_slice(&f16::from_f32((along / norm).min(65_504.0)).to_le_bytes());
+        tail.copy_from_slice(&to_f16(along / norm).to_le_bytes());
     }
 
     fn nearest(&self, x: f32) -> u8 {

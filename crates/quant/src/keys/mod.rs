@@ -13,9 +13,11 @@ mod plain;
 mod pq;
 mod tables;
 
+pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
 pub use tables::Tables;
 
+use crate::saturate::to_f16;
 use crate::simd::keys::CodedRows;
 use crate::{Error, Level, Result};
 
@@ -34,6 +36,30 @@ pub struct FitInput<'a> {
 }
 
 /// The fitted coder of the keys of one (layer, KV head).
+///
+/// ```
+/// use heterokv_quant::{FitInput, KeyCoder, Level, PreparedQueries};
+///
+/// // 300 keys of 16 channels, and nothing known of the queries.
+/// let keys: Vec<f32> = (0..300 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
+/// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
+///
+/// // Four bits a channel: 8 bytes a key.
+/// let mut codes = vec![0; 300 * coder.layout().group_bytes];
+/// assert_eq!(codes.len(), 300 * 8);
+/// coder.encode(&keys, &mut codes)?;
+///
+/// // Two queries against all keys, without decoding them.
+/// let queries = &keys[..32];
+/// let (mut prepared, mut scores) = (PreparedQueries::default(), vec![0.0; 2 * 300]);
+/// coder.prepare(queries, 0.25, &mut prepared);
+/// coder.score(Level::detect(), &prepared, &codes, 300, &mut scores, 300);
+///
+/// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
+/// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
+/// # Ok::<(), heterokv_quant::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct KeyCoder {
     format: KeyFormat,
@@ -72,11 +98,14 @@ impl KeyCoder {
     /// Fits the tables of `format`.
     ///
     /// # Errors
-    /// [`Error::HeadDim`], [`Error::TooFewTokens`] (see [`KeyLayout::min_fit_tokens`]), and
-    /// [`Error::NotFinite`] for a key that holds NaN or an infinity.
+    /// [`Error::HeadDim`], [`Error::LengthMismatch`], [`Error::TooFewTokens`] (see
+    /// [`KeyLayout::min_fit_tokens`]), [`Error::NotFinite`] for a key that holds NaN or an infinity, and
+    /// [`Error::QueryEnergy`].
     pub fn fit(format: KeyFormat, input: &FitInput<'_>) -> Result<Self> {
         let layout = format.layout(input.head_dim)?;
         let num_tokens = input.keys.len() / input.head_dim;
+        check_len("keys", input.keys.len(), num_tokens * input.head_dim)?;
+        check_len("query_energy", input.query_energy.len(), input.head_dim)?;
         if num_tokens < layout.min_fit_tokens {
             return Err(Error::TooFewTokens {
                 format: format.to_string(),
@@ -85,6 +114,10 @@ impl KeyCoder {
             });
         }
         check_finite(input.keys, input.head_dim)?;
+        let bad = |energy: &f32| !(energy.is_finite() && *energy >= 0.0);
+        if let Some(channel) = input.query_energy.iter().position(bad) {
+            return Err(Error::QueryEnergy { channel, energy: input.query_energy[channel] });
+        }
         let head_dim = input.head_dim;
         let kind = match format {
             KeyFormat::F16 => Kind::F16,
@@ -185,7 +218,7 @@ impl KeyCoder {
     }
 
     /// Scores `sm_scale · q·k` of the prepared queries against the `num_tokens` keys coded in `codes`,
-    /// into `out[head · stride + token]`. Accumulates in f32.
+    /// into `out[head · stride + token]`. Accumulates in f32. No queries or no tokens: nothing is written.
     ///
     /// # Panics
     /// When `codes` or `out` is too short for `num_tokens`, or `num_tokens` is not whole groups.
@@ -199,6 +232,9 @@ impl KeyCoder {
         stride: usize,
     ) {
         assert_eq!(num_tokens % self.layout.group_tokens, 0, "tokens must be whole groups");
+        if prepared.num_heads == 0 || num_tokens == 0 {
+            return;
+        }
         let codes = &codes[..num_tokens / self.layout.group_tokens * self.layout.group_bytes];
         let out = &mut out[..stride * (prepared.num_heads - 1) + num_tokens];
         match &self.kind {
@@ -250,7 +286,7 @@ impl CodedRows {
     }
 }
 
-/// Mean of each channel of `keys [n, head_dim]`, rounded to f16 as it is stored.
+/// Mean of each channel of `keys [n, head_dim]`, rounded to f16 as it is stored; clamped to ±65,504.
 fn channel_means(keys: &[f32], head_dim: usize) -> Vec<half::f16> {
     let mut sums = vec![0.0f64; head_dim];
     for key in keys.chunks_exact(head_dim) {
@@ -259,7 +295,11 @@ fn channel_means(keys: &[f32], head_dim: usize) -> Vec<half::f16> {
         }
     }
     let count = (keys.len() / head_dim).max(1) as f64;
-    sums.iter().map(|sum| half::f16::from_f64(sum / count)).collect()
+    sums.iter().map(|sum| to_f16((sum / count) as f32)).collect()
+}
+
+fn check_len(what: &'static str, actual: usize, expected: usize) -> Result<()> {
+    if actual == expected { Ok(()) } else { Err(Error::LengthMismatch { what, expected, actual }) }
 }
 
 fn check_finite(keys: &[f32], head_dim: usize) -> Result<()> {
@@ -270,3 +310,6 @@ fn check_finite(keys: &[f32], head_dim: usize) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

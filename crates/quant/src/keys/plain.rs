@@ -4,11 +4,13 @@ use half::f16;
 
 use super::PreparedQueries;
 use crate::Level;
+use crate::saturate::to_f16;
 use crate::simd::rows::dot_f16;
 
+/// Keys beyond ±65,504 are clamped.
 pub(super) fn encode(keys: &[f32], out: &mut [u8]) {
     for (key, out) in keys.iter().zip(out.as_chunks_mut::<2>().0) {
-        *out = f16::from_f32(*key).to_le_bytes();
+        *out = to_f16(*key).to_le_bytes();
     }
 }
 

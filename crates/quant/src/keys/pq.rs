@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::kmeans::{Centroids, kmeans};
 use super::{FitInput, PreparedQueries};
 use crate::rotation::SplitMix64;
+use crate::saturate::to_f16;
 
 /// Query heads that share one pass over the codes.
 const LANES: usize = 4;
@@ -44,7 +45,8 @@ impl Pq {
             let unweighted = centroids
                 .iter()
                 .enumerate()
-                .map(|(i, x)| f16::from_f32(x / weights[channels[i % width]].to_f32()));
+                .map(|(i, x)| x / weights[channels[i % width]].to_f32())
+                .map(|x| to_f16(x));
             unweighted.collect::<Vec<_>>()
         });
         let codebooks = codebooks.collect();

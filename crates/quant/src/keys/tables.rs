@@ -3,9 +3,10 @@
 use half::f16;
 
 use super::{KeyCoder, KeyFormat, Kind, affine, alloc, lloyd_max, pq};
+use crate::bits::{CHUNK, MAX_BITS};
 use crate::{Error, Result};
 
-/// Fitted tables: arrays by name, empty for formats that need no fit. Integers up to 255 and f16 values
+/// Fitted tables: arrays by name, empty for formats that need no fit. Integers up to 2,048 and f16 values
 /// are both held exactly by f16.
 pub type Tables = Vec<(&'static str, Vec<f16>)>;
 
@@ -49,20 +50,19 @@ impl KeyCoder {
     /// The coder of `format` with tables made earlier.
     ///
     /// # Errors
-    /// [`Error::Table`] for a table that is missing, of the wrong length or with values out of range;
-    /// [`Error::HeadDim`] as for a fit.
+    /// [`Error::Table`] for a table that is missing or of the wrong length, [`Error::TableValue`] and
+    /// [`Error::TableRow`] for values out of range; [`Error::HeadDim`] as for a fit.
     pub fn restore(format: KeyFormat, head_dim: usize, tables: &Tables) -> Result<Self> {
         let layout = format.layout(head_dim)?;
         let table = |name: &'static str, expected: usize| {
             let found = tables.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, t)| t);
-            let error =
-                |actual| Error::Table { format: format.to_string(), table: name, actual, expected };
             if found.len() != expected {
-                return Err(error(found.len()));
+                let (format, actual) = (format.to_string(), found.len());
+                return Err(Error::Table { format, table: name, actual, expected });
             }
             match found.iter().position(|x| !x.is_finite()) {
                 None => Ok(found.to_vec()),
-                Some(place) => Err(error(place)),
+                Some(place) => Err(bad_value(format, name, place)),
             }
         };
         let kind = match format {
@@ -82,19 +82,26 @@ impl KeyCoder {
             )),
             KeyFormat::Alloc { .. } => {
                 let code_bytes = format.alloc_code_bytes(head_dim);
-                let order = integers(&table("order", head_dim)?, head_dim as u16 - 1);
-                let widths = integers(&table("widths", head_dim / crate::bits::CHUNK)?, 8);
-                let total: usize = widths.iter().map(|&b| usize::from(b)).sum();
-                let mut seen = vec![false; head_dim];
-                order.iter().for_each(|&c| seen[usize::from(c)] = true);
-                let bad = |table, actual, expected| {
-                    Err(Error::Table { format: format.to_string(), table, actual, expected })
+                let integers = |name, expected, limit: usize| {
+                    let values = table(name, expected)?;
+                    match values.iter().position(|&x| !is_integer_below(x, limit)) {
+                        None => Ok(values.iter().map(|x| x.to_f32() as u16).collect::<Vec<u16>>()),
+                        Some(place) => Err(bad_value(format, name, place)),
+                    }
                 };
+                let order = integers("order", head_dim, head_dim)?;
+                let max_bits = usize::from(MAX_BITS);
+                let widths = integers("widths", head_dim / CHUNK, max_bits + 1)?;
+                let total: usize = widths.iter().map(|&b| usize::from(b)).sum();
                 if total != code_bytes {
-                    return bad("widths", total, code_bytes);
+                    let format = format.to_string();
+                    return Err(Error::TableRow { format, actual: total, expected: code_bytes });
                 }
-                if let Some(missing) = seen.iter().position(|seen| !seen) {
-                    return bad("order", missing, head_dim);
+                let mut seen = vec![false; head_dim];
+                for (place, &c) in order.iter().enumerate() {
+                    if std::mem::replace(&mut seen[usize::from(c)], true) {
+                        return Err(bad_value(format, "order", place));
+                    }
                 }
                 Kind::Alloc(alloc::Alloc::restore(alloc::AllocTables {
                     order,
@@ -109,6 +116,11 @@ impl KeyCoder {
     }
 }
 
-fn integers(values: &[f16], max: u16) -> Vec<u16> {
-    values.iter().map(|x| (x.to_f32().max(0.0) as u16).min(max)).collect()
+fn bad_value(format: KeyFormat, table: &'static str, place: usize) -> Error {
+    Error::TableValue { format: format.to_string(), table, place }
+}
+
+fn is_integer_below(x: f16, limit: usize) -> bool {
+    let x = x.to_f32();
+    x >= 0.0 && x.fract() == 0.0 && x < limit as f32
 }

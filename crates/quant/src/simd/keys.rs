@@ -45,6 +45,9 @@ pub(crate) enum Tail {
 pub(crate) static EXPONENT_SCALES: LazyLock<[f32; 256]> =
     LazyLock::new(|| std::array::from_fn(|e| ((e as f32 - 128.0) / 8.0).exp2()));
 
+/// Longest tail.
+const MAX_TAIL_BYTES: usize = 4;
+
 /// The shape of coded rows.
 #[derive(Clone, Debug)]
 pub(crate) struct CodedRows {
@@ -154,12 +157,13 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::{CHUNK, CodedRows, PreparedQueries, Values};
+    use crate::keys::MAX_CODED_HEAD_DIM;
 
     /// Bytes that a row's last chunk may be read past its end.
     const OVER_READ: usize = 8;
 
     /// Longest row that is copied to the stack when it is the last of its slice.
-    const MAX_COPIED_ROW: usize = 1024;
+    const MAX_COPIED_ROW: usize = MAX_CODED_HEAD_DIM + super::MAX_TAIL_BYTES;
 
     /// Per width: shifts that bring code `i % 4` of a half to the bottom of its lane, and the mask.
     struct Unpack {

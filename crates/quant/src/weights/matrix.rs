@@ -208,6 +208,25 @@ impl WeightMatrix {
         self.cols
     }
 
+    /// What [`bytes`](Self::bytes) will be for a tensor of this type and shape in the form `compute`;
+    /// None where that overflows.
+    #[must_use]
+    pub fn bytes_of(
+        ty: TensorType,
+        [rows, cols]: [usize; 2],
+        compute: ComputeType,
+    ) -> Option<usize> {
+        let per_row = match compute {
+            ComputeType::F32 => cols.checked_mul(size_of::<f32>()),
+            ComputeType::F16 => cols.checked_mul(size_of::<f16>()),
+            ComputeType::Q8 => {
+                let scales = if unpack::has_offset(ty) { 2 } else { 1 };
+                cols.div_ceil(BLOCK).checked_mul(BLOCK + scales * size_of::<f16>())
+            }
+        };
+        per_row?.checked_mul(rows)
+    }
+
     /// Bytes held, scales, offsets and padding included.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -1,0 +1,179 @@
+//! Specs: what is written is what is read, and what is not known is named with what is.
+
+use heterokv_cache::{Error, SPEC_GRAMMAR};
+use proptest::prelude::*;
+
+use super::*;
+
+fn smollm2() -> KvShape {
+    shape(30, 9, 3, 64)
+}
+
+#[test]
+fn specs_are_shown_as_given_and_configs_written_out() {
+    for spec in [
+        "full",
+        "hca:25%",
+        "hca:12.5%",
+        "hca:6.25%",
+        "hca-rescore:25%",
+        "hca-rescore:12.5%",
+        "hca-rescore:6.25%",
+        "hca:25%,recent=128",
+        "hca,keys=lm2",
+        "hca-rescore,keys=pq/2x64,rescore=none",
+        "keys=f16",
+        "keys=lm2,values=int8@host,rescore=int8@host,select=top-p:0.95,min=256,union=group,sinks=4,recent=64",
+        "keys=alloc/1.25,select=top-k:77,max=none,union=head",
+        "keys=int3-channel/128,select=none,min=0,max=5,renorm=off,sinks=0,recent=1",
+    ] {
+        let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
+        assert_eq!(parsed.to_string(), spec);
+        assert_eq!(parsed, spec.parse().unwrap());
+        let config = parsed.resolve(&smollm2()).unwrap_or_else(|e| panic!("{spec}: {e}"));
+        let written = config.to_string();
+        let again: CacheSpec = written.parse().unwrap_or_else(|e| panic!("{written}: {e}"));
+        assert_eq!(again.resolve(&smollm2()).unwrap(), config, "{spec} written out as {written}");
+    }
+    assert_eq!(CacheSpec::full(), "full".parse().unwrap());
+    assert_eq!(
+        " keys=f16 , sinks=3 ".parse::<CacheSpec>().unwrap().to_string(),
+        "keys=f16 , sinks=3"
+    );
+}
+
+#[test]
+fn every_option_reaches_the_config() {
+    let CacheConfig::Hca(plain) = config("keys=f16", smollm2()) else { panic!("not full") };
+    for option in [
+        "values=int8@host",
+        "rescore=f16@host",
+        "rescore=int8@host",
+        "select=none",
+        "select=top-p:0.5",
+        "select=top-k:3",
+        "min=9",
+        "max=900",
+        "union=head",
+        "renorm=off",
+        "sinks=9",
+        "recent=9",
+        "keys=lm4",
+    ] {
+        let CacheConfig::Hca(changed) = config(&format!("keys=f16,{option}"), smollm2()) else {
+            panic!("not full")
+        };
+        assert_ne!(plain, changed, "{option}");
+        assert!(changed.to_string().contains(option), "{option} in {changed}");
+    }
+}
+
+#[test]
+fn words_that_are_not_known_are_named_with_those_that_are() {
+    for (spec, known) in [
+        ("", "hca-rescore"),
+        ("fool", "hca-rescore"),
+        ("full:25%", "hca-rescore"),
+        ("hca:25", "a percentage"),
+        ("hca:%", "a percentage"),
+        ("hca:0%", "a percentage"),
+        ("hca:-5%", "a percentage"),
+        ("hca:101%", "a percentage"),
+        ("hca:nan%", "a percentage"),
+        ("hca:25%,", "keys, values, rescore"),
+        ("hca:25%,banana", "keys, values, rescore"),
+        ("hca:25%,banana=1", "keys, values, rescore"),
+        ("keys=lm9", "lm1, lm2, lm3, lm4"),
+        ("keys=f16,values=f16", "f16@host, int8@host"),
+        ("keys=f16,values=f16@disk", "f16@host, int8@host"),
+        ("keys=f16,rescore=int4@host", "f16@host, int8@host"),
+        ("keys=f16,select=top-p", "top-p:T"),
+        ("keys=f16,select=top-p:x", "top-p:T"),
+        ("keys=f16,select=top-k:-1", "top-k:N"),
+        ("keys=f16,select=best", "top-k:N"),
+        ("keys=f16,min=none", "whole numbers"),
+        ("keys=f16,max=1.5", "whole numbers"),
+        ("keys=f16,sinks=99999999999999999999", "whole numbers"),
+        ("keys=f16,union=all", "group, head"),
+        ("keys=f16,renorm=yes", "on, off"),
+    ] {
+        let error = spec.parse::<CacheSpec>().unwrap_err();
+        assert!(error.to_string().contains(known), "{spec}: {error}");
+        assert!(matches!(error, Error::UnknownWord { .. } | Error::Quant(_)), "{spec}: {error:?}");
+    }
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused() {
+    for spec in ["full,recent=3", "hca", "hca-rescore,recent=64", "recent=64"] {
+        let error = spec.parse::<CacheSpec>().unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{spec}: {error}");
+    }
+    for spec in [
+        "keys=f16,recent=0",
+        "keys=f16,min=9,max=8",
+        "keys=f16,max=0",
+        "keys=f16,select=top-p:0",
+        "keys=f16,select=top-p:1.01",
+        "keys=f16,select=top-p:nan",
+        "keys=f16,select=top-k:0",
+        "keys=f16,rescore=f16@host,renorm=off",
+        "keys=f16,sinks=18446744073709551615",
+        "hca:25%,recent=18446744073709551615",
+        "keys=f16,sinks=9223372036854775807,recent=9223372036854775809",
+    ] {
+        let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
+        assert!(parsed.resolve(&smollm2()).is_err(), "{spec}");
+    }
+}
+
+#[test]
+fn the_grammar_names_every_option() {
+    for word in [
+        "full",
+        "hca",
+        "hca-rescore",
+        "keys=",
+        "values=",
+        "rescore=",
+        "select=",
+        "min=",
+        "max=",
+        "union=",
+        "renorm=",
+        "sinks=",
+        "recent=",
+    ] {
+        assert!(SPEC_GRAMMAR.contains(word), "{word}");
+    }
+    for spec in ["full", "hca:12.5%", "hca-rescore:6.25%", "hca:25%,recent=128"] {
+        assert!(SPEC_GRAMMAR.contains(spec) && spec.parse::<CacheSpec>().is_ok(), "{spec}");
+    }
+}
+
+/// A spec that is right, or nearly.
+fn near_specs() -> impl Strategy<Value = String> {
+    let word =
+        "(full|hca|hca-rescore|keys|values|rescore|select|min|max|union|renorm|sinks|recent|)";
+    let rest = "(:|=|)(f16|int8|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|)";
+    let end = "(@host|@disk|[0-9.]{0,22}|)(%|)";
+    let words = (word, rest, end).prop_map(|(word, rest, end)| word + &rest + &end);
+    prop::collection::vec(words, 1..6).prop_map(|words| words.join(","))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_text_panics(text in "\\PC*") {
+        let _ = text.parse::<CacheSpec>();
+    }
+
+    #[test]
+    fn no_near_spec_panics_and_what_resolves_is_written_out_and_read_back(text in near_specs()) {
+        let Ok(spec) = text.parse::<CacheSpec>() else { return Ok(()) };
+        let Ok(config) = spec.resolve(&smollm2()) else { return Ok(()) };
+        let again = config.to_string().parse::<CacheSpec>().unwrap().resolve(&smollm2()).unwrap();
+        prop_assert_eq!(again, config);
+    }
+}

@@ -1,0 +1,302 @@
+//! The command line.
+
+mod quantity;
+
+use std::path::PathBuf;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand};
+use heterokv_cache::{CacheSpec, SPEC_GRAMMAR};
+use heterokv_model::{ComputeType, SamplerSettings};
+
+use quantity::{parse_bytes, parse_tokens};
+
+/// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
+/// in host memory
+#[derive(Parser)]
+#[command(name = "heterokv", version, after_long_help = cache_help())]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Continue a text, or answer a question about one
+    #[command(after_long_help = cache_help())]
+    Generate(GenerateArgs),
+    /// Read a text once and answer questions about it
+    #[command(after_long_help = cache_help())]
+    Chat(ChatArgs),
+    /// Compare caches with the full one on a text
+    #[command(after_long_help = cache_help())]
+    Eval(EvalArgs),
+    /// Say what fits: bytes by component for a model, a context and a cache
+    #[command(after_long_help = cache_help())]
+    Plan(PlanArgs),
+    /// Show what a model file holds
+    Inspect(InspectArgs),
+    /// Fit a key format's tables on a text, once for all contexts
+    #[command(after_long_help = cache_help())]
+    Profile(ProfileArgs),
+}
+
+/// Which model, and in what form.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// A GGUF file, or a Hugging Face folder with config.json, tokenizer.json and safetensors files
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+    /// Form of the weights in memory: f32, f16 or q8
+    #[arg(long, value_name = "FORM", default_value = "q8")]
+    pub(crate) compute: ComputeType,
+}
+
+/// Which cache, and how strictly.
+#[derive(Args)]
+pub(crate) struct CacheArgs {
+    /// How the cache is made; --help shows the grammar
+    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]
+    pub(crate) cache: CacheSpec,
+    #[command(flatten)]
+    pub(crate) terms: CacheTerms,
+}
+
+/// What holds for one cache or several.
+#[derive(Args)]
+pub(crate) struct CacheTerms {
+    /// Tables of the key format made by `heterokv profile` for this model, instead of ones fitted on the prompt
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Fail where the context is too short for the cache to keep the ratio that its preset names
+    #[arg(long)]
+    pub(crate) strict_ratio: bool,
+    /// Go on where the context is longer than what the model was trained for
+    #[arg(long)]
+    pub(crate) allow_beyond_trained: bool,
+}
+
+/// How tokens are chosen and what ends a reply.
+#[derive(Args)]
+pub(crate) struct SamplerArgs {
+    /// Most tokens of a reply [default: 256, or what the trained context leaves]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) max_tokens: Option<usize>,
+    /// 0 always takes the most probable token; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose among the N most probable tokens only
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Choose among the fewest tokens whose probabilities reach P only
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Choose among tokens with at least P times the highest probability only
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Divide the logits of tokens that have occurred by X; 1 changes nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Beginning of the random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// End the reply before this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+impl SamplerArgs {
+    /// The settings of the sampler.
+    pub(crate) fn settings(&self) -> SamplerSettings {
+        SamplerSettings {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
+/// `heterokv generate`.
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text file that comes before the prompt; may be repeated, in order
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Vec<PathBuf>,
+    /// The prompt; without --chat the text simply goes on behind it
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) prompt: String,
+    /// Make files and prompt the user's message by the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// The system message
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) sampler: SamplerArgs,
+    /// Show where every byte of the cache is, and how long things took
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// Print one JSON object at the end instead of the text
+    #[arg(long, conflicts_with = "stats")]
+    pub(crate) json: bool,
+}
+
+/// `heterokv chat`.
+#[derive(Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text file to ask about, read once; may be repeated, in order
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Vec<PathBuf>,
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) sampler: SamplerArgs,
+    /// Show the same figures as `generate --stats` after every reply
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+/// `heterokv eval`.
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("input").required(true))]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text file to read context and continuation from
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// Tokens of context before the first measured one
+    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens)]
+    pub(crate) context: usize,
+    /// Tokens measured
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_tokens)]
+    pub(crate) continuation: usize,
+    /// First token of the context in the corpus
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens)]
+    pub(crate) token_offset: usize,
+    /// Feed a passage from early in the context again, word for word, instead of what follows in the corpus
+    #[arg(long)]
+    pub(crate) recall: bool,
+    /// A cache to compare with the full one; may be repeated
+    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]
+    pub(crate) cache: Vec<CacheSpec>,
+    #[command(flatten)]
+    pub(crate) terms: CacheTerms,
+    /// Token ids as JSON, `[ids]` or `{"ids": [ids]}`, to run through the model for their logits
+    #[arg(long, value_name = "FILE", group = "input", requires = "logits")]
+    pub(crate) tokens: Option<PathBuf>,
+    /// Print mean likelihood and logits of --tokens as JSON
+    #[arg(long, requires = "tokens")]
+    pub(crate) logits: bool,
+    /// Tokens whose logits are printed, negative ones counted from the end
+    #[arg(
+        long,
+        value_name = "N,N",
+        value_delimiter = ',',
+        default_value = "-1",
+        allow_hyphen_values = true
+    )]
+    pub(crate) rows: Vec<i64>,
+    /// Print one JSON object a line instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `heterokv plan`.
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    /// A GGUF file, a Hugging Face folder, a config.json, or the name of a built-in shape: llama-3-8b
+    #[arg(long, value_name = "PATH|NAME")]
+    pub(crate) model: String,
+    /// Form of the weights in memory, where a checkpoint is given: f32, f16 or q8
+    #[arg(long, value_name = "FORM", default_value = "q8")]
+    pub(crate) compute: ComputeType,
+    /// Tokens of context: 4096, 4_096, 4k and 4M (thousands and millions), 4Ki and 4Mi (times 1024)
+    /// [default: the trained context]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens)]
+    pub(crate) context: Option<usize>,
+    /// A cache to plan for; may be repeated
+    #[arg(long, value_name = "SPEC", default_values = ["full", "hca:12.5%"])]
+    pub(crate) cache: Vec<CacheSpec>,
+    /// Memory of the device: 80GiB, 80GB, or plain bytes
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) device_memory: Option<u64>,
+    /// Print one JSON object a line instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `heterokv inspect`.
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// A GGUF file or a Hugging Face folder
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `heterokv profile`.
+#[derive(Args)]
+pub(crate) struct ProfileArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text file to fit on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) corpus: PathBuf,
+    /// Tokens of it to use
+    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens)]
+    pub(crate) context: usize,
+    /// First of these tokens in the corpus
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens)]
+    pub(crate) token_offset: usize,
+    /// The cache that will use the profile; its key format is what is fitted
+    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]
+    pub(crate) cache: CacheSpec,
+    /// Where to write the profile
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Go on where the context is longer than what the model was trained for
+    #[arg(long)]
+    pub(crate) allow_beyond_trained: bool,
+}
+
+fn cache_help() -> String {
+    format!(
+        "Cache specs:\n{SPEC_GRAMMAR}\n\n\
+         A percentage is of the bytes of a full f16 cache; it is kept from some length on (4,096 tokens, \
+         32,768 for\nhca below 10 %), and shorter contexts print the ratio that they reach."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

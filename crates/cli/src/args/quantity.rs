@@ -1,0 +1,72 @@
+//! Numbers of tokens and of bytes as people write them.
+
+/// Reads `4096`, `4_096`, `4k`, `4M` (thousands, millions), `4Ki`, `4Mi` (times 1024).
+pub(super) fn parse_tokens(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, u64); 5] =
+        [("", 1), ("k", 1_000), ("M", 1_000_000), ("Ki", 1 << 10), ("Mi", 1 << 20)];
+    let tokens = parse(text, &UNITS).and_then(|tokens| usize::try_from(tokens).ok());
+    tokens.ok_or_else(|| "expected a whole number such as 4096, 32k, 4M, 32Ki or 4Mi".to_owned())
+}
+
+/// Reads `80GiB`, `80GB`, `512MiB` or plain bytes.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("", 1),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+    ];
+    parse(text, &UNITS)
+        .ok_or_else(|| "expected a size such as 80GiB, 24GB or 512MiB, in whole numbers".to_owned())
+}
+
+/// A whole number, `_` allowed between digits, times one of the units; None for anything else.
+fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let &(_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    if !number.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    number.replace('_', "").parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens() {
+        let cases = [
+            ("0", 0),
+            ("4096", 4096),
+            ("4_096", 4096),
+            ("4k", 4000),
+            ("4M", 4_000_000),
+            ("4Ki", 4096),
+            ("4Mi", 4 << 20),
+        ];
+        for (text, tokens) in cases {
+            assert_eq!(parse_tokens(text), Ok(tokens), "{text}");
+        }
+        for wrong in ["", "k", "-1", "4.5k", "4K", "_4", "4 k", "99999999999999999999", "1e6"] {
+            assert!(parse_tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes() {
+        let cases = [("80GiB", 80 << 30), ("80GB", 80_000_000_000), ("17", 17), ("1_0KiB", 10240)];
+        for (text, bytes) in cases {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["80G", "GiB", "80 GiB", "17179869184TiB"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `heterokv chat`: a text read once, and questions about it until the input ends.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use heterokv_model::{GenerateSettings, Generator, SamplerSettings};
+
+use super::generate::{feed, prepare, stream};
+use crate::args::ChatArgs;
+use crate::interrupt;
+use crate::load::{Opened, check_ratio};
+use crate::output::{print, print_line, say};
+use crate::prompt::{Conversation, Files, reply_tokens};
+use crate::report::Report;
+
+pub(super) fn run(args: &ChatArgs) -> Result<()> {
+    let files = Files::read(&args.file)?;
+    let sampler = args.sampler.settings();
+    sampler.check()?;
+    let opened = Opened::new(&args.model)?;
+    let text = opened.text()?;
+    let conversation = Conversation::new(&text, args.system.clone())?;
+    let (opening, behind_question) = conversation.opening(&files)?;
+    let limit = opened.checkpoint.config().max_context_tokens;
+    let terms = &args.cache.terms;
+    let allow_beyond_trained = terms.allow_beyond_trained;
+    let reply_tokens = |num_tokens| {
+        let asked = args.sampler.max_tokens;
+        reply_tokens(asked, num_tokens, limit, allow_beyond_trained, &text, &files)
+    };
+
+    let (model, cache) =
+        prepare(&opened, &args.cache, opening.len(), reply_tokens(opening.len())?)?;
+    let mut generator = Generator::new(&model, &text.tokenizer, cache);
+    feed(&mut generator, &opening)?;
+    let is_terminal = io::stdin().is_terminal();
+    if is_terminal {
+        say("Ask. Ctrl-C ends a reply; at the prompt it ends the program, as Ctrl-D does.");
+    }
+    for turn in 0u64.. {
+        let Some(question) = next_question(is_terminal)? else { break };
+        let tokens = match turn {
+            0 => conversation.question(&question, &behind_question)?,
+            _ => conversation.next_turn(&question)?,
+        };
+        let settings = GenerateSettings {
+            // Each reply draws numbers of its own.
+            sampler: SamplerSettings { seed: sampler.seed.wrapping_add(turn), ..sampler },
+            stops: args.sampler.stop.clone(),
+            max_tokens: reply_tokens(generator.num_tokens() + tokens.len())?,
+            allow_beyond_trained,
+        };
+        let start = Instant::now();
+        feed(&mut generator, &tokens)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let reply = stream(&mut generator, &settings, true)?;
+        print_line("")?;
+        if args.stats {
+            let report = Report::new(generator.cache(), &reply, tokens.len(), seconds);
+            print_line(&format!("\n{}\n", report.table(&args.cache.cache)))?;
+        }
+    }
+    if terms.strict_ratio {
+        let cache = generator.cache();
+        check_ratio(&args.cache.cache, cache.ratio(), cache.num_tokens())?;
+    }
+    Ok(())
+}
+
+/// The next line that is not blank; none at the end of the input.
+fn next_question(is_terminal: bool) -> Result<Option<String>> {
+    loop {
+        if is_terminal {
+            print("> ")?;
+        }
+        let mut line = String::new();
+        let read = interrupt::at_prompt(|| io::stdin().lock().read_line(&mut line));
+        if read.context("cannot read the question")? == 0 {
+            return Ok(None);
+        }
+        if !line.trim().is_empty() {
+            return Ok(Some(line.trim().to_owned()));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `heterokv eval`: caches against the full one on a text, or the logits of a token list.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use heterokv_cache::{CachePlan, CacheSpec};
+use heterokv_eval::{CacheResult, Mode, Window, compare_caches, logits_report};
+use serde::Deserialize;
+
+use crate::args::EvalArgs;
+use crate::load::{Opened, check_ratio, read_text};
+use crate::output::{bytes, count, percent, print_line, ratio, say, table};
+use crate::progress::Bar;
+use crate::prompt::encode_plain;
+use crate::requirement::{check_memory, plan};
+
+pub(super) fn run(args: &EvalArgs) -> Result<()> {
+    match (&args.tokens, &args.corpus) {
+        (Some(tokens), _) => logits(args, tokens),
+        (None, Some(corpus)) => compare(args, corpus),
+        (None, None) => unreachable!("the command line demands one of the two"),
+    }
+}
+
+fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
+    let opened = Opened::new(&args.model)?;
+    let config = opened.checkpoint.config();
+    let mode = if args.recall { Mode::Recall } else { Mode::Plain };
+    let tokens = encode_plain(&opened.text()?, &read_text(corpus)?)?;
+    let window = Window::cut(&tokens, args.token_offset, args.context, args.continuation, mode)?;
+    ensure!(args.context > 0, "--context must be at least 1");
+    let (held_tokens, max_tokens) = (window.context.len(), window.steps());
+    let limit_tokens = config.max_context_tokens;
+    if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained {
+        Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })?;
+    }
+    let full = CacheSpec::full();
+    let plans: Result<Vec<CachePlan>> = std::iter::once(&full)
+        .chain(&args.cache)
+        .map(|spec| plan(config, spec, held_tokens + max_tokens))
+        .collect();
+    check_memory(config, opened.weight_bytes()?, &plans?, held_tokens)?;
+    if args.terms.strict_ratio {
+        for spec in &args.cache {
+            check_ratio(spec, plan(config, spec, held_tokens)?.ratio(), held_tokens)?;
+        }
+    }
+    let profile = opened.profile(args.terms.profile.as_ref())?;
+    let line = opened.first_line();
+    if args.json {
+        say(&line)
+    } else {
+        print_line(&line)?
+    }
+    let model = opened.load()?;
+    let results = {
+        let bar = Bar::new("reading the context");
+        let mut show = |done, total| bar.set(done, total);
+        compare_caches(&model, &window, &args.cache, profile.as_ref(), Some(&mut show))?
+    };
+    let specs: Vec<&CacheSpec> = std::iter::once(&full).chain(&args.cache).collect();
+    if args.json {
+        for result in &results {
+            print_line(&serde_json::to_string(result)?)?;
+        }
+    } else {
+        print_line(&format!("\n{}", show(&results, &specs, &window)))?;
+    }
+    if args.terms.strict_ratio {
+        for (result, spec) in results.iter().zip(specs) {
+            check_ratio(spec, result.ratio, held_tokens + max_tokens)?;
+        }
+    }
+    Ok(())
+}
+
+fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> String {
+    let header = [
+        "cache",
+        "KL mean",
+        "KL p99",
+        "top-1",
+        "perplexity",
+        "rows read",
+        "device",
+        "host",
+        "ratio",
+        "tok/s",
+    ];
+    let header = header.map(str::to_owned);
+    let rows: Vec<Vec<String>> = results
+        .iter()
+        .zip(specs)
+        .map(|(result, spec)| {
+            vec![
+                result.cache.clone(),
+                format!("{:.5}", result.kl_mean),
+                format!("{:.5}", result.kl_p99),
+                percent(result.top1),
+                format!("{:.3}", result.ppl),
+                percent(result.rows_read),
+                bytes(result.device_bytes as u64),
+                bytes(result.host_bytes as u64),
+                ratio(result.ratio, spec),
+                format!("{:.1}", result.tok_s),
+            ]
+        })
+        .collect();
+    let what = match window.mode {
+        Mode::Plain => "the text that follows",
+        Mode::Recall => "a passage of the context again",
+    };
+    format!(
+        "{} tokens of context from token {}, then {} of {what}; KL(full || cache) in nats\n\n{}",
+        count(window.context.len()),
+        count(window.offset),
+        count(window.steps()),
+        table(&header, &rows)
+    )
+}
+
+/// A token list as a file holds it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenFile {
+    Ids(Vec<u32>),
+    Object { ids: Vec<u32> },
+}
+
+fn logits(args: &EvalArgs, path: &Path) -> Result<()> {
+    let file: TokenFile = serde_json::from_str(&read_text(path)?).with_context(|| {
+        format!(
+            "{} should be a JSON array of token ids, or an object with one as `ids`",
+            path.display()
+        )
+    })?;
+    let (TokenFile::Ids(ids) | TokenFile::Object { ids }) = file;
+    ensure!(!ids.is_empty(), "{} holds no token ids", path.display());
+    let opened = Opened::new(&args.model)?;
+    let config = opened.checkpoint.config();
+    let limit_tokens = config.max_context_tokens;
+    if ids.len() > limit_tokens && !args.terms.allow_beyond_trained {
+        let held_tokens = ids.len();
+        Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
+    }
+    let plan = plan(config, &CacheSpec::full(), ids.len())?;
+    check_memory(config, opened.weight_bytes()?, &[plan], ids.len())?;
+    say(&opened.first_line());
+    let model = opened.load()?;
+    let report = {
+        let _bar = Bar::spinner("computing the logits");
+        logits_report(&model, &ids, &args.rows)?
+    };
+    print_line(&serde_json::to_string(&report)?)?;
+    Ok(())
+}

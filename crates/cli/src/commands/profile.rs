@@ -1,0 +1,64 @@
+//! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
+
+use anyhow::{Context, Result, ensure};
+use heterokv_cache::{CacheConfig, KvCache, Profile};
+
+use crate::args::ProfileArgs;
+use crate::load::{Opened, read_text};
+use crate::output::{bytes, count, print_line, say};
+use crate::progress::Bar;
+use crate::prompt::encode_plain;
+use crate::requirement::{check_memory, kv_shape, plan};
+
+pub(super) fn run(args: &ProfileArgs) -> Result<()> {
+    let opened = Opened::new(&args.model)?;
+    let config = opened.checkpoint.config();
+    let resolved = args.cache.resolve(&kv_shape(config)?)?;
+    ensure!(
+        resolved != CacheConfig::Full,
+        "the full cache has no tables to fit; name one with coded keys, as in --cache hca:12.5%"
+    );
+    let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
+    let end = args.token_offset.saturating_add(args.context);
+    let window = tokens.get(args.token_offset..end).with_context(|| {
+        format!(
+            "{} has {} tokens, {} from token {} are asked for; use a longer text or a lower --context",
+            args.corpus.display(),
+            count(tokens.len()),
+            count(args.context),
+            count(args.token_offset)
+        )
+    })?;
+    let limit_tokens = config.max_context_tokens;
+    if window.len() > limit_tokens && !args.allow_beyond_trained {
+        let held_tokens = window.len();
+        Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
+    }
+    let plan = plan(config, &args.cache, window.len())?;
+    check_memory(config, opened.weight_bytes()?, &[plan], window.len())?;
+    say(&opened.first_line());
+    let model = opened.load()?;
+    let mut caches = [KvCache::new(model.kv_shape(), resolved, model.level(), None)?];
+    {
+        let bar = Bar::new("fitting on the text");
+        let mut show = |done, total| bar.set(done, total);
+        model.prefill(window, &mut caches, Some(&mut show))?;
+    }
+    let fingerprint = opened.checkpoint.fingerprint().to_string();
+    let profile = Profile::of(&caches[0], &fingerprint).with_context(|| {
+        format!(
+            "{} tokens are too few to fit tables on; use a longer --context",
+            count(window.len())
+        )
+    })?;
+    profile.save(&args.out)?;
+    print_line(&format!(
+        "{}: tables of {} for {}, fitted on {} tokens, {}; use with --profile",
+        args.out.display(),
+        profile.format(),
+        opened.name,
+        count(window.len()),
+        bytes(std::fs::metadata(&args.out).map_or(0, |file| file.len()))
+    ))?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! How an error becomes one line and an exit code.
+
+use std::io;
+
+/// Exit code for input that cannot be used.
+pub(crate) const BAD_INPUT: u8 = 2;
+
+/// Exit code for output that cannot be written, and for numbers that came out wrong.
+const FAILED: u8 = 1;
+
+/// The line: the error and those of its causes that say something new.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.contains(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&text);
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The exit code; 0 where the reader of our output has simply had enough of it.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Unwritable(source)) = error.downcast_ref() {
+        return if source.kind() == io::ErrorKind::BrokenPipe { 0 } else { FAILED };
+    }
+    match error.downcast_ref() {
+        Some(heterokv_eval::Error::NotFinite { .. }) => FAILED,
+        _ => BAD_INPUT,
+    }
+}
+
+/// Stdout could not be written to.
+#[derive(Debug)]
+pub(crate) struct Unwritable(pub(crate) io::Error);
+
+impl std::fmt::Display for Unwritable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot write the output: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unwritable {}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_once_and_on_one_line() {
+        let error = Err::<(), _>(anyhow!("no such\n  file")).context("cannot read x").unwrap_err();
+        assert_eq!(one_line(&error), "cannot read x: no such file");
+        let error = Err::<(), _>(anyhow!("gone")).context("cannot read x: gone").unwrap_err();
+        assert_eq!(one_line(&error), "cannot read x: gone");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let closed = Unwritable(io::ErrorKind::BrokenPipe.into());
+        assert_eq!(exit_code(&closed.into()), 0);
+        let full = Unwritable(io::ErrorKind::StorageFull.into());
+        assert_eq!(exit_code(&full.into()), FAILED);
+        assert_eq!(exit_code(&anyhow!("unknown word")), BAD_INPUT);
+    }
+}

@@ -1,0 +1,135 @@
+//! A model from disk, and the line that says what is running.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use heterokv_cache::{CacheSpec, Level, Profile};
+use heterokv_model::text::ModelText;
+use heterokv_model::{Checkpoint, ComputeType, Model};
+
+use crate::args::ModelArgs;
+use crate::output::count;
+use crate::progress::Bar;
+
+/// A checkpoint that is open, its weights not read yet.
+pub(crate) struct Opened {
+    /// What people call the file.
+    pub(crate) name: String,
+    pub(crate) checkpoint: Checkpoint,
+    compute: ComputeType,
+}
+
+impl Opened {
+    /// Opens the checkpoint and reads its headers.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub(crate) fn new(args: &ModelArgs) -> Result<Self> {
+        let checkpoint = open_checkpoint(&args.model)?;
+        Ok(Self { name: model_name(&args.model), checkpoint, compute: args.compute })
+    }
+
+    /// The tokenizer and the chat template.
+    ///
+    /// # Errors
+    /// When there is no tokenizer, or one of another kind.
+    pub(crate) fn text(&self) -> Result<ModelText> {
+        let _bar = Bar::spinner("reading the tokenizer");
+        ModelText::of(&self.checkpoint).with_context(|| format!("the tokenizer of {}", self.name))
+    }
+
+    /// Bytes that the weights will take.
+    ///
+    /// # Errors
+    /// A tensor that is missing.
+    pub(crate) fn weight_bytes(&self) -> Result<u64> {
+        Ok(heterokv_model::held_weight_bytes(&self.checkpoint, self.compute)?)
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// A tensor that the form cannot hold.
+    pub(crate) fn load(&self) -> Result<Model> {
+        let bar = Bar::new("loading the model");
+        let mut show = |done, total| bar.set(done, total);
+        let level = Level::detect();
+        Ok(Model::load_with(&self.checkpoint, self.compute, level, Some(&mut show))?)
+    }
+
+    /// The profile in `path`, held against this model.
+    ///
+    /// # Errors
+    /// A file that is no profile, or one for another model.
+    pub(crate) fn profile(&self, path: Option<&PathBuf>) -> Result<Option<Profile>> {
+        let Some(path) = path else { return Ok(None) };
+        let profile = Profile::load(path)?;
+        profile.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
+        Ok(Some(profile))
+    }
+
+    /// What is running: model, form, instruction set, threads.
+    pub(crate) fn first_line(&self) -> String {
+        let threads = rayon::current_num_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        let level = Level::detect();
+        format!("{}: {} weights, {level}, {threads} thread{plural}", self.name, self.compute)
+    }
+
+    /// The form of the weights.
+    pub(crate) fn compute(&self) -> ComputeType {
+        self.compute
+    }
+}
+
+/// Opens a GGUF file or a Hugging Face folder.
+///
+/// # Errors
+/// Whatever is wrong with it.
+pub(crate) fn open_checkpoint(path: &Path) -> Result<Checkpoint> {
+    ensure!(
+        path.exists(),
+        "there is no model at {}; give a GGUF file or a Hugging Face folder",
+        path.display()
+    );
+    Ok(Checkpoint::open(path)?)
+}
+
+/// The file's name without `.gguf`, or the folder's.
+pub(crate) fn model_name(path: &Path) -> String {
+    // `.` and `..` have no name of their own.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// When it cannot be read or is not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let is_text = String::from_utf8(bytes);
+    is_text.map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        anyhow::anyhow!("{} is not UTF-8 text (byte {at}); convert it first", path.display())
+    })
+}
+
+/// Refuses a ratio above what `spec` promises.
+///
+/// # Errors
+/// When it is.
+pub(crate) fn check_ratio(spec: &CacheSpec, ratio: f64, num_tokens: usize) -> Result<()> {
+    let Some(promise) = spec.promise() else { return Ok(()) };
+    ensure!(
+        100.0 * ratio <= promise.percent,
+        "{spec} takes {:.1} % at {} tokens and keeps {} % from {} tokens on; give it a longer context, a \
+         higher ratio, or leave out --strict-ratio",
+        100.0 * ratio,
+        count(num_tokens),
+        promise.percent,
+        count(promise.min_tokens)
+    );
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Where every byte of a cache is and how long a reply took, for `--stats` and `--json`.
+
+use heterokv_cache::{CacheConfig, CacheSpec, DeviceBytes, KvCache, full_bytes};
+use heterokv_model::Generation;
+use serde::Serialize;
+
+use crate::output::{self, bytes, count, percent, table};
+use crate::requirement::peak_memory_bytes;
+
+/// What a cache holds and what a reply took.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    /// Tokens that the cache holds.
+    cached_tokens: usize,
+    device: DeviceBytes,
+    device_bytes: usize,
+    host_bytes: usize,
+    full_bytes: usize,
+    ratio: f64,
+    /// Share of the tokens whose rows a step fetched from the host.
+    rows_read: f64,
+    host_bytes_read_per_token: f64,
+    prompt_tokens: usize,
+    prefill_seconds: f64,
+    prefill_tok_s: f64,
+    generated_tokens: usize,
+    decode_seconds: f64,
+    decode_tok_s: f64,
+    /// From the start of the prompt on.
+    first_token_seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    #[serde(skip)]
+    with_keys: bool,
+}
+
+impl Report {
+    /// Reads the figures off a cache behind a reply to `prompt_tokens` tokens.
+    pub(crate) fn new(
+        cache: &KvCache,
+        reply: &Generation,
+        prompt_tokens: usize,
+        prefill_seconds: f64,
+    ) -> Self {
+        let (shape, stats) = (cache.shape(), cache.stats());
+        let steps = stats.steps as f64 / shape.num_layers as f64;
+        Self {
+            cached_tokens: cache.num_tokens(),
+            device: cache.device_bytes(),
+            device_bytes: cache.device_in_use_bytes(),
+            host_bytes: cache.host_in_use_bytes(),
+            full_bytes: full_bytes(&shape, cache.num_tokens()),
+            ratio: cache.ratio(),
+            rows_read: stats.rows_read(),
+            host_bytes_read_per_token: if steps > 0.0 {
+                stats.host_bytes as f64 / steps
+            } else {
+                0.0
+            },
+            prompt_tokens,
+            prefill_seconds,
+            prefill_tok_s: prompt_tokens as f64 / prefill_seconds,
+            generated_tokens: reply.tokens.len(),
+            decode_seconds: reply.decode_seconds,
+            decode_tok_s: reply.decode_tokens_per_second(),
+            first_token_seconds: prefill_seconds + reply.first_token_seconds,
+            peak_memory_bytes: peak_memory_bytes(),
+            with_keys: matches!(cache.config(), CacheConfig::Hca(hca) if hca.rescore.is_some()),
+        }
+    }
+
+    /// Device bytes over those of a full cache.
+    pub(crate) fn ratio(&self) -> f64 {
+        self.ratio
+    }
+
+    /// The figures as a table.
+    pub(crate) fn table(&self, spec: &CacheSpec) -> String {
+        let row = |name: &str, value: String| vec![name.to_owned(), value];
+        let size = |name: &str, n: usize| row(name, bytes(n as u64));
+        let on_host = if self.with_keys { "host: values and exact keys" } else { "host: values" };
+        let resident = if self.device.codes == 0 && self.device.window == 0 {
+            "device: exact keys and values"
+        } else {
+            "device: first tokens, exact"
+        };
+        let mut rows = vec![
+            row("cache", spec.to_string()),
+            row("tokens in it", count(self.cached_tokens)),
+            size(resident, self.device.resident),
+            size("device: recent tokens, exact", self.device.window),
+            size("device: key codes", self.device.codes),
+            size("device: key tables", self.device.tables),
+            size("device: all", self.device_bytes),
+            size(on_host, self.host_bytes),
+            size("the same tokens in a full f16 cache", self.full_bytes),
+            row("device bytes of those", output::ratio(self.ratio, spec)),
+            row("rows read", percent(self.rows_read)),
+            row(
+                "read from the host",
+                format!("{}/token", bytes(self.host_bytes_read_per_token as u64)),
+            ),
+            row("prompt", self.speed(self.prompt_tokens, self.prefill_tok_s)),
+            row("reply", self.speed(self.generated_tokens, self.decode_tok_s)),
+            row("time to first token", format!("{:.2} s", self.first_token_seconds)),
+        ];
+        rows.extend(
+            self.peak_memory_bytes.map(|peak| row("peak memory of the process", bytes(peak))),
+        );
+        table(&[], &rows)
+    }
+
+    fn speed(&self, tokens: usize, per_second: f64) -> String {
+        let plural = if tokens == 1 { "" } else { "s" };
+        format!("{} token{plural}, {per_second:.1} tok/s", count(tokens))
+    }
+}

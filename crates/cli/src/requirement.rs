@@ -1,0 +1,109 @@
+//! What a run will need, held against the machine before anything large is allocated.
+
+use anyhow::{Result, ensure};
+use heterokv_cache::{CachePlan, CacheSpec, KvShape};
+use heterokv_model::{ModelConfig, prefill_bytes};
+
+use crate::output::{bytes, count};
+
+/// No context is longer; up to here no product of a length and a model's axes overflows.
+const MAX_TOKENS: usize = 1 << 32;
+
+/// The shape of a model's caches.
+///
+/// # Errors
+/// Heads that attention cannot handle.
+pub(crate) fn kv_shape(config: &ModelConfig) -> Result<KvShape> {
+    let ModelConfig { num_layers, num_qo_heads, num_kv_heads, head_dim, .. } = *config;
+    let heads = heterokv_cache::HeadShape::new(num_qo_heads, num_kv_heads, head_dim);
+    Ok(KvShape { num_layers, heads: heads.map_err(heterokv_cache::Error::from)? })
+}
+
+/// What `spec` takes for `num_tokens` tokens of a model.
+///
+/// # Errors
+/// A spec that does not fit the model, and a length beyond all bounds.
+pub(crate) fn plan(config: &ModelConfig, spec: &CacheSpec, num_tokens: usize) -> Result<CachePlan> {
+    let shape = kv_shape(config)?;
+    // Everything that is planned is at most some ten times the full cache.
+    let per_token = 64u128
+        * (shape.num_layers * shape.heads.num_qo_heads) as u128
+        * shape.heads.head_dim as u128;
+    ensure!(
+        num_tokens <= MAX_TOKENS && per_token * (num_tokens as u128) < usize::MAX as u128,
+        "{} tokens are more than can be planned for; the limit is {}",
+        count(num_tokens),
+        count(MAX_TOKENS)
+    );
+    Ok(CachePlan::new(&spec.resolve(&shape)?, &shape, num_tokens)?)
+}
+
+/// Refuses a run that needs more memory than the machine has free.
+///
+/// `plans` are of all caches held at the same time, `num_prompt_tokens` what is processed at once. Where
+/// the system does not say what is free, nothing is refused.
+///
+/// # Errors
+/// When it does not fit.
+pub(crate) fn check_memory(
+    config: &ModelConfig,
+    weight_bytes: u64,
+    plans: &[CachePlan],
+    num_prompt_tokens: usize,
+) -> Result<()> {
+    let Some(available) = memory_line("/proc/meminfo", "MemAvailable:") else { return Ok(()) };
+    let caches = plans
+        .iter()
+        .map(|plan| (plan.device.total() + plan.host_bytes + plan.score_scratch_bytes) as u64);
+    let caches = caches.fold(0u64, u64::saturating_add);
+    let prefill = prefill_bytes(config, num_prompt_tokens).total();
+    let needed = weight_bytes.saturating_add(caches).saturating_add(prefill);
+    ensure!(
+        needed <= available,
+        "this needs {} of memory (weights {}, cache {}, the prompt while it is processed {}), and {} are \
+         free; use a shorter context or a smaller model",
+        bytes(needed),
+        bytes(weight_bytes),
+        bytes(caches),
+        bytes(prefill),
+        bytes(available)
+    );
+    Ok(())
+}
+
+/// The most memory that this process has held, where the system says so.
+pub(crate) fn peak_memory_bytes() -> Option<u64> {
+    memory_line("/proc/self/status", "VmHWM:")
+}
+
+/// The bytes in a line of the form `name 123 kB`.
+fn memory_line(path: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_name() {
+        let config = ModelConfig::builtin("llama-3-8b").unwrap();
+        let spec = CacheSpec::full();
+        let plan = plan(&config, &spec, MAX_TOKENS).unwrap();
+        if memory_line("/proc/meminfo", "MemAvailable:").is_some() {
+            let error = check_memory(&config, 1 << 34, &[plan], MAX_TOKENS).unwrap_err();
+            assert!(error.to_string().starts_with("this needs 8"), "{error}");
+            assert!(check_memory(&config, 0, &[], 1).is_ok());
+        }
+    }
+
+    #[test]
+    fn absurd_lengths_are_refused() {
+        let config = ModelConfig::builtin("llama-3-8b").unwrap();
+        for num_tokens in [MAX_TOKENS + 1, usize::MAX] {
+            assert!(plan(&config, &CacheSpec::full(), num_tokens).is_err());
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Hard bounds: no decoded key is further from its key than its format allows, whatever the input.
+
+use heterokv_testkit::Inputs;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Half a step of f16 at `x`.
+fn f16_rounding(x: f64) -> f64 {
+    x.abs() / 2048.0 + 2.0f64.powi(-25)
+}
+
+/// The largest error of `x ≈ zero + scale · code` in a group of values.
+fn affine_bound(group: &[f64], bits: u8) -> f64 {
+    let low = group.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = group.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max_code = f64::from((1u32 << bits) - 1);
+    let zero_error = f16_rounding(low);
+    let scale = (high - low + zero_error) / max_code;
+    let scale_error = f16_rounding(scale);
+    // Inside the range half a stored step; below it what the zero moved; above it what the scale did.
+    let bound = (0.5 * (scale + scale_error)).max(zero_error).max(max_code * scale_error);
+    bound + 1e-6 * low.abs().max(high.abs())
+}
+
+/// The affine groups of keys `[n, head_dim]`, each as indices.
+fn affine_groups(format: KeyFormat, num_tokens: usize, head_dim: usize) -> Vec<(u8, Vec<usize>)> {
+    match format {
+        KeyFormat::IntToken { bits } => {
+            (0..num_tokens).map(|t| (bits, (t * head_dim..(t + 1) * head_dim).collect())).collect()
+        }
+        KeyFormat::IntChannel { bits, group_tokens } => {
+            let group_tokens = usize::from(group_tokens);
+            let group = |first: usize, c: usize| {
+                (first..first + group_tokens).map(|t| t * head_dim + c).collect()
+            };
+            (0..num_tokens)
+                .step_by(group_tokens)
+                .flat_map(|first| (0..head_dim).map(move |c| (bits, group(first, c))))
+                .collect()
+        }
+        _ => vec![],
+    }
+}
+
+/// The largest share of its bound that an error takes; NaN where an error is NaN.
+fn worst_share(coder: &KeyCoder, keys: &[f32], back: &[f32]) -> f64 {
+    let (format, head_dim) = (coder.format(), coder.head_dim);
+    let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| x.into()).collect() };
+    let (keys, back) = (wide(keys), wide(back));
+    let mut worst = 0.0f64;
+    let mut see = |error: f64, bound: f64| {
+        let share = error / bound;
+        worst = if share.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(share) };
+    };
+    match format {
+        KeyFormat::F16 => {
+            keys.iter().zip(&back).for_each(|(x, y)| see((x - y).abs(), f16_rounding(*x)));
+        }
+        KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => {
+            for (bits, group) in affine_groups(format, keys.len() / head_dim, head_dim) {
+                let values: Vec<f64> = group.iter().map(|&i| keys[i]).collect();
+                let bound = affine_bound(&values, bits);
+                group.iter().for_each(|&i| see((keys[i] - back[i]).abs(), bound));
+            }
+        }
+        KeyFormat::LloydMax { .. } => {
+            // The scale is the projection of the key onto its levels, so what is left is no longer
+            // than what there was; the scale's own rounding counts by the levels' length.
+            let tables = coder.tables();
+            let centre: Vec<f64> = table(&tables, "centre").iter().map(|c| c.to_f64()).collect();
+            for (key, back) in keys.chunks(head_dim).zip(back.chunks(head_dim)) {
+                let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+                let length = norm(&mut key.iter().zip(&centre).map(|(k, c)| k - c));
+                let size = norm(&mut key.iter().copied()) + norm(&mut centre.iter().copied());
+                let levels = 2.8 * (head_dim as f64).sqrt();
+                let error = norm(&mut key.iter().zip(back).map(|(k, b)| k - b));
+                see(error, length * 1.001 + levels * 2.0f64.powi(-25) + 1e-6 * size);
+            }
+        }
+        KeyFormat::Alloc { .. } => {
+            let tables = coder.tables();
+            let wide =
+                |name| -> Vec<f64> { table(&tables, name).iter().map(|x| x.to_f64()).collect() };
+            let (order, centre, step) = (wide("order"), wide("centre"), wide("step"));
+            let widths = wide("widths");
+            for (key, back) in keys.chunks(head_dim).zip(back.chunks(head_dim)) {
+                for i in 0..head_dim {
+                    let c = order[i] as usize;
+                    let reach = step[i] * (2.0f64.powf(widths[i / 8]) - 1.0) / 2.0;
+                    let distance = (key[c] - centre[i]).abs();
+                    // Half a step within reach of the codes, the way to the last code beyond it.
+                    let bound = if widths[i / 8] == 0.0 {
+                        distance
+                    } else {
+                        (0.5 * step[i]).max(distance - reach)
+                    };
+                    let rounding = 1e-6 * (key[c].abs() + centre[i].abs() + reach);
+                    see((key[c] - back[c]).abs(), bound + rounding + f64::MIN_POSITIVE);
+                }
+            }
+        }
+        KeyFormat::Pq { width, .. } => {
+            let width = usize::from(width);
+            let half = width / 2;
+            let tables = coder.tables();
+            let wide =
+                |name| -> Vec<f64> { table(&tables, name).iter().map(|x| x.to_f64()).collect() };
+            let (codebooks, weights) = (wide("codebooks"), wide("weights"));
+            let num_groups = head_dim / width;
+            for (key, back) in keys.chunks(head_dim).zip(back.chunks(head_dim)) {
+                for (g, codebook) in codebooks.chunks(codebooks.len() / num_groups).enumerate() {
+                    let channels: Vec<usize> = (0..width)
+                        .map(|e| g * half + e % half + e / half * (head_dim / 2))
+                        .collect();
+                    let distance = |row: &[f64]| -> f64 {
+                        let parts = channels.iter().zip(row);
+                        parts.map(|(&c, x)| ((key[c] - x) * weights[c]).powi(2)).sum()
+                    };
+                    let own: Vec<f64> = channels.iter().map(|&c| back[c]).collect();
+                    assert!(codebook.chunks(width).any(|row| row == own), "decodes to a centroid");
+                    // The nearest of its codebook, up to the rounding of squared distances in f32.
+                    let least = codebook.chunks(width).map(distance).fold(f64::INFINITY, f64::min);
+                    let size = channels.iter().map(|&c| (key[c] * weights[c]).powi(2)).sum::<f64>();
+                    see(distance(&own), least * (1.0 + 1e-5) + 1e-6 * size + f64::MIN_POSITIVE);
+                }
+            }
+        }
+    }
+    worst
+}
+
+#[test]
+fn errors_stay_within_the_bound_of_every_format() {
+    for (seed, (format, head_dim)) in shapes(&[8, 16, 64, 80, 96, 128]).into_iter().enumerate() {
+        for input in Input::ALL {
+            let mut inputs = Inputs::new(seed as u64);
+            let keys = input.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+            let coder = fitted(format, head_dim, &keys);
+            // Keys of the fit, and keys that it has not seen.
+            let fresh = input.keys(&mut inputs, 128, head_dim);
+            for keys in [&keys[..128 * head_dim], &fresh] {
+                let back = decoded(&coder, &encoded(&coder, keys));
+                let share = worst_share(&coder, keys, &back);
+                assert!(share <= 1.0, "{format} {head_dim} {input:?} seed {seed}: {share}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bounds_are_reached_and_damage_is_seen() {
+    for (format, head_dim) in shapes(&[64]) {
+        let mut inputs = Inputs::new(77);
+        let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let keys = &keys[..128 * head_dim];
+        let mut back = decoded(&coder, &encoded(&coder, keys));
+        let least = if matches!(format, KeyFormat::LloydMax { .. }) { 0.05 } else { 0.8 };
+        let share = worst_share(&coder, keys, &back);
+        assert!(share > least, "{format} uses {share} of its bound");
+        if matches!(format, KeyFormat::Pq { .. }) {
+            continue;
+        }
+        back[70] += 30.0;
+        assert!(worst_share(&coder, keys, &back) > 1.0, "{format}");
+        back[70] = f32::NAN;
+        assert!(worst_share(&coder, keys, &back).is_nan(), "{format}");
+    }
+}
+
+#[test]
+fn a_second_pass_changes_nothing() {
+    for (format, head_dim) in shapes(&[16, 64, 80]) {
+        let mut inputs = Inputs::new(5);
+        let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let codes = encoded(&coder, &keys[..128 * head_dim]);
+        let back = decoded(&coder, &codes);
+        let again = encoded(&coder, &back);
+        match format {
+            // A rotated key's levels are not levels of the key that they decode to.
+            KeyFormat::LloydMax { .. } => {}
+            // Two equal centroids have two codes and one meaning.
+            KeyFormat::Pq { .. } => assert_eq!(decoded(&coder, &again), back, "{format}"),
+            // For affine formats this needs the codes 0 and 2^bits - 1 to occur in the group, whose
+            // zero and scale are then found again exactly; they do where the group's range is not
+            // small against its offset, as here.
+            _ => assert_eq!(again, codes, "{format} {head_dim}"),
+        }
+    }
+}
+
+#[test]
+fn an_affine_second_pass_moves_by_roundings_where_the_offset_is_large() {
+    // Codes 0 and maximum need not occur here, so zero and scale move; the values stay within what
+    // rounding the zero and the scale can do.
+    for (format, head_dim) in shapes(&[64]) {
+        if affine_groups(format, 128, head_dim).is_empty() {
+            continue;
+        }
+        let mut inputs = Inputs::new(6);
+        let mut keys = Input::Gaussian.keys(&mut inputs, 128, head_dim);
+        keys.iter_mut().for_each(|x| *x = 1000.3 + 0.05 * *x);
+        let coder = fitted(format, head_dim, &keys);
+        let back = decoded(&coder, &encoded(&coder, &keys));
+        let again = decoded(&coder, &encoded(&coder, &back));
+        assert!(worst_share(&coder, &back, &again) <= 1.0, "{format}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_finite_keys_decode_to_finite_ones(
+        pattern in prop::collection::vec(any::<f32>().prop_filter("finite", |x| x.is_finite()), 1..300),
+    ) {
+        for (format, head_dim) in shapes(&[16]) {
+            let num_tokens = fit_tokens(format, head_dim);
+            let keys: Vec<f32> =
+                pattern.iter().copied().cycle().take(num_tokens * head_dim).collect();
+            let coder = fitted(format, head_dim, &keys);
+            let back = decoded(&coder, &encoded(&coder, &keys[..128 * head_dim]));
+            prop_assert!(back.iter().all(|x| x.is_finite()), "{}", format);
+            let restored = KeyCoder::restore(format, head_dim, &coder.tables());
+            prop_assert!(restored.is_ok(), "{}: {:?}", format, restored.err());
+        }
+    }
+}
+
+#[test]
+fn a_channel_of_two_values_does_not_push_another_past_its_bits() {
+    // One bit more can measure worse where values sit on the coarser codes; a chunk that has all its
+    // bits must still not be chosen again.
+    let head_dim = 16;
+    let sign = |i: usize| if (i / head_dim + i % 3).is_multiple_of(2) { 1e3 } else { -1e3 };
+    let mut inputs = Inputs::new(9);
+    let keys: Vec<f32> = (0..512 * head_dim)
+        .map(|i| if i % head_dim < 8 { 2e3 * inputs.gaussian() } else { sign(i) })
+        .collect();
+    for name in ["alloc/4", "alloc/6", "alloc/8"] {
+        let coder = fitted(name.parse().unwrap(), head_dim, &keys);
+        let widths: Vec<f32> =
+            table(&coder.tables(), "widths").iter().map(|b| b.to_f32()).collect();
+        assert!(widths.iter().all(|&bits| bits <= 8.0), "{name}: {widths:?}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Names of key formats, and the head dims that each holds.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn every_name_is_read_back() {
+    for format in formats() {
+        assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
+    }
+    for centibits in 50..=800 {
+        let format = KeyFormat::Alloc { centibits };
+        assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
+    }
+}
+
+#[test]
+fn other_names_are_refused_with_the_known_ones() {
+    for name in [
+        "",
+        " ",
+        "f32",
+        "F16",
+        "f16 ",
+        "fp16",
+        "int",
+        "int8",
+        "int5-token",
+        "int8-row",
+        "int4-channel",
+        "int4-channel/",
+        "int4-channel/16",
+        "int4-channel/256",
+        "int6-channel/32",
+        "lm",
+        "lm0",
+        "lm5",
+        "lm+2",
+        "lm2.0",
+        "pq",
+        "pq/",
+        "pq/2",
+        "pq/2x",
+        "pq/3x16",
+        "pq/2x8",
+        "pq/2x512",
+        "pq/2x17",
+        "pq/+2x16",
+        "pq/2x+16",
+        "pq/2x16x2",
+        "alloc",
+        "alloc/",
+        "alloc/0.49",
+        "alloc/8.01",
+        "alloc/-1",
+        "alloc/nan",
+        "alloc/inf",
+        "alloc/2.004",
+        "alloc/1e9",
+        "alloc/99999999999999999999",
+        "lm99999999999",
+        "int8-channel/99999999999999999999",
+        "mix:FILE",
+    ] {
+        let error = name.parse::<KeyFormat>().map(|f| f.to_string()).unwrap_err();
+        let named =
+            matches!(&error, Error::UnknownFormat { kind: "key", name: n, .. } if n == name);
+        assert!(named && error.to_string().contains("int8-token"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn head_dims_that_do_not_fit_are_refused_by_name() {
+    for format in formats() {
+        for head_dim in 0..=300 {
+            let multiple = match format {
+                KeyFormat::F16 => 1,
+                KeyFormat::Pq { width, .. } => 2 * usize::from(width),
+                _ => 8,
+            };
+            let fits = head_dim > 0 && head_dim % multiple == 0;
+            let input = FitInput { head_dim, keys: &[], query_energy: &[], seed: 0 };
+            match format.layout(head_dim) {
+                Ok(layout) => {
+                    assert!(fits && layout.group_bytes > 0 && layout.group_tokens > 0);
+                }
+                Err(Error::HeadDim { head_dim: h, multiple_of, format: name }) => {
+                    assert!(!fits && (h, multiple_of) == (head_dim, multiple));
+                    assert!(format.to_string().starts_with(name.split('-').next().unwrap()));
+                    assert!(matches!(KeyCoder::fit(format, &input), Err(Error::HeadDim { .. })));
+                }
+                Err(error) => panic!("{format} {head_dim}: {error}"),
+            }
+        }
+        for head_dim in [1032, 65_536, usize::MAX - 7] {
+            let refused = matches!(format.layout(head_dim), Err(Error::HeadDimTooLong { .. }));
+            assert!(refused || format == KeyFormat::F16, "{format} {head_dim}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_any_whole_bytes_has_its_format() {
+    for head_dim in [8usize, 16, 64, 80, 96, 128, 256] {
+        for row_bytes in head_dim.div_ceil(16)..=head_dim {
+            let format = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim);
+            let layout = format.layout(head_dim).unwrap();
+            assert_eq!(layout.group_bytes, row_bytes, "{head_dim}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC*") {
+        if let Ok(format) = text.parse::<KeyFormat>() {
+            prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
+        }
+    }
+
+    #[test]
+    fn no_near_miss_panics(
+        text in "(f16|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-channel/|)[0-9]{0,4}",
+    ) {
+        if let Ok(format) = text.parse::<KeyFormat>() {
+            prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
+            prop_assert!(format.layout(64).is_ok());
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Scores without decoding against `sm_scale · q · decode(codes)` in f64, on every level.
+
+use heterokv_testkit::{Controls, Guarded, Inputs, Tolerance, compare};
+
+use super::*;
+
+const NUM_HEADS: [usize; 7] = [1, 2, 3, 4, 5, 8, 9];
+
+struct Case<'a> {
+    coder: &'a KeyCoder,
+    keys: &'a [f32],
+    queries: &'a [f32],
+    sm_scale: f32,
+}
+
+impl Case<'_> {
+    fn num_tokens(&self) -> usize {
+        self.keys.len() / self.coder.head_dim
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let head_dim = self.coder.head_dim;
+        let back = decoded(self.coder, &encoded(self.coder, self.keys));
+        let dot = |q: &[f32], k: &[f32]| -> f64 {
+            q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum()
+        };
+        let scores = self
+            .queries
+            .chunks(head_dim)
+            .flat_map(|q| back.chunks(head_dim).map(move |k| f64::from(self.sm_scale) * dot(q, k)));
+        scores.collect()
+    }
+
+    /// One rounding per product and sum, by Cauchy and Schwarz: of the key itself and of what is added
+    /// to it as zero, centre or offset of the codes, which is below eight times the largest key.
+    fn tolerance(&self) -> Tolerance {
+        let head_dim = self.coder.head_dim;
+        let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let largest = |x: &mut dyn Iterator<Item = f64>| x.fold(0.0, f64::max);
+        let query = largest(&mut self.queries.chunks(head_dim).map(norm));
+        let key = largest(&mut self.keys.chunks(head_dim).map(norm));
+        let offset = 8.0 * largest(&mut self.keys.iter().map(|&x| f64::from(x).abs()));
+        let size = f64::from(self.sm_scale) * query * (key + offset * (head_dim as f64).sqrt());
+        let roundings = head_dim as f64 * f64::from(f32::EPSILON) / 2.0;
+        Tolerance { absolute: roundings * size, relative: 0.0 }
+    }
+
+    /// Scores `[num_heads, num_tokens]`, with a stride that leaves gaps which must stay untouched.
+    fn scores(&self, level: Level, prepared: &mut PreparedQueries) -> Vec<f32> {
+        let (num_tokens, num_heads) = (self.num_tokens(), self.queries.len() / self.coder.head_dim);
+        let stride = num_tokens + 3;
+        let codes = encoded(self.coder, self.keys);
+        let mut out = Guarded::<f32>::new((num_heads - 1) * stride + num_tokens);
+        self.coder.prepare(self.queries, self.sm_scale, prepared);
+        self.coder.score(level, prepared, &codes, num_tokens, out.payload_mut(), stride);
+        let out = out.check_bands().expect("nothing outside is written");
+        for (i, x) in out.iter().enumerate() {
+            assert!(i % stride < num_tokens || x.is_nan(), "gap {i} was written");
+        }
+        out.chunks(stride).flat_map(|row| &row[..num_tokens]).copied().collect()
+    }
+}
+
+#[test]
+fn scores_are_those_of_decoded_keys() {
+    // One scratch for all, as a cache has: nothing of the last format may leak into the next.
+    let mut prepared = PreparedQueries::default();
+    for (seed, (format, head_dim)) in shapes(&[8, 16, 64, 80, 96, 128]).into_iter().enumerate() {
+        for input in [Input::Gaussian, Input::HeavyChannels, Input::ConstantChannels] {
+            let mut inputs = Inputs::new(1000 + seed as u64);
+            let keys = input.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+            let coder = fitted(format, head_dim, &keys);
+            let group = coder.layout().group_tokens;
+            let counts = if group == 1 { vec![1, 2, 7, 64] } else { vec![group, 128] };
+            for num_heads in NUM_HEADS {
+                let queries = inputs.gaussian_rows(num_heads, head_dim, 1.5);
+                for &num_tokens in &counts {
+                    let case = Case {
+                        coder: &coder,
+                        keys: &keys[..num_tokens * head_dim],
+                        queries: &queries,
+                        sm_scale: 1.0 / (head_dim as f32).sqrt(),
+                    };
+                    let expected = case.expected();
+                    for level in Level::available() {
+                        let scores = case.scores(level, &mut prepared);
+                        if let Err(mismatch) = compare(&scores, &expected, case.tolerance()) {
+                            let label = format!(
+                                "{format} {head_dim} {input:?} {level}, {num_heads} heads, {num_tokens} tokens"
+                            );
+                            panic!("{}", mismatch.at(label, inputs.seed()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_scores_are_seen() {
+    for (format, head_dim) in shapes(&[64]) {
+        let mut inputs = Inputs::new(3);
+        let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let queries = inputs.gaussian_rows(3, head_dim, 1.5);
+        let case = Case {
+            coder: &coder,
+            keys: &keys[..128 * head_dim],
+            queries: &queries,
+            sm_scale: 0.125,
+        };
+        let (expected, tolerance) = (case.expected(), case.tolerance());
+        for level in Level::available() {
+            let scores = case.scores(level, &mut PreparedQueries::default());
+            // Heads are the rows of scores here, and one "token" is all of a head's.
+            let tried = Controls { num_heads: 1, head_dim: 128 }
+                .assert_rejects(&scores, |scores| compare(scores, &expected, tolerance));
+            assert!(tried.len() >= 7, "{tried:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_to_score_writes_nothing() {
+    for (format, head_dim) in shapes(&[16]) {
+        let keys = Inputs::new(1).gaussian_rows(fit_tokens(format, head_dim), head_dim, 1.0);
+        let coder = fitted(format, head_dim, &keys);
+        let codes = encoded(&coder, &keys[..128 * head_dim]);
+        for level in Level::available() {
+            let mut prepared = PreparedQueries::default();
+            let mut out = [7.0; 4];
+            coder.prepare(&[], 1.0, &mut prepared);
+            coder.score(level, &prepared, &codes, 128, &mut out, 1);
+            coder.prepare(&keys[..head_dim], 1.0, &mut prepared);
+            coder.score(level, &prepared, &codes, 0, &mut out, 1);
+            assert_eq!(out, [7.0; 4], "{format}");
+        }
+    }
+}
+
+#[test]
+fn the_longest_rows_are_scored() {
+    let head_dim = MAX_CODED_HEAD_DIM;
+    for name in ["int8-token", "int8-channel/32", "lm4", "alloc/8", "pq/4x16"] {
+        let format: KeyFormat = name.parse().unwrap();
+        let mut inputs = Inputs::new(2);
+        let keys = inputs.gaussian_rows(256, head_dim, 1.0);
+        let coder = fitted(format, head_dim, &keys);
+        let queries = inputs.gaussian_rows(2, head_dim, 1.0);
+        let case =
+            Case { coder: &coder, keys: &keys[..32 * head_dim], queries: &queries, sm_scale: 0.03 };
+        for level in Level::available() {
+            let scores = case.scores(level, &mut PreparedQueries::default());
+            compare(&scores, &case.expected(), case.tolerance())
+                .unwrap_or_else(|e| panic!("{}", e.at(name, inputs.seed())));
+        }
+    }
+}

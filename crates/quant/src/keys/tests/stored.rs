@@ -1,0 +1,216 @@
+//! What is stored: sizes, tables, rows that move, and what a coder refuses.
+
+use half::f16;
+use heterokv_testkit::{Guarded, Inputs};
+
+use super::*;
+
+fn keys_of(format: KeyFormat, head_dim: usize) -> Vec<f32> {
+    Input::HeavyChannels.keys(&mut Inputs::new(21), fit_tokens(format, head_dim), head_dim)
+}
+
+#[test]
+fn the_layout_is_what_is_written_and_held() {
+    for (format, head_dim) in shapes(&[8, 16, 64, 80, 96, 128, 256]) {
+        let keys = keys_of(format, head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let layout = format.layout(head_dim).unwrap();
+        assert_eq!(coder.layout(), layout);
+        // `encoded` asks for exactly this many bytes, and guards catch one more.
+        let codes = encoded(&coder, &keys[..layout.group_tokens * head_dim]);
+        assert_eq!(codes.len(), layout.group_bytes, "{format} {head_dim}");
+        let tables = coder.tables();
+        let held: usize = tables.iter().map(|(_, table)| 2 * table.len()).sum();
+        assert_eq!(held, layout.table_bytes, "{format} {head_dim}");
+        let names: Vec<&str> = tables.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, KeyCoder::table_names(format));
+        let bits = 8.0 * (layout.group_bytes as f64 / layout.group_tokens as f64) / head_dim as f64;
+        let with_tables = format.bits_per_element(head_dim, 1000).unwrap();
+        let tables = 8.0 * held as f64 / 1000.0 / head_dim as f64;
+        assert!((with_tables - bits - tables).abs() < 1e-12, "{format} {head_dim}");
+    }
+}
+
+#[test]
+fn every_byte_of_a_group_is_written() {
+    for (format, head_dim) in shapes(&[16, 80]) {
+        let keys = keys_of(format, head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let codes = |fill: u8| {
+            let mut out = vec![fill; encoded(&coder, &keys[..128 * head_dim]).len()];
+            coder.encode(&keys[..128 * head_dim], &mut out).unwrap();
+            out
+        };
+        assert_eq!(codes(0x00), codes(0xFF), "{format} {head_dim}");
+    }
+}
+
+#[test]
+fn rows_of_per_token_formats_move_and_groups_of_the_others() {
+    for (format, head_dim) in shapes(&[16, 80]) {
+        let keys = keys_of(format, head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let group_len = coder.layout().group_tokens * head_dim;
+        let keys = &keys[..128 * head_dim];
+        let one_by_one: Vec<u8> =
+            keys.chunks(group_len).flat_map(|group| encoded(&coder, group)).collect();
+        let together = encoded(&coder, keys);
+        assert_eq!(one_by_one, together, "{format} {head_dim}");
+        let reversed: Vec<f32> =
+            together.rchunks(coder.layout().group_bytes).flat_map(|g| decoded(&coder, g)).collect();
+        let expected: Vec<f32> =
+            decoded(&coder, &together).rchunks(group_len).flatten().copied().collect();
+        assert_eq!(reversed, expected, "{format} {head_dim}");
+    }
+}
+
+#[test]
+fn restored_tables_score_to_the_bit() {
+    for (format, head_dim) in shapes(&[8, 16, 64, 80, 128]) {
+        let keys = keys_of(format, head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let restored = KeyCoder::restore(format, head_dim, &coder.tables()).unwrap();
+        let keys = &keys[..128 * head_dim];
+        let codes = encoded(&coder, keys);
+        assert_eq!(codes, encoded(&restored, keys), "{format}");
+        let queries = Inputs::new(4).gaussian_rows(3, head_dim, 1.0);
+        let scores = |coder: &KeyCoder, level| {
+            let mut prepared = PreparedQueries::default();
+            coder.prepare(&queries, 0.1, &mut prepared);
+            let mut out = vec![0.0f32; 3 * 128];
+            coder.score(level, &prepared, &codes, 128, &mut out, 128);
+            out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        for level in Level::available() {
+            assert_eq!(scores(&coder, level), scores(&restored, level), "{format} {level}");
+        }
+    }
+}
+
+#[test]
+fn damaged_tables_are_refused() {
+    for (format, head_dim) in shapes(&[16, 64]) {
+        let coder = fitted(format, head_dim, &keys_of(format, head_dim));
+        let tables = coder.tables();
+        let refused = |tables: &Tables| KeyCoder::restore(format, head_dim, tables).unwrap_err();
+        for i in 0..tables.len() {
+            let mut missing = tables.clone();
+            missing.remove(i);
+            assert!(matches!(refused(&missing), Error::Table { actual: 0, .. }), "{format}");
+            let mut short = tables.clone();
+            short[i].1.pop();
+            assert!(matches!(refused(&short), Error::Table { .. }), "{format}");
+            let mut long = tables.clone();
+            long[i].1.push(f16::ZERO);
+            assert!(matches!(refused(&long), Error::Table { .. }), "{format}");
+            for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+                let mut broken = tables.clone();
+                broken[i].1[1] = bad;
+                let error = refused(&broken);
+                let named = matches!(&error, Error::TableValue { table, place: 1, .. } if *table == tables[i].0);
+                assert!(named, "{format}: {error}");
+            }
+        }
+        assert!(matches!(
+            KeyCoder::restore(format, head_dim + 1, &tables),
+            Err(Error::HeadDim { .. }) | Err(Error::Table { .. }) | Ok(_)
+        ));
+    }
+}
+
+#[test]
+fn orders_and_widths_that_no_fit_gives_are_refused() {
+    let (format, head_dim) = ("alloc/2".parse::<KeyFormat>().unwrap(), 64);
+    let tables = fitted(format, head_dim, &keys_of(format, head_dim)).tables();
+    let order = tables.iter().position(|(name, _)| *name == "order").unwrap();
+    let widths = tables.iter().position(|(name, _)| *name == "widths").unwrap();
+    let with = |table: usize, place: usize, value: f32| {
+        let mut tables = tables.clone();
+        tables[table].1[place] = f16::from_f32(value);
+        KeyCoder::restore(format, head_dim, &tables).unwrap_err().to_string()
+    };
+    let first = tables[order].1[0].to_f32();
+    for bad in [first, -1.0, 64.0, 0.5, 65_504.0] {
+        let error = with(order, 5, bad);
+        assert!(error.contains("'order'"), "{bad}: {error}");
+    }
+    for bad in [9.0, -1.0, 2.5] {
+        let error = with(widths, 0, bad);
+        assert!(error.contains("'widths'"), "{bad}: {error}");
+    }
+    let other = if tables[widths].1[7].to_f32() == 0.0 { 1.0 } else { 0.0 };
+    let error = with(widths, 7, other);
+    assert!(error.contains("bytes, expected 16"), "{error}");
+}
+
+#[test]
+fn keys_that_are_not_finite_are_refused_by_token_and_channel() {
+    for (format, head_dim) in shapes(&[16, 80]) {
+        let keys = keys_of(format, head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut keys = keys.clone();
+            keys[77 * head_dim + 9] = bad;
+            let named = |error: &Error| matches!(error, Error::NotFinite { token: 77, channel: 9, value } if value.to_bits() == bad.to_bits());
+            let coded = &keys[..128 * head_dim];
+            let len = encoded(&coder, &keys_of(format, head_dim)[..128 * head_dim]).len();
+            let mut out = Guarded::<u8>::new(len);
+            let error = coder.encode(coded, out.payload_mut()).unwrap_err();
+            assert!(named(&error), "{format}: {error}");
+            assert!(out.payload().iter().all(|&b| b == 0xA5), "{format}: nothing is written");
+            let query_energy = &vec![1.0; head_dim];
+            let input = FitInput { head_dim, keys: &keys, query_energy, seed: 0 };
+            let error = KeyCoder::fit(format, &input).unwrap_err();
+            assert!(named(&error), "{format}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_fit_refuses_what_does_not_agree() {
+    for (format, head_dim) in shapes(&[16]) {
+        let keys = keys_of(format, head_dim);
+        let fit = |keys: &[f32], query_energy: &[f32]| {
+            KeyCoder::fit(format, &FitInput { head_dim, keys, query_energy, seed: 0 })
+        };
+        let ones = vec![1.0; head_dim];
+        assert!(fit(&keys, &ones).is_ok());
+        let error = fit(&keys, &ones[1..]).unwrap_err();
+        assert!(matches!(error, Error::LengthMismatch { what: "query_energy", .. }), "{error}");
+        let error = fit(&keys[1..], &ones).unwrap_err();
+        assert!(matches!(error, Error::LengthMismatch { what: "keys", .. }), "{error}");
+        for bad in [f32::NAN, f32::INFINITY, -1.0] {
+            let mut energy = ones.clone();
+            energy[3] = bad;
+            let error = fit(&keys, &energy).unwrap_err();
+            assert!(matches!(error, Error::QueryEnergy { channel: 3, .. }), "{error}");
+        }
+        let needed = format.layout(head_dim).unwrap().min_fit_tokens;
+        if needed > 0 {
+            let error = fit(&keys[..(needed - 1) * head_dim], &ones).unwrap_err();
+            let named = matches!(&error, Error::TooFewTokens { tokens, needed: n, .. } if (*tokens, *n) == (needed - 1, needed));
+            assert!(named, "{error}");
+        } else {
+            assert!(fit(&[], &ones).is_ok(), "{format} has nothing to fit");
+        }
+    }
+}
+
+#[test]
+fn a_fit_depends_on_its_seed_and_on_nothing_else() {
+    for (format, head_dim) in shapes(&[16, 64]) {
+        let keys = keys_of(format, head_dim);
+        let query_energy: Vec<f32> = (0..head_dim).map(|c| 0.1 + c as f32).collect();
+        let fit = |seed, num_threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+            let input = FitInput { head_dim, keys: &keys, query_energy: &query_energy, seed };
+            pool.install(|| KeyCoder::fit(format, &input).unwrap().tables())
+        };
+        let tables = fit(1, 1);
+        assert_eq!(tables, fit(1, 1), "{format}");
+        assert_eq!(tables, fit(1, 3), "{format} on three threads");
+        if matches!(format, KeyFormat::Pq { .. }) {
+            assert_ne!(tables, fit(2, 1), "{format} draws");
+        }
+    }
+}
