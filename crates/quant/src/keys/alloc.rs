@@ -131,7 +131,8 @@ impl Alloc {
         for (i, x) in x.iter_mut().enumerate() {
             let (step, bits) = (self.step[i].to_f32(), self.rows.widths()[i / CHUNK]);
             if bits > 0 && step > 0.0 {
-                *x = (key[usize::from(self.order[i])] - self.centre[i].to_f32()) / step;
+                let key = in_f16_range(key[usize::from(self.order[i])]);
+                *x = (key - self.centre[i].to_f32()) / step;
                 let usual = 1.0 / NORMAL_STEPS[usize::from(bits) - 1];
                 spread += (*x / usual) * (*x / usual);
                 coded += 1.0;
