@@ -46,7 +46,7 @@ impl Pq {
                 .iter()
                 .enumerate()
                 .map(|(i, x)| x / weights[channels[i % width]].to_f32())
-                .map(|x| to_f16(x));
+                .map(to_f16);
             unweighted.collect::<Vec<_>>()
         });
         let codebooks = codebooks.collect();
