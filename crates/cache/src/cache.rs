@@ -15,8 +15,8 @@ use crate::select::{Group, HeadSelection};
 use crate::spec::{CacheConfig, HcaConfig};
 use crate::{Error, Profile, Result};
 
-/// Exact rows that one task of a decode step takes at most, in stretches of whole pages.
-const EXACT_TASK_TOKENS: usize = 1024;
+/// Stretches of exact rows, each a page at most, that one task of a decode step takes.
+const EXACT_TASK_SEGMENTS: usize = 8;
 
 /// Host rows that one task of a decode step takes at most.
 const HOST_TASK_ROWS: usize = 512;
@@ -107,6 +107,11 @@ impl KvCache {
             .flat_map(|layer| (0..shape.heads.num_kv_heads).map(move |head| (layer, head)));
         let head_dim = shape.heads.head_dim;
         let (heads, host) = match config {
+            CacheConfig::Full if profile.is_some() => {
+                return Err(Error::Conflict {
+                    conflict: "full codes no keys and takes no profile",
+                });
+            }
             CacheConfig::Full => {
                 let heads = places.map(|(layer, head)| HeadCache::full(layer, head, head_dim));
                 (heads.collect(), None)
@@ -254,11 +259,12 @@ impl KvCache {
         }
         let groups = &mut self.groups;
         // The resident part and the scores of the coded keys do not need each other.
-        let exact: Vec<(usize, ResidentRows<'_>)> = exact_tasks(heads, shape.head_dim);
+        let exact = exact_tasks(heads);
         let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
-        let sum_exact = |&(kv_head, rows): &(usize, ResidentRows<'_>)| {
+        let sum_exact = |(kv_head, rows): &(usize, Vec<ResidentRows<'_>>)| {
             let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
-            sum.add_resident(level, &scaled[kv_head * group_len..][..group_len], rows);
+            let queries = &scaled[kv_head * group_len..][..group_len];
+            rows.iter().for_each(|rows| sum.add_resident(level, queries, *rows));
             sum
         };
         let mut tiles: Vec<_> =
@@ -372,15 +378,13 @@ impl HostStep<'_> {
     }
 }
 
-/// Splits the exact rows of each KV head into tasks of bounded size.
-fn exact_tasks(heads: &[HeadCache], head_dim: usize) -> Vec<(usize, ResidentRows<'_>)> {
-    let task_bytes = EXACT_TASK_TOKENS * 2 * head_dim;
+/// The exact rows of each KV head in tasks of bounded size.
+fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
     let mut tasks = Vec::new();
     for (kv_head, head) in heads.iter().enumerate() {
-        for rows in head.exact_segments() {
-            let parts = rows.keys.chunks(task_bytes).zip(rows.values.chunks(task_bytes));
-            tasks.extend(parts.map(|(keys, values)| (kv_head, ResidentRows { keys, values })));
-        }
+        let segments: Vec<ResidentRows<'_>> = head.exact_segments().collect();
+        let parts = segments.chunks(EXACT_TASK_SEGMENTS);
+        tasks.extend(parts.map(|part| (kv_head, part.to_vec())));
     }
     tasks
 }

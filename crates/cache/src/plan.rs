@@ -5,6 +5,7 @@ use heterokv_quant::{KeyLayout, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
+use crate::select::scratch_bytes;
 use crate::spec::{CacheConfig, HcaConfig};
 use crate::{Error, KvShape, Result};
 
@@ -57,7 +58,7 @@ pub struct CachePlan {
     pub device: DeviceBytes,
     /// Bytes on the host.
     pub host_bytes: usize,
-    /// Bytes of scratch for the scores of one layer on the device, not part of any ratio.
+    /// Bytes of scratch for scores, weights and selections, shared by all layers; not part of any ratio.
     pub score_scratch_bytes: usize,
     /// Bytes of the same tokens in a full f16 cache.
     pub full_bytes: usize,
@@ -95,7 +96,7 @@ impl CachePlan {
                 tables: per_head(device.tables),
             },
             host_bytes,
-            score_scratch_bytes: 4 * shape.heads.num_qo_heads * coded_tokens,
+            score_scratch_bytes: scratch_bytes(&shape.heads, coded_tokens),
             full_bytes: full_bytes(shape, num_tokens),
             prefill_layer_bytes: 2 * 4 * shape.heads.num_kv_heads * head_dim * num_tokens,
         })

@@ -23,6 +23,14 @@ pub(crate) struct Group {
     taken: Vec<bool>,
 }
 
+/// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens.
+pub(crate) fn scratch_bytes(shape: &HeadShape, num_coded: usize) -> usize {
+    let tiles = 4 * num_coded.next_multiple_of(SCORE_TILE) * shape.group_size();
+    let weights = 4 * num_coded;
+    let taken = shape.group_size() * num_coded;
+    shape.num_kv_heads * (tiles + weights + taken)
+}
+
 /// One tile of scores to be computed.
 pub(crate) struct ScoreTile<'a> {
     coded: &'a CodedKeys,

@@ -24,7 +24,7 @@ use crate::{Error, KvShape, Result};
 /// What [`CacheSpec::from_str`] accepts, for help texts and errors.
 pub const SPEC_GRAMMAR: &str = "\
 SPEC   = PRESET[:R%][,OPTION]... | OPTION[,OPTION]...
-PRESET = full | hca | hca-rescore
+PRESET = full | hca | hca-rescore            hca and hca-rescore with a ratio or with keys=FORMAT
 OPTION = keys=FORMAT                          codes on the device: f16, int8-token, int6-token, int4-token,
                                               int{8,4,3,2}-channel/{32,64,128}, lm1..lm4, pq/2xC, pq/4xC, alloc/BITS
        | values=f16@host | values=int8@host   values in host memory
@@ -138,19 +138,15 @@ impl CacheSpec {
         Self { text: "full".to_owned(), base: Base::Full, overrides: vec![] }
     }
 
-    /// The ratio that this spec promises; none where it names no ratio, or names its key format itself.
+    /// The ratio that this spec promises; none where it names no ratio.
     #[must_use]
     pub fn promise(&self) -> Option<RatioPromise> {
         match self.base {
-            Base::Preset(preset, Some(percent)) if !self.names_keys() => {
+            Base::Preset(preset, Some(percent)) => {
                 Some(RatioPromise { percent, min_tokens: preset.min_tokens(percent) })
             }
             _ => None,
         }
-    }
-
-    fn names_keys(&self) -> bool {
-        self.overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)))
     }
 
     /// Fits the spec to a model's shape.
@@ -167,7 +163,7 @@ impl CacheSpec {
         for &setting in &self.overrides {
             config.set(setting);
         }
-        if let (Base::Preset(preset, Some(ratio)), false) = (self.base, self.names_keys()) {
+        if let Base::Preset(preset, Some(ratio)) = self.base {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?;
         }
         config.check(shape)?;
@@ -248,6 +244,11 @@ impl FromStr for CacheSpec {
         let keys_named = overrides.iter().any(|setting| matches!(setting, Setting::Keys(_)));
         if base == Base::Options && !keys_named {
             return Err(Error::Conflict { conflict: "options without a preset need keys=FORMAT" });
+        }
+        if matches!(base, Base::Preset(_, Some(_))) && keys_named {
+            return Err(Error::Conflict {
+                conflict: "a ratio chooses the key format; give a preset one or keys=FORMAT, not both",
+            });
         }
         if matches!(base, Base::Preset(_, None)) && !keys_named {
             return Err(Error::Conflict {

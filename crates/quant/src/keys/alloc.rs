@@ -32,7 +32,7 @@ const NORMAL_STEPS: [f32; MAX_BITS as usize] =
     [1.5956, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308];
 
 /// Tokens on which the distortion of a channel is measured.
-const FIT_TOKENS: usize = 1024;
+const FIT_TOKENS: usize = 2048;
 
 /// Scales tried for a token, in eighths of an octave from the ratio of its spread to the usual one: first
 /// from far below, for a token of which one channel stands out, to somewhat above; then around the best.
