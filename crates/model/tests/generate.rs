@@ -1,5 +1,7 @@
 //! The generation loop over the small Llama fixture: what ends a reply, and what carries over to the next.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
