@@ -178,7 +178,8 @@ fn a_cache_alone_is_the_cache_beside_others_on_the_default_model() {
 }
 
 /// A matrix product sums in another order than a vector's, and compact weights meet activations of 16
-/// bits there, so the bits differ; `bar` is twice what was seen.
+/// bits there, so the bits differ, and a step now and then selects another row; `bar` is three times what was seen
+/// on the default model, and covers a number that rounds to the neighbouring f16 on the small one.
 fn check_at_once(model: &Model, specs: &[&str], bar: f64) {
     let (prompt, fed) = split(model);
     let (_, caches) = prefilled(model, specs, &prompt);
@@ -202,7 +203,7 @@ fn at_once_is_one_by_one() {
 #[test]
 fn at_once_is_one_by_one_on_the_default_model() {
     let Some(smollm) = Smollm::or_skip() else { return };
-    check_at_once(&smollm.load(ComputeType::Q8), &SPECS, 1.0);
+    check_at_once(&smollm.load(ComputeType::Q8), &SPECS, 0.1);
 }
 
 /// Where every coded token is selected and nothing is rounded further than f16, the heterogeneous path

@@ -47,7 +47,7 @@ impl Bars {
 
     fn hold(&mut self, what: &str, value: f64, relation: &str, bar: f64, is_held: bool) {
         let verdict = if is_held { "ok" } else { "MISSED" };
-        let line = format!("{what:<52} {value:>11.6} {relation} {bar:<9} {verdict}");
+        let line = format!("{what:<52} {value:>11.6} {relation} {bar:<9.6} {verdict}");
         println!("{line}");
         self.num_held += usize::from(is_held);
         if !is_held {

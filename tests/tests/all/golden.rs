@@ -4,7 +4,7 @@ use heterokv_eval::logits_report;
 use heterokv_model::ComputeType;
 use serde::Deserialize;
 
-use crate::distance::{Bars, argmax};
+use crate::distance::{Bars, argmax, max_distance};
 use crate::files::{is_long, json, shared};
 use crate::smollm::{Smollm, cache, feed, last_logits};
 
@@ -41,7 +41,7 @@ struct Window {
     mean_nll: Option<f64>,
     last_logsumexp: f64,
     last_top32_ids: Vec<u32>,
-    last_top32_logits: Vec<f64>,
+    last_top32_logits: Vec<f32>,
 }
 
 /// The project's promise for the default compact weights: of mean NLL, and of logits.
@@ -68,13 +68,10 @@ fn check_windows(compute: ComputeType, (nll_bar, logit_bar): (f64, f64), max_tok
         if let (Some(own), Some(reference)) = (report.mean_nll, window.mean_nll) {
             bars.at_most(&format!("{at}: mean NLL"), (own - reference).abs(), nll_bar);
         }
-        let own = window.last_top32_ids.iter().map(|&id| f64::from(row.logits[id as usize]));
-        let distances = own.zip(&window.last_top32_logits).map(|(own, known)| (own - known).abs());
-        let distances: Vec<f64> = distances.collect();
-        assert_eq!(distances.len(), 32, "{at}");
-        // Summing first keeps a NaN, which `f64::max` would drop.
-        let worst =
-            distances.iter().copied().fold(0.0, f64::max) + 0.0 * distances.iter().sum::<f64>();
+        let own = window.last_top32_ids.iter().map(|&id| row.logits[id as usize]);
+        let own: Vec<f32> = own.collect();
+        assert_eq!(own.len(), 32, "{at}");
+        let worst = max_distance(&own, &window.last_top32_logits);
         bars.at_most(&format!("{at}: top-32 logits"), worst, logit_bar);
         let lse = (row.logsumexp - window.last_logsumexp).abs();
         bars.at_most(&format!("{at}: log-sum-exp"), lse, logit_bar);

@@ -79,3 +79,23 @@ fn the_number_of_threads_changes_no_bit() {
         }
     }
 }
+
+#[test]
+fn a_fork_made_before_the_tables_are_fitted_fits_the_same() {
+    let tokens = Tokens::new(5, shape(1, 4, 2, 16), 420);
+    for keys in ["alloc/2", "pq/2x16", "lm3"] {
+        let spec = format!("keys={keys},select=top-k:40,recent=20");
+        let mut cache = tokens.cache(&spec, 150, 200);
+        // Queries of decode steps count for the fit as those of the prompt do.
+        (150..200).for_each(|token| drop(tokens.attend(&mut cache, token)));
+        let mut fork = cache.fork().expect("memory");
+        assert_eq!(cache.device_bytes().tables, 0, "{keys} is not fitted yet");
+        for token in 200..420 {
+            tokens.append(&mut cache, token);
+            tokens.append(&mut fork, token);
+            let step = bits(&tokens.attend(&mut cache, token));
+            assert_eq!(step, bits(&tokens.attend(&mut fork, token)), "{keys} {token}");
+        }
+        assert!(cache.device_bytes().tables > 0, "{keys} is fitted");
+    }
+}

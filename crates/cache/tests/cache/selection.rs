@@ -243,3 +243,39 @@ fn rows_read_are_counted() {
         assert_eq!(cache.stats(), Default::default());
     }
 }
+
+#[test]
+fn long_contexts_cross_score_tiles_and_host_tasks() {
+    // More coded tokens than two tiles of scores hold, and more rows than two host tasks take.
+    let held = 2600;
+    let tokens = Tokens::new(12, shape(1, 2, 1, 16), held);
+    let mut compared = 0;
+    for select in ["select=top-p:0.97", "select=top-k:1300", "select=none"] {
+        for form in ["rescore=none", "rescore=f16@host", "rescore=none,renorm=off"] {
+            for union in ["group", "head"] {
+                let spec = format!(
+                    "keys=int8-token,values=f16@host,{form},{select},union={union},sinks=4,recent=64"
+                );
+                let CacheConfig::Hca(config) = config(&spec, tokens.shape) else {
+                    panic!("{spec} is not full")
+                };
+                let mut cache = tokens.cache(&spec, held, held);
+                for token in (0..held).step_by(211) {
+                    cache.reset_stats();
+                    let out = tokens.attend(&mut cache, token);
+                    let rows = cache.stats().rows_read() * held as f64;
+                    let Some(expected) = expected(&config, &tokens, 0, token, held) else {
+                        continue;
+                    };
+                    compared += usize::from(rows > 1024.0);
+                    let tolerance = Tolerance { absolute: 3e-5, relative: 1e-5 };
+                    if let Err(mismatch) = compare(&out, &expected, tolerance) {
+                        panic!("{}", mismatch.at(format!("{spec}, {token}, {rows} rows"), 12));
+                    }
+                }
+            }
+        }
+    }
+    println!("{compared} steps of more than 1,024 rows compared");
+    assert!(compared > 100, "{compared}");
+}

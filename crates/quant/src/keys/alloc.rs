@@ -34,8 +34,10 @@ const NORMAL_STEPS: [f32; MAX_BITS as usize] =
 /// Tokens on which the distortion of a channel is measured.
 const FIT_TOKENS: usize = 1024;
 
-/// Scales tried for a token, in eighths of an octave around the ratio of its spread to the usual one.
-const SCALE_STEPS: std::ops::RangeInclusive<i32> = -6..=12;
+/// Scales tried for a token, in eighths of an octave from the ratio of its spread to the usual one: first
+/// from far below, for a token of which one channel stands out, to somewhat above; then around the best.
+const COARSE_SCALES: [i32; 13] = [-48, -40, -32, -24, -20, -16, -12, -8, -4, 0, 4, 8, 12];
+const FINE_SCALES: [i32; 6] = [-3, -2, -1, 1, 2, 3];
 
 #[derive(Clone, Debug)]
 pub(super) struct Alloc {
@@ -137,19 +139,22 @@ impl Alloc {
         }
         let ratio = (spread / coded.max(1.0)).sqrt().max(1e-4);
         let nearest = (8.0 * ratio.log2()).round() as i32;
-        let exponents = SCALE_STEPS.map(|step| (nearest + step + 128).clamp(0, 255) as u8);
-        let mut best = (f32::INFINITY, 128);
-        for exponent in exponents {
-            let error = self.weighted_error(&x, EXPONENT_SCALES[usize::from(exponent)]);
-            if error < best.0 {
-                best = (error, exponent);
+        let mut best = (f32::INFINITY, nearest);
+        for candidates in [&COARSE_SCALES[..], &FINE_SCALES[..]] {
+            let around = best.1;
+            for step in candidates {
+                let error = self.weighted_error(&x, EXPONENT_SCALES[exponent_of(around + step)]);
+                if error < best.0 {
+                    best = (error, around + step);
+                }
             }
         }
-        let inverse = 1.0 / EXPONENT_SCALES[usize::from(best.1)];
+        let exponent = exponent_of(best.1);
+        let inverse = 1.0 / EXPONENT_SCALES[exponent];
         let codes: Vec<u8> = x.iter().enumerate().map(|(i, x)| self.code(i, x * inverse)).collect();
         let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
         pack_row(&codes, self.rows.widths(), packed);
-        tail[0] = best.1;
+        tail[0] = exponent as u8;
     }
 
     /// The weighted squared error of coding `x`, in units of steps, under a scale.
@@ -198,6 +203,11 @@ impl Alloc {
     fn middle(&self, position: usize) -> f32 {
         middle(self.rows.widths()[position / CHUNK])
     }
+}
+
+/// The stored byte of a scale of `eighths` of an octave.
+fn exponent_of(eighths: i32) -> usize {
+    (eighths + 128).clamp(0, 255) as usize
 }
 
 fn middle(bits: u8) -> f32 {

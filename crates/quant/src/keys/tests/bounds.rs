@@ -84,20 +84,26 @@ fn worst_share(coder: &KeyCoder, keys: &[f32], back: &[f32]) -> f64 {
                 |name| -> Vec<f64> { table(&tables, name).iter().map(|x| x.to_f64()).collect() };
             let (order, centre, step) = (wide("order"), wide("centre"), wide("step"));
             let widths = wide("widths");
+            let weight = wide("weight");
             for (key, back) in keys.chunks(head_dim).zip(back.chunks(head_dim)) {
+                // The scale of a token is chosen by the error it leaves, so that error is no larger
+                // than under the scale 1: half a step within reach of the codes, the way to the last
+                // code beyond it.
+                let (mut error, mut bound) = (0.0, 0.0);
                 for i in 0..head_dim {
                     let c = order[i] as usize;
                     let reach = step[i] * (2.0f64.powf(widths[i / 8]) - 1.0) / 2.0;
                     let distance = (key[c] - centre[i]).abs();
-                    // Half a step within reach of the codes, the way to the last code beyond it.
-                    let bound = if widths[i / 8] == 0.0 {
+                    let own = if widths[i / 8] == 0.0 {
                         distance
                     } else {
                         (0.5 * step[i]).max(distance - reach)
                     };
                     let rounding = 1e-6 * (key[c].abs() + centre[i].abs() + reach);
-                    see((key[c] - back[c]).abs(), bound + rounding + f64::MIN_POSITIVE);
+                    error += weight[i] * (key[c] - back[c]).powi(2);
+                    bound += weight[i] * (own + rounding).powi(2);
                 }
+                see(error.sqrt(), bound.sqrt() + f64::MIN_POSITIVE);
             }
         }
         KeyFormat::Pq { width, .. } => {
@@ -156,7 +162,12 @@ fn the_bounds_are_reached_and_damage_is_seen() {
         let coder = fitted(format, head_dim, &keys);
         let keys = &keys[..128 * head_dim];
         let mut back = decoded(&coder, &encoded(&coder, keys));
-        let least = if matches!(format, KeyFormat::LloydMax { .. }) { 0.05 } else { 0.8 };
+        let least = match format {
+            KeyFormat::LloydMax { .. } => 0.05,
+            // Of a bound on the root mean square, which uniform errors in half a step miss by √3.
+            KeyFormat::Alloc { .. } => 0.3,
+            _ => 0.8,
+        };
         let share = worst_share(&coder, keys, &back);
         assert!(share > least, "{format} uses {share} of its bound");
         if matches!(format, KeyFormat::Pq { .. }) {
@@ -181,6 +192,11 @@ fn a_second_pass_changes_nothing() {
         match format {
             // A rotated key's levels are not levels of the key that they decode to.
             KeyFormat::LloydMax { .. } => {}
+            // A token's best scale may be another the second time; what is lost stays in the bound.
+            KeyFormat::Alloc { .. } => {
+                let share = worst_share(&coder, &back, &decoded(&coder, &again));
+                assert!(share <= 1.0, "{format} {head_dim}: {share}");
+            }
             // Two equal centroids have two codes and one meaning.
             KeyFormat::Pq { .. } => assert_eq!(decoded(&coder, &again), back, "{format}"),
             // For affine formats this needs the codes 0 and 2^bits - 1 to occur in the group, whose

@@ -47,13 +47,18 @@ fn allocated_codes_reach_the_textbook() {
         for head_dim in [64, 128] {
             let format: KeyFormat = format!("alloc/{name}").parse().unwrap();
             let row_bytes = format.layout(head_dim).unwrap().group_bytes;
-            let bits = 8.0 * row_bytes as f64 / head_dim as f64;
+            // One byte of a row is the token's scale.
+            let bits = 8.0 * (row_bytes - 1) as f64 / head_dim as f64;
             let found = distortion(format, head_dim);
             let share = found / mixed(&UNIFORM, bits);
             // The steps are fitted on 1,024 tokens, whose largest value is near 3.2 deviations: at many
             // bits, whose codes reach further, rarer values of other tokens fall beyond the last code.
             let most = if bits > 6.0 { 2.3 } else { 1.1 };
-            assert!((0.9..=most).contains(&share), "{format} {head_dim}: {found}, {share}");
+            assert!(share <= most, "{format} {head_dim}: {found}, {share}");
+            // The scale of a token is fitted to it, which is worth something, but no code of this many
+            // bytes can do better than this.
+            let bound = 4.0f64.powf(-8.0 * row_bytes as f64 / head_dim as f64);
+            assert!(found > bound, "{format} {head_dim}: {found} beats the rate bound {bound}");
         }
     }
 }

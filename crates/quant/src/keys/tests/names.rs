@@ -103,8 +103,11 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn a_row_of_any_whole_bytes_has_its_format() {
     for head_dim in [8usize, 16, 64, 80, 96, 128, 256] {
-        for row_bytes in head_dim.div_ceil(16)..=head_dim {
-            let format = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim);
+        assert_eq!(KeyFormat::alloc_of_row_bytes(0, head_dim), None);
+        assert_eq!(KeyFormat::alloc_of_row_bytes(head_dim + 2, head_dim), None);
+        // A byte of scale, and from half a bit to eight per channel.
+        for row_bytes in head_dim.div_ceil(16) + 1..=head_dim + 1 {
+            let format = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim).unwrap();
             let layout = format.layout(head_dim).unwrap();
             assert_eq!(layout.group_bytes, row_bytes, "{head_dim}");
         }
