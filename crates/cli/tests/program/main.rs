@@ -1,5 +1,7 @@
 //! The program as a user meets it: what it prints, and how it fails.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod fixture;
 mod runs;
