@@ -1,9 +1,6 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
-use heterokv_attn::{
-    AttnError, AttnState, GroupSum, HeadShape, HostScores, PrefillInput, PrefillOutput,
-    ResidentRows, prefill,
-};
+use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, HostScores, ResidentRows};
 use heterokv_evict::{SelectScratch, Union};
 use heterokv_offload::{Arena, HostStore};
 use heterokv_quant::{KeyCoder, Level};
@@ -142,6 +139,12 @@ impl KvCache {
         self.shape
     }
 
+    /// The instruction set that it computes with.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
     /// How this cache was made.
     #[must_use]
     pub fn config(&self) -> CacheConfig {
@@ -202,6 +205,22 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(HostStore::fork).transpose()?;
         Ok(Self { heads: heads?, host, device, groups: self.groups.clone(), ..*self })
+    }
+
+    /// The layer's heads and where their tokens go.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [HeadCache], Stores<'_>) {
+        let num_kv_heads = self.shape.heads.num_kv_heads;
+        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
+        (heads, Stores { device: &self.device, host: self.host.as_mut() })
+    }
+
+    /// Refuses a prompt that this cache cannot take.
+    pub(crate) fn check_empty(&self, layer: usize) -> Result<()> {
+        self.check_layer(layer)?;
+        match self.heads[layer * self.shape.heads.num_kv_heads].num_tokens() {
+            0 => Ok(()),
+            num_tokens => Err(Error::NotEmpty { layer, num_tokens }),
+        }
     }
 
     /// The coder of a (layer, KV head), once one is fitted.
@@ -389,57 +408,6 @@ fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
     tasks
 }
 
-/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache.
-///
-/// All `caches` are of one model and hold nothing in this layer yet; prefilling several at once is how
-/// they are compared, since the exact attention is computed once. `input` holds the post-RoPE queries,
-/// keys and values of the prompt; `out [num_tokens, num_qo_heads, head_dim]` takes the attention
-/// outputs.
-///
-/// # Errors
-/// [`Error::NotEmpty`] for a cache that holds tokens in this layer, [`Error::NoSuchLayer`],
-/// [`Error::DifferentShapes`], and what attention and the stores refuse.
-pub fn prefill_layer(
-    caches: &mut [KvCache],
-    layer: usize,
-    input: PrefillInput<'_>,
-    out: &mut [f32],
-) -> Result<()> {
-    let Some(first) = caches.first() else { return Ok(()) };
-    let (shape, level) = (first.shape.heads, first.level);
-    first.check_layer(layer)?;
-    for (index, cache) in caches.iter().enumerate() {
-        if cache.shape != first.shape {
-            return Err(Error::DifferentShapes { index });
-        }
-        let num_tokens = cache.heads[layer * shape.num_kv_heads].num_tokens();
-        if num_tokens > 0 {
-            return Err(Error::NotEmpty { layer, num_tokens });
-        }
-    }
-    check_len("k", input.k.len() / shape.kv_row_len(), input.q.len() / shape.qo_row_len())?;
-    prefill(level, &shape, input, PrefillOutput { out, lse: None })?;
-    for kv_head in 0..shape.num_kv_heads {
-        let keys = head_rows(input.k, shape.kv_row_len(), kv_head * shape.head_dim, shape.head_dim);
-        let values =
-            head_rows(input.v, shape.kv_row_len(), kv_head * shape.head_dim, shape.head_dim);
-        let group_len = shape.group_size() * shape.head_dim;
-        let queries = head_rows(input.q, shape.qo_row_len(), kv_head * group_len, group_len);
-        caches.par_iter_mut().try_for_each(|cache| {
-            let head = &mut cache.heads[layer * shape.num_kv_heads + kv_head];
-            head.observe_queries(&queries);
-            let mut stores = Stores { device: &cache.device, host: cache.host.as_mut() };
-            head.store_prompt(&mut stores, &keys, &values)
-        })?;
-    }
-    Ok(())
-}
-
-/// The columns `first..first + len` of rows of `row_len`.
-fn head_rows(rows: &[f32], row_len: usize, first: usize, len: usize) -> Vec<f32> {
-    rows.chunks_exact(row_len).flat_map(|row| &row[first..first + len]).copied().collect()
-}
-
 /// One token's values: of the right number, and finite.
 fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<()> {
     check_len(tensor, values.len(), expected)?;
@@ -449,6 +417,6 @@ fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<
     }
 }
 
-fn check_len(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {
+pub(crate) fn check_len(tensor: &'static str, actual: usize, expected: usize) -> Result<()> {
     if actual == expected { Ok(()) } else { Err(Error::Length { tensor, actual, expected }) }
 }

@@ -87,17 +87,22 @@ impl HeadCache {
         self.resident.segments().chain(window)
     }
 
-    /// Takes note of queries `[n, head_dim]` of this head's group.
+    /// Takes note of queries `[n, head_dim]` of this head's group, by which errors are weighed once
+    /// tables are fitted.
     pub(crate) fn observe_queries(&mut self, queries: &[f32]) {
-        let Some(tail) = &mut self.tail else { return };
-        if tail.coded.is_some() {
-            return;
-        }
         for query in queries.chunks_exact(self.head_dim) {
-            for (energy, &q) in tail.query_energy.iter_mut().zip(query) {
-                *energy += f64::from(q) * f64::from(q);
-            }
+            self.add_energy(query.iter().map(|&q| f64::from(q) * f64::from(q)));
         }
+    }
+
+    /// The same for queries whose squares were summed by channel, `[head_dim]`.
+    pub(crate) fn add_query_energy(&mut self, energy: &[f64]) {
+        self.add_energy(energy.iter().copied());
+    }
+
+    fn add_energy(&mut self, energy: impl Iterator<Item = f64>) {
+        let Some(tail) = self.tail.as_mut().filter(|tail| tail.coded.is_none()) else { return };
+        tail.query_energy.iter_mut().zip(energy).for_each(|(sum, energy)| *sum += energy);
     }
 
     /// Takes a whole prompt, `keys` and `values` `[n, head_dim]`, into an empty head.

@@ -21,14 +21,16 @@ mod head;
 mod plan;
 mod presets;
 mod profile;
+mod prompt;
 mod select;
 mod spec;
 
-pub use cache::{KvCache, KvShape, ReadStats, prefill_layer};
+pub use cache::{KvCache, KvShape, ReadStats};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
 pub use heterokv_quant::{KEY_FORMATS, KeyFormat, Level, RowFormat};
 pub use plan::{CachePlan, DeviceBytes, full_bytes};
 pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
+pub use prompt::{PromptLayer, prefill_layer};
 pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};

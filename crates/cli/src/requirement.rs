@@ -94,7 +94,7 @@ mod tests {
         let plan = plan(&config, &spec, MAX_TOKENS).unwrap();
         if memory_line("/proc/meminfo", "MemAvailable:").is_some() {
             let error = check_memory(&config, 1 << 34, &[plan], MAX_TOKENS).unwrap_err();
-            assert!(error.to_string().starts_with("this needs 736.0 TiB of memory"), "{error}");
+            assert!(error.to_string().starts_with("this needs 608.0 TiB of memory"), "{error}");
             assert!(check_memory(&config, 0, &[], 1).is_ok());
         }
     }

@@ -3,7 +3,7 @@
 //! Weights stay in the form that [`ComputeType`] names; norms, softmax and sums are f32. Keys enter the
 //! cache post-RoPE, in the half-split pairing, whatever the checkpoint's own.
 
-use heterokv_cache::{HeadShape, KvCache, KvShape, PrefillInput, prefill_layer};
+use heterokv_cache::{HeadShape, KvCache, KvShape, PromptLayer};
 use heterokv_quant::Level;
 use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, dequantize, gemv_many};
 use rayon::prelude::*;
@@ -146,28 +146,34 @@ impl Model {
     ) -> Result<Vec<f32>> {
         let mut hidden = self.embed(tokens)?;
         let num_tokens = tokens.len();
+        let hidden_size = self.config.hidden_size;
         let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
-        let mut q = vec![0.0; num_tokens * qo_len];
         let mut k = vec![0.0; num_tokens * kv_len];
         let mut v = vec![0.0; num_tokens * kv_len];
-        let mut attended = vec![0.0; num_tokens * qo_len];
+        let block_tokens = num_tokens.min(BLOCK_TOKENS);
+        let mut q = vec![0.0; block_tokens * qo_len];
+        let mut attended = vec![0.0; block_tokens * qo_len];
         for (index, layer) in self.layers.iter().enumerate() {
-            let rows = hidden.chunks(BLOCK_TOKENS * self.config.hidden_size);
-            let blocks = q
-                .chunks_mut(BLOCK_TOKENS * qo_len)
-                .zip(k.chunks_mut(BLOCK_TOKENS * kv_len))
-                .zip(v.chunks_mut(BLOCK_TOKENS * kv_len));
-            for (block, (hidden, ((q, k), v))) in rows.zip(blocks).enumerate() {
-                self.project(layer, hidden, block * BLOCK_TOKENS, q, k, v)?;
+            // Every query needs the keys and values of all tokens before it, so these come first.
+            let rows = k.chunks_mut(BLOCK_TOKENS * kv_len).zip(v.chunks_mut(BLOCK_TOKENS * kv_len));
+            for (block, (hidden, (k, v))) in
+                hidden.chunks(BLOCK_TOKENS * hidden_size).zip(rows).enumerate()
+            {
+                self.project_kv(layer, hidden, block * BLOCK_TOKENS, k, v)?;
             }
-            prefill_layer(caches, index, PrefillInput { q: &q, k: &k, v: &v }, &mut attended)?;
-            let blocks = hidden.chunks_mut(BLOCK_TOKENS * self.config.hidden_size);
-            for (hidden, attended) in blocks.zip(attended.chunks(BLOCK_TOKENS * qo_len)) {
+            let mut prompt = PromptLayer::new(self.shape.heads, self.level, &k, &v)?;
+            for (block, hidden) in hidden.chunks_mut(BLOCK_TOKENS * hidden_size).enumerate() {
+                let (first, len) = (block * BLOCK_TOKENS, hidden.len() / hidden_size * qo_len);
+                let (q, attended) = (&mut q[..len], &mut attended[..len]);
+                self.project_q(layer, hidden, first, q)?;
+                prompt.attend(first, q, attended)?;
                 self.finish_layer(layer, attended, hidden)?;
+                if let Some(progress) = &mut progress {
+                    let done = (first + BLOCK_TOKENS).min(num_tokens);
+                    progress(index * num_tokens + done, self.layers.len() * num_tokens);
+                }
             }
-            if let Some(progress) = &mut progress {
-                progress((index + 1) * num_tokens, self.layers.len() * num_tokens);
-            }
+            prompt.store(caches, index)?;
         }
         Ok(hidden)
     }
@@ -248,17 +254,52 @@ impl Model {
         k: &mut [f32],
         v: &mut [f32],
     ) -> Result<()> {
+        let normed = self.attn_normed(layer, hidden);
+        multiply(&normed, &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
+        self.place(&layer.norm_q, q, position, self.shape.heads.num_qo_heads);
+        self.place(&layer.norm_k, k, position, self.shape.heads.num_kv_heads);
+        Ok(())
+    }
+
+    /// The queries of [`Model::project`] alone.
+    fn project_q(
+        &self,
+        layer: &Layer,
+        hidden: &[f32],
+        position: usize,
+        q: &mut [f32],
+    ) -> Result<()> {
+        multiply(&self.attn_normed(layer, hidden), &mut [(&layer.q, &mut *q)])?;
+        self.place(&layer.norm_q, q, position, self.shape.heads.num_qo_heads);
+        Ok(())
+    }
+
+    /// The keys and values of [`Model::project`] alone.
+    fn project_kv(
+        &self,
+        layer: &Layer,
+        hidden: &[f32],
+        position: usize,
+        k: &mut [f32],
+        v: &mut [f32],
+    ) -> Result<()> {
+        multiply(&self.attn_normed(layer, hidden), &mut [(&layer.k, &mut *k), (&layer.v, v)])?;
+        self.place(&layer.norm_k, k, position, self.shape.heads.num_kv_heads);
+        Ok(())
+    }
+
+    fn attn_normed(&self, layer: &Layer, hidden: &[f32]) -> Vec<f32> {
         let mut normed = hidden.to_vec();
         rms_norm(&mut normed, &layer.attn_norm, self.config.rms_norm_eps);
-        multiply(&normed, &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
-        for (rows, norm) in [(&mut *q, &layer.norm_q), (&mut *k, &layer.norm_k)] {
-            if let Some(norm) = norm {
-                rms_norm(rows, norm, self.config.rms_norm_eps);
-            }
+        normed
+    }
+
+    /// Norms each head of q or k where the model does so, then turns it to its token's position.
+    fn place(&self, norm: &Option<Vec<f32>>, rows: &mut [f32], position: usize, num_heads: usize) {
+        if let Some(norm) = norm {
+            rms_norm(rows, norm, self.config.rms_norm_eps);
         }
-        self.rope.rotate(q, position, self.shape.heads.num_qo_heads);
-        self.rope.rotate(k, position, self.shape.heads.num_kv_heads);
-        Ok(())
+        self.rope.rotate(rows, position, num_heads);
     }
 
     /// The attention output's projection and the MLP, added to the hidden states.

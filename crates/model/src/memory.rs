@@ -7,24 +7,21 @@ use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
 use crate::checkpoint::TensorRole;
 use crate::{Checkpoint, ModelConfig, Result};
 
-/// What [`Model::prefill`](crate::Model::prefill) holds beside the caches, f32, for the whole prompt at once.
+/// What [`Model::prefill`](crate::Model::prefill) holds beside the caches for the whole prompt at once, f32.
+/// Queries, outputs and activations exist for a block of tokens only and are not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PrefillBytes {
     /// One layer's exact keys and values.
     pub keys_and_values: u64,
     /// The hidden states.
     pub hidden_states: u64,
-    /// One layer's queries and attention outputs.
-    pub queries_and_outputs: u64,
 }
 
 impl PrefillBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.keys_and_values
-            .saturating_add(self.hidden_states)
-            .saturating_add(self.queries_and_outputs)
+        self.keys_and_values.saturating_add(self.hidden_states)
     }
 }
 
@@ -36,7 +33,6 @@ pub fn prefill_bytes(config: &ModelConfig, num_tokens: usize) -> PrefillBytes {
     PrefillBytes {
         keys_and_values: of_prompt(2 * config.num_kv_heads * config.head_dim),
         hidden_states: of_prompt(config.hidden_size),
-        queries_and_outputs: of_prompt(2 * config.num_qo_heads * config.head_dim),
     }
 }
 
@@ -107,6 +103,5 @@ mod tests {
         let bytes = prefill_bytes(&config, 1000);
         assert_eq!(bytes.hidden_states, 1000 * 4096 * 4);
         assert_eq!(bytes.keys_and_values, 1000 * 2 * 8 * 128 * 4);
-        assert_eq!(bytes.queries_and_outputs, 1000 * 2 * 4096 * 4);
     }
 }

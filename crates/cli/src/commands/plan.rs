@@ -213,7 +213,6 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("while reading the prompt", &|_| String::new()),
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
-        row("  one layer's queries and outputs", &|p| bytes(p.prefill.queries_and_outputs)),
     ]);
     let memory = planned.first().and_then(|planned| planned.device_memory_bytes);
     if let Some(memory) = memory {

@@ -1,0 +1,123 @@
+//! One layer of a prompt: exact attention over itself, then storage in any number of caches.
+
+use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, prefill};
+use heterokv_quant::Level;
+use rayon::prelude::*;
+
+use crate::cache::{KvCache, check_len};
+use crate::{Error, Result};
+
+/// The exact keys and values of a prompt in one layer.
+///
+/// The queries come in blocks, so that those of the whole prompt never exist at once; then the layer is
+/// stored, and its exact keys and values can be freed. Storing in several caches at once is how these
+/// are compared, since the exact attention is computed once.
+#[derive(Debug)]
+pub struct PromptLayer<'a> {
+    shape: HeadShape,
+    level: Level,
+    k: &'a [f32],
+    v: &'a [f32],
+    /// Sum of q² over the queries seen, by channel of each KV head `[num_kv_heads, head_dim]`.
+    query_energy: Vec<f64>,
+}
+
+impl<'a> PromptLayer<'a> {
+    /// The post-RoPE keys and values `[num_tokens, num_kv_heads, head_dim]` of a prompt, f32.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when the two differ or are not whole tokens.
+    pub fn new(shape: HeadShape, level: Level, k: &'a [f32], v: &'a [f32]) -> Result<Self> {
+        let row_len = shape.kv_row_len();
+        check_len("k", k.len(), k.len() / row_len * row_len)?;
+        check_len("v", v.len(), k.len())?;
+        let query_energy = vec![0.0; shape.num_kv_heads * shape.head_dim];
+        Ok(Self { shape, level, k, v, query_energy })
+    }
+
+    /// Exact causal attention of the post-RoPE queries `q [n, num_qo_heads, head_dim]` of tokens
+    /// `first..first + n` over the prompt up to each of them, into `out`, of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when the prompt has fewer tokens, and what attention refuses.
+    pub fn attend(&mut self, first: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
+        let Self { shape, level, k, v, .. } = *self;
+        let kv_len = first.saturating_add(q.len() / shape.qo_row_len());
+        let Some(seen) = kv_len.checked_mul(shape.kv_row_len()).filter(|&seen| seen <= k.len())
+        else {
+            let actual = k.len() / shape.kv_row_len();
+            return Err(Error::Length { tensor: "k", actual, expected: kv_len });
+        };
+        let input = PrefillInput { q, k: &k[..seen], v: &v[..seen] };
+        prefill(level, &shape, input, PrefillOutput { out, lse: None })?;
+        let group_len = shape.group_size() * shape.head_dim;
+        for token in q.chunks_exact(shape.qo_row_len()) {
+            let energies = self.query_energy.chunks_exact_mut(shape.head_dim);
+            for (queries, energy) in token.chunks_exact(group_len).zip(energies) {
+                for query in queries.chunks_exact(shape.head_dim) {
+                    for (energy, &q) in energy.iter_mut().zip(query) {
+                        *energy += f64::from(q) * f64::from(q);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the layer in every one of `caches`, all of this shape and empty in `layer`.
+    ///
+    /// # Errors
+    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything is
+    /// stored; keys or values that are not finite, or no memory, after which the caches are of no
+    /// further use.
+    pub fn store(self, caches: &mut [KvCache], layer: usize) -> Result<()> {
+        for (index, cache) in caches.iter().enumerate() {
+            if cache.shape().heads != self.shape {
+                return Err(Error::DifferentShapes { index });
+            }
+            cache.check_empty(layer)?;
+        }
+        let HeadShape { num_kv_heads, head_dim, .. } = self.shape;
+        for kv_head in 0..num_kv_heads {
+            let keys = self.head_rows(self.k, kv_head);
+            let values = self.head_rows(self.v, kv_head);
+            let energy = &self.query_energy[kv_head * head_dim..][..head_dim];
+            caches.par_iter_mut().try_for_each(|cache| {
+                let (heads, mut stores) = cache.layer_mut(layer);
+                heads[kv_head].add_query_energy(energy);
+                heads[kv_head].store_prompt(&mut stores, &keys, &values)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The rows of one KV head, `[num_tokens, head_dim]`.
+    fn head_rows(&self, rows: &[f32], kv_head: usize) -> Vec<f32> {
+        let columns = kv_head * self.shape.head_dim..(kv_head + 1) * self.shape.head_dim;
+        let rows = rows.chunks_exact(self.shape.kv_row_len());
+        rows.flat_map(|row| &row[columns.clone()]).copied().collect()
+    }
+}
+
+/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache:
+/// [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the attention outputs.
+///
+/// # Errors
+/// As [`PromptLayer`]; a cache that cannot take the prompt is refused before any attention.
+pub fn prefill_layer(
+    caches: &mut [KvCache],
+    layer: usize,
+    input: PrefillInput<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    let Some(first) = caches.first() else { return Ok(()) };
+    let shape = first.shape().heads;
+    let num_tokens = input.k.len() / shape.kv_row_len();
+    check_len("q", input.q.len(), num_tokens * shape.qo_row_len())?;
+    let mut prompt = PromptLayer::new(shape, first.level(), input.k, input.v)?;
+    for cache in &*caches {
+        cache.check_empty(layer)?;
+    }
+    prompt.attend(0, input.q, out)?;
+    prompt.store(caches, layer)
+}
