@@ -22,6 +22,9 @@ const OURS: [(&str, &str); 5] = [
     ("qwen3-qknorm", "qwen3-qknorm"),
 ];
 
+/// How far a logit of a prompt may be from the float64 one: five times what f32 arithmetic was seen to do.
+const PROMPT_BAR: f64 = 2e-4;
+
 #[derive(Deserialize)]
 struct Reference {
     ids: Vec<u32>,
@@ -56,8 +59,8 @@ fn our_checkpoints_give_their_logits() {
     for (file, folder) in OURS {
         let (logits, nll) =
             prompt_distances(&load(&fixture(file), ComputeType::F32), &reference(folder));
-        bars.at_most(&format!("{file}, f32: logits"), logits, 2e-4);
-        bars.at_most(&format!("{file}, f32: mean NLL"), nll, 2e-5);
+        bars.at_most(&format!("{file}, f32: logits"), logits, PROMPT_BAR);
+        bars.at_most(&format!("{file}, f32: mean NLL"), nll, PROMPT_BAR / 10.0);
     }
     bars.finish();
 }
@@ -87,9 +90,9 @@ fn our_checkpoints_decode_as_an_f16_cache_does() {
 /// decoding, where compact weights meet activations of 16 bits, and keys and values a little off round
 /// to the neighbouring f16.
 const NARROWER: [(&str, &str, ComputeType, f64, f64); 6] = [
-    ("qwen2-bias", "qwen2-bias", ComputeType::F16, 2e-4, 2e-3),
-    ("qwen3-qknorm", "qwen3-qknorm", ComputeType::F16, 2e-4, 2e-3),
-    ("llama3-q8_0/model.gguf", "llama3-q8_0", ComputeType::Q8, 2e-4, 0.03),
+    ("qwen2-bias", "qwen2-bias", ComputeType::F16, PROMPT_BAR, 2e-3),
+    ("qwen3-qknorm", "qwen3-qknorm", ComputeType::F16, PROMPT_BAR, 2e-3),
+    ("llama3-q8_0/model.gguf", "llama3-q8_0", ComputeType::Q8, PROMPT_BAR, 0.03),
     ("llama3-rope-scaling", "llama3-rope-scaling", ComputeType::F16, 0.11, 0.12),
     ("llama3-rope-scaling", "llama3-rope-scaling", ComputeType::Q8, 2.8, 2.8),
     ("qwen3-qknorm", "qwen3-qknorm", ComputeType::Q8, 0.6, 0.6),
@@ -109,6 +112,31 @@ fn our_checkpoints_in_narrower_weights() {
         bars.at_most(&format!("{file}, {compute}: decoded one by one"), decoded, decode_bar);
     }
     bars.finish();
+}
+
+/// The negative control: each constant of a config matters, and a wrong one is seen.
+#[test]
+fn a_changed_constant_misses_the_bar() {
+    for (name, constant, changed) in [
+        ("llama3-rope-scaling", "\"rope_theta\": 10000.0", "\"rope_theta\": 10100.0"),
+        ("llama3-rope-scaling", "\"factor\": 8.0", "\"factor\": 7.9"),
+        ("llama3-rope-scaling", "\"low_freq_factor\": 1.0", "\"low_freq_factor\": 1.1"),
+        ("llama3-rope-scaling", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-04"),
+        ("qwen2-bias", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-04"),
+        ("qwen3-qknorm", "\"rope_theta\": 10000.0", "\"rope_theta\": 10100.0"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
+        assert!(config.contains(constant), "{name} has {constant}");
+        let weights = "model.safetensors";
+        std::fs::copy(fixture(name).join(weights), folder.path().join(weights)).unwrap();
+        std::fs::write(folder.path().join("config.json"), config.replace(constant, changed))
+            .unwrap();
+        let model = load(folder.path(), ComputeType::F32);
+        let (logits, _) = prompt_distances(&model, &reference(name));
+        println!("{name} with {changed}: logits move by {logits:.6}");
+        assert!(logits > PROMPT_BAR, "{name} with {changed}: {logits} went unseen");
+    }
 }
 
 #[derive(Deserialize)]
