@@ -18,10 +18,10 @@ pub(crate) fn print(text: &str) -> Result<(), Unwritable> {
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Unwritable)
 }
 
-/// [`print`] and a line end.
+/// [`print()`] and a line end.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn print_line(text: &str) -> Result<(), Unwritable> {
     print(&format!("{text}\n"))
 }

@@ -4,7 +4,7 @@
 //! what it should not (NaN, an empty slice), the inputs are too tame, the kernel never wrote its
 //! output, or the check cannot fail at all. Each module here closes one of them:
 //!
-//! - [`compare`] judges f32 results against an f64 reference, with tolerances that are derived.
+//! - [`mod@compare`] judges f32 results against an f64 reference, with tolerances that are derived.
 //! - [`inputs`] makes rows from a seed, the same on every platform, with the outliers real keys have.
 //! - [`guard`] pre-fills outputs with poison and watches the memory around them.
 //! - [`controls`] damages a right answer in the ways kernels go wrong and demands to see it refused.
