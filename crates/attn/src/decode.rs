@@ -16,8 +16,7 @@ use crate::simd::exp::{exp_weight, exp_weights};
 /// Rows whose scores are held at a time.
 const TILE: usize = 128;
 
-/// The running softmax of the query heads of one KV head. Kept and [reset](GroupSum::reset) from step to
-/// step.
+/// The running softmax of the query heads of one KV head.
 #[derive(Clone, Debug)]
 pub struct GroupSum {
     num_heads: usize,

@@ -411,6 +411,10 @@ fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
 /// One token's values: of the right number, and finite.
 fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<()> {
     check_len(tensor, values.len(), expected)?;
+    check_finite(tensor, values)
+}
+
+pub(crate) fn check_finite(tensor: &'static str, values: &[f32]) -> Result<()> {
     match values.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
         Some(index) => Err(AttnError::NotFinite { tensor, index, value: values[index] }.into()),

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use half::f16;
 use heterokv_attn::ResidentRows;
 use heterokv_offload::{Arena, Block};
+use heterokv_quant::RowFormat;
 
 use crate::Result;
 
@@ -52,19 +52,23 @@ impl ExactRows {
         let row_bytes = 2 * self.head_dim;
         let page = self.pages.back_mut().expect("a page was just made sure of").bytes_mut();
         let (keys, values) = page.split_at_mut(self.page_tokens * row_bytes);
-        write_f16(key, &mut keys[slot * row_bytes..][..row_bytes]);
-        write_f16(value, &mut values[slot * row_bytes..][..row_bytes]);
+        RowFormat::F16.encode(key, &mut keys[slot * row_bytes..][..row_bytes])?;
+        RowFormat::F16.encode(value, &mut values[slot * row_bytes..][..row_bytes])?;
         self.len += 1;
         Ok(())
     }
 
     /// Copies out the first `count` tokens, keys and values `[count, head_dim]`.
     pub(crate) fn front(&self, count: usize) -> (Vec<f32>, Vec<f32>) {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut keys = vec![0.0; count * self.head_dim];
+        let mut values = keys.clone();
+        let mut done = 0;
         for rows in self.segments() {
-            let left = count * self.head_dim - keys.len();
-            keys.extend(read_f16(rows.keys).take(left));
-            values.extend(read_f16(rows.values).take(left));
+            let len = (rows.keys.len() / 2).min(keys.len() - done);
+            let part = done..done + len;
+            RowFormat::F16.decode(&rows.keys[..2 * len], &mut keys[part.clone()]);
+            RowFormat::F16.decode(&rows.values[..2 * len], &mut values[part]);
+            done += len;
         }
         (keys, values)
     }
@@ -97,14 +101,4 @@ impl ExactRows {
         let pages: Result<_, _> = self.pages.iter().map(|page| page.copy_to(arena)).collect();
         Ok(Self { pages: pages?, ..*self })
     }
-}
-
-fn write_f16(from: &[f32], to: &mut [u8]) {
-    for (x, out) in from.iter().zip(to.as_chunks_mut::<2>().0) {
-        *out = f16::from_f32(x.clamp(-65_504.0, 65_504.0)).to_le_bytes();
-    }
-}
-
-fn read_f16(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x).to_f32())
 }

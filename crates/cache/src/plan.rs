@@ -62,8 +62,6 @@ pub struct CachePlan {
     pub score_scratch_bytes: usize,
     /// Bytes of the same tokens in a full f16 cache.
     pub full_bytes: usize,
-    /// Bytes of one layer's exact keys and values in f32, held while the prompt is processed.
-    pub prefill_layer_bytes: usize,
 }
 
 impl CachePlan {
@@ -98,7 +96,6 @@ impl CachePlan {
             host_bytes,
             score_scratch_bytes: scratch_bytes(&shape.heads, coded_tokens),
             full_bytes: full_bytes(shape, num_tokens),
-            prefill_layer_bytes: 2 * 4 * shape.heads.num_kv_heads * head_dim * num_tokens,
         })
     }
 
@@ -177,9 +174,12 @@ impl DevicePlan {
         // Beyond one page of codes more, a longer context only amortises what is fixed.
         let lengths = min_tokens..=min_tokens + 2 * CODE_PAGE_TOKENS;
         let ratio = |num_tokens: usize| {
-            let window = self.recent + self.layout.group_tokens + WINDOW_PAGE_TOKENS - 1;
-            let coded = num_tokens.saturating_sub(self.sinks + self.recent);
-            let bytes = self.bytes(self.sinks, coded, window).total();
+            let sinks = num_tokens.min(self.sinks);
+            let coded = self.coded_after_prompt(num_tokens);
+            // One group more can be waiting, and the window can begin at the end of a page.
+            let waiting = self.layout.group_tokens - 1 + WINDOW_PAGE_TOKENS - 1;
+            let window = num_tokens - sinks - coded + waiting;
+            let bytes = self.bytes(sinks, coded, window).total();
             bytes as f64 / (4 * self.head_dim * num_tokens) as f64
         };
         lengths.map(ratio).fold(0.0, f64::max)

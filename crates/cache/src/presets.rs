@@ -1,12 +1,12 @@
 //! The named configurations, and the choice of a key format for a ratio.
 //!
-//! A ratio is a promise: from [`MIN_TOKENS`] tokens on (for ratios whose tables must be amortised, from
+//! A ratio is a promise: from [`MIN_TOKENS`] tokens on (where the windows must be amortised first, from
 //! [`MIN_TOKENS_BELOW_TEN_PERCENT`]) the device bytes of the cache, everything included, never exceed
 //! that share of a full f16 cache. The format chosen is `alloc`, whose row takes any whole number of
 //! bytes, with the longest row that keeps the promise; `docs/methods/hca.md` has the measurements that
 //! the choice rests on.
 
-use heterokv_evict::{Rule, Union};
+use heterokv_evict::Rule;
 use heterokv_quant::{KeyFormat, RowFormat};
 
 use crate::plan::DevicePlan;
@@ -54,12 +54,14 @@ impl Preset {
 
     /// The options, with a key format that a ratio replaces.
     pub(crate) fn config(self, ratio: Option<f64>) -> HcaConfig {
-        let tight = ratio.is_some_and(|ratio| ratio < 20.0);
+        // Where the window is a large part of the bytes, a shorter one leaves more to the codes.
+        let tight = ratio.is_some_and(|ratio| ratio < 20.0 && self.min_tokens(ratio) == MIN_TOKENS);
+        let recent = if tight { 32 } else { 64 };
         match self {
             Self::Hca => HcaConfig {
                 values: RowFormat::Int8,
                 rule: Rule::TopP(0.97),
-                recent: if tight { 32 } else { 64 },
+                recent,
                 ..HcaConfig::PLAIN
             },
             Self::HcaRescore => HcaConfig {
@@ -67,8 +69,7 @@ impl Preset {
                 rescore: Some(RowFormat::Int8),
                 rule: Rule::TopP(0.96),
                 min: 128,
-                union: Union::Group,
-                recent: if tight { 32 } else { 64 },
+                recent,
                 ..HcaConfig::PLAIN
             },
         }

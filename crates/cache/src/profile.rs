@@ -114,7 +114,8 @@ impl Profile {
             .collect();
         let bytes = safetensors::serialize(views?, Some(metadata));
         let bytes = bytes.map_err(|error| damaged(error.to_string()))?;
-        let partial = path.with_extension("partial");
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
         std::fs::write(&partial, bytes)
             .and_then(|()| std::fs::rename(&partial, path))
             .map_err(|source| Error::ProfileIo { path: path.to_owned(), source })

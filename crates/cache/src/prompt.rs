@@ -4,7 +4,7 @@ use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, prefill};
 use heterokv_quant::Level;
 use rayon::prelude::*;
 
-use crate::cache::{KvCache, check_len};
+use crate::cache::{KvCache, check_finite, check_len};
 use crate::{Error, Result};
 
 /// The exact keys and values of a prompt in one layer.
@@ -26,11 +26,15 @@ impl<'a> PromptLayer<'a> {
     /// The post-RoPE keys and values `[num_tokens, num_kv_heads, head_dim]` of a prompt, f32.
     ///
     /// # Errors
-    /// [`Error::Length`] when the two differ or are not whole tokens.
+    /// A shape that is impossible, [`Error::Length`] when the two differ or are not whole tokens, and
+    /// values that are not finite.
     pub fn new(shape: HeadShape, level: Level, k: &'a [f32], v: &'a [f32]) -> Result<Self> {
+        shape.check()?;
         let row_len = shape.kv_row_len();
         check_len("k", k.len(), k.len() / row_len * row_len)?;
         check_len("v", v.len(), k.len())?;
+        check_finite("k", k)?;
+        check_finite("v", v)?;
         let query_energy = vec![0.0; shape.num_kv_heads * shape.head_dim];
         Ok(Self { shape, level, k, v, query_energy })
     }
@@ -68,8 +72,7 @@ impl<'a> PromptLayer<'a> {
     ///
     /// # Errors
     /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything is
-    /// stored; keys or values that are not finite, or no memory, after which the caches are of no
-    /// further use.
+    /// stored; or no memory, after which the caches are of no further use.
     pub fn store(self, caches: &mut [KvCache], layer: usize) -> Result<()> {
         for (index, cache) in caches.iter().enumerate() {
             if cache.shape().heads != self.shape {
@@ -112,6 +115,7 @@ pub fn prefill_layer(
 ) -> Result<()> {
     let Some(first) = caches.first() else { return Ok(()) };
     let shape = first.shape().heads;
+    shape.check()?;
     let num_tokens = input.k.len() / shape.kv_row_len();
     check_len("q", input.q.len(), num_tokens * shape.qo_row_len())?;
     let mut prompt = PromptLayer::new(shape, first.level(), input.k, input.v)?;

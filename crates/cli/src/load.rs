@@ -18,6 +18,7 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     pub(crate) checkpoint: Checkpoint,
     compute: ComputeType,
+    level: Level,
 }
 
 impl Opened {
@@ -27,7 +28,12 @@ impl Opened {
     /// Whatever is wrong with it.
     pub(crate) fn new(args: &ModelArgs) -> Result<Self> {
         let checkpoint = open_checkpoint(&args.model)?;
-        Ok(Self { name: model_name(&args.model), checkpoint, compute: args.compute })
+        Ok(Self {
+            name: model_name(&args.model),
+            checkpoint,
+            compute: args.compute,
+            level: Level::detect(),
+        })
     }
 
     /// The tokenizer and the chat template.
@@ -54,8 +60,7 @@ impl Opened {
     pub(crate) fn load(&self) -> Result<Model> {
         let bar = Bar::new("loading the model");
         let mut show = |done, total| bar.set(done, total);
-        let level = Level::detect();
-        Ok(Model::load_with(&self.checkpoint, self.compute, level, Some(&mut show))?)
+        Ok(Model::load_with(&self.checkpoint, self.compute, self.level, Some(&mut show))?)
     }
 
     /// The profile in `path`, held against this model.
@@ -77,14 +82,14 @@ impl Opened {
         let shape = kv_shape(self.checkpoint.config())?;
         let config = spec.resolve(&shape)?;
         let profile = profile.filter(|_| config != CacheConfig::Full);
-        Ok(KvCache::new(shape, config, Level::detect(), profile)?)
+        Ok(KvCache::new(shape, config, self.level, profile)?)
     }
 
     /// What is running: model, form, instruction set, threads.
     pub(crate) fn first_line(&self) -> String {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
-        let level = Level::detect();
+        let level = self.level;
         format!("{}: {} weights, {level}, {threads} thread{plural}", self.name, self.compute)
     }
 

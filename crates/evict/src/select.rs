@@ -100,12 +100,6 @@ impl Selector {
         Ok(Self { rule, min, max })
     }
 
-    /// True when every token is taken whatever the weights, so that they need not be computed.
-    #[must_use]
-    pub fn takes_all(&self) -> bool {
-        self.max == usize::MAX && matches!(self.rule, Rule::All | Rule::TopP(1.0))
-    }
-
     /// Marks the tokens that one query head takes: sets `taken[t]` where token `t` is taken, leaves the
     /// rest, and returns how many it takes.
     ///

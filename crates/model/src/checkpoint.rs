@@ -112,6 +112,8 @@ impl RowOrder {
 impl Checkpoint {
     /// Opens a Hugging Face folder or a GGUF file, which is told by its first bytes.
     ///
+    /// The files are mapped, not read: they must not be changed while the checkpoint lives.
+    ///
     /// # Errors
     /// Anything wrong with the checkpoint, named: see [`enum@Error`].
     pub fn open(path: &Path) -> Result<Self> {

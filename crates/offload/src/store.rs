@@ -89,7 +89,7 @@ impl HostStore {
             if pages.num_rows == pages.blocks.len() * shape.page_size {
                 pages.blocks.push(self.arena.allocate(shape.page_bytes())?);
             }
-            let Some(page) = pages.blocks.last_mut() else { continue };
+            let page = pages.blocks.last_mut().expect("a page was just made sure of");
             let row = &mut page.bytes_mut()[slot * row_bytes..][..row_bytes];
             let encoded = shape.layout.encode(key, value, row);
             encoded.map_err(|source| Error::Encode { layer, kv_head, source })?;

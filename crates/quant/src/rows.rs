@@ -88,12 +88,18 @@ impl RowFormat {
         }
     }
 
-    /// Dot products of `queries [num_heads, head_dim]` with one vector, into `out[head · stride]`.
-    /// Accumulates in f32.
+    /// Dot products of `queries [num_heads, head_dim]` with one vector, into `out[head · stride]` for
+    /// each of the heads that `queries` holds. Accumulates in f32.
     ///
     /// # Panics
-    /// When `bytes` is not one vector of `queries`' `head_dim` or `out` is too short.
+    /// When `queries` is not whole rows of the vector's length or `out` is too short.
     pub fn dot(self, level: Level, queries: &[f32], bytes: &[u8], out: &mut [f32], stride: usize) {
+        let head_dim = match self {
+            Self::F16 => bytes.len() / 2,
+            Self::Int8 => bytes.len() - 2,
+        };
+        assert_eq!(bytes.len(), self.bytes(head_dim), "one vector");
+        assert!(queries.len().is_multiple_of(head_dim), "queries of the vector's length");
         match self {
             Self::F16 => simd::dot_f16(level, queries, bytes, out, stride),
             Self::Int8 => simd::dot_int8(level, queries, bytes, out, stride),
@@ -105,6 +111,9 @@ impl RowFormat {
     /// # Panics
     /// When `bytes` is not one vector of `sums`' `head_dim`.
     pub fn add_scaled(self, level: Level, weights: &[f32], bytes: &[u8], sums: &mut [f32]) {
+        let head_dim = sums.len() / weights.len().max(1);
+        assert_eq!(sums.len(), weights.len() * head_dim, "one row of sums per weight");
+        assert_eq!(bytes.len(), self.bytes(head_dim), "a vector of the sums' length");
         match self {
             Self::F16 => simd::add_scaled_f16(level, weights, bytes, sums),
             Self::Int8 => simd::add_scaled_int8(level, weights, bytes, sums),

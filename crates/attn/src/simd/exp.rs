@@ -10,7 +10,10 @@
 //! which is how masked tokens vanish. NaN gives NaN. Above 88 the result means nothing: softmax
 //! subtracts the largest score, so its arguments are never positive.
 
-#![expect(unsafe_code, reason = "vector intrinsics and the calls into them")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector intrinsics and the calls into them")
+)]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

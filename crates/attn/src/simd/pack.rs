@@ -4,7 +4,10 @@
 //! over the channels. Values are only gathered. Both read rows that lie a whole token apart and write
 //! forwards.
 
-#![expect(unsafe_code, reason = "vector intrinsics and the calls into them")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector intrinsics and the calls into them")
+)]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

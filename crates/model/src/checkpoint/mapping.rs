@@ -39,11 +39,9 @@ impl Bytes {
         if metadata.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
-        // SAFETY: the map is read-only and every reader checks its bounds against the map's length.
-        // What remains is the contract of memory mapping itself: if another process rewrites the
-        // file, the bytes seen change, which every reader survives because no invariant is taken
-        // from a byte that is read again later; if it truncates the file, the system ends this
-        // process with a signal. A checkpoint that is being written must not be opened.
+        // SAFETY: the map is read-only, and every reader checks its bounds against the map's length.
+        // The file must not be changed while it is mapped; that cannot be checked here and is asked of
+        // the caller of `Checkpoint::open`.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }

@@ -47,7 +47,7 @@ pub enum KeyFormat {
     },
     /// Bits allocated over channels.
     Alloc {
-        /// Hundredths of a bit per element, from 1 bit per 8 channels up to 8 bits per channel.
+        /// Hundredths of a bit per element, from half a bit to 8 bits per element.
         centibits: u16,
     },
 }

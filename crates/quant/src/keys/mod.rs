@@ -195,8 +195,11 @@ impl KeyCoder {
     }
 
     /// Brings `queries [num_heads, head_dim]`, post-RoPE, into the form of this coder, times `sm_scale`.
+    ///
+    /// # Panics
+    /// When `queries` is not whole rows.
     pub fn prepare(&self, queries: &[f32], sm_scale: f32, prepared: &mut PreparedQueries) {
-        debug_assert_eq!(queries.len() % self.head_dim, 0);
+        assert!(queries.len().is_multiple_of(self.head_dim), "whole queries");
         prepared.num_heads = queries.len() / self.head_dim;
         prepared.queries.clear();
         prepared.queries.extend(queries.iter().map(|q| q * sm_scale));

@@ -9,7 +9,7 @@
 //! 2. the codes become f32, by conversion or by an in-register look-up of the codebook;
 //! 3. one fused multiply-add per query head.
 
-#![expect(unsafe_code, reason = "AVX2 intrinsics behind a Level")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
 
 use std::sync::LazyLock;
 
@@ -246,7 +246,7 @@ mod avx2 {
         let head_dim = shape.widths().len() * CHUNK;
         let queries = prepared.queries()[first_head * head_dim..].as_ptr();
         let row_bytes = shape.row_bytes();
-        debug_assert!(rows.len() >= count * row_bytes + OVER_READ);
+        assert!(count == 0 || rows.len() >= count * row_bytes + OVER_READ);
         let (low, high) = match &shape.values {
             // SAFETY: the codebook has sixteen entries.
             Values::Levels(levels) => unsafe {

@@ -1,6 +1,6 @@
 //! One exact vector against a group of queries, and a weighted vector added to a group of sums.
 
-#![expect(unsafe_code, reason = "AVX2 intrinsics behind a Level")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
 
 use half::f16;
 
@@ -12,7 +12,7 @@ pub(crate) fn dot_f16(level: Level, queries: &[f32], row: &[u8], out: &mut [f32]
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         for (head, query) in queries.chunks_exact(head_dim).enumerate() {
-            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the slices agree.
+            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
             out[head * stride] = unsafe { avx2::dot_f16(query, row) };
         }
         return;
@@ -29,7 +29,7 @@ pub(crate) fn dot_int8(level: Level, queries: &[f32], row: &[u8], out: &mut [f32
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         for (head, query) in queries.chunks_exact(codes.len()).enumerate() {
-            // SAFETY: an AVX2 level exists only where AVX2 and FMA do; the slices agree.
+            // SAFETY: an AVX2 level exists only where AVX2 and FMA do.
             out[head * stride] = scale * unsafe { avx2::dot_int8(query, codes) };
         }
         return;
@@ -47,7 +47,7 @@ pub(crate) fn add_scaled_f16(level: Level, weights: &[f32], row: &[u8], sums: &m
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         for (&weight, sums) in weights.iter().zip(sums.chunks_exact_mut(head_dim)) {
-            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the slices agree.
+            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
             unsafe { avx2::add_scaled_f16(weight, row, sums) };
         }
         return;
@@ -66,7 +66,7 @@ pub(crate) fn add_scaled_int8(level: Level, weights: &[f32], row: &[u8], sums: &
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         for (weight, sums) in weights.iter().zip(sums.chunks_exact_mut(codes.len())) {
-            // SAFETY: an AVX2 level exists only where AVX2 and FMA do; the slices agree.
+            // SAFETY: an AVX2 level exists only where AVX2 and FMA do.
             unsafe { avx2::add_scaled_int8(weight * scale, codes, sums) };
         }
         return;
@@ -94,101 +94,81 @@ mod avx2 {
 
     use std::arch::x86_64::*;
 
-    use half::f16;
+    use super::halves;
 
-    /// # Safety
-    /// - AVX2, FMA and F16C are available.
-    /// - `row` holds two bytes per value of `query`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn dot_f16(query: &[f32], row: &[u8]) -> f32 {
-        debug_assert_eq!(row.len(), 2 * query.len());
-        let (chunks, rest) = query.as_chunks::<8>();
+    pub(super) fn dot_f16(query: &[f32], row: &[u8]) -> f32 {
+        let (queries, query_rest) = query.as_chunks::<8>();
+        let (values, row_rest) = row.as_chunks::<16>();
         let mut sum = _mm256_setzero_ps();
-        for (i, chunk) in chunks.iter().enumerate() {
-            // SAFETY: chunk `i` of the row has 16 bytes, of the query 8 values.
-            let (q, x) =
-                unsafe { (_mm256_loadu_ps(chunk.as_ptr()), load_f16(row.as_ptr().add(16 * i))) };
-            sum = _mm256_fmadd_ps(q, x, sum);
+        for (query, values) in queries.iter().zip(values) {
+            sum = _mm256_fmadd_ps(load(query), load_f16(values), sum);
         }
-        let rest_row = &row[16 * chunks.len()..];
-        let tail = rest.iter().zip(super::halves(rest_row)).map(|(q, x)| q * x);
-        horizontal_sum(sum) + tail.sum::<f32>()
+        let rest = query_rest.iter().zip(halves(row_rest)).map(|(q, x)| q * x);
+        horizontal_sum(sum) + rest.sum::<f32>()
     }
 
-    /// # Safety
-    /// - AVX2 and FMA are available.
-    /// - `codes` holds one byte per value of `query`.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn dot_int8(query: &[f32], codes: &[u8]) -> f32 {
-        debug_assert_eq!(codes.len(), query.len());
-        let (chunks, rest) = query.as_chunks::<8>();
+    pub(super) fn dot_int8(query: &[f32], codes: &[u8]) -> f32 {
+        let (queries, query_rest) = query.as_chunks::<8>();
+        let (chunks, codes_rest) = codes.as_chunks::<8>();
         let mut sum = _mm256_setzero_ps();
-        for (i, chunk) in chunks.iter().enumerate() {
-            // SAFETY: chunk `i` of the codes has 8 bytes, of the query 8 values.
-            let (q, x) =
-                unsafe { (_mm256_loadu_ps(chunk.as_ptr()), load_int8(codes.as_ptr().add(8 * i))) };
-            sum = _mm256_fmadd_ps(q, x, sum);
+        for (query, codes) in queries.iter().zip(chunks) {
+            sum = _mm256_fmadd_ps(load(query), load_int8(codes), sum);
         }
-        let tail = rest.iter().zip(&codes[8 * chunks.len()..]);
-        horizontal_sum(sum) + tail.map(|(q, &x)| q * f32::from(x as i8)).sum::<f32>()
+        let rest = query_rest.iter().zip(codes_rest).map(|(q, &x)| q * f32::from(x as i8));
+        horizontal_sum(sum) + rest.sum::<f32>()
     }
 
-    /// # Safety
-    /// - AVX2, FMA and F16C are available.
-    /// - `row` holds two bytes per value of `sums`.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn add_scaled_f16(weight: f32, row: &[u8], sums: &mut [f32]) {
-        debug_assert_eq!(row.len(), 2 * sums.len());
-        let (chunks, rest) = sums.as_chunks_mut::<8>();
+    pub(super) fn add_scaled_f16(weight: f32, row: &[u8], sums: &mut [f32]) {
+        let (sums, sums_rest) = sums.as_chunks_mut::<8>();
+        let (values, row_rest) = row.as_chunks::<16>();
         let weights = _mm256_set1_ps(weight);
-        for (i, chunk) in chunks.iter_mut().enumerate() {
-            // SAFETY: chunk `i` of the row has 16 bytes, of the sums 8 values.
-            unsafe {
-                let x = load_f16(row.as_ptr().add(16 * i));
-                let sum = _mm256_fmadd_ps(weights, x, _mm256_loadu_ps(chunk.as_ptr()));
-                _mm256_storeu_ps(chunk.as_mut_ptr(), sum);
-            }
+        for (sum, values) in sums.iter_mut().zip(values) {
+            store(sum, _mm256_fmadd_ps(weights, load_f16(values), load(sum)));
         }
-        for (sum, x) in rest.iter_mut().zip(row[16 * chunks.len()..].as_chunks::<2>().0) {
-            *sum += weight * f16::from_le_bytes(*x).to_f32();
+        for (sum, x) in sums_rest.iter_mut().zip(halves(row_rest)) {
+            *sum += weight * x;
         }
     }
 
-    /// # Safety
-    /// - AVX2 and FMA are available.
-    /// - `codes` holds one byte per value of `sums`.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn add_scaled_int8(weight: f32, codes: &[u8], sums: &mut [f32]) {
-        debug_assert_eq!(codes.len(), sums.len());
-        let (chunks, rest) = sums.as_chunks_mut::<8>();
+    pub(super) fn add_scaled_int8(weight: f32, codes: &[u8], sums: &mut [f32]) {
+        let (sums, sums_rest) = sums.as_chunks_mut::<8>();
+        let (chunks, codes_rest) = codes.as_chunks::<8>();
         let weights = _mm256_set1_ps(weight);
-        for (i, chunk) in chunks.iter_mut().enumerate() {
-            // SAFETY: chunk `i` of the codes has 8 bytes, of the sums 8 values.
-            unsafe {
-                let x = load_int8(codes.as_ptr().add(8 * i));
-                let sum = _mm256_fmadd_ps(weights, x, _mm256_loadu_ps(chunk.as_ptr()));
-                _mm256_storeu_ps(chunk.as_mut_ptr(), sum);
-            }
+        for (sum, codes) in sums.iter_mut().zip(chunks) {
+            store(sum, _mm256_fmadd_ps(weights, load_int8(codes), load(sum)));
         }
-        for (sum, &x) in rest.iter_mut().zip(&codes[8 * chunks.len()..]) {
+        for (sum, &x) in sums_rest.iter_mut().zip(codes_rest) {
             *sum += weight * f32::from(x as i8);
         }
     }
 
-    /// # Safety
-    /// - AVX and F16C are available; 16 bytes can be read.
-    #[target_feature(enable = "avx,f16c")]
-    unsafe fn load_f16(from: *const u8) -> __m256 {
-        // SAFETY: the caller lets 16 bytes be read.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    #[target_feature(enable = "avx")]
+    fn load(from: &[f32; 8]) -> __m256 {
+        // SAFETY: the array holds what is read.
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
     }
 
-    /// # Safety
-    /// - AVX2 is available; 8 bytes can be read.
+    #[target_feature(enable = "avx")]
+    fn store(to: &mut [f32; 8], x: __m256) {
+        // SAFETY: the array holds what is written.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    #[target_feature(enable = "avx,f16c")]
+    fn load_f16(from: &[u8; 16]) -> __m256 {
+        // SAFETY: the array holds what is read.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.as_ptr().cast()) })
+    }
+
     #[target_feature(enable = "avx2")]
-    unsafe fn load_int8(from: *const u8) -> __m256 {
-        // SAFETY: the caller lets 8 bytes be read.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    fn load_int8(from: &[u8; 8]) -> __m256 {
+        // SAFETY: the array holds what is read.
+        let codes = unsafe { _mm_loadl_epi64(from.as_ptr().cast()) };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
     }
 
     #[target_feature(enable = "avx")]

@@ -90,8 +90,10 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
                     (&scratch[..], stride)
                 }
             };
+            assert_eq!(panel.len(), num_rows * stride, "the rows of this tile and no others");
             let x = &x[token * cols..][..num_tokens * cols];
-            // SAFETY: `next_tile` gives each tile to one worker, and tiles do not overlap.
+            // SAFETY: `next_tile` gives each tile to one worker, tiles do not overlap, and the panel was
+            // just seen to hold the tile's rows.
             unsafe { output.multiply(panel, stride, x, row, token, cols) };
         }
     };
