@@ -134,3 +134,13 @@ fn hidden_states_of_another_width_are_refused() {
         assert!(model.logits_of_rows(&vec![1.0; len]).is_err(), "{len}");
     }
 }
+
+/// A cache that was made for another model.
+#[test]
+fn a_cache_of_another_shape_is_refused() {
+    let model = load(&fixture("qwen3-qknorm"), ComputeType::F32);
+    let other = load(&fixture("llama3-rope-scaling"), ComputeType::F32);
+    let mut caches = [cache(&other, "full")];
+    assert!(prefill(&model, &[1, 2, 3], &mut caches).is_err());
+    assert!(model.extend(&[1], &mut caches[0]).is_err());
+}
