@@ -167,3 +167,30 @@ fn presets_keep_their_bars() {
     }
     bars.finish();
 }
+
+/// A context beside which the window and the tables of the smallest preset weigh less.
+const LONG_CONTEXT: usize = 7_900;
+
+#[test]
+fn the_smallest_preset_is_reported_at_a_longer_context() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    let Some(corpus) = smollm.corpus_or_skip() else { return };
+    if !is_long() {
+        println!("SKIPPED: a context of {LONG_CONTEXT} tokens is for the long tier");
+        return;
+    }
+    let model = smollm.load(ComputeType::Q8);
+    let window = Window::cut(&corpus, 20_000, LONG_CONTEXT, 128, Mode::Plain).unwrap();
+    let mut caches = ["full", "hca:6.25%", "hca-rescore:6.25%"].map(|spec| cache(&model, spec));
+    model.prefill(&window.context, &mut caches, None).unwrap();
+    let [mut full, hca, rescore] = caches;
+    let full = distributions(&model, &window, &mut full);
+    let mut bars = Bars::default();
+    for (mut cache, spec, bar) in [(hca, "hca:6.25%", 0.06), (rescore, "hca-rescore:6.25%", 0.004)]
+    {
+        let fed = feed_and_compare(&model, &window, &mut cache, &full);
+        println!("{spec} at {LONG_CONTEXT} tokens: ratio {:.2} %", 100.0 * fed.ratio);
+        bars.at_most(&format!("{spec} at {LONG_CONTEXT} tokens: plain KL"), fed.kl_mean, bar);
+    }
+    bars.finish();
+}
