@@ -39,7 +39,7 @@ pub struct LogitsReport {
 /// Runs `tokens` through the model with exact attention; `rows` counts from the end where negative.
 ///
 /// # Errors
-/// [`Error::NoSuchRow`], an empty list, or an id outside the vocabulary.
+/// [`Error::NoSuchRow`], an empty list, an id outside the vocabulary, or [`Error::NotFinite`].
 pub fn logits_report(model: &Model, tokens: &[u32], rows: &[i64]) -> Result<LogitsReport> {
     let num_tokens = tokens.len();
     let mut wanted = Vec::new();
@@ -61,6 +61,9 @@ pub fn logits_report(model: &Model, tokens: &[u32], rows: &[i64]) -> Result<Logi
         for (i, logits) in logits.chunks_exact(vocab_size).enumerate() {
             let token = block * BLOCK_ROWS + i;
             let logsumexp = log_sum_exp(logits);
+            if !logsumexp.is_finite() {
+                return Err(Error::NotFinite { what: "the sum of the logits", step: token });
+            }
             if let Some(&next) = tokens.get(token + 1) {
                 nll += logsumexp - f64::from(logits[next as usize]);
             }

@@ -158,6 +158,7 @@ mod avx2 {
 
     use super::{CHUNK, CodedRows, PreparedQueries, Values};
     use crate::keys::MAX_CODED_HEAD_DIM;
+    use crate::simd::lanes::horizontal_sum;
 
     /// Bytes that a row's last chunk may be read past its end.
     const OVER_READ: usize = 8;
@@ -292,12 +293,5 @@ mod avx2 {
                 out[head * stride + token + i] = shape.finish(prepared, head, row, dot);
             }
         }
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn horizontal_sum(x: __m256) -> f32 {
-        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
     }
 }

@@ -4,6 +4,8 @@
 //! Kernels match on it; there is no detection per call and no global function pointer.
 
 pub(crate) mod keys;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 pub(crate) mod rows;
 pub(crate) mod weights;
 

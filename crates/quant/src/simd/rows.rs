@@ -95,6 +95,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::halves;
+    use crate::simd::lanes::{horizontal_sum, load, store};
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn dot_f16(query: &[f32], row: &[u8]) -> f32 {
@@ -146,18 +147,6 @@ mod avx2 {
         }
     }
 
-    #[target_feature(enable = "avx")]
-    fn load(from: &[f32; 8]) -> __m256 {
-        // SAFETY: the array holds what is read.
-        unsafe { _mm256_loadu_ps(from.as_ptr()) }
-    }
-
-    #[target_feature(enable = "avx")]
-    fn store(to: &mut [f32; 8], x: __m256) {
-        // SAFETY: the array holds what is written.
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
-    }
-
     #[target_feature(enable = "avx,f16c")]
     fn load_f16(from: &[u8; 16]) -> __m256 {
         // SAFETY: the array holds what is read.
@@ -169,12 +158,5 @@ mod avx2 {
         // SAFETY: the array holds what is read.
         let codes = unsafe { _mm_loadl_epi64(from.as_ptr().cast()) };
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
-    }
-
-    #[target_feature(enable = "avx")]
-    fn horizontal_sum(x: __m256) -> f32 {
-        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
     }
 }

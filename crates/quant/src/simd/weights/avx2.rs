@@ -5,17 +5,16 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
-    _mm_loadl_epi64, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_castps256_ps128, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
-    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps,
+    __m256, __m256i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
 };
 
 use half::f16;
 
 use super::{BLOCK, Q8Rows, quantize_blocks_body};
+use crate::simd::lanes::{horizontal_sum, load, store};
 use crate::weights::BlockVector;
 
 /// Blocks whose scales are converted together.
@@ -192,31 +191,8 @@ fn widen_one(value: f16) -> f32 {
 }
 
 #[inline]
-#[target_feature(enable = "avx")]
-fn load(values: &[f32; 8]) -> __m256 {
-    // SAFETY: the array has the 32 bytes of this unaligned load.
-    unsafe { _mm256_loadu_ps(values.as_ptr()) }
-}
-
-#[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn load_f16(values: &[f16; 8]) -> __m256 {
     // SAFETY: the array has the 16 bytes of this unaligned load.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
-}
-
-#[inline]
-#[target_feature(enable = "avx")]
-fn store(out: &mut [f32; 8], values: __m256) {
-    // SAFETY: the array has the 32 bytes of this unaligned store.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) }
-}
-
-/// The sum of the eight lanes, pairwise.
-#[inline]
-#[target_feature(enable = "avx")]
-fn horizontal_sum(v: __m256) -> f32 {
-    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
