@@ -220,3 +220,28 @@ fn facts(
         rows.iter().map(|(name, value)| format!("{name:<15}{value}")).collect();
     lines.join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rope_is_told_in_words() {
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            original_context_tokens: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.1,
+            truncate: true,
+        };
+        for (scaling, words) in [
+            (RopeScaling::None, ""),
+            (RopeScaling::Linear { factor: 2.0 }, ", all frequencies divided by 2"),
+            (yarn, ", YaRN by 4 from 4,096 tokens"),
+            (RopeScaling::Factors(vec![1.0, 1.0, 2.5, 8.0]), ", 4 frequencies divided by 1 to 8"),
+        ] {
+            assert_eq!(in_words(&scaling), words);
+        }
+    }
+}
