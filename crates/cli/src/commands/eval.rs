@@ -91,12 +91,12 @@ fn footnote(results: &[CacheResult], specs: &[&CacheSpec]) -> String {
     for (result, spec) in results.iter().zip(specs) {
         let Some(promise) = spec.promise() else { continue };
         let text =
-            format!("{spec} keeps {} % from {}", promise.percent, tokens(promise.min_tokens));
+            format!("{spec} keeps {} % from {} on", promise.percent, tokens(promise.min_tokens));
         if is_above_promise(result.ratio, spec) && !promises.contains(&text) {
             promises.push(text);
         }
     }
-    if promises.is_empty() { String::new() } else { format!("\n* {} on", promises.join(", ")) }
+    if promises.is_empty() { String::new() } else { format!("\n* {}", promises.join(", ")) }
 }
 
 fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> String {
