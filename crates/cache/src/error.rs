@@ -23,6 +23,12 @@ pub enum Error {
         /// What does not go together, and what does.
         conflict: &'static str,
     },
+    /// An option of a cache spec that is given more than once.
+    #[error("cache spec: {option} is given twice; give it once")]
+    Repeated {
+        /// The option.
+        option: String,
+    },
     /// A ratio that the preset cannot keep for this model.
     #[error(
         "{preset} cannot keep {asked:.2} % from {min_tokens} tokens on for this model; \

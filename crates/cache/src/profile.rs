@@ -5,7 +5,7 @@
 //! way (arXiv 2507.19823); a cache without a profile fits them on the prompt itself.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::f16;
 use heterokv_quant::keys::Tables;
@@ -79,6 +79,21 @@ impl Profile {
         mismatch("model", self.fingerprint.clone(), fingerprint.to_owned())
     }
 
+    /// Refuses a path that [`Profile::save`] could not write to, before the work of fitting one.
+    ///
+    /// # Errors
+    /// [`Error::ProfileIo`]: a folder that is missing or not writable, and a path that is there and not a
+    /// regular file.
+    pub fn check_writable(path: &Path) -> Result<()> {
+        let io = |source| Error::ProfileIo { path: path.to_owned(), source };
+        if path.exists() && !path.is_file() {
+            let reason = "there is something else than a regular file at this path";
+            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason)));
+        }
+        let partial = partial_path(path);
+        std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial)).map_err(io)
+    }
+
     /// Writes the profile; a file of that name is replaced whole or not at all.
     ///
     /// # Errors
@@ -114,8 +129,7 @@ impl Profile {
             .collect();
         let bytes = safetensors::serialize(views?, Some(metadata));
         let bytes = bytes.map_err(|error| damaged(error.to_string()))?;
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
+        let partial = partial_path(path);
         std::fs::write(&partial, bytes)
             .and_then(|()| std::fs::rename(&partial, path))
             .map_err(|source| Error::ProfileIo { path: path.to_owned(), source })
@@ -174,6 +188,13 @@ fn parse(bytes: &[u8]) -> std::result::Result<Profile, String> {
     }
     let fingerprint = field("model")?.clone();
     Ok(Profile { fingerprint, num_layers, num_kv_heads, head_dim, format, coders })
+}
+
+/// Where a profile is written before it is whole.
+fn partial_path(path: &Path) -> PathBuf {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    partial.into()
 }
 
 fn mismatch(field: &'static str, found: String, expected: String) -> Result<()> {

@@ -235,7 +235,10 @@ impl FromStr for CacheSpec {
         if base != Base::Options {
             words.next();
         }
-        let overrides: Vec<Setting> = words.map(parse_option).collect::<Result<_>>()?;
+        let words: Vec<&str> = words.collect();
+        let overrides: Vec<Setting> =
+            words.iter().map(|word| parse_option(word)).collect::<Result<_>>()?;
+        check_once(&words)?;
         if base == Base::Full && !overrides.is_empty() {
             return Err(Error::Conflict {
                 conflict: "full takes no options; name another preset or none",
@@ -280,6 +283,16 @@ fn parse_base(word: &str) -> Result<Base> {
         }
     };
     Ok(Base::Preset(preset, ratio))
+}
+
+/// Refuses an option that is given twice: which of the two was meant cannot be known.
+fn check_once(words: &[&str]) -> Result<()> {
+    let name = |word: &'_ &str| word.split('=').next().unwrap_or_default().to_owned();
+    let names: Vec<String> = words.iter().map(name).collect();
+    match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        Some((_, option)) => Err(Error::Repeated { option: option.clone() }),
+        None => Ok(()),
+    }
 }
 
 fn parse_option(word: &str) -> Result<Setting> {

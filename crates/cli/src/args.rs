@@ -4,13 +4,12 @@ mod quantity;
 
 use std::path::PathBuf;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use heterokv_cache::{CacheSpec, SPEC_GRAMMAR};
 use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
-use quantity::{parse_bytes, parse_tokens};
+use quantity::{parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
 
 /// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
 /// in host memory
@@ -20,8 +19,8 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// Threads to compute with [default: one per core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[arg(long, global = true, value_name = "N", value_parser = parse_threads, allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
 }
 
 /// What to do.
@@ -31,6 +30,8 @@ pub(crate) enum Command {
     #[command(after_long_help = cache_help())]
     Generate(GenerateArgs),
     /// Read a text once and answer questions about it
+    ///
+    /// Control tokens of the model written in files or questions, such as <|im_end|>, are read as such.
     #[command(after_long_help = cache_help())]
     Chat(ChatArgs),
     /// Compare caches with the full one on a text
@@ -85,25 +86,25 @@ pub(crate) struct CacheTerms {
 #[derive(Args)]
 pub(crate) struct SamplerArgs {
     /// Most tokens of a reply [default: 256, or what the trained context leaves]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
     /// 0 always takes the most probable token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Choose among the N most probable tokens only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Choose among the fewest tokens whose probabilities reach P only
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Choose among tokens with at least P times the highest probability only
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
     /// Divide the logits of tokens that have occurred by X; 1 changes nothing
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f32,
     /// Beginning of the random numbers
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_seed, allow_negative_numbers = true)]
     seed: u64,
     /// End the reply before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
@@ -145,7 +146,8 @@ pub(crate) struct GenerateArgs {
     /// The prompt; without --chat the text simply goes on behind it
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) prompt: String,
-    /// Make files and prompt the user's message by the model's chat template
+    /// Make files and prompt the user's message by the model's chat template; control tokens written in them,
+    /// such as <|im_end|>, are read as such then
     #[arg(long)]
     pub(crate) chat: bool,
     /// The system message
@@ -193,13 +195,13 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FILE", group = "input")]
     pub(crate) corpus: Option<PathBuf>,
     /// Tokens of context before the first measured one
-    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) context: usize,
     /// Tokens measured
-    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) continuation: usize,
     /// First token of the context in the corpus
-    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) token_offset: usize,
     /// Feed a passage from early in the context again, word for word, instead of what follows in the corpus
     #[arg(long)]
@@ -210,7 +212,16 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) terms: CacheTerms,
     /// Token ids as JSON, `[ids]` or `{"ids": [ids]}`, to run through the model for their logits
-    #[arg(long, value_name = "FILE", group = "input", requires = "logits")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "input",
+        requires = "logits",
+        conflicts_with_all = [
+            "corpus", "cache", "recall", "context", "continuation", "token_offset", "profile",
+            "strict_ratio",
+        ]
+    )]
     pub(crate) tokens: Option<PathBuf>,
     /// Print mean likelihood and logits of --tokens as JSON
     #[arg(long, requires = "tokens")]
@@ -240,13 +251,13 @@ pub(crate) struct PlanArgs {
     pub(crate) compute: ComputeType,
     /// Tokens of context: 4096, 4_096, 4k and 4M (thousands and millions), 4Ki and 4Mi (times 1024)
     /// [default: the trained context]
-    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens)]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) context: Option<usize>,
     /// A cache to plan for; may be repeated
     #[arg(long, value_name = "SPEC", default_values = ["full", "hca:12.5%"])]
     pub(crate) cache: Vec<CacheSpec>,
     /// Memory of the device: 80GiB, 80GB, or plain bytes
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
     pub(crate) device_memory: Option<u64>,
     /// Print one JSON object a line instead of a table
     #[arg(long)]
@@ -276,10 +287,10 @@ pub(crate) struct ProfileArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) corpus: PathBuf,
     /// Tokens of it to use
-    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) context: usize,
     /// First of these tokens in the corpus
-    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) token_offset: usize,
     /// The cache that will use the profile; its key format is what is fitted
     #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]

@@ -24,6 +24,22 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What is wrong with the arguments, as one line; none where help or the version was asked for or nothing
+/// was given.
+pub(crate) fn of_arguments(error: &clap::Error) -> Option<String> {
+    use clap::error::ErrorKind;
+
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_help || !error.use_stderr() {
+        return None;
+    }
+    // The first paragraph says what is wrong; usage and advice follow.
+    let text = error.to_string();
+    let first = text.lines().take_while(|line| !line.trim().is_empty());
+    let words: Vec<&str> = first.flat_map(str::split_whitespace).collect();
+    Some(format!("{} (see --help)", words.join(" ")))
+}
+
 /// The exit code; 0 where the reader of our output has simply had enough of it.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(Unwritable(source)) = error.downcast_ref() {

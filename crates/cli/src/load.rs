@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
+use heterokv_cache::{CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::args::ModelArgs;
-use crate::output::{count, tokens};
+use crate::output::{bytes, count, tokens};
 use crate::progress::Bar;
 use crate::requirement::kv_shape;
 
@@ -69,6 +69,11 @@ impl Opened {
     /// A file that is no profile, or one for another model.
     pub(crate) fn profile(&self, path: Option<&PathBuf>) -> Result<Option<Profile>> {
         let Some(path) = path else { return Ok(None) };
+        ensure!(
+            !path.exists() || path.is_file(),
+            "profile {} is not a regular file",
+            path.display()
+        );
         let profile = Profile::load(path)?;
         profile.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
         Ok(Some(profile))
@@ -81,7 +86,6 @@ impl Opened {
     pub(crate) fn cache(&self, spec: &CacheSpec, profile: Option<&Profile>) -> Result<KvCache> {
         let shape = kv_shape(self.checkpoint.config())?;
         let config = spec.resolve(&shape)?;
-        let profile = profile.filter(|_| config != CacheConfig::Full);
         Ok(KvCache::new(shape, config, self.level, profile)?)
     }
 
@@ -109,6 +113,11 @@ pub(crate) fn open_checkpoint(path: &Path) -> Result<Checkpoint> {
         "there is no model at {}; give a GGUF file or a Hugging Face folder",
         path.display()
     );
+    ensure!(
+        path.is_file() || path.is_dir(),
+        "{} is neither a regular file nor a folder; give a GGUF file or a Hugging Face folder",
+        path.display()
+    );
     Ok(Checkpoint::open(path)?)
 }
 
@@ -120,13 +129,38 @@ pub(crate) fn model_name(path: &Path) -> String {
     name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
 }
 
+/// Most bytes of a text file that are read: more than any model's context.
+const MAX_TEXT_BYTES: u64 = 1 << 30;
+
+/// The size of a text file, without reading it.
+///
+/// # Errors
+/// When it is not there, not a regular file, or above every bound.
+pub(crate) fn text_bytes(path: &Path) -> Result<u64> {
+    let metadata = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        metadata.is_file(),
+        "{} is not a regular file; give one, or write what it yields to one first",
+        path.display()
+    );
+    ensure!(
+        metadata.len() <= MAX_TEXT_BYTES,
+        "{} takes {}, more than the {} that a text may; use a shorter text",
+        path.display(),
+        bytes(metadata.len()),
+        bytes(MAX_TEXT_BYTES)
+    );
+    Ok(metadata.len())
+}
+
 /// The text of a file.
 ///
 /// # Errors
-/// When it cannot be read or is not UTF-8.
+/// As [`text_bytes`], and when it cannot be read or is not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let is_text = String::from_utf8(bytes);
+    text_bytes(path)?;
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let is_text = String::from_utf8(text);
     is_text.map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         anyhow::anyhow!("{} is not UTF-8 text (byte {at}); convert it first", path.display())

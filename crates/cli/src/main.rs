@@ -25,8 +25,11 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help goes to stdout, which may be closed; there is no one left to tell then.
-            let _ = error.print();
+            match failure::of_arguments(&error) {
+                Some(line) => say(&line),
+                // Help may go to a closed stdout; there is no one left to tell then.
+                None => drop(error.print()),
+            }
             return ExitCode::from(if error.use_stderr() { failure::BAD_INPUT } else { 0 });
         }
     };
@@ -46,7 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     interrupt::install()?;
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = cli.threads {
-        pool = pool.num_threads(usize::from(threads));
+        pool = pool.num_threads(threads);
     }
     // The whole command runs inside the pool: entering it from outside for every small product would
     // cost more than the product.

@@ -66,10 +66,15 @@ pub(crate) fn tokens(n: usize) -> String {
     format!("{} token{}", count(n), if n == 1 { "" } else { "s" })
 }
 
+/// Whether a ratio is above what `spec` promises from some length on.
+pub(crate) fn is_above_promise(reached: f64, spec: &CacheSpec) -> bool {
+    spec.promise().is_some_and(|promise| 100.0 * reached > promise.percent)
+}
+
 /// A ratio reached, and beside it what `spec` promises where that is less.
 pub(crate) fn ratio(reached: f64, spec: &CacheSpec) -> String {
     match spec.promise() {
-        Some(promise) if 100.0 * reached > promise.percent => format!(
+        Some(promise) if is_above_promise(reached, spec) => format!(
             "{}, {} % from {} tokens",
             percent(reached),
             promise.percent,

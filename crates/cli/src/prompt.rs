@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use heterokv_model::text::{ChatTemplate, EncodeOptions, Message, ModelText, RenderOptions};
 
-use crate::load::read_text;
-use crate::output::count;
+use crate::load::{read_text, text_bytes};
+use crate::output::{bytes, count, tokens};
 use crate::progress::Bar;
 
 /// Tokens of a reply, where nothing else is asked for.
@@ -15,6 +15,61 @@ const DEFAULT_MAX_TOKENS: usize = 256;
 /// Stands where a question or a reply will be; no template touches it and no text holds it.
 const PLACEHOLDER: &str = "\u{2063}heterokv placeholder\u{2063}";
 
+/// A tokenizer may rewrite a text before it encodes it, composing characters above all; a text that becomes
+/// more than this many times shorter by that is no text that anyone means.
+const MAX_SHORTENING: u64 = 4;
+
+/// Files that are there and can be read, but are not read yet.
+pub(crate) struct UnreadFiles<'a> {
+    paths: &'a [PathBuf],
+    /// Of all of them.
+    size_bytes: u64,
+}
+
+impl<'a> UnreadFiles<'a> {
+    /// Looks at the files.
+    ///
+    /// # Errors
+    /// One that is not there, empty, not a regular file, or larger than any text.
+    pub(crate) fn new(paths: &'a [PathBuf]) -> Result<Self> {
+        let mut size_bytes = 0u64;
+        for path in paths {
+            let size = text_bytes(path)?;
+            ensure!(size > 0, "{} is empty; give a file with some text", path.display());
+            size_bytes = size_bytes.saturating_add(size);
+        }
+        Ok(Self { paths, size_bytes })
+    }
+
+    /// Reads the files in order, unless they have more bytes than `max_tokens` tokens of this tokenizer
+    /// can stand for; no bound where it is none.
+    ///
+    /// # Errors
+    /// When they have, and when a file cannot be read or is not text.
+    pub(crate) fn read(&self, text: &ModelText, max_tokens: Option<usize>) -> Result<Files> {
+        if let Some(max_tokens) = max_tokens {
+            let per_token = MAX_SHORTENING * text.tokenizer.longest_token_bytes() as u64;
+            let limit_bytes = per_token.saturating_mul(max_tokens as u64);
+            ensure!(
+                self.size_bytes <= limit_bytes,
+                "{} take{} {}, and the {} that this model was trained for cannot hold more than {}; use a \
+                 shorter text, or add --allow-beyond-trained",
+                names(self.paths),
+                if self.paths.len() == 1 { "s" } else { "" },
+                bytes(self.size_bytes),
+                tokens(max_tokens),
+                bytes(limit_bytes)
+            );
+        }
+        let texts: Result<Vec<String>> = self.paths.iter().map(|path| read_text(path)).collect();
+        Ok(Files { paths: self.paths.to_vec(), text: texts?.concat() })
+    }
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 /// Text that was put together from files.
 pub(crate) struct Files {
     paths: Vec<PathBuf>,
@@ -22,15 +77,6 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Reads the files in order.
-    ///
-    /// # Errors
-    /// One that cannot be read or is not text.
-    pub(crate) fn read(paths: &[PathBuf]) -> Result<Self> {
-        let texts: Result<Vec<String>> = paths.iter().map(|path| read_text(path)).collect();
-        Ok(Self { paths: paths.to_vec(), text: texts?.concat() })
-    }
-
     /// The files with `prompt` as a paragraph of its own behind them.
     pub(crate) fn with_paragraph(&self, prompt: &str) -> String {
         let text = &self.text;
@@ -68,14 +114,13 @@ pub(crate) fn reply_tokens(
         [] => String::new(),
         paths => {
             let tokens = text.tokenizer.encode(&files.text, EncodeOptions::default())?.len();
-            let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-            format!(" ({} of them from {})", count(tokens), names.join(", "))
+            format!(" ({} of them from {})", count(tokens), names(paths))
         }
     };
     bail!(
-        "the prompt has {} tokens{of_files}, and up to {} more may follow, but this model was trained for \
+        "the prompt has {}{of_files}, and up to {} more may follow, but this model was trained for \
          {}; use a shorter text, lower --max-tokens, or add --allow-beyond-trained",
-        count(num_tokens),
+        tokens(num_tokens),
         count(max_tokens),
         count(limit)
     )
@@ -176,13 +221,13 @@ impl<'a> Conversation<'a> {
 const NO_PLACE: &str = "the model's chat template leaves out or changes what is said in a message; use \
                         `heterokv generate` without --chat";
 
-/// Refuses a prompt without text.
+/// Refuses a prompt without text; files that are there have some.
 ///
 /// # Errors
 /// When it has none.
-pub(crate) fn check_not_empty(text: &str) -> Result<()> {
+pub(crate) fn check_not_empty(files: &UnreadFiles<'_>, prompt: &str) -> Result<()> {
     ensure!(
-        !text.is_empty(),
+        !files.paths.is_empty() || !prompt.is_empty(),
         "the prompt is empty; give --prompt TEXT or --file FILE with some text"
     );
     Ok(())

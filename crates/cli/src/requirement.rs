@@ -51,7 +51,7 @@ pub(crate) fn check_memory(
     plans: &[CachePlan],
     num_prompt_tokens: usize,
 ) -> Result<()> {
-    let Some(available) = memory_line("/proc/meminfo", "MemAvailable:") else { return Ok(()) };
+    let Some(available) = available_memory_bytes() else { return Ok(()) };
     let caches = plans
         .iter()
         .map(|plan| (plan.device.total() + plan.host_bytes + plan.score_scratch_bytes) as u64);
@@ -76,9 +76,47 @@ pub(crate) fn peak_memory_bytes() -> Option<u64> {
     memory_line("/proc/self/status", "VmHWM:")
 }
 
-/// The bytes in a line of the form `name 123 kB`.
+/// What the system and the control groups leave to this process; none where nothing says so.
+fn available_memory_bytes() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let v2 = ["memory.max", "memory.current", "memory.stat"];
+    let v1 = ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"];
+    smallest_available(
+        &read("/proc/meminfo"),
+        &v2.map(|name| read(&format!("/sys/fs/cgroup/{name}"))),
+        &v1.map(|name| read(&format!("/sys/fs/cgroup/memory/{name}"))),
+    )
+}
+
+/// The least that `/proc/meminfo` and the control groups of version 2 and 1 (limit, usage, statistics) leave.
+/// A text that is empty or says `max` sets no bound.
+fn smallest_available(meminfo: &str, v2: &[String; 3], v1: &[String; 3]) -> Option<u64> {
+    let group = |[limit, usage, stat]: &[String; 3], fields: [&str; 2]| {
+        let limit: u64 = limit.trim().parse().ok()?;
+        let usage: u64 = usage.trim().parse().ok()?;
+        // Cached pages of files, a model's among them, are counted as used but given up when needed.
+        let cached = fields.iter().filter_map(|field| {
+            stat.lines().find_map(|line| {
+                line.strip_prefix(field)?.strip_prefix(' ')?.trim().parse::<u64>().ok()
+            })
+        });
+        let held = usage.saturating_sub(cached.fold(0, u64::saturating_add));
+        Some(limit.saturating_sub(held))
+    };
+    let bounds = [
+        line_bytes(meminfo, "MemAvailable:"),
+        group(v2, ["inactive_file", "active_file"]),
+        group(v1, ["total_inactive_file", "total_active_file"]),
+    ];
+    bounds.into_iter().flatten().min()
+}
+
+/// The bytes in a line of a file of the form `name 123 kB`.
 fn memory_line(path: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
+    line_bytes(&std::fs::read_to_string(path).ok()?, name)
+}
+
+fn line_bytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -92,10 +130,32 @@ mod tests {
         let config = ModelConfig::builtin("llama-3-8b").unwrap();
         let spec = CacheSpec::full();
         let plan = plan(&config, &spec, MAX_TOKENS).unwrap();
-        if memory_line("/proc/meminfo", "MemAvailable:").is_some() {
+        if available_memory_bytes().is_some() {
             let error = check_memory(&config, 1 << 34, &[plan], MAX_TOKENS).unwrap_err();
             assert!(error.to_string().starts_with("this needs 608.0 TiB of memory"), "{error}");
             assert!(check_memory(&config, 0, &[], 1).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_smallest_bound_holds() {
+        let meminfo = "MemTotal: 9 kB\nMemAvailable:      8 kB\n";
+        let group = |limit: &str, usage: &str, stat: &str| [limit, usage, stat].map(str::to_owned);
+        let none = || group("", "", "");
+        let v2 = || group("5000\n", "2000\n", "anon 9\ninactive_file 300\nactive_file 200\n");
+        let v1 = |limit| group(limit, "900\n", "inactive_file 5\ntotal_inactive_file 100\n");
+        let unbounded = "9223372036854771712\n";
+        for (meminfo, v2, v1, expected) in [
+            ("", none(), none(), None),
+            (meminfo, none(), none(), Some(8192)),
+            (meminfo, group("max\n", "2000\n", ""), v1(unbounded), Some(8192)),
+            (meminfo, v2(), none(), Some(3500)),
+            ("", none(), v1("1000\n"), Some(200)),
+            (meminfo, v2(), v1("1000\n"), Some(200)),
+            (meminfo, group("1000", "2000", "inactive_file 100"), none(), Some(0)),
+            (meminfo, group("damaged", "2000", ""), group("1000", "", ""), Some(8192)),
+        ] {
+            assert_eq!(smallest_available(meminfo, &v2, &v1), expected, "{v2:?} {v1:?}");
         }
     }
 

@@ -69,7 +69,8 @@ impl Window {
         let continuation = match mode {
             Mode::Plain => &corpus[end..needed_tokens],
             Mode::Recall => {
-                let (first, end) = (RECALL_FIRST, RECALL_FIRST.saturating_add(steps) + 1);
+                let (first, end) =
+                    (RECALL_FIRST, RECALL_FIRST.saturating_add(steps).saturating_add(1));
                 let passage = corpus[offset..offset + context].get(first..end);
                 passage.ok_or(Error::ShortContext { first, end, context })?
             }

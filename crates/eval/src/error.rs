@@ -9,8 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A corpus that ends before the window does.
     #[error(
-        "the corpus has {corpus_tokens} tokens, the window needs {needed_tokens} \
-         (offset {offset} + context {context} + continuation {continuation} + 1)"
+        "the corpus has {corpus_tokens} token{}, the window needs {needed_tokens} \
+         (offset {offset} + context {context} + continuation {continuation} + 1)",
+        if *corpus_tokens == 1 { "" } else { "s" }
     )]
     ShortCorpus {
         /// Tokens of the corpus.

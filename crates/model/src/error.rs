@@ -242,8 +242,9 @@ pub enum Error {
     EmptyPrompt,
     /// More tokens than the model was trained to tell apart by position.
     #[error(
-        "{held_tokens} tokens of context and {max_tokens} behind it are more than the {limit_tokens} \
-         that the model was trained for; shorten one of them, or allow it with --allow-beyond-trained"
+        "{held_tokens} token{} of context and {max_tokens} behind it are more than the {limit_tokens} \
+         that the model was trained for; shorten one of them, or allow it with --allow-beyond-trained",
+        if *held_tokens == 1 { "" } else { "s" }
     )]
     BeyondTrained {
         /// Tokens that the cache holds.

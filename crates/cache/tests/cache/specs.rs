@@ -60,7 +60,8 @@ fn every_option_reaches_the_config() {
         "recent=9",
         "keys=lm4",
     ] {
-        let CacheConfig::Hca(changed) = config(&format!("keys=f16,{option}"), smollm2()) else {
+        let keys = if option.starts_with("keys=") { "" } else { "keys=f16," };
+        let CacheConfig::Hca(changed) = config(&format!("{keys}{option}"), smollm2()) else {
             panic!("not full")
         };
         assert_ne!(plain, changed, "{option}");
@@ -124,6 +125,21 @@ fn options_that_do_not_go_together_are_refused() {
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert!(parsed.resolve(&smollm2()).is_err(), "{spec}");
+    }
+}
+
+#[test]
+fn an_option_given_twice_is_refused_by_name() {
+    for (spec, twice) in [
+        ("hca:25%,recent=64,recent=32", "recent"),
+        ("keys=f16,sinks=4,min=1,sinks=4", "sinks"),
+        ("keys=lm2,keys=lm3", "keys"),
+    ] {
+        let error = spec.parse::<CacheSpec>().unwrap_err();
+        assert!(
+            matches!(&error, Error::Repeated { option } if option == twice),
+            "{spec}: {error:?}"
+        );
     }
 }
 

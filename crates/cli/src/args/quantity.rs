@@ -8,6 +8,25 @@ pub(super) fn parse_tokens(text: &str) -> Result<usize, String> {
     tokens.ok_or_else(|| "expected a whole number such as 4096, 32k, 4M, 32Ki or 4Mi".to_owned())
 }
 
+/// Reads a number of at least 1.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|&count| count >= 1);
+    count.ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
+/// Reads the beginning of random numbers.
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+/// Reads a number of threads: more than a few times the cores only slow each other down.
+pub(super) fn parse_threads(text: &str) -> Result<usize, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = cores.saturating_mul(4).max(64);
+    let threads = text.parse().ok().filter(|threads| (1..=most).contains(threads));
+    threads.ok_or_else(|| format!("expected a whole number from 1 to {most}, for this machine"))
+}
+
 /// Reads `80GiB`, `80GB`, `512MiB` or plain bytes.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [

@@ -11,20 +11,21 @@ use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
 use crate::output::{print, print_line, say};
-use crate::prompt::{Conversation, Files, reply_tokens};
+use crate::prompt::{Conversation, UnreadFiles, reply_tokens};
 use crate::report::Report;
 
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
-    let files = Files::read(&args.file)?;
+    let files = UnreadFiles::new(&args.file)?;
     let sampler = args.sampler.settings();
     args.sampler.check()?;
     let opened = Opened::new(&args.model)?;
     let text = opened.text()?;
     let conversation = Conversation::new(&text, args.system.clone())?;
-    let (opening, behind_question) = conversation.opening(&files)?;
     let limit = opened.checkpoint.config().max_context_tokens;
     let terms = &args.cache.terms;
     let allow_beyond_trained = terms.allow_beyond_trained;
+    let files = files.read(&text, (!allow_beyond_trained).then_some(limit))?;
+    let (opening, behind_question) = conversation.opening(&files)?;
     let reply_tokens = |num_tokens| {
         let asked = args.sampler.max_tokens;
         reply_tokens(asked, num_tokens, limit, allow_beyond_trained, &text, &files)
@@ -68,17 +69,28 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     Ok(())
 }
 
-/// The next line that is not blank; none at the end of the input.
+/// The next line that is text and not blank; none at the end of the input.
 fn next_question(is_terminal: bool) -> Result<Option<String>> {
     loop {
         if is_terminal {
             print("> ")?;
         }
-        let mut line = String::new();
-        let read = interrupt::at_prompt(|| io::stdin().lock().read_line(&mut line));
+        let mut line = Vec::new();
+        let read = interrupt::at_prompt(|| io::stdin().lock().read_until(b'\n', &mut line));
         if read.context("cannot read the question")? == 0 {
             return Ok(None);
         }
+        let line = match String::from_utf8(line) {
+            Ok(line) => line,
+            Err(error) => {
+                // What was read stays in the cache; only this line is lost.
+                let at = error.utf8_error().valid_up_to();
+                say(&format!(
+                    "this question is not UTF-8 text (byte {at}) and is left out; ask again"
+                ));
+                continue;
+            }
+        };
         if !line.trim().is_empty() {
             return Ok(Some(line.trim().to_owned()));
         }

@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CachePlan, CacheSpec};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec};
 use heterokv_eval::{CacheResult, Mode, Window, compare_caches, logits_report};
 use serde::Deserialize;
 
 use crate::args::EvalArgs;
 use crate::load::{Opened, check_ratio, read_text};
-use crate::output::{bytes, count, percent, print_line, ratio, say, table};
+use crate::output::{bytes, count, is_above_promise, percent, print_line, say, table, tokens};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
-use crate::requirement::{check_memory, plan};
+use crate::requirement::{check_memory, kv_shape, plan};
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     match (&args.tokens, &args.corpus) {
@@ -48,7 +48,8 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
     let profile = opened.profile(args.terms.profile.as_ref())?;
     for spec in &args.cache {
         // What does not fit is refused before the weights are read.
-        opened.cache(spec, profile.as_ref())?;
+        let is_full = spec.resolve(&kv_shape(config)?)? == CacheConfig::Full;
+        opened.cache(spec, profile.as_ref().filter(|_| !is_full))?;
     }
     let line = opened.first_line();
     if args.json {
@@ -76,6 +77,26 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A ratio reached, with a mark where the context is too short for what `spec` promises.
+fn ratio(reached: f64, spec: &CacheSpec) -> String {
+    let mark = if is_above_promise(reached, spec) { "*" } else { "" };
+    format!("{}{mark}", percent(reached))
+}
+
+/// What the mark stands for; empty where there is none.
+fn footnote(results: &[CacheResult], specs: &[&CacheSpec]) -> String {
+    let mut promises: Vec<String> = Vec::new();
+    for (result, spec) in results.iter().zip(specs) {
+        let Some(promise) = spec.promise() else { continue };
+        let text =
+            format!("{spec} keeps {} % from {} on", promise.percent, tokens(promise.min_tokens));
+        if is_above_promise(result.ratio, spec) && !promises.contains(&text) {
+            promises.push(text);
+        }
+    }
+    if promises.is_empty() { String::new() } else { format!("\n* {}", promises.join(", ")) }
 }
 
 fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> String {
@@ -115,11 +136,12 @@ fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> Strin
         Mode::Recall => "a passage of the context again",
     };
     format!(
-        "{} tokens of context from token {}, then {} of {what}; KL(full || cache) in nats\n\n{}",
-        count(window.context.len()),
+        "{} of context from token {}, then {} of {what}; KL(full || cache) in nats\n\n{}{}",
+        tokens(window.context.len()),
         count(window.offset),
         count(window.steps()),
-        table(&header, &rows)
+        table(&header, &rows),
+        footnote(results, specs)
     )
 }
 

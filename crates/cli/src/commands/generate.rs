@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::load::{Opened, check_ratio};
 use crate::output::{print, print_line, ratio, say, tokens};
 use crate::progress::Bar;
-use crate::prompt::{Conversation, Files, check_not_empty, encode_plain, reply_tokens};
+use crate::prompt::{Conversation, UnreadFiles, check_not_empty, encode_plain, reply_tokens};
 use crate::report::Report;
 use crate::requirement::{check_memory, plan};
 
@@ -36,19 +36,20 @@ struct Output<'a> {
 }
 
 pub(super) fn run(args: &GenerateArgs) -> Result<()> {
-    let files = Files::read(&args.file)?;
-    check_not_empty(&format!("{}{}", files.text, args.prompt))?;
+    let files = UnreadFiles::new(&args.file)?;
+    check_not_empty(&files, &args.prompt)?;
     args.sampler.check()?;
     let opened = Opened::new(&args.model)?;
     let text = opened.text()?;
+    let limit = opened.checkpoint.config().max_context_tokens;
+    let allow_beyond_trained = args.cache.terms.allow_beyond_trained;
+    let files = files.read(&text, (!allow_beyond_trained).then_some(limit))?;
     let tokens = if args.chat {
         let conversation = Conversation::new(&text, args.system.clone())?;
         conversation.first_turn(&files.with_paragraph(&args.prompt))?
     } else {
         encode_plain(&text, &format!("{}{}", files.text, args.prompt))?
     };
-    let limit = opened.checkpoint.config().max_context_tokens;
-    let allow_beyond_trained = args.cache.terms.allow_beyond_trained;
     let max_tokens = args.sampler.max_tokens;
     let max_tokens =
         reply_tokens(max_tokens, tokens.len(), limit, allow_beyond_trained, &text, &files)?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::args::InspectArgs;
 use crate::failure;
 use crate::load::{model_name, open_checkpoint};
-use crate::output::{bytes, count, print_line, table};
+use crate::output::{bytes, count, print_line, table, tokens};
 
 /// Tensors of one type.
 #[derive(Default, Serialize)]
@@ -138,6 +138,26 @@ fn end_tokens(config: &ModelConfig, text: Option<&ModelText>) -> Vec<String> {
     ids.into_iter().map(show).collect()
 }
 
+/// How RoPE was stretched; nothing where it was not.
+fn in_words(scaling: &RopeScaling) -> String {
+    match scaling {
+        RopeScaling::None => String::new(),
+        RopeScaling::Linear { factor } => format!(", all frequencies divided by {factor}"),
+        RopeScaling::Llama3 { factor, original_context_tokens, .. } => format!(
+            ", low frequencies divided by {factor} as in Llama 3.1, from {}",
+            tokens(*original_context_tokens)
+        ),
+        RopeScaling::Yarn { factor, original_context_tokens, .. } => {
+            format!(", YaRN by {factor} from {}", tokens(*original_context_tokens))
+        }
+        RopeScaling::Factors(factors) => {
+            let (least, most) =
+                factors.iter().fold((f32::INFINITY, 0.0f32), |(l, m), &x| (l.min(x), m.max(x)));
+            format!(", {} frequencies divided by {least} to {most}", count(factors.len()))
+        }
+    }
+}
+
 fn facts(
     name: &str,
     config: &ModelConfig,
@@ -175,10 +195,7 @@ fn facts(
         "{} query, {} key-value, {} wide",
         config.num_qo_heads, config.num_kv_heads, config.head_dim
     );
-    let rope = match &config.rope.scaling {
-        RopeScaling::None => format!("base {}", config.rope.theta),
-        scaling => format!("base {}, {scaling:?}", config.rope.theta),
-    };
+    let rope = format!("base {}{}", config.rope.theta, in_words(&config.rope.scaling));
     let mut rows = vec![
         ("model", name.to_owned()),
         ("architecture", config.architecture.name().to_owned()),
@@ -202,4 +219,29 @@ fn facts(
     let lines: Vec<String> =
         rows.iter().map(|(name, value)| format!("{name:<15}{value}")).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rope_is_told_in_words() {
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            original_context_tokens: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.1,
+            truncate: true,
+        };
+        for (scaling, words) in [
+            (RopeScaling::None, ""),
+            (RopeScaling::Linear { factor: 2.0 }, ", all frequencies divided by 2"),
+            (yarn, ", YaRN by 4 from 4,096 tokens"),
+            (RopeScaling::Factors(vec![1.0, 1.0, 2.5, 8.0]), ", 4 frequencies divided by 1 to 8"),
+        ] {
+            assert_eq!(in_words(&scaling), words);
+        }
+    }
 }

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CachePlan, CacheSpec, KvShape};
 use heterokv_model::{
-    Checkpoint, ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
+    ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
 };
 use serde::Serialize;
 
 use crate::args::PlanArgs;
-use crate::load::{model_name, read_text};
-use crate::output::{bytes, count, print_line, ratio, table};
+use crate::load::{model_name, open_checkpoint, read_text};
+use crate::output::{bytes, count, print_line, ratio, table, tokens};
 use crate::requirement::{kv_shape, plan};
 
 /// Weights in one form.
@@ -74,9 +74,9 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let ModelConfig { num_layers, num_qo_heads, num_kv_heads, head_dim, .. } = shape.config;
     print_line(&format!(
         "{}: {num_layers} layers of {num_qo_heads} query and {num_kv_heads} key-value heads of {head_dim}; {} \
-         tokens (trained for {})\n",
+         (trained for {})\n",
         shape.name,
-        count(num_tokens),
+        tokens(num_tokens),
         count(shape.config.max_context_tokens)
     ))?;
     for planned in &planned {
@@ -96,7 +96,7 @@ impl Shape {
         let has_weights = path.is_file() && path.extension().is_none_or(|end| end != "json")
             || path.is_dir() && holds_weights(path)?;
         if has_weights {
-            let checkpoint = Checkpoint::open(path)?;
+            let checkpoint = open_checkpoint(path)?;
             let config = checkpoint.config().clone();
             let mut weights =
                 vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
@@ -108,7 +108,8 @@ impl Shape {
             return Ok(Self { name: model_name(path), config, weights });
         }
         let config = if path.exists() {
-            ModelConfig::from_hf_json(&read_text(&config_file)?)?
+            let config = ModelConfig::from_hf_json(&read_text(&config_file)?);
+            config.with_context(|| format!("cannot plan for {}", config_file.display()))?
         } else {
             ModelConfig::builtin(&args.model).map_err(|error| {
                 anyhow::Error::new(error)
@@ -228,7 +229,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
                     answer(p.fit[i].peak_fits, p.fit[i].peak_bytes)
                 }),
                 row("  largest context while generating", &|p| {
-                    format!("{} tokens", count(p.fit[i].largest_context_tokens))
+                    tokens(p.fit[i].largest_context_tokens)
                 }),
             ]);
         }

@@ -5,12 +5,13 @@ use heterokv_cache::{CacheConfig, KvCache, Profile};
 
 use crate::args::ProfileArgs;
 use crate::load::{Opened, read_text};
-use crate::output::{bytes, count, print_line, say};
+use crate::output::{bytes, count, print_line, say, tokens as counted};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
 use crate::requirement::{check_memory, kv_shape, plan};
 
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
+    Profile::check_writable(&args.out)?;
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
     let resolved = args.cache.resolve(&kv_shape(config)?)?;
@@ -22,9 +23,9 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     let end = args.token_offset.saturating_add(args.context);
     let window = tokens.get(args.token_offset..end).with_context(|| {
         format!(
-            "{} has {} tokens, {} from token {} are asked for; use a longer text or a lower --context",
+            "{} has {}, {} from token {} are asked for; use a longer text or a lower --context",
             args.corpus.display(),
-            count(tokens.len()),
+            counted(tokens.len()),
             count(args.context),
             count(args.token_offset)
         )
@@ -46,18 +47,15 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     }
     let fingerprint = opened.checkpoint.fingerprint().to_string();
     let profile = Profile::of(&caches[0], &fingerprint).with_context(|| {
-        format!(
-            "{} tokens are too few to fit tables on; use a longer --context",
-            count(window.len())
-        )
+        format!("{} are too few to fit tables on; use a longer --context", counted(window.len()))
     })?;
     profile.save(&args.out)?;
     print_line(&format!(
-        "{}: tables of {} for {}, fitted on {} tokens, {}; use with --profile",
+        "{}: tables of {} for {}, fitted on {}, {}; use with --profile",
         args.out.display(),
         profile.format(),
         opened.name,
-        count(window.len()),
+        counted(window.len()),
         bytes(std::fs::metadata(&args.out).map_or(0, |file| file.len()))
     ))?;
     Ok(())

@@ -66,7 +66,8 @@ fn models_that_are_none() {
 #[test]
 fn prompts_that_are_none() {
     let empty = file("empty.txt", "");
-    for args in [&["--prompt", ""][..], &["--file", &empty], &[], &["--chat"]] {
+    generate_refuses(&["--file", &empty], &["empty.txt is empty; give a file with some text"]);
+    for args in [&["--prompt", ""][..], &[], &["--chat"]] {
         let all = [&["generate", "--model", model()], args].concat();
         refuses(&all, &["the prompt is empty; give --prompt TEXT or --file FILE"]);
     }
@@ -177,7 +178,123 @@ fn settings_out_of_range() {
     generate_refuses(&["--top-p", "1.5"], &["top-p must be above 0 and at most 1, not 1.5"]);
     generate_refuses(&["--max-tokens", "0"], &["invalid value '0' for '--max-tokens"]);
     generate_refuses(&["--threads", "0"], &["invalid value '0' for '--threads"]);
-    generate_refuses(&["--stop", ""], &["error: stop string 0 is empty"]);
+    generate_refuses(&["--stop", ""], &["error: stop string 1 is empty", "give it some text"]);
+    generate_refuses(
+        &["--temperature", "-1"],
+        &["temperature must be finite and at least 0, not -1"],
+    );
+    let at_least_1 = "expected a whole number of at least 1 (see --help)";
+    generate_refuses(&["--top-k", "-1"], &["invalid value '-1' for '--top-k <N>'", at_least_1]);
+    generate_refuses(&["--seed", "-1"], &["'--seed <N>'", "from 0 to 18446744073709551615"]);
+    generate_refuses(&["--threads", "1000000"], &["'--threads <N>'", "a whole number from 1 to "]);
+}
+
+#[test]
+fn an_argument_error_is_one_line() {
+    for args in [
+        &["generate", "--modell", "x"][..],
+        &["generate"],
+        &["gnerate"],
+        &["generate", "--model", "x", "--cache", "hcc:1%"],
+        &["eval", "--model", "x"],
+    ] {
+        let stderr = String::from_utf8(run(args).stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.ends_with(" (see --help)\n"), "{stderr}");
+    }
+}
+
+#[test]
+fn options_of_a_corpus_beside_tokens() {
+    let ids = file("beside.json", "[1, 2]");
+    let eval = ["eval", "--model", model(), "--logits", "--tokens", &ids];
+    for option in [
+        &["--corpus", "x"][..],
+        &["--cache", "full"],
+        &["--recall"],
+        &["--context", "9"],
+        &["--continuation", "9"],
+        &["--token-offset", "9"],
+        &["--profile", "x"],
+        &["--strict-ratio"],
+    ] {
+        refuses(&[&eval[..], option].concat(), &["cannot be used with", option[0]]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_not_read() {
+    let zeros = "/dev/zero";
+    generate_refuses(&["--file", zeros], &["/dev/zero is not a regular file"]);
+    for command in ["eval", "profile"] {
+        let args = [command, "--model", model(), "--corpus", zeros];
+        let out = if command == "profile" { &["--out", "never.profile"][..] } else { &[] };
+        refuses(&[&args[..], out].concat(), &["/dev/zero is not a regular file"]);
+    }
+    generate_refuses(&["--cache", "keys=lm2", "--profile", zeros], &["not a regular file"]);
+    for command in
+        [&["generate", "--prompt", "a", "--model"][..], &["inspect"], &["plan", "--model"]]
+    {
+        refuses(&[command, &[zeros]].concat(), &["/dev/zero is ", "regular file", "give "]);
+    }
+}
+
+#[test]
+fn texts_too_large_to_fit_are_refused_unread() {
+    // Nothing is ever written to them: a text of zeros costs no disk.
+    let sparse = |name: &str, len: u64| {
+        let path = file(name, "");
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        path
+    };
+    // The longest of the tiny model's tokens is `<|start|>`.
+    let most = 1024 * 9 * 4;
+    generate_refuses(
+        &["--file", &sparse("large.txt", most + 1)],
+        &[
+            "large.txt takes 36.0 KiB, and the 1,024 tokens that this model was trained for cannot hold",
+        ],
+    );
+    generate_refuses(&["--file", &sparse("at-most.txt", most)], &["the prompt has 36,871 tokens"]);
+    let huge = sparse("huge.txt", (1 << 30) + 1);
+    let parts = ["huge.txt takes 1.0 GiB, more than the 1.0 GiB that a text may"];
+    generate_refuses(&["--allow-beyond-trained", "--file", &huge], &parts);
+    refuses(&["eval", "--model", model(), "--corpus", &huge], &parts);
+    std::fs::remove_file(huge).unwrap();
+}
+
+#[test]
+fn a_profile_that_cannot_be_written_or_used() {
+    let corpus = file("unwritten.txt", &prose(400));
+    let profile = ["profile", "--model", "nowhere", "--corpus", &corpus, "--out"];
+    let missing = format!("{corpus}.d/x");
+    refuses(&[&profile[..], &[&missing]].concat(), &[&missing, "No such file"]);
+    let folder = model();
+    refuses(&[&profile[..], &[folder]].concat(), &["something else than a regular file"]);
+
+    let out = file("unused.profile", "");
+    let args = ["--corpus", &corpus, "--context", "400", "--cache", "keys=pq/4x16", "--out", &out];
+    stdout_of(&[&["profile", "--model", model()][..], &args].concat());
+    let parts = ["full codes no keys and takes no profile"];
+    generate_refuses(&["--profile", &out, "--cache", "full"], &parts);
+}
+
+#[test]
+fn a_folder_without_tokenizer() {
+    let folder = format!("{}-without-tokenizer", model());
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(format!("{}/{name}", model()), format!("{folder}/{name}")).unwrap();
+    }
+    let parts = ["-without-tokenizer holds no tokenizer.json; copy it there"];
+    refuses(&["generate", "--model", &folder, "--prompt", "a"], &parts);
+}
+
+#[test]
+fn a_config_that_cannot_be_planned_for() {
+    let config = file("config-of-none.json", "{\"architectures\": [\"Nope\"]}");
+    refuses(&["plan", "--model", &config], &["cannot plan for ", "config-of-none.json"]);
     generate_refuses(&["--system", "Be brief."], &["required arguments", "were not provided"]);
 }
 

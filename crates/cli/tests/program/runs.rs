@@ -140,6 +140,8 @@ fn eval_holds_caches_against_the_full_one() {
     assert!(table.starts_with("tiny: q8 weights, "), "{table}");
     assert!(table.contains("a passage of the context again"), "{table}");
     assert_eq!(table.lines().filter(|line| line.starts_with("full ")).count(), 2);
+    assert!(table.ends_with("\n* hca:25% keeps 25 % from 4,096 tokens on\n"), "{table}");
+    assert!(table.lines().any(|line| line.starts_with("hca:25% ") && line.contains(" %*  ")));
 
     let args = ["--context", "600", "--cache", "keys=pq/4x16", "--out", &profile];
     stdout_of(&[&["profile", "--model", model(), "--corpus", &corpus][..], &args].concat());
@@ -193,7 +195,7 @@ fn chat_reads_once_and_answers_every_line() {
     .stderr(Stdio::piped())
     .spawn()
     .unwrap();
-    child.stdin.take().unwrap().write_all(b"Who?\n\nAnd then?\n").unwrap();
+    child.stdin.take().unwrap().write_all(b"Who?\n\ncaf\xe9\nAnd then?\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -209,6 +211,7 @@ fn chat_reads_once_and_answers_every_line() {
     assert!(figures("prompt")[1].starts_with("30 tokens"), "{stdout}");
     let opening = String::from_utf8(output.stderr).unwrap();
     assert!(opening.contains("308 tokens of prompt"), "{opening}");
+    assert!(opening.contains("this question is not UTF-8 text (byte 3)"), "{opening}");
 }
 
 #[test]

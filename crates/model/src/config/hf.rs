@@ -216,6 +216,11 @@ fn sliding_window(
 /// RoPE from `rope_parameters`, or from `rope_theta` beside `rope_scaling`.
 fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<RopeConfig> {
     let outer_theta = fields.f64("rope_theta")?;
+    if let (Some(_), Some(scaling)) = (fields.get("rope_parameters"), fields.get("rope_scaling")) {
+        let reason =
+            "rope_parameters is there as well and only one of the two can be meant; remove one";
+        return Err(unsupported("rope_scaling", scaling, reason));
+    }
     let (theta, scaling) = match fields.object("rope_parameters", "rope_parameters.")? {
         Some(parameters) => {
             if let Some(key) = parameters.nested_key() {

@@ -14,6 +14,15 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// The model folder has no tokenizer.
+    #[error(
+        "{} holds no tokenizer.json; copy it there from where the weights are from",
+        folder.display()
+    )]
+    MissingTokenizer {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file of the model folder is not the JSON it should be.
     #[error("{file} is not valid: {source}")]
     Json {
@@ -176,7 +185,10 @@ pub enum Error {
     #[error("chat template failed: {0}")]
     TemplateRender(#[source] minijinja::Error),
     /// A stop string is empty and would stop every text at once.
-    #[error("stop string {index} is empty")]
+    #[error(
+        "stop string {} is empty and would end every reply at once; give it some text or leave it out",
+        index + 1
+    )]
     EmptyStop {
         /// Position in the list of stop strings.
         index: usize,

@@ -50,14 +50,17 @@ impl HfText {
     ///
     /// # Errors
     ///
-    /// [`Error::Read`] and [`Error::Json`] for files that cannot be read, and every way in which
+    /// [`Error::MissingTokenizer`], [`Error::Read`] and [`Error::Json`] for files that cannot be read, and every way in which
     /// their contents contradict one another or name a part that is not supported.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = read_json(folder, CONFIG)?;
         let special_map = read_json(folder, SPECIAL_MAP)?;
         let generation = read_json(folder, GENERATION)?;
         let path = folder.join(TOKENIZER);
-        let bytes = fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let bytes = fs::read(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => Error::MissingTokenizer { folder: folder.to_owned() },
+            _ => Error::Read { path, source },
+        })?;
         let tokenizer = tokenizer(&bytes, [&config, &special_map], &generation)?;
 
         let mut chat_templates = templates(&config)?;

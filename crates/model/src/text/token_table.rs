@@ -31,6 +31,11 @@ impl TokenTable {
         self.entries.len()
     }
 
+    /// Bytes of the longest token.
+    pub(super) fn longest_bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.end - entry.start).max().unwrap_or(0)
+    }
+
     /// The highest id, if there is any token.
     pub(super) fn max_id(&self) -> Option<u32> {
         self.entries.keys().copied().max()

@@ -180,6 +180,11 @@ impl Tokenizer {
         self.table.len()
     }
 
+    /// Bytes of the longest text that one token stands for; 0 for a vocabulary of empty tokens.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.table.longest_bytes()
+    }
+
     /// The highest id, which must be below the width of the model's logits.
     pub fn max_id(&self) -> Option<u32> {
         self.table.max_id()

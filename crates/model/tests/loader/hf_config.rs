@@ -264,6 +264,16 @@ fn rope_of_old_and_new_form() {
     assert_eq!(old, RopeConfig { theta: 500_000.0, scaling });
     let conflict = json!({ "rope_theta": 10_000.0, "rope_parameters": new });
     check_error(llama(conflict), &["rope_parameters.rope_theta", "500000", "10000"]);
+    let both = json!({
+        "rope_parameters": { "rope_type": "default" },
+        "rope_scaling": { "type": "linear", "factor": 2.0 }
+    });
+    check_error(llama(both), &["rope_parameters", "rope_scaling"]);
+    let other_is_null = json!({
+        "rope_parameters": { "rope_type": "linear", "factor": 2.0 }, "rope_scaling": null
+    });
+    let other_is_null = llama(other_is_null).unwrap().rope.scaling;
+    assert_eq!(other_is_null, RopeScaling::Linear { factor: 2.0 });
 
     let linear = llama(json!({ "rope_scaling": { "type": "linear", "factor": 2 } })).unwrap();
     assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
