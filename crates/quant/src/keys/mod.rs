@@ -45,9 +45,9 @@ pub struct FitInput<'a> {
 /// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
 /// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
 ///
-/// // Four bits a channel: 8 bytes a key.
+/// // Four bits a channel and a byte of scale: 9 bytes a key.
 /// let mut codes = vec![0; 300 * coder.layout().group_bytes];
-/// assert_eq!(codes.len(), 300 * 8);
+/// assert_eq!(codes.len(), 300 * 9);
 /// coder.encode(&keys, &mut codes)?;
 ///
 /// // Two queries against all keys, without decoding them.
