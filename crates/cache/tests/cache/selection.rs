@@ -23,10 +23,10 @@ fn coded(format: KeyFormat, head_dim: usize, keys: &[f32]) -> Vec<f32> {
     let query_energy = &vec![1.0; head_dim];
     let coder = KeyCoder::fit(format, &FitInput { head_dim, keys: &[], query_energy, seed: 0 });
     let coder = coder.expect("nothing to fit");
-    let mut codes = vec![0; keys.len() / head_dim * coder.layout().group_bytes];
-    coder.encode(keys, &mut codes).expect("finite");
+    let mut codes = vec![0; coder.layout().bytes(keys.len() / head_dim)];
+    coder.encode(0, keys, &mut codes).expect("finite");
     let mut out = vec![0.0; keys.len()];
-    coder.decode(&codes, &mut out);
+    coder.decode(0, &codes, &mut out);
     out
 }
 

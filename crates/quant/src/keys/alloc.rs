@@ -17,7 +17,9 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::{FitInput, PreparedQueries, channel_means};
+use super::codec::Codec;
+use super::{FitInput, PreparedQueries, Tables, channel_means};
+use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS, pack_row};
 use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::{CodedRows, EXPONENT_SCALES, Tail, Values};
@@ -108,21 +110,7 @@ impl Alloc {
         }
     }
 
-    pub(super) fn rows(&self) -> &CodedRows {
-        &self.rows
-    }
-
-    pub(super) fn tables(&self) -> AllocTables {
-        AllocTables {
-            order: self.order.clone(),
-            centre: self.centre.clone(),
-            step: self.step.clone(),
-            weight: self.weight.clone(),
-            widths: self.rows.widths().to_vec(),
-        }
-    }
-
-    pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
+    fn encode_row(&self, key: &[f32], out: &mut [u8]) {
         let head_dim = key.len();
         // In units of each channel's step; coded channels come first, by falling weighted energy.
         let mut x = vec![0.0; head_dim];
@@ -174,15 +162,43 @@ impl Alloc {
         mid_rise(x, self.rows.widths()[position / CHUNK])
     }
 
-    pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
-        let (scale, _) = self.rows.tail_of(row);
-        crate::bits::for_each_code(row, self.rows.widths(), |i, code| {
-            let x = scale * self.step[i].to_f32() * (f32::from(code) - self.middle(i));
-            out[usize::from(self.order[i])] = self.centre[i].to_f32() + x;
-        });
+    /// The code value that stands for the centre.
+    fn middle(&self, position: usize) -> f32 {
+        middle(self.rows.widths()[position / CHUNK])
+    }
+}
+
+impl Codec for Alloc {
+    fn tables(&self) -> Tables {
+        let integers = |x: u16| f16::from_f32(f32::from(x));
+        vec![
+            ("order", self.order.iter().copied().map(integers).collect()),
+            ("centre", self.centre.clone()),
+            ("step", self.step.clone()),
+            ("weight", self.weight.clone()),
+            ("widths", self.rows.widths().iter().map(|&b| integers(b.into())).collect()),
+        ]
     }
 
-    pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
+    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+        let rows = self.rows.rows_from_mut(first_token, codes);
+        for (key, row) in keys.chunks_exact(self.order.len()).zip(rows) {
+            self.encode_row(key, row);
+        }
+    }
+
+    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
+        let rows = self.rows.rows_from(first_token, codes);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.order.len())) {
+            let (scale, _) = self.rows.tail_of(row);
+            crate::bits::for_each_code(row, self.rows.widths(), |i, code| {
+                let x = scale * self.step[i].to_f32() * (f32::from(code) - self.middle(i));
+                out[usize::from(self.order[i])] = self.centre[i].to_f32() + x;
+            });
+        }
+    }
+
+    fn prepare(&self, prepared: &mut PreparedQueries) {
         let head_dim = self.order.len();
         let mut reordered = vec![0.0; head_dim];
         for (head, query) in prepared.queries.chunks_exact_mut(head_dim).enumerate() {
@@ -200,9 +216,16 @@ impl Alloc {
         }
     }
 
-    /// The code value that stands for the centre.
-    fn middle(&self, position: usize) -> f32 {
-        middle(self.rows.widths()[position / CHUNK])
+    fn score(
+        &self,
+        level: Level,
+        prepared: &PreparedQueries,
+        codes: &[u8],
+        _num_tokens: usize,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        self.rows.score(level, prepared, codes, out, stride);
     }
 }
 

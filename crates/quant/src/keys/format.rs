@@ -61,12 +61,22 @@ pub const KEY_FORMATS: &str = "f16, int8-token, int6-token, int4-token, int{8,4,
 pub struct KeyLayout {
     /// Tokens that are encoded together.
     pub group_tokens: usize,
-    /// Bytes of one coded group.
-    pub group_bytes: usize,
+    /// Tokens whose codes share a block of bytes: whole groups.
+    pub block_tokens: usize,
+    /// Bytes of a block.
+    pub block_bytes: usize,
     /// Bytes of the fitted tables of one (layer, KV head).
     pub table_bytes: usize,
     /// Tokens without which the tables cannot be fitted.
     pub min_fit_tokens: usize,
+}
+
+impl KeyLayout {
+    /// Bytes of the blocks that hold `num_tokens` tokens.
+    #[must_use]
+    pub fn bytes(&self, num_tokens: usize) -> usize {
+        num_tokens.div_ceil(self.block_tokens) * self.block_bytes
+    }
 }
 
 impl KeyFormat {
@@ -85,9 +95,10 @@ impl KeyFormat {
             return Err(Error::HeadDimTooLong { format, head_dim, max });
         }
         let f16_row = 2 * head_dim;
-        let per_row = |group_bytes, table_bytes, min_fit_tokens| KeyLayout {
+        let per_row = |block_bytes, table_bytes, min_fit_tokens| KeyLayout {
             group_tokens: 1,
-            group_bytes,
+            block_tokens: 1,
+            block_bytes,
             table_bytes,
             min_fit_tokens,
         };
@@ -97,8 +108,13 @@ impl KeyFormat {
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
                 let codes = group_tokens * head_dim * usize::from(bits) / 8;
-                let group_bytes = 2 * f16_row + codes;
-                KeyLayout { group_tokens, group_bytes, table_bytes: 0, min_fit_tokens: 0 }
+                KeyLayout {
+                    group_tokens,
+                    block_tokens: group_tokens,
+                    block_bytes: 2 * f16_row + codes,
+                    table_bytes: 0,
+                    min_fit_tokens: 0,
+                }
             }
             Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
             Self::Pq { width, code_bits } => {
@@ -121,7 +137,7 @@ impl KeyFormat {
     /// As [`KeyFormat::layout`].
     pub fn bits_per_element(self, head_dim: usize, num_tokens: usize) -> Result<f64> {
         let layout = self.layout(head_dim)?;
-        let codes = layout.group_bytes as f64 / layout.group_tokens as f64;
+        let codes = layout.block_bytes as f64 / layout.block_tokens as f64;
         let tables = layout.table_bytes as f64 / num_tokens.max(1) as f64;
         Ok(8.0 * (codes + tables) / head_dim as f64)
     }

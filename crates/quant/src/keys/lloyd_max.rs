@@ -7,12 +7,13 @@
 
 use half::f16;
 
-use super::{FitInput, PreparedQueries, channel_means};
-use crate::Result;
+use super::codec::Codec;
+use super::{FitInput, PreparedQueries, Tables, channel_means};
 use crate::bits::pack_row;
 use crate::rotation::Rotation;
 use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::{Level, Result};
 
 /// The seed of the rotation of every head: part of the format.
 const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
@@ -53,15 +54,7 @@ impl LloydMax {
         })
     }
 
-    pub(super) fn rows(&self) -> &CodedRows {
-        &self.rows
-    }
-
-    pub(super) fn centre(&self) -> &[f16] {
-        &self.centre
-    }
-
-    pub(super) fn encode(&self, key: &[f32], out: &mut [u8]) {
+    fn encode_row(&self, key: &[f32], out: &mut [u8]) {
         let rows = key.iter().zip(&self.centre);
         let mut x: Vec<f32> = rows.map(|(&k, c)| in_f16_range(k) - c.to_f32()).collect();
         self.rotation.forward(&mut x);
@@ -85,20 +78,48 @@ impl LloydMax {
         (0..last).take_while(|&i| x > 0.5 * (self.rows.value(i) + self.rows.value(i + 1))).count()
             as u8
     }
+}
 
-    pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
-        self.rows.decode_row(row, out);
-        self.rotation.inverse(out);
-        for (x, centre) in out.iter_mut().zip(&self.centre) {
-            *x += centre.to_f32();
+impl Codec for LloydMax {
+    fn tables(&self) -> Tables {
+        vec![("centre", self.centre.clone())]
+    }
+
+    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+        let rows = self.rows.rows_from_mut(first_token, codes);
+        for (key, row) in keys.chunks_exact(self.centre.len()).zip(rows) {
+            self.encode_row(key, row);
         }
     }
 
-    pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
+    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
+        let rows = self.rows.rows_from(first_token, codes);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.centre.len())) {
+            self.rows.decode_row(row, out);
+            self.rotation.inverse(out);
+            for (x, centre) in out.iter_mut().zip(&self.centre) {
+                *x += centre.to_f32();
+            }
+        }
+    }
+
+    fn prepare(&self, prepared: &mut PreparedQueries) {
         let head_dim = self.centre.len();
         for (head, query) in prepared.queries.chunks_exact_mut(head_dim).enumerate() {
             prepared.bias[head] = query.iter().zip(&self.centre).map(|(q, c)| q * c.to_f32()).sum();
             self.rotation.forward(query);
         }
+    }
+
+    fn score(
+        &self,
+        level: Level,
+        prepared: &PreparedQueries,
+        codes: &[u8],
+        _num_tokens: usize,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        self.rows.score(level, prepared, codes, out, stride);
     }
 }

@@ -68,6 +68,11 @@ impl CodedRows {
         &self.widths
     }
 
+    /// Channels of a row.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.widths.len() * CHUNK
+    }
+
     pub(crate) fn code_bytes(&self) -> usize {
         self.code_bytes
     }

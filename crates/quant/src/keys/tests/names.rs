@@ -83,7 +83,7 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
             let input = FitInput { head_dim, keys: &[], query_energy: &[], seed: 0 };
             match format.layout(head_dim) {
                 Ok(layout) => {
-                    assert!(fits && layout.group_bytes > 0 && layout.group_tokens > 0);
+                    assert!(fits && layout.block_bytes > 0 && layout.group_tokens > 0);
                 }
                 Err(Error::HeadDim { head_dim: h, multiple_of, format: name }) => {
                     assert!(!fits && (h, multiple_of) == (head_dim, multiple));
@@ -109,7 +109,7 @@ fn a_row_of_any_whole_bytes_has_its_format() {
         for row_bytes in head_dim.div_ceil(16) + 1..=head_dim + 1 {
             let format = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim).unwrap();
             let layout = format.layout(head_dim).unwrap();
-            assert_eq!(layout.group_bytes, row_bytes, "{head_dim}");
+            assert_eq!(layout.block_bytes, row_bytes * layout.block_tokens, "{head_dim}");
         }
     }
 }

@@ -51,11 +51,16 @@ impl Case<'_> {
         let stride = num_tokens + 3;
         let codes = encoded(self.coder, self.keys);
         let mut out = Guarded::<f32>::new((num_heads - 1) * stride + num_tokens);
-        self.coder.prepare(self.queries, self.sm_scale, prepared);
-        self.coder.score(level, prepared, &codes, num_tokens, out.payload_mut(), stride);
+        self.coder.prepare(self.queries, self.sm_scale, Precision::Exact, prepared);
+        let mut maxima = vec![f32::NEG_INFINITY; num_heads];
+        let rows = ScoreRows { scores: out.payload_mut(), stride, maxima: &mut maxima };
+        self.coder.score(level, prepared, &codes, num_tokens, rows);
         let out = out.check_bands().expect("nothing outside is written");
         for (i, x) in out.iter().enumerate() {
             assert!(i % stride < num_tokens || x.is_nan(), "gap {i} was written");
+        }
+        for (row, &maximum) in out.chunks(stride).zip(&maxima) {
+            assert_eq!(row[..num_tokens].iter().copied().fold(f32::MIN, f32::max), maximum);
         }
         out.chunks(stride).flat_map(|row| &row[..num_tokens]).copied().collect()
     }
@@ -130,10 +135,22 @@ fn nothing_to_score_writes_nothing() {
         for level in Level::available() {
             let mut prepared = PreparedQueries::default();
             let mut out = [7.0; 4];
-            coder.prepare(&[], 1.0, &mut prepared);
-            coder.score(level, &prepared, &codes, 128, &mut out, 1);
-            coder.prepare(&keys[..head_dim], 1.0, &mut prepared);
-            coder.score(level, &prepared, &codes, 0, &mut out, 1);
+            coder.prepare(&[], 1.0, Precision::Exact, &mut prepared);
+            coder.score(
+                level,
+                &prepared,
+                &codes,
+                128,
+                ScoreRows { scores: &mut out, stride: 1, maxima: &mut [] },
+            );
+            coder.prepare(&keys[..head_dim], 1.0, Precision::Exact, &mut prepared);
+            coder.score(
+                level,
+                &prepared,
+                &codes,
+                0,
+                ScoreRows { scores: &mut out, stride: 1, maxima: &mut [] },
+            );
             assert_eq!(out, [7.0; 4], "{format}");
         }
     }
