@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::STRIP;
 use crate::bits::CHUNK;
 use crate::{Error, Result};
 
@@ -95,16 +96,16 @@ impl KeyFormat {
             return Err(Error::HeadDimTooLong { format, head_dim, max });
         }
         let f16_row = 2 * head_dim;
-        let per_row = |block_bytes, table_bytes, min_fit_tokens| KeyLayout {
+        let per_token = |tokens: usize, row: usize, table_bytes, min_fit_tokens| KeyLayout {
             group_tokens: 1,
-            block_tokens: 1,
-            block_bytes,
+            block_tokens: tokens,
+            block_bytes: tokens * row,
             table_bytes,
             min_fit_tokens,
         };
         Ok(match self {
-            Self::F16 => per_row(f16_row, 0, 0),
-            Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::F16 => per_token(1, f16_row, 0, 0),
+            Self::IntToken { bits } => per_token(STRIP, head_dim * usize::from(bits) / 8 + 4, 0, 0),
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
                 let codes = group_tokens * head_dim * usize::from(bits) / 8;
@@ -116,17 +117,20 @@ impl KeyFormat {
                     min_fit_tokens: 0,
                 }
             }
-            Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
+            Self::LloydMax { bits } => {
+                let block_tokens = if bits == 3 { 1 } else { STRIP };
+                per_token(block_tokens, head_dim * usize::from(bits) / 8 + 2, f16_row, 64)
+            }
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
                 let row = (num_groups * usize::from(code_bits)).div_ceil(8);
                 let centroids = 1 << code_bits;
-                per_row(row, (centroids + 1) * f16_row, 2 * centroids)
+                per_token(1, row, (centroids + 1) * f16_row, 2 * centroids)
             }
             Self::Alloc { .. } => {
                 let row = self.alloc_code_bytes(head_dim) + 1;
                 // Five tables, all held as f16: order, centre, step, weight, widths.
-                per_row(row, 4 * f16_row + head_dim / CHUNK * 2, 256)
+                per_token(STRIP, row, 4 * f16_row + head_dim / CHUNK * 2, 256)
             }
         })
     }

@@ -3,10 +3,13 @@
 //! A level is chosen once ([`Level::detect`]), kept in a value, passed down and shown to the user.
 //! Kernels match on it; there is no detection per call and no global function pointer.
 
+pub(crate) mod bytes;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub(crate) mod planes;
 pub(crate) mod rows;
+mod tails;
 pub(crate) mod weights;
 
 use std::fmt;
