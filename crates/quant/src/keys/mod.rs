@@ -19,7 +19,7 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
-pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets};
+pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 

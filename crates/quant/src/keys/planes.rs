@@ -1,8 +1,9 @@
 //! Codes of 32 tokens as planes of nibbles: the layout that in-register look-ups scan.
 //!
-//! A strip holds the codes of [`STRIP`] tokens. A plane is one nibble of every token: 16 bytes, token `t`
-//! in byte `t % 16`, the low nibble for the first sixteen tokens and the high one for the others. Then
-//! follow the tails: the scales of all tokens, then their zeros. For a query, a nibble is an index into sixteen products
+//! A strip holds the codes of [`STRIP`] tokens. A plane is one nibble of every token, 16 bytes: byte `2i`
+//! holds the tokens `i` (lower nibble) and `16 + i`, byte `2i + 1` the tokens `8 + i` and `24 + i`, so
+//! that sums over bytes of even and of odd place are those of neighbouring tokens. Then follow the
+//! tails: the scales of all tokens, then their zeros. For a query, a nibble is an index into sixteen products
 //! that are known before any token is seen, so a plane costs one shuffle of bytes for 32 tokens
 //! (quick ADC, André, Kermarrec and Le Scouarnec, VLDB 2015) whatever the widths of the channels are.
 //!
@@ -115,7 +116,7 @@ impl Planes {
     /// Writes `codes [head_dim]` and the tail of the token in `slot`; other tokens stay as they are.
     pub(super) fn write(&self, block: &mut [u8], slot: usize, codes: &[u8], tail: &[u8]) {
         let (planes, tails) = block.split_at_mut(self.num_planes() * PLANE_BYTES);
-        let (place, shift) = (slot % PLANE_BYTES, 4 * (slot / PLANE_BYTES));
+        let (place, shift) = place_of(slot);
         for (plane, bytes) in self.planes.iter().zip(planes.chunks_exact_mut(PLANE_BYTES)) {
             let channels = &codes[plane.first_channel..][..plane.num_channels()];
             let parts = channels.iter().map(|code| code >> plane.shift & plane.mask());
@@ -128,9 +129,10 @@ impl Planes {
     /// Reads the codes of the token in `slot` into `codes [head_dim]`; returns its scale and zero.
     pub(super) fn read(&self, block: &[u8], slot: usize, codes: &mut [u8]) -> (f32, f32) {
         let (planes, tails) = self.split(block);
+        let (place, shift) = place_of(slot);
         codes.fill(0);
         for (plane, bytes) in self.planes.iter().zip(planes.chunks_exact(PLANE_BYTES)) {
-            let nibble = bytes[slot % PLANE_BYTES] >> (4 * (slot / PLANE_BYTES));
+            let nibble = bytes[place] >> shift;
             let channels = &mut codes[plane.first_channel..][..plane.num_channels()];
             for (i, code) in channels.iter_mut().enumerate() {
                 *code |= (nibble >> (i as u8 * plane.bits) & plane.mask()) << plane.shift;
@@ -189,6 +191,11 @@ impl Planes {
         }
         products
     }
+}
+
+/// The byte of a plane in which the token of a slot lies, and the shift of its nibble.
+pub(crate) fn place_of(slot: usize) -> (usize, usize) {
+    (slot % 8 * 2 + slot / 8 % 2, slot / PLANE_BYTES * 4)
 }
 
 /// How many sets of tables of bytes a head has, and the largest entry that they say together: the first

@@ -4,6 +4,7 @@
 //! Kernels match on it; there is no detection per call and no global function pointer.
 
 pub(crate) mod bytes;
+pub(crate) mod f16_keys;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;

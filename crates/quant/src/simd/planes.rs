@@ -7,8 +7,7 @@
 //! 2. sets of one head are joined (`low + 256 · high`) and become f32, still exact;
 //! 3. `scale · (step · sum + offset) + zero · Σ q + bias`.
 //!
-//! The integers are the same on every level and step 3 is the same code, so every level has the same
-//! bits.
+//! The integers are the same on every level; step 3 may round a product once or twice.
 
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
 
@@ -16,7 +15,7 @@
 mod avx2;
 
 use crate::Level;
-use crate::keys::{PLANE_BYTES, Planes, PreparedQueries, STRIP, Sets};
+use crate::keys::{PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP, Sets, place_of};
 use crate::simd::tails::{StripScores, Tails};
 
 /// Planes whose entries add up inside 16 bits, 257 at most for entries of one byte.
@@ -32,20 +31,16 @@ pub(crate) fn score(
     out: &mut [f32],
     stride: usize,
 ) {
-    let blocks = blocks.chunks_exact(planes.block_bytes());
-    let strips = blocks.zip((0..num_tokens).step_by(STRIP));
+    let mut out = StripScores { num_tokens, stride, out };
+    let blocks = &blocks[..num_tokens.div_ceil(STRIP) * planes.block_bytes()];
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        for (block, first) in strips {
-            let out = StripScores { first, num_tokens, stride, out: &mut *out };
-            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
-            unsafe { avx2::score_strip(planes, prepared, block, out) };
-        }
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
+        unsafe { avx2::score(planes, prepared, blocks, &mut out) };
         return;
     }
     let _ = level;
-    for (block, first) in strips {
-        let mut out = StripScores { first, num_tokens, stride, out: &mut *out };
+    for (strip, block) in blocks.chunks_exact(planes.block_bytes()).enumerate() {
         let (codes, tails) = planes.split(block);
         let tails = Tails::read(planes.tail(), tails);
         for head in 0..prepared.num_heads() {
@@ -55,12 +50,14 @@ pub(crate) fn score(
                     let tables = entries(planes, prepared, head, set);
                     sum_scalar(codes, &tables[i * SEGMENT * 16..])
                 };
-                match Sets::of(prepared.precision()).count {
-                    1 => add_sums(&mut totals, &sums(0), &[0; STRIP]),
-                    _ => add_sums(&mut totals, &sums(0), &sums(1)),
+                match prepared.precision() {
+                    Precision::Select => add_sums(&mut totals, &sums(0), &[0; STRIP]),
+                    Precision::Exact => add_sums(&mut totals, &sums(0), &sums(1)),
                 }
             }
-            out.write(head, &tails.finish(prepared, head, &totals));
+            let scores = tails.finish(prepared, head, &totals);
+            let out = out.of(head, strip);
+            out.copy_from_slice(&scores[..out.len()]);
         }
     }
 }
@@ -79,20 +76,14 @@ fn entries<'a>(
 
 /// The sum over planes of what the nibbles of each token pick.
 fn sum_scalar(codes: &[u8], tables: &[u8]) -> [u16; STRIP] {
-    let mut sums = [0; STRIP];
-    let (codes, tables) = (codes.as_chunks::<PLANE_BYTES>().0, tables.as_chunks::<16>().0);
-    for (codes, table) in codes.iter().zip(tables) {
-        let (low, high) = sums.split_at_mut(PLANE_BYTES);
-        for ((low, high), code) in low.iter_mut().zip(high).zip(codes) {
-            *low += u16::from(table[usize::from(code & 15)]);
-            *high += u16::from(table[usize::from(code >> 4)]);
-        }
-    }
-    sums
+    std::array::from_fn(|slot| {
+        let (place, shift) = place_of(slot);
+        let planes = codes.chunks_exact(PLANE_BYTES).zip(tables.chunks_exact(16));
+        planes.map(|(codes, table)| u16::from(table[usize::from(codes[place] >> shift & 15)])).sum()
+    })
 }
 
 /// Adds `low + 256 · high`, which f32 holds exactly, to `totals`.
-#[inline(always)]
 fn add_sums(totals: &mut [f32; STRIP], low: &[u16; STRIP], high: &[u16; STRIP]) {
     for ((total, &low), &high) in totals.iter_mut().zip(low).zip(high) {
         *total += (i32::from(low) + 256 * i32::from(high)) as f32;

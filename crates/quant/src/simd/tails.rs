@@ -5,10 +5,8 @@
 use super::rows::halves;
 use crate::keys::{PreparedQueries, STRIP, Tail, exponent_scale};
 
-/// Where the scores of one strip go.
+/// Where the scores of many strips go.
 pub(super) struct StripScores<'a> {
-    /// The strip's first token.
-    pub(super) first: usize,
     /// Tokens of all strips.
     pub(super) num_tokens: usize,
     pub(super) stride: usize,
@@ -17,15 +15,12 @@ pub(super) struct StripScores<'a> {
 }
 
 impl StripScores<'_> {
-    /// Writes the scores of one head, as many as there are tokens.
+    /// The scores of one head in a strip, as many as there are tokens.
     #[inline(always)]
-    pub(super) fn write(&mut self, head: usize, scores: &[f32; STRIP]) {
-        let len = STRIP.min(self.num_tokens - self.first);
-        let out = &mut self.out[head * self.stride + self.first..];
-        match out.first_chunk_mut() {
-            Some(out) if len == STRIP => *out = *scores,
-            _ => out[..len].copy_from_slice(&scores[..len]),
-        }
+    pub(super) fn of(&mut self, head: usize, strip: usize) -> &mut [f32] {
+        let first = strip * STRIP;
+        let len = STRIP.min(self.num_tokens - first);
+        &mut self.out[head * self.stride + first..][..len]
     }
 }
 
@@ -57,7 +52,6 @@ impl Tails {
     }
 
     /// The scores of one head, from its sums in units of its step.
-    #[inline(always)]
     pub(super) fn finish(
         &self,
         prepared: &PreparedQueries,
@@ -83,48 +77,136 @@ pub(super) mod avx2 {
 
     use std::arch::x86_64::*;
 
-    use super::Tails;
-    use crate::keys::{EIGHTHS, OCTAVE_BIAS, Tail};
+    use crate::keys::{EIGHTHS, OCTAVE_BIAS, PreparedQueries, STRIP, Tail};
     use crate::simd::lanes::{load, store};
 
-    #[target_feature(enable = "avx2,f16c")]
-    pub(in crate::simd) fn read(tail: Tail, bytes: &[u8]) -> Tails {
-        let mut tails = Tails::NONE;
-        let scales = tails.scales.as_chunks_mut::<8>().0;
-        match tail {
-            Tail::None => {}
-            Tail::Exponent => {
-                let eighths = load(&EIGHTHS);
-                for (scales, bytes) in scales.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                    let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
-                    let eighth = _mm256_permutevar8x32_ps(eighths, bytes);
-                    // An octave adds 1 to the exponent of the float, eight bits up from its fraction.
-                    let octave = _mm256_sub_epi32(
-                        _mm256_srli_epi32::<3>(bytes),
-                        _mm256_set1_epi32(OCTAVE_BIAS as i32),
-                    );
-                    let scale = _mm256_add_epi32(
-                        _mm256_castps_si256(eighth),
-                        _mm256_slli_epi32::<23>(octave),
-                    );
-                    store(scales, _mm256_castsi256_ps(scale));
-                }
-            }
-            Tail::Scale | Tail::ScaleZero => {
-                let zeros = tails.zeros.as_chunks_mut::<8>().0;
-                let numbers = scales.iter_mut().chain(zeros).zip(bytes.as_chunks::<16>().0);
-                for (numbers, bytes) in numbers {
-                    store(numbers, _mm256_cvtph_ps(load_half(bytes)));
+    /// What a strip takes in vectors of eight f32.
+    const VECTORS: usize = STRIP / 8;
+
+    /// Sums of 32 tokens, in f32.
+    #[derive(Clone, Copy)]
+    pub(in crate::simd) struct Totals([__m256; VECTORS]);
+
+    impl Totals {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub(in crate::simd) fn zero() -> Self {
+            Self([_mm256_setzero_ps(); VECTORS])
+        }
+
+        /// Adds integers to the tokens `8 · vector..`.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub(in crate::simd) fn add(&mut self, vector: usize, sums: __m256i) {
+            self.0[vector] = _mm256_add_ps(self.0[vector], _mm256_cvtepi32_ps(sums));
+        }
+    }
+
+    /// The scales and zeros of a strip.
+    pub(in crate::simd) struct StripTails {
+        scales: [__m256; VECTORS],
+        /// None where the format has no zeros.
+        zeros: Option<[__m256; VECTORS]>,
+    }
+
+    impl StripTails {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        pub(in crate::simd) fn read(tail: Tail, bytes: &[u8]) -> Self {
+            match tail {
+                Tail::None => Self { scales: [_mm256_set1_ps(1.0); VECTORS], zeros: None },
+                Tail::Exponent => Self { scales: exponent_scales(bytes), zeros: None },
+                Tail::Scale => Self { scales: halves(bytes), zeros: None },
+                Tail::ScaleZero => {
+                    let (scales, zeros) = bytes.split_at(2 * STRIP);
+                    Self { scales: halves(scales), zeros: Some(halves(zeros)) }
                 }
             }
         }
-        tails
+
+        /// Writes the scores of one head, from its sums in units of its step.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        pub(in crate::simd) fn finish(&self, of: &HeadTerms, totals: &Totals, out: &mut [f32]) {
+            let mut scores = [of.bias; VECTORS];
+            if let Some(zeros) = &self.zeros {
+                for i in 0..VECTORS {
+                    scores[i] = _mm256_fmadd_ps(zeros[i], of.sum, of.bias);
+                }
+            }
+            for i in 0..VECTORS {
+                let value = _mm256_fmadd_ps(of.step, totals.0[i], of.offset);
+                scores[i] = _mm256_fmadd_ps(self.scales[i], value, scores[i]);
+            }
+            if let Some(out) = out.first_chunk_mut::<STRIP>() {
+                store_all(out, scores);
+                return;
+            }
+            let mut part = [0.0; STRIP];
+            store_all(&mut part, scores);
+            out.copy_from_slice(&part[..out.len()]);
+        }
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn load_half(bytes: &[u8; 16]) -> __m128i {
-        // SAFETY: the array has the 16 bytes of this unaligned load.
-        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    fn store_all(out: &mut [f32; STRIP], scores: [__m256; VECTORS]) {
+        for (out, scores) in out.as_chunks_mut().0.iter_mut().zip(scores) {
+            store(out, scores);
+        }
+    }
+
+    /// What turns the sums of a head into scores.
+    #[derive(Clone, Copy)]
+    pub(in crate::simd) struct HeadTerms {
+        step: __m256,
+        offset: __m256,
+        sum: __m256,
+        bias: __m256,
+    }
+
+    impl HeadTerms {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub(in crate::simd) fn new(prepared: &PreparedQueries, head: usize) -> Self {
+            let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
+            Self {
+                step: _mm256_set1_ps(prepared.steps()[head]),
+                offset: _mm256_set1_ps(or_zero(prepared.offsets())),
+                sum: _mm256_set1_ps(or_zero(prepared.sums())),
+                bias: _mm256_set1_ps(prepared.bias()[head]),
+            }
+        }
+    }
+
+    /// The scales of 32 exponent bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn exponent_scales(bytes: &[u8]) -> [__m256; VECTORS] {
+        let eighths = load(&EIGHTHS);
+        let octave_bias = _mm256_set1_epi32(OCTAVE_BIAS as i32);
+        let mut scales = [_mm256_setzero_ps(); VECTORS];
+        for (scales, bytes) in scales.iter_mut().zip(bytes.as_chunks().0) {
+            let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
+            // The permutation looks at the lowest three bits of an index.
+            let eighth = _mm256_castps_si256(_mm256_permutevar8x32_ps(eighths, bytes));
+            // An octave adds 1 to the exponent of the float.
+            let octave = _mm256_sub_epi32(_mm256_srli_epi32::<3>(bytes), octave_bias);
+            let scale = _mm256_add_epi32(eighth, _mm256_slli_epi32::<23>(octave));
+            *scales = _mm256_castsi256_ps(scale);
+        }
+        scales
+    }
+
+    /// 32 halves.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn halves(bytes: &[u8]) -> [__m256; VECTORS] {
+        let mut numbers = [_mm256_setzero_ps(); VECTORS];
+        for (numbers, bytes) in numbers.iter_mut().zip(bytes.as_chunks::<16>().0) {
+            // SAFETY: the array has the 16 bytes of this unaligned load.
+            *numbers = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        }
+        numbers
     }
 }

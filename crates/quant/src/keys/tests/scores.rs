@@ -191,40 +191,6 @@ fn exact_scores_are_exact_and_selecting_ones_are_close() {
 }
 
 #[test]
-fn integer_kernels_have_the_same_bits_on_every_level() {
-    for (format, head_dim) in shapes(&[8, 64, 80, 128]) {
-        if coder_is_in_f32(format) {
-            continue;
-        }
-        let mut inputs = Inputs::new(15);
-        let keys = Input::HeavyChannels.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
-        let coder = fitted(format, head_dim, &keys);
-        let queries = inputs.gaussian_rows(4, head_dim, 1.5);
-        for precision in [Precision::Exact, Precision::Select] {
-            let keys = &keys[..77 * head_dim];
-            let case = Case { coder: &coder, keys, queries: &queries, sm_scale: 0.1, precision };
-            let bits = |level| -> Vec<u32> {
-                let scored = case.scores(level, &mut PreparedQueries::default());
-                scored.scores.iter().map(|x| x.to_bits()).collect()
-            };
-            for level in Level::available() {
-                assert_eq!(bits(level), bits(Level::SCALAR), "{format} {head_dim} {level}");
-            }
-        }
-    }
-}
-
-/// Formats whose rows are scored in f32, in an order of additions that depends on the level.
-fn coder_is_in_f32(format: KeyFormat) -> bool {
-    !matches!(
-        format,
-        KeyFormat::IntToken { .. }
-            | KeyFormat::Alloc { .. }
-            | KeyFormat::LloydMax { bits: 1 | 2 | 4 }
-    )
-}
-
-#[test]
 fn nothing_to_score_writes_nothing() {
     for (format, head_dim) in shapes(&[16]) {
         let keys = Inputs::new(1).gaussian_rows(fit_tokens(format, head_dim), head_dim, 1.0);

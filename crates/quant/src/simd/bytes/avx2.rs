@@ -1,94 +1,98 @@
-//! Sixteen channels at a time; four rows against up to three heads per pass.
+//! Eight tokens of a pair of channels at a time; up to three heads per pass.
 
 use std::arch::x86_64::*;
 
-use super::{ByteStrips, LANE_WORDS};
+use super::{ByteStrips, PAIR_BYTES};
 use crate::keys::{PreparedQueries, STRIP};
-use crate::simd::tails::{self, StripScores};
+use crate::simd::tails::StripScores;
+use crate::simd::tails::avx2::{HeadTerms, StripTails, Totals};
 
-/// Rows that are summed side by side, so that one tree of additions ends them all.
-const ROWS: usize = 4;
+/// Tokens whose sums of all heads stay in registers.
+const TOKENS: usize = 16;
 
-/// Scores one strip for all heads.
+/// Heads that share one pass over the codes.
+const HEADS: usize = 3;
+
+/// Scores all strips for all heads.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn score_strip(
+pub(super) fn score(
     shape: &ByteStrips,
     prepared: &PreparedQueries,
-    block: &[u8],
-    mut out: StripScores<'_>,
+    blocks: &[u8],
+    out: &mut StripScores<'_>,
 ) {
-    let (rows, tails) = shape.split(block);
-    let tails = tails::avx2::read(shape.tail, tails);
-    let mut write = |head: usize, totals: &[f32; STRIP]| {
-        out.write(head, &tails.finish(prepared, head, totals));
-    };
-    let words = |head| shape.words(prepared, head);
     let num_heads = prepared.num_heads();
-    let mut head = 0;
-    while head + 3 <= num_heads {
-        let totals = totals(shape.head_dim, rows, [0, 1, 2].map(|i| words(head + i)));
-        totals.iter().enumerate().for_each(|(i, totals)| write(head + i, totals));
-        head += 3;
-    }
-    while head < num_heads {
-        let [totals] = totals(shape.head_dim, rows, [words(head)]);
-        write(head, &totals);
-        head += 1;
+    for (strip, block) in blocks.chunks_exact(shape.block_bytes()).enumerate() {
+        let mut head = 0;
+        while head + HEADS <= num_heads {
+            score_strip::<HEADS>(shape, prepared, block, head, strip, out);
+            head += HEADS;
+        }
+        while head < num_heads {
+            score_strip::<1>(shape, prepared, block, head, strip, out);
+            head += 1;
+        }
     }
 }
 
-/// The products of every row with each of `HEADS` queries.
+/// Scores one strip for the heads `head..head + N`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn score_strip<const N: usize>(
+    shape: &ByteStrips,
+    prepared: &PreparedQueries,
+    block: &[u8],
+    head: usize,
+    strip: usize,
+    out: &mut StripScores<'_>,
+) {
+    let (pairs, tails) = shape.split(block);
+    let totals = totals::<N>(pairs, std::array::from_fn(|i| shape.words(prepared, head + i)));
+    let tails = StripTails::read(shape.tail, tails);
+    for (i, totals) in totals.iter().enumerate() {
+        let terms = HeadTerms::new(prepared, head + i);
+        tails.finish(&terms, totals, out.of(head + i, strip));
+    }
+}
+
+/// The products of every token with each of `N` queries.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn totals<const HEADS: usize>(
-    head_dim: usize,
-    rows: &[u8],
-    words: [&[i16]; HEADS],
-) -> [[f32; STRIP]; HEADS] {
-    let mut totals = [[0.0; STRIP]; HEADS];
-    for (quad, rows) in rows.chunks_exact(ROWS * head_dim).enumerate() {
-        let mut sums = [[_mm256_setzero_si256(); ROWS]; HEADS];
-        for first in (0..head_dim).step_by(LANE_WORDS) {
-            for row in 0..ROWS {
-                let codes = load_codes(&rows[row * head_dim..][..head_dim][first..]);
-                for (sums, words) in sums.iter_mut().zip(&words) {
-                    let Some(words) = words[first..].first_chunk() else { continue };
-                    let products = _mm256_madd_epi16(codes, load_words(words));
-                    sums[row] = _mm256_add_epi32(sums[row], products);
+fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N]) -> [Totals; N] {
+    let num_pairs = pairs.len() / PAIR_BYTES;
+    assert!(words.iter().all(|words| words.len() >= 2 * num_pairs), "two words for every pair");
+    let mut totals = [Totals::zero(); N];
+    for part in 0..STRIP / TOKENS {
+        let mut sums = [[_mm256_setzero_si256(); 2]; N];
+        for pair in 0..num_pairs {
+            let at = pair * PAIR_BYTES + part * 2 * TOKENS;
+            // SAFETY: 32 bytes from `at` on are the codes of sixteen tokens of this pair.
+            let codes = unsafe { [load_codes(pairs, at), load_codes(pairs, at + 16)] };
+            for (sums, words) in sums.iter_mut().zip(words) {
+                // SAFETY: there are two words for every pair.
+                let words = unsafe { words.as_ptr().add(2 * pair).cast::<i32>().read_unaligned() };
+                let words = _mm256_set1_epi32(words);
+                for (sum, codes) in sums.iter_mut().zip(codes) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(codes, words));
                 }
             }
         }
-        for (totals, [a, b, c, d]) in totals.iter_mut().zip(sums) {
-            let four = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-            let four =
-                _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256::<1>(four));
-            if let Some(out) = totals.as_chunks_mut::<ROWS>().0.get_mut(quad) {
-                // SAFETY: the array has the 16 bytes of this unaligned store.
-                unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm_cvtepi32_ps(four)) };
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            for (i, sums) in sums.into_iter().enumerate() {
+                totals.add(2 * part + i, sums);
             }
         }
     }
     totals
 }
 
-/// Sixteen codes, or the last eight of a row, as words.
+/// Sixteen codes as words.
+///
+/// # Safety
+/// - 16 bytes from `at` on lie in `codes`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_codes(codes: &[u8]) -> __m256i {
-    let codes = match codes.first_chunk::<LANE_WORDS>() {
-        // SAFETY: the array has the 16 bytes of this unaligned load.
-        Some(codes) => unsafe { _mm_loadu_si128(codes.as_ptr().cast()) },
-        None => {
-            let eight = codes.first_chunk().map_or(0, |eight| i64::from_le_bytes(*eight));
-            _mm_cvtsi64_si128(eight)
-        }
-    };
-    _mm256_cvtepu8_epi16(codes)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_words(words: &[i16; LANE_WORDS]) -> __m256i {
-    // SAFETY: the array has the 32 bytes of this unaligned load.
-    unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+unsafe fn load_codes(codes: &[u8], at: usize) -> __m256i {
+    // SAFETY: the caller's.
+    _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(codes.as_ptr().add(at).cast()) })
 }

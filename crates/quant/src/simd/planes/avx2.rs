@@ -2,71 +2,107 @@
 
 use std::arch::x86_64::*;
 
-use super::{SEGMENT, add_sums, entries};
-use crate::keys::{PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP};
-use crate::simd::tails::{self, StripScores};
+use super::{SEGMENT, entries};
+use crate::keys::{PLANE_BYTES, Planes, Precision, PreparedQueries};
+use crate::simd::tails::StripScores;
+use crate::simd::tails::avx2::{HeadTerms, StripTails, Totals};
 
-/// Scores one strip for all heads.
+/// Heads that share one pass over the planes where each has one set of tables: what the registers hold.
+const SELECT_HEADS: usize = 3;
+
+/// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
+const CACHED_STRIPS: usize = 16;
+
+/// Scores all strips for all heads.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn score_strip(
+pub(super) fn score(
     planes: &Planes,
     prepared: &PreparedQueries,
-    block: &[u8],
-    mut out: StripScores<'_>,
+    blocks: &[u8],
+    out: &mut StripScores<'_>,
 ) {
-    let (codes, tails) = planes.split(block);
-    let tails = tails::avx2::read(planes.tail(), tails);
-    let mut write = |head: usize, totals: &[f32; STRIP]| {
-        out.write(head, &tails.finish(prepared, head, totals));
-    };
-    let tables = |head, set| entries(planes, prepared, head, set);
     let num_heads = prepared.num_heads();
-    match prepared.precision() {
-        Precision::Exact => {
-            for head in 0..num_heads {
-                let mut totals = [0.0; STRIP];
-                for_segments(codes, |codes, at| {
-                    let [low, high] =
-                        sum::<2, false>(codes, [&tables(head, 0)[at..], &tables(head, 1)[at..]]);
-                    add_sums(&mut totals, &low, &high);
-                });
-                write(head, &totals);
-            }
-        }
-        Precision::Select => {
-            // Three heads fill the registers.
-            let mut head = 0;
-            while head + 3 <= num_heads {
-                let mut totals = [[0.0; STRIP]; 3];
-                for_segments(codes, |codes, at| {
-                    let tables = [0, 1, 2].map(|i| &tables(head + i, 0)[at..]);
-                    let sums = sum::<3, true>(codes, tables);
-                    for (totals, sums) in totals.iter_mut().zip(&sums) {
-                        add_sums(totals, sums, &[0; STRIP]);
-                    }
-                });
-                totals.iter().enumerate().for_each(|(i, totals)| write(head + i, totals));
-                head += 3;
-            }
-            while head < num_heads {
-                let mut totals = [0.0; STRIP];
-                for_segments(codes, |codes, at| {
-                    let [sums] = sum::<1, true>(codes, [&tables(head, 0)[at..]]);
-                    add_sums(&mut totals, &sums, &[0; STRIP]);
-                });
-                write(head, &totals);
-                head += 1;
+    let cached = blocks.chunks(CACHED_STRIPS * planes.block_bytes()).enumerate();
+    for (blocks, first) in cached.map(|(i, blocks)| (blocks, i * CACHED_STRIPS)) {
+        let strips = Strips { planes, prepared, blocks, first };
+        match prepared.precision() {
+            Precision::Exact => (0..num_heads).for_each(|head| strips.exact(head, out)),
+            Precision::Select => {
+                let mut head = 0;
+                while head + SELECT_HEADS <= num_heads {
+                    strips.select::<SELECT_HEADS>(head, out);
+                    head += SELECT_HEADS;
+                }
+                (head..num_heads).for_each(|head| strips.select::<1>(head, out));
             }
         }
     }
 }
 
-/// Visits the planes of a strip in segments, with where their tables begin.
-#[inline(always)]
-fn for_segments(codes: &[u8], mut visit: impl FnMut(&[u8], usize)) {
-    for (i, codes) in codes.chunks(SEGMENT * PLANE_BYTES).enumerate() {
-        visit(codes, i * SEGMENT * 16);
+/// A few strips, whose number among all of them is `first` and more.
+struct Strips<'a> {
+    planes: &'a Planes,
+    prepared: &'a PreparedQueries,
+    blocks: &'a [u8],
+    first: usize,
+}
+
+impl<'a> Strips<'a> {
+    fn iter(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
+        let blocks = self.blocks.chunks_exact(self.planes.block_bytes()).enumerate();
+        let first = self.first;
+        blocks.map(move |(i, block)| (first + i, block))
     }
+
+    /// Scores one head by tables of two bytes.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn exact(&self, head: usize, out: &mut StripScores<'_>) {
+        let terms = HeadTerms::new(self.prepared, head);
+        let tables = [0, 1].map(|set| entries(self.planes, self.prepared, head, set));
+        for (strip, block) in self.iter() {
+            let (codes, tails) = self.planes.split(block);
+            let mut totals = Totals::zero();
+            for (codes, at) in segments(codes) {
+                let [low, high] = sum::<2, false>(codes, tables, at);
+                for i in 0..low.len() {
+                    totals.add(i, _mm256_add_epi32(low[i], _mm256_slli_epi32::<8>(high[i])));
+                }
+            }
+            let tails = StripTails::read(self.planes.tail(), tails);
+            tails.finish(&terms, &totals, out.of(head, strip));
+        }
+    }
+
+    /// Scores `HEADS` heads by tables of one byte.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn select<const HEADS: usize>(&self, head: usize, out: &mut StripScores<'_>) {
+        let terms: [HeadTerms; HEADS] =
+            std::array::from_fn(|i| HeadTerms::new(self.prepared, head + i));
+        let tables: [&[u8]; HEADS] =
+            std::array::from_fn(|i| entries(self.planes, self.prepared, head + i, 0));
+        for (strip, block) in self.iter() {
+            let (codes, tails) = self.planes.split(block);
+            let mut totals = [Totals::zero(); HEADS];
+            for (codes, at) in segments(codes) {
+                let sums = sum::<HEADS, true>(codes, tables, at);
+                for set in 0..HEADS {
+                    for i in 0..sums[set].len() {
+                        totals[set].add(i, sums[set][i]);
+                    }
+                }
+            }
+            let tails = StripTails::read(self.planes.tail(), tails);
+            for i in 0..HEADS {
+                tails.finish(&terms[i], &totals[i], out.of(head + i, strip));
+            }
+        }
+    }
+}
+
+/// The planes of a strip in segments, with where their tables begin.
+#[inline(always)]
+fn segments(codes: &[u8]) -> impl Iterator<Item = (&[u8], usize)> {
+    codes.chunks(SEGMENT * PLANE_BYTES).enumerate().map(|(i, codes)| (codes, i * SEGMENT * 16))
 }
 
 /// Sums of 32 bytes in 16-bit lanes: of both bytes of a lane as one number, and of the upper ones.
@@ -89,95 +125,120 @@ impl Lanes {
         self.whole = _mm256_add_epi16(self.whole, bytes);
         self.upper = _mm256_add_epi16(self.upper, _mm256_srli_epi16::<8>(bytes));
     }
-
-    /// The sixteen sums, of both halves of the vector together.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn totals(self) -> (__m128i, __m128i) {
-        // The sum of the whole lanes is that of the lower bytes and 256 times that of the upper ones.
-        let lower = _mm256_sub_epi16(self.whole, _mm256_slli_epi16::<8>(self.upper));
-        let join = |x| _mm_add_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-        let (lower, upper) = (join(lower), join(self.upper));
-        (_mm_unpacklo_epi16(lower, upper), _mm_unpackhi_epi16(lower, upper))
-    }
 }
 
-/// The sums over planes of what each token's nibbles pick from each of `SETS` tables. With `PAIRED`, no
-/// entry is above 127, and those of two planes are added as bytes first.
+/// The sums of 32 tokens as 32-bit integers, from those of the lower nibbles and of the upper ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn join(low: Lanes, high: Lanes) -> [__m256i; 4] {
+    let (whole, upper) = (add_halves(low.whole, high.whole), add_halves(low.upper, high.upper));
+    // The sum of the whole lanes is that of the lower bytes and 256 times that of the upper ones.
+    let lower = _mm256_sub_epi16(whole, _mm256_slli_epi16::<8>(upper));
+    [
+        _mm256_cvtepu16_epi32(_mm256_castsi256_si128(lower)),
+        _mm256_cvtepu16_epi32(_mm256_castsi256_si128(upper)),
+        _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(lower)),
+        _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(upper)),
+    ]
+}
+
+/// Both halves of a vector hold the same tokens, of planes of even and of odd number: their sums, those of
+/// `a` in the lower half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_halves(a: __m256i, b: __m256i) -> __m256i {
+    let first = _mm256_permute2x128_si256::<0x20>(a, b);
+    _mm256_add_epi16(first, _mm256_permute2x128_si256::<0x31>(a, b))
+}
+
+/// The sums over planes of what each token's nibbles pick from each of `SETS` tables, which begin at
+/// `first_entry`. With `PAIRED`, no entry is above 127, and those of two planes are added as bytes first.
+///
+/// The lower nibbles of all planes come first and then the upper ones: so the sums of three sets stay in
+/// registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sum<const SETS: usize, const PAIRED: bool>(
     codes: &[u8],
     tables: [&[u8]; SETS],
-) -> [[u16; STRIP]; SETS] {
-    let (quads, pair) = codes.as_chunks::<64>();
-    let tables = tables.map(|table| &table[..codes.len()]);
-    let mut lanes = [[Lanes::zero(); 2]; SETS];
-    for (i, quad) in quads.iter().enumerate() {
-        let (first, second) = halves_of(quad);
-        let (first, second) = (nibbles(first), nibbles(second));
-        for (lanes, table) in lanes.iter_mut().zip(&tables) {
-            let Some(table) = table[64 * i..].first_chunk::<64>() else { continue };
-            let (a, b) = halves_of(table);
-            let (a, b) = (load_bytes(a), load_bytes(b));
-            for half in 0..2 {
-                let (x, y) =
-                    (_mm256_shuffle_epi8(a, first[half]), _mm256_shuffle_epi8(b, second[half]));
-                if PAIRED {
-                    lanes[half].add(_mm256_add_epi8(x, y));
-                } else {
-                    lanes[half].add(x);
-                    lanes[half].add(y);
-                }
+    first_entry: usize,
+) -> [[__m256i; 4]; SETS] {
+    for table in tables {
+        assert!(table.len() >= first_entry + codes.len(), "a table for every plane");
+    }
+    // SAFETY: every set has a table of 16 entries for each of the planes, which take 16 bytes.
+    let (low, high) = unsafe {
+        let low = nibble_sums::<SETS, PAIRED, 0>(codes, tables, first_entry);
+        (low, nibble_sums::<SETS, PAIRED, 4>(codes, tables, first_entry))
+    };
+    let mut sums = [[_mm256_setzero_si256(); 4]; SETS];
+    for set in 0..SETS {
+        sums[set] = join(low[set], high[set]);
+    }
+    sums
+}
+
+/// [`sum`] for the nibbles that begin at bit `SHIFT`, 0 or 4.
+///
+/// # Safety
+/// - every table has `first_entry + codes.len()` entries.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn nibble_sums<const SETS: usize, const PAIRED: bool, const SHIFT: i32>(
+    codes: &[u8],
+    tables: [&[u8]; SETS],
+    first_entry: usize,
+) -> [Lanes; SETS] {
+    let mut lanes = [Lanes::zero(); SETS];
+    let mut at = 0;
+    while at + 64 <= codes.len() {
+        // SAFETY: 64 bytes from `at` on lie in the codes, and so behind `first_entry` in every table.
+        let a = unsafe { nibbles::<SHIFT>(codes, at) };
+        // SAFETY: as above.
+        let b = unsafe { nibbles::<SHIFT>(codes, at + 32) };
+        for set in 0..SETS {
+            // SAFETY: as above.
+            let x = _mm256_shuffle_epi8(unsafe { load(tables[set], first_entry + at) }, a);
+            // SAFETY: as above.
+            let y = _mm256_shuffle_epi8(unsafe { load(tables[set], first_entry + at + 32) }, b);
+            if PAIRED {
+                lanes[set].add(_mm256_add_epi8(x, y));
+            } else {
+                lanes[set].add(x);
+                lanes[set].add(y);
             }
         }
+        at += 64;
     }
-    if let Some(pair) = pair.first_chunk::<32>() {
-        let codes = nibbles(pair);
-        for (lanes, table) in lanes.iter_mut().zip(&tables) {
-            let Some(table) = table[64 * quads.len()..].first_chunk::<32>() else { continue };
-            let table = load_bytes(table);
-            for half in 0..2 {
-                lanes[half].add(_mm256_shuffle_epi8(table, codes[half]));
-            }
+    if at + 32 <= codes.len() {
+        // SAFETY: 32 bytes from `at` on lie in the codes, and so behind `first_entry` in every table.
+        let codes = unsafe { nibbles::<SHIFT>(codes, at) };
+        for set in 0..SETS {
+            // SAFETY: as above.
+            let table = unsafe { load(tables[set], first_entry + at) };
+            lanes[set].add(_mm256_shuffle_epi8(table, codes));
         }
     }
-    lanes.map(|[low, high]| {
-        let mut sums = [0; STRIP];
-        let (parts, _) = sums.as_chunks_mut::<8>();
-        let ((a, b), (c, d)) = (low.totals(), high.totals());
-        for (part, sums) in parts.iter_mut().zip([a, b, c, d]) {
-            store_words(part, sums);
-        }
-        sums
-    })
+    lanes
 }
 
-/// The lower nibbles of all bytes, and the upper ones.
+/// The nibbles of 32 bytes that begin at bit `SHIFT`, 0 or 4.
+///
+/// # Safety
+/// - 32 bytes from `at` on lie in `bytes`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(bytes: &[u8; 32]) -> [__m256i; 2] {
-    let (bytes, mask) = (load_bytes(bytes), _mm256_set1_epi8(15));
-    let upper = _mm256_srli_epi16::<4>(bytes);
-    [_mm256_and_si256(bytes, mask), _mm256_and_si256(upper, mask)]
+unsafe fn nibbles<const SHIFT: i32>(bytes: &[u8], at: usize) -> __m256i {
+    // SAFETY: the caller's.
+    let bytes = unsafe { load(bytes, at) };
+    _mm256_and_si256(_mm256_srli_epi16::<SHIFT>(bytes), _mm256_set1_epi8(15))
 }
 
-#[inline(always)]
-fn halves_of(bytes: &[u8; 64]) -> (&[u8; 32], &[u8; 32]) {
-    let ([first, second], _) = bytes.as_chunks::<32>() else { unreachable!("64 bytes") };
-    (first, second)
-}
-
+/// # Safety
+/// - 32 bytes from `at` on lie in `bytes`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_bytes(bytes: &[u8; 32]) -> __m256i {
-    // SAFETY: the array has the 32 bytes of this unaligned load.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store_words(out: &mut [u16; 8], words: __m128i) {
-    // SAFETY: the array has the 16 bytes of this unaligned store.
-    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), words) }
+unsafe fn load(bytes: &[u8], at: usize) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) }
 }
