@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use crate::tally::Tally;
 use crate::workspace::Workspace;
-use crate::{checks, model_file, needs, package};
+use crate::{bench, checks, model_file, needs, package};
 
 use report::{Report, Step};
 use runners::{Nextest, Settings};
@@ -67,8 +67,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         report.step(Step::new("doctests").within_minutes(2), || {
             runners::doctests(workspace, &settings)
         });
+        report.step(Step::new("benches, small").within_minutes(1), || {
+            bench::check(workspace, &["quant", "--test"])
+        });
     }
     if options.long {
+        report
+            .step(Step::new("bars"), || bench::check(workspace, &["quant", "--peers", "--check"]));
         report.step(Step::new("package"), || package::run(workspace));
     }
     report.step(Step::new("checks").within_minutes(4), || checks::run(workspace));
