@@ -94,11 +94,25 @@ pub(super) mod avx2 {
             Self([_mm256_setzero_ps(); VECTORS])
         }
 
-        /// Adds integers to the tokens `8 · vector..`.
+        /// From integers, eight tokens a vector.
         #[inline]
         #[target_feature(enable = "avx2")]
-        pub(in crate::simd) fn add(&mut self, vector: usize, sums: __m256i) {
-            self.0[vector] = _mm256_add_ps(self.0[vector], _mm256_cvtepi32_ps(sums));
+        pub(in crate::simd) fn of(sums: [__m256i; VECTORS]) -> Self {
+            let mut totals = Self::zero();
+            for (total, sums) in totals.0.iter_mut().zip(sums) {
+                *total = _mm256_cvtepi32_ps(sums);
+            }
+            totals
+        }
+
+        /// Adds integers.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub(in crate::simd) fn add(&mut self, sums: [__m256i; VECTORS]) {
+            let added = Self::of(sums);
+            for (total, added) in self.0.iter_mut().zip(added.0) {
+                *total = _mm256_add_ps(*total, added);
+            }
         }
     }
 

@@ -61,7 +61,7 @@ fn score_strip<const N: usize>(
 fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N]) -> [Totals; N] {
     let num_pairs = pairs.len() / PAIR_BYTES;
     assert!(words.iter().all(|words| words.len() >= 2 * num_pairs), "two words for every pair");
-    let mut totals = [Totals::zero(); N];
+    let mut all = [[_mm256_setzero_si256(); STRIP / 8]; N];
     for part in 0..STRIP / TOKENS {
         let mut sums = [[_mm256_setzero_si256(); 2]; N];
         for pair in 0..num_pairs {
@@ -77,11 +77,13 @@ fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N]) -> [Totals; N] {
                 }
             }
         }
-        for (totals, sums) in totals.iter_mut().zip(sums) {
-            for (i, sums) in sums.into_iter().enumerate() {
-                totals.add(2 * part + i, sums);
-            }
+        for (all, [first, second]) in all.iter_mut().zip(sums) {
+            (all[2 * part], all[2 * part + 1]) = (first, second);
         }
+    }
+    let mut totals = [Totals::zero(); N];
+    for (totals, sums) in totals.iter_mut().zip(all) {
+        *totals = Totals::of(sums);
     }
     totals
 }

@@ -61,13 +61,7 @@ impl<'a> Strips<'a> {
         let tables = [0, 1].map(|set| entries(self.planes, self.prepared, head, set));
         for (strip, block) in self.iter() {
             let (codes, tails) = self.planes.split(block);
-            let mut totals = Totals::zero();
-            for (codes, at) in segments(codes) {
-                let [low, high] = sum::<2, false>(codes, tables, at);
-                for i in 0..low.len() {
-                    totals.add(i, _mm256_add_epi32(low[i], _mm256_slli_epi32::<8>(high[i])));
-                }
-            }
+            let totals = totals::<1, 2, false>(codes, tables)[0];
             let tails = StripTails::read(self.planes.tail(), tails);
             tails.finish(&terms, &totals, out.of(head, strip));
         }
@@ -82,15 +76,7 @@ impl<'a> Strips<'a> {
             std::array::from_fn(|i| entries(self.planes, self.prepared, head + i, 0));
         for (strip, block) in self.iter() {
             let (codes, tails) = self.planes.split(block);
-            let mut totals = [Totals::zero(); HEADS];
-            for (codes, at) in segments(codes) {
-                let sums = sum::<HEADS, true>(codes, tables, at);
-                for set in 0..HEADS {
-                    for i in 0..sums[set].len() {
-                        totals[set].add(i, sums[set][i]);
-                    }
-                }
-            }
+            let totals = totals::<HEADS, HEADS, true>(codes, tables);
             let tails = StripTails::read(self.planes.tail(), tails);
             for i in 0..HEADS {
                 tails.finish(&terms[i], &totals[i], out.of(head + i, strip));
@@ -99,10 +85,54 @@ impl<'a> Strips<'a> {
     }
 }
 
-/// The planes of a strip in segments, with where their tables begin.
-#[inline(always)]
-fn segments(codes: &[u8]) -> impl Iterator<Item = (&[u8], usize)> {
-    codes.chunks(SEGMENT * PLANE_BYTES).enumerate().map(|(i, codes)| (codes, i * SEGMENT * 16))
+/// The sums of `HEADS` heads, each of which has one set of tables or the same number more.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn totals<const HEADS: usize, const SETS: usize, const PAIRED: bool>(
+    codes: &[u8],
+    tables: [&[u8]; SETS],
+) -> [Totals; HEADS] {
+    let segment = codes.len().min(SEGMENT * PLANE_BYTES);
+    let mut totals = [Totals::zero(); HEADS];
+    let sums = sum::<SETS, PAIRED>(&codes[..segment], tables, 0);
+    for head in 0..HEADS {
+        totals[head] = Totals::of(joined::<HEADS, SETS>(&sums, head));
+    }
+    if segment < codes.len() { more::<HEADS, SETS, PAIRED>(codes, tables, totals) } else { totals }
+}
+
+/// Adds the planes behind the first segment, which only the longest rows have.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn more<const HEADS: usize, const SETS: usize, const PAIRED: bool>(
+    codes: &[u8],
+    tables: [&[u8]; SETS],
+    mut totals: [Totals; HEADS],
+) -> [Totals; HEADS] {
+    for (i, codes) in codes.chunks(SEGMENT * PLANE_BYTES).enumerate().skip(1) {
+        let sums = sum::<SETS, PAIRED>(codes, tables, i * SEGMENT * 16);
+        for (head, totals) in totals.iter_mut().enumerate() {
+            totals.add(joined::<HEADS, SETS>(&sums, head));
+        }
+    }
+    totals
+}
+
+/// The sums of one head: of its only set, or of its lower bytes and 256 times its upper ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn joined<const HEADS: usize, const SETS: usize>(
+    sums: &[[__m256i; 4]; SETS],
+    head: usize,
+) -> [__m256i; 4] {
+    let mut joined = sums[head];
+    if SETS == 2 * HEADS {
+        for (low, high) in joined.iter_mut().zip(sums[HEADS + head]) {
+            *low = _mm256_add_epi32(*low, _mm256_slli_epi32::<8>(high));
+        }
+    }
+    joined
 }
 
 /// Sums of 32 bytes in 16-bit lanes: of both bytes of a lane as one number, and of the upper ones.
