@@ -144,13 +144,13 @@ pub(super) mod avx2 {
         pub(in crate::simd) fn finish(&self, of: &HeadTerms, totals: &Totals, out: &mut [f32]) {
             let mut scores = [of.bias; VECTORS];
             if let Some(zeros) = &self.zeros {
-                for i in 0..VECTORS {
-                    scores[i] = _mm256_fmadd_ps(zeros[i], of.sum, of.bias);
+                for (score, zero) in scores.iter_mut().zip(zeros) {
+                    *score = _mm256_fmadd_ps(*zero, of.sum, of.bias);
                 }
             }
-            for i in 0..VECTORS {
-                let value = _mm256_fmadd_ps(of.step, totals.0[i], of.offset);
-                scores[i] = _mm256_fmadd_ps(self.scales[i], value, scores[i]);
+            for ((score, scale), total) in scores.iter_mut().zip(&self.scales).zip(&totals.0) {
+                let value = _mm256_fmadd_ps(of.step, *total, of.offset);
+                *score = _mm256_fmadd_ps(*scale, value, *score);
             }
             if let Some(out) = out.first_chunk_mut::<STRIP>() {
                 store_all(out, scores);

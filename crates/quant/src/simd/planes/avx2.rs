@@ -95,8 +95,8 @@ fn totals<const HEADS: usize, const SETS: usize, const PAIRED: bool>(
     let segment = codes.len().min(SEGMENT * PLANE_BYTES);
     let mut totals = [Totals::zero(); HEADS];
     let sums = sum::<SETS, PAIRED>(&codes[..segment], tables, 0);
-    for head in 0..HEADS {
-        totals[head] = Totals::of(joined::<HEADS, SETS>(&sums, head));
+    for (head, totals) in totals.iter_mut().enumerate() {
+        *totals = Totals::of(joined::<HEADS, SETS>(&sums, head));
     }
     if segment < codes.len() { more::<HEADS, SETS, PAIRED>(codes, tables, totals) } else { totals }
 }
