@@ -135,6 +135,22 @@ fn dots_and_sums_are_those_of_f64_on_every_level() {
 }
 
 #[test]
+fn no_heads_and_no_elements_change_nothing() {
+    for format in FORMATS {
+        for (num_heads, head_dim) in [(0, 8), (3, 0), (0, 0)] {
+            let bytes = vec![0x7f; format.bytes(head_dim)];
+            let values = vec![1.0; num_heads * head_dim];
+            for level in Level::available() {
+                let mut out = [7.0; 5];
+                format.dot(level, &values, &bytes, &mut out, 2);
+                assert_eq!(out, [7.0; 5], "{format} {level} {num_heads} {head_dim}");
+                format.add_scaled(level, &vec![1.0; num_heads], &bytes, &mut values.clone());
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_is_refused_and_named() {
     for format in FORMATS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
