@@ -3,7 +3,7 @@
 use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, HostScores, ResidentRows};
 use heterokv_evict::{SelectScratch, Union};
 use heterokv_offload::{Arena, HostStore};
-use heterokv_quant::{KeyCoder, Level};
+use heterokv_quant::{KeyCoder, Level, Precision};
 use rayon::prelude::*;
 
 use crate::head::{HeadCache, Stores};
@@ -271,10 +271,14 @@ impl KvCache {
         }
         let heads = &*heads;
         let level = self.level;
+        let precision = match &self.config {
+            CacheConfig::Full => Precision::Exact,
+            CacheConfig::Hca(config) => config.precision(),
+        };
         for ((group, head), queries) in
             self.groups.iter_mut().zip(heads).zip(q.chunks_exact(group_len))
         {
-            group.begin(head.coded(), queries, shape.sm_scale);
+            group.begin(head.coded(), queries, shape.sm_scale, precision);
         }
         let groups = &mut self.groups;
         // The resident part and the scores of the coded keys do not need each other.

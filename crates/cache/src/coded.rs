@@ -1,7 +1,7 @@
 //! Coded keys on the device: a coder and its pages, for one (layer, KV head).
 
 use heterokv_offload::{Arena, Block, Charge};
-use heterokv_quant::{KeyCoder, KeyLayout, Level, PreparedQueries};
+use heterokv_quant::{KeyCoder, KeyLayout, Level, PreparedQueries, ScoreRows};
 
 use crate::Result;
 
@@ -65,32 +65,31 @@ impl CodedKeys {
             let count = (CODE_PAGE_TOKENS - slot).min(rest.len() / head_dim);
             let (now, later) = rest.split_at(count * head_dim);
             let bytes = self.pages.last_mut().expect("a page was just made sure of").bytes_mut();
-            let groups = |tokens: usize| tokens / layout.group_tokens * layout.group_bytes;
-            self.coder.encode(now, &mut bytes[groups(slot)..groups(slot + count)])?;
+            self.coder.encode(slot, now, bytes)?;
             self.num_tokens += count;
             rest = later;
         }
         Ok(())
     }
 
-    /// Scores tile `tile` of [`SCORE_TILE`] tokens into `out[head · SCORE_TILE + token]`; returns how
-    /// many tokens it holds.
+    /// Scores tile `tile` of [`SCORE_TILE`] tokens into `out[head · SCORE_TILE + token]`; raises `maxima`
+    /// to the largest score of each head.
     pub(crate) fn score_tile(
         &self,
         level: Level,
         prepared: &PreparedQueries,
         tile: usize,
         out: &mut [f32],
-    ) -> usize {
+        maxima: &mut [f32],
+    ) {
         let first = tile * SCORE_TILE;
         let count = (self.num_tokens - first).min(SCORE_TILE);
         let pages = &self.pages[first / CODE_PAGE_TOKENS..];
         for (page, offset) in pages.iter().zip((0..count).step_by(CODE_PAGE_TOKENS)) {
             let tokens = (count - offset).min(CODE_PAGE_TOKENS);
-            let out = &mut out[offset..];
-            self.coder.score(level, prepared, page.bytes(), tokens, out, SCORE_TILE);
+            let out = ScoreRows { scores: &mut out[offset..], stride: SCORE_TILE, maxima };
+            self.coder.score(level, prepared, page.bytes(), tokens, out);
         }
-        count
     }
 
     /// A copy in `arena` that shares nothing with this one.
@@ -106,5 +105,5 @@ impl CodedKeys {
 }
 
 fn page_bytes(layout: &KeyLayout) -> usize {
-    CODE_PAGE_TOKENS / layout.group_tokens * layout.group_bytes
+    layout.bytes(CODE_PAGE_TOKENS)
 }

@@ -3,7 +3,7 @@
 use heterokv_attn::HeadShape;
 use heterokv_attn::simd::exp::exp_weights;
 use heterokv_evict::{SelectScratch, Selector, Union};
-use heterokv_quant::{Level, PreparedQueries};
+use heterokv_quant::{Level, Precision, PreparedQueries};
 
 use crate::Result;
 use crate::coded::{CodedKeys, SCORE_TILE};
@@ -17,6 +17,8 @@ pub(crate) struct Group {
     num_coded: usize,
     /// `[num_tiles, group_size, SCORE_TILE]`.
     scores: Vec<f32>,
+    /// `[num_tiles, group_size]`: the largest score of each tile.
+    maxima: Vec<f32>,
     /// `[num_coded]`, of one query head at a time.
     weights: Vec<f32>,
     /// `[group_size, num_coded]`.
@@ -37,6 +39,7 @@ pub(crate) struct ScoreTile<'a> {
     prepared: &'a PreparedQueries,
     tile: usize,
     out: &'a mut [f32],
+    maxima: &'a mut [f32],
 }
 
 /// What a group fetches from the host.
@@ -58,18 +61,27 @@ impl Group {
             prepared: PreparedQueries::default(),
             num_coded: 0,
             scores: Vec::new(),
+            maxima: Vec::new(),
             weights: Vec::new(),
             taken: Vec::new(),
         }
     }
 
     /// Prepares `queries [group_size, head_dim]` for the coded keys of a head, if it has any.
-    pub(crate) fn begin(&mut self, coded: Option<&CodedKeys>, queries: &[f32], sm_scale: f32) {
+    pub(crate) fn begin(
+        &mut self,
+        coded: Option<&CodedKeys>,
+        queries: &[f32],
+        sm_scale: f32,
+        precision: Precision,
+    ) {
         self.num_coded = coded.map_or(0, CodedKeys::num_tokens);
         let num_tiles = self.num_coded.div_ceil(SCORE_TILE);
         self.scores.resize(num_tiles * self.group_size * SCORE_TILE, 0.0);
+        self.maxima.clear();
+        self.maxima.resize(num_tiles * self.group_size, f32::NEG_INFINITY);
         if let Some(coded) = coded {
-            coded.coder().prepare(queries, sm_scale, &mut self.prepared);
+            coded.coder().prepare(queries, sm_scale, precision, &mut self.prepared);
         }
     }
 
@@ -79,8 +91,9 @@ impl Group {
         let prepared = &self.prepared;
         self.scores
             .chunks_exact_mut(self.group_size * SCORE_TILE)
+            .zip(self.maxima.chunks_exact_mut(self.group_size))
             .enumerate()
-            .map(|(tile, out)| ScoreTile { coded, prepared, tile, out })
+            .map(|(tile, (out, maxima))| ScoreTile { coded, prepared, tile, out, maxima })
             .collect()
     }
 
@@ -129,7 +142,8 @@ impl Group {
             let row = &tile[head * SCORE_TILE..][..SCORE_TILE.min(left)];
             self.weights.extend_from_slice(row);
         }
-        let max = self.weights.iter().copied().fold(resident_lse, f32::max);
+        let maxima = self.maxima.iter().skip(head).step_by(self.group_size).copied();
+        let max = maxima.fold(resident_lse, f32::max);
         if max == f32::NEG_INFINITY {
             return max;
         }
@@ -147,6 +161,6 @@ impl Group {
 
 impl ScoreTile<'_> {
     pub(crate) fn score(&mut self, level: Level) {
-        self.coded.score_tile(level, self.prepared, self.tile, self.out);
+        self.coded.score_tile(level, self.prepared, self.tile, self.out, self.maxima);
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use heterokv_evict::{Rule, Selector, Union};
-use heterokv_quant::{KeyFormat, RowFormat};
+use heterokv_quant::{KeyFormat, Precision, RowFormat};
 
 use crate::plan::DevicePlan;
 use crate::presets::{self, Preset};
@@ -185,6 +185,11 @@ impl HcaConfig {
         sinks: 4,
         recent: 64,
     };
+
+    /// What the scores of the coded keys are for: with re-scoring they only select.
+    pub(crate) fn precision(&self) -> Precision {
+        if self.rescore.is_some() { Precision::Select } else { Precision::Exact }
+    }
 
     /// The selector of these options.
     ///

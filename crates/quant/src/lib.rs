@@ -15,7 +15,9 @@ pub mod simd;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use keys::{FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PreparedQueries};
+pub use keys::{
+    FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, Precision, PreparedQueries, ScoreRows,
+};
 pub use rotation::Rotation;
 pub use rows::{PageRows, RowFormat, RowLayout, RowSource};
 pub use simd::Level;

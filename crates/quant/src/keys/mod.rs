@@ -1,24 +1,33 @@
 //! Key coders: tables fitted for the keys of one (layer, KV head), and what is done with them.
 //!
-//! A [`KeyCoder`] encodes keys into groups of bytes, decodes them, and scores queries against them
+//! A [`KeyCoder`] encodes keys into blocks of bytes, decodes them, and scores queries against them
 //! without decoding to memory. Queries are [prepared](KeyCoder::prepare) once per step: rotated, scaled
 //! or turned into tables, with `sm_scale` folded in, so that a score is ready for the softmax.
 
 mod affine;
 mod alloc;
+mod codec;
+mod codes;
 mod format;
 mod kmeans;
 mod lloyd_max;
 mod plain;
+mod planes;
 mod pq;
 mod tables;
+mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
+pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
+pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
+
+use std::sync::Arc;
+
+use codec::Codec;
 
 use crate::saturate::to_f16;
-use crate::simd::keys::CodedRows;
 use crate::{Error, Level, Result};
 
 /// What the tables of a format are fitted on: keys of one (layer, KV head).
@@ -38,7 +47,7 @@ pub struct FitInput<'a> {
 /// The fitted coder of the keys of one (layer, KV head).
 ///
 /// ```
-/// use heterokv_quant::{FitInput, KeyCoder, Level, PreparedQueries};
+/// use heterokv_quant::{FitInput, KeyCoder, Level, Precision, PreparedQueries, ScoreRows};
 ///
 /// // 300 keys of 16 channels, and nothing known of the queries.
 /// let keys: Vec<f32> = (0..300 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -46,15 +55,17 @@ pub struct FitInput<'a> {
 /// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
 ///
 /// // Four bits a channel and a byte of scale: 9 bytes a key.
-/// let mut codes = vec![0; 300 * coder.layout().group_bytes];
+/// let mut codes = vec![0; coder.layout().bytes(300)];
 /// assert_eq!(codes.len(), 300 * 9);
-/// coder.encode(&keys, &mut codes)?;
+/// coder.encode(0, &keys, &mut codes)?;
 ///
 /// // Two queries against all keys, without decoding them.
 /// let queries = &keys[..32];
-/// let (mut prepared, mut scores) = (PreparedQueries::default(), vec![0.0; 2 * 300]);
-/// coder.prepare(queries, 0.25, &mut prepared);
-/// coder.score(Level::detect(), &prepared, &codes, 300, &mut scores, 300);
+/// let (mut prepared, mut scores, mut maxima) =
+///     (PreparedQueries::default(), vec![0.0; 2 * 300], [f32::NEG_INFINITY; 2]);
+/// coder.prepare(queries, 0.25, Precision::Exact, &mut prepared);
+/// let out = ScoreRows { scores: &mut scores, stride: 300, maxima: &mut maxima };
+/// coder.score(Level::detect(), &prepared, &codes, 300, out);
 ///
 /// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
 /// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
@@ -65,23 +76,27 @@ pub struct KeyCoder {
     format: KeyFormat,
     head_dim: usize,
     layout: KeyLayout,
-    kind: Kind,
+    /// Shared by clones: tables never change once fitted.
+    codec: Arc<dyn Codec>,
 }
 
-#[derive(Clone, Debug)]
-enum Kind {
-    F16,
-    IntToken(affine::PerToken),
-    IntChannel(affine::PerChannel),
-    LloydMax(lloyd_max::LloydMax),
-    Pq(pq::Pq),
-    Alloc(alloc::Alloc),
+/// What scores are for, and so what their kernels may round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Scores that weigh values: accumulated in f32, or in exact integers of queries and products that
+    /// are rounded to 16 bits.
+    #[default]
+    Exact,
+    /// Scores that only choose which tokens are re-scored: a kernel may round the products of a query
+    /// to 7 bits. [`KeyCoder::rounding`] bounds what that does.
+    Select,
 }
 
 /// Queries of one KV head's group in the form that a coder scores with. Reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct PreparedQueries {
     num_heads: usize,
+    precision: Precision,
     /// `[num_heads, head_dim]`, in the coder's frame and order.
     queries: Vec<f32>,
     /// `[num_heads]`, added to every score.
@@ -90,6 +105,14 @@ pub struct PreparedQueries {
     sums: Vec<f32>,
     /// `[num_heads]`, added to every dot product before the scale of its token; empty where 0.
     offsets: Vec<f32>,
+    /// `[num_heads]`, the unit of integer sums.
+    steps: Vec<f32>,
+    /// `[num_heads]`, the most that rounding to those units can move a sum.
+    rounding: Vec<f32>,
+    /// Tables of entries that nibbles pick, `[num_heads, sets, num_planes, 16]`.
+    entries: Vec<u8>,
+    /// Queries in integers, filled up with zeros.
+    words: Vec<i16>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
 }
@@ -119,19 +142,19 @@ impl KeyCoder {
             return Err(Error::QueryEnergy { channel, energy: input.query_energy[channel] });
         }
         let head_dim = input.head_dim;
-        let kind = match format {
-            KeyFormat::F16 => Kind::F16,
-            KeyFormat::IntToken { bits } => Kind::IntToken(affine::PerToken::new(bits, head_dim)),
-            KeyFormat::IntChannel { bits, .. } => {
-                Kind::IntChannel(affine::PerChannel::new(bits, head_dim))
+        let codec: Arc<dyn Codec> = match format {
+            KeyFormat::F16 => Arc::new(plain::Halves { head_dim }),
+            KeyFormat::IntToken { bits } => Arc::new(affine::PerToken::new(bits, head_dim)),
+            KeyFormat::IntChannel { bits, group_tokens } => {
+                Arc::new(affine::PerChannel::new(bits, head_dim, group_tokens.into()))
             }
-            KeyFormat::LloydMax { bits } => Kind::LloydMax(lloyd_max::LloydMax::fit(bits, input)?),
-            KeyFormat::Pq { width, code_bits } => Kind::Pq(pq::Pq::fit(width, code_bits, input)),
+            KeyFormat::LloydMax { bits } => Arc::new(lloyd_max::LloydMax::fit(bits, input)?),
+            KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::fit(width, code_bits, input)),
             KeyFormat::Alloc { .. } => {
-                Kind::Alloc(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
+                Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
             }
         };
-        Ok(Self { format, head_dim, layout, kind })
+        Ok(Self { format, head_dim, layout, codec })
     }
 
     /// The format that was fitted.
@@ -146,82 +169,69 @@ impl KeyCoder {
         self.layout
     }
 
-    /// Encodes `keys [n, head_dim]`, where n is a multiple of the layout's `group_tokens`, into
-    /// `out [n / group_tokens, group_bytes]`.
+    /// Encodes `keys [n, head_dim]` as the tokens from `first_token` on of `codes`, which holds whole
+    /// blocks ([`KeyLayout::bytes`] of them all); the codes of other tokens are left as they are. Both
+    /// `first_token` and n are multiples of the layout's `group_tokens`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for NaN or an infinity; `out` is then not written.
+    /// [`Error::NotFinite`] for NaN or an infinity; `codes` is then not written.
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn encode(&self, keys: &[f32], out: &mut [u8]) -> Result<()> {
-        let group_len = self.layout.group_tokens * self.head_dim;
-        assert_eq!(keys.len() % group_len, 0, "keys must be whole groups");
-        assert_eq!(out.len(), keys.len() / group_len * self.layout.group_bytes);
+    pub fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) -> Result<()> {
+        self.check_span(first_token, keys.len(), codes.len());
         check_finite(keys, self.head_dim)?;
-        let groups = out.chunks_exact_mut(self.layout.group_bytes);
-        let groups = keys.chunks_exact(group_len).zip(groups);
-        match &self.kind {
-            Kind::F16 => plain::encode(keys, out),
-            Kind::IntToken(coder) => groups.for_each(|(keys, out)| coder.encode(keys, out)),
-            Kind::IntChannel(coder) => groups.for_each(|(keys, out)| coder.encode(keys, out)),
-            Kind::LloydMax(coder) => groups.for_each(|(keys, out)| coder.encode(keys, out)),
-            Kind::Pq(coder) => coder.encode(keys, out),
-            Kind::Alloc(coder) => groups.for_each(|(keys, out)| coder.encode(keys, out)),
-        }
+        self.codec.encode(first_token, keys, codes);
         Ok(())
     }
 
-    /// Decodes `codes [n / group_tokens, group_bytes]` into `out [n, head_dim]`. Any bytes decode to
-    /// something; damaged ones are the store's to notice.
+    /// Decodes the tokens from `first_token` on of `codes`, whole blocks, into `out [n, head_dim]`; both
+    /// are multiples of the layout's `group_tokens`. Any bytes decode to something; damaged ones are the
+    /// store's to notice.
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn decode(&self, codes: &[u8], out: &mut [f32]) {
-        let group_len = self.layout.group_tokens * self.head_dim;
-        assert_eq!(codes.len() / self.layout.group_bytes * group_len, out.len());
-        for (codes, out) in
-            codes.chunks_exact(self.layout.group_bytes).zip(out.chunks_exact_mut(group_len))
-        {
-            match &self.kind {
-                Kind::F16 => plain::decode(codes, out),
-                Kind::IntToken(coder) => coder.decode(codes, out),
-                Kind::IntChannel(coder) => coder.decode(codes, out),
-                Kind::LloydMax(coder) => coder.decode(codes, out),
-                Kind::Pq(coder) => coder.decode(codes, out),
-                Kind::Alloc(coder) => coder.decode(codes, out),
-            }
-        }
+    pub fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
+        self.check_span(first_token, out.len(), codes.len());
+        self.codec.decode(first_token, codes, out);
+    }
+
+    fn check_span(&self, first_token: usize, keys_len: usize, codes_len: usize) {
+        let group_tokens = self.layout.group_tokens;
+        assert!(first_token.is_multiple_of(group_tokens), "the first token of a group");
+        assert!(keys_len.is_multiple_of(group_tokens * self.head_dim), "keys in whole groups");
+        let end = first_token + keys_len / self.head_dim;
+        assert!(codes_len >= self.layout.bytes(end), "codes for every token");
     }
 
     /// Brings `queries [num_heads, head_dim]`, post-RoPE, into the form of this coder, times `sm_scale`.
+    /// `precision` says what the scores are for.
     ///
     /// # Panics
     /// When `queries` is not whole rows.
-    pub fn prepare(&self, queries: &[f32], sm_scale: f32, prepared: &mut PreparedQueries) {
+    pub fn prepare(
+        &self,
+        queries: &[f32],
+        sm_scale: f32,
+        precision: Precision,
+        prepared: &mut PreparedQueries,
+    ) {
         assert!(queries.len().is_multiple_of(self.head_dim), "whole queries");
         prepared.num_heads = queries.len() / self.head_dim;
+        prepared.precision = precision;
         prepared.queries.clear();
         prepared.queries.extend(queries.iter().map(|q| q * sm_scale));
         prepared.bias.clear();
         prepared.bias.resize(prepared.num_heads, 0.0);
         prepared.sums.clear();
         prepared.offsets.clear();
-        match &self.kind {
-            Kind::F16 | Kind::IntChannel(_) => {}
-            Kind::IntToken(_) => {
-                let sums =
-                    prepared.queries.chunks_exact(self.head_dim).map(|q| q.iter().sum::<f32>());
-                prepared.sums.extend(sums);
-            }
-            Kind::LloydMax(coder) => coder.prepare(prepared),
-            Kind::Pq(coder) => coder.prepare(prepared),
-            Kind::Alloc(coder) => coder.prepare(prepared),
-        }
+        prepared.steps.clear();
+        prepared.rounding.clear();
+        self.codec.prepare(prepared);
     }
 
-    /// Scores `sm_scale · q·k` of the prepared queries against the `num_tokens` keys coded in `codes`,
-    /// into `out[head · stride + token]`. Accumulates in f32. No queries or no tokens: nothing is written.
+    /// Scores `sm_scale · q·k` of the prepared queries against the first `num_tokens` keys of `codes`,
+    /// whole blocks. Accumulates in f32. No queries or no tokens: nothing is written.
     ///
     /// # Panics
     /// When `codes` or `out` is too short for `num_tokens`, or `num_tokens` is not whole groups.
@@ -231,30 +241,63 @@ impl KeyCoder {
         prepared: &PreparedQueries,
         codes: &[u8],
         num_tokens: usize,
-        out: &mut [f32],
-        stride: usize,
+        out: ScoreRows<'_>,
     ) {
-        assert_eq!(num_tokens % self.layout.group_tokens, 0, "tokens must be whole groups");
+        let group_tokens = self.layout.group_tokens;
+        assert!(num_tokens.is_multiple_of(group_tokens), "tokens must be whole groups");
+        let ScoreRows { scores, stride, maxima } = out;
+        assert!(maxima.is_empty() || maxima.len() == prepared.num_heads, "a maximum per head");
         if prepared.num_heads == 0 || num_tokens == 0 {
             return;
         }
-        let codes = &codes[..num_tokens / self.layout.group_tokens * self.layout.group_bytes];
-        let out = &mut out[..stride * (prepared.num_heads - 1) + num_tokens];
-        match &self.kind {
-            Kind::F16 => plain::score(level, prepared, codes, self.head_dim, out, stride),
-            Kind::IntToken(coder) => coder.rows().score(level, prepared, codes, out, stride),
-            Kind::IntChannel(coder) => {
-                let bytes = self.layout.group_bytes;
-                let tokens = self.layout.group_tokens;
-                for (group, codes) in codes.chunks_exact(bytes).enumerate() {
-                    coder.score(level, prepared, codes, &mut out[group * tokens..], stride);
-                }
-            }
-            Kind::LloydMax(coder) => coder.rows().score(level, prepared, codes, out, stride),
-            Kind::Pq(coder) => coder.score(prepared, codes, out, stride),
-            Kind::Alloc(coder) => coder.rows().score(level, prepared, codes, out, stride),
+        let codes = &codes[..self.layout.bytes(num_tokens)];
+        let scores = &mut scores[..stride * (prepared.num_heads - 1) + num_tokens];
+        self.codec.score(level, prepared, codes, num_tokens, scores, stride);
+        for (maximum, row) in maxima.iter_mut().zip(scores.chunks(stride.max(num_tokens))) {
+            *maximum = largest(&row[..num_tokens], *maximum);
         }
     }
+}
+
+impl KeyCoder {
+    /// The most by which the kernels' rounding of a prepared query moves its score of `token`, beside the
+    /// roundings of f32 sums; 0 for formats that are scored in f32. Depends on the precision that the
+    /// queries were prepared for.
+    #[must_use]
+    pub fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        codes: &[u8],
+        token: usize,
+    ) -> f32 {
+        self.codec.rounding(prepared, head, codes, token)
+    }
+}
+
+/// Where scores go.
+#[derive(Debug)]
+pub struct ScoreRows<'a> {
+    /// `scores[head · stride + token]` is written; what lies between the rows is not.
+    pub scores: &'a mut [f32],
+    /// From one head's first score to the next's; at least the tokens that are scored.
+    pub stride: usize,
+    /// `[num_heads]`: raised to the largest score of each head; empty where nobody asks.
+    pub maxima: &'a mut [f32],
+}
+
+/// The largest of `start` and `scores`, none of which is NaN. Lane by lane, which compilers turn into
+/// vector code as they do not a fold over `f32::max`.
+fn largest(scores: &[f32], start: f32) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (lanes, rest) = scores.as_chunks::<16>();
+    let mut largest = [start; 16];
+    for chunk in lanes {
+        for (lane, &score) in largest.iter_mut().zip(chunk) {
+            *lane = larger(*lane, score);
+        }
+    }
+    largest.iter().chain(rest).copied().fold(start, larger)
 }
 
 impl PreparedQueries {
@@ -277,15 +320,21 @@ impl PreparedQueries {
     pub(crate) fn offsets(&self) -> &[f32] {
         &self.offsets
     }
-}
 
-impl CodedRows {
-    /// Decodes one row into `out [head_dim]` by the scalar truth that `score` is held to.
-    fn decode_row(&self, row: &[u8], out: &mut [f32]) {
-        let (scale, zero) = self.tail_of(row);
-        crate::bits::for_each_code(row, self.widths(), |channel, code| {
-            out[channel] = zero + scale * self.value(code);
-        });
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub(crate) fn steps(&self) -> &[f32] {
+        &self.steps
+    }
+
+    pub(crate) fn entries(&self) -> &[u8] {
+        &self.entries
+    }
+
+    pub(crate) fn words(&self) -> &[i16] {
+        &self.words
     }
 }
 

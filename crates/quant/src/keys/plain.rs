@@ -3,32 +3,44 @@
 use half::f16;
 
 use super::PreparedQueries;
+use super::codec::Codec;
 use crate::Level;
 use crate::saturate::to_f16;
-use crate::simd::rows::dot_f16;
+use crate::simd::f16_keys;
 
-/// Keys beyond ±65,504 are clamped.
-pub(super) fn encode(keys: &[f32], out: &mut [u8]) {
-    for (key, out) in keys.iter().zip(out.as_chunks_mut::<2>().0) {
-        *out = to_f16(*key).to_le_bytes();
-    }
+/// Two bytes a channel; keys beyond ±65,504 are clamped.
+#[derive(Debug)]
+pub(super) struct Halves {
+    pub(super) head_dim: usize,
 }
 
-pub(super) fn decode(codes: &[u8], out: &mut [f32]) {
-    for (code, out) in codes.as_chunks::<2>().0.iter().zip(out) {
-        *out = f16::from_le_bytes(*code).to_f32();
+impl Codec for Halves {
+    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+        let codes = codes[2 * self.head_dim * first_token..].as_chunks_mut::<2>().0;
+        for (key, code) in keys.iter().zip(codes) {
+            *code = to_f16(*key).to_le_bytes();
+        }
     }
-}
 
-pub(super) fn score(
-    level: Level,
-    prepared: &PreparedQueries,
-    codes: &[u8],
-    head_dim: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
-    for (token, row) in codes.chunks_exact(2 * head_dim).enumerate() {
-        dot_f16(level, prepared.queries(), row, &mut out[token..], stride);
+    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
+        let codes = codes[2 * self.head_dim * first_token..].as_chunks::<2>().0;
+        for (code, out) in codes.iter().zip(out) {
+            *out = f16::from_le_bytes(*code).to_f32();
+        }
+    }
+
+    fn prepare(&self, _: &mut PreparedQueries) {}
+
+    fn score(
+        &self,
+        level: Level,
+        prepared: &PreparedQueries,
+        codes: &[u8],
+        num_tokens: usize,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let queries = prepared.queries();
+        f16_keys::score(level, queries, self.head_dim, codes, num_tokens, out, stride);
     }
 }

@@ -9,8 +9,10 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::codec::Codec;
 use super::kmeans::{Centroids, kmeans};
-use super::{FitInput, PreparedQueries};
+use super::{FitInput, PreparedQueries, Tables};
+use crate::Level;
 use crate::rotation::SplitMix64;
 use crate::saturate::to_f16;
 
@@ -63,10 +65,6 @@ impl Pq {
         Self { width: width.into(), code_bits: code_bits.into(), head_dim, codebooks, weights }
     }
 
-    pub(super) fn tables(&self) -> (&[f16], &[f16]) {
-        (&self.codebooks, &self.weights)
-    }
-
     fn num_groups(&self) -> usize {
         self.head_dim / self.width
     }
@@ -80,9 +78,36 @@ impl Pq {
         &self.codebooks[group * len..][..len]
     }
 
+    fn look_up(&self, table: &[[f32; LANES]], row: &[u8]) -> [f32; LANES] {
+        let mut sums = [0.0; LANES];
+        let mut add = |entry: &[f32; LANES]| {
+            for (sum, x) in sums.iter_mut().zip(entry) {
+                *sum += x;
+            }
+        };
+        if self.code_bits == 8 {
+            for (group, &code) in table.as_chunks::<256>().0.iter().zip(row) {
+                add(&group[usize::from(code)]);
+            }
+        } else {
+            for (group, entries) in table.chunks_exact(1 << self.code_bits).enumerate() {
+                add(&entries[read_code(row, group, self.code_bits)]);
+            }
+        }
+        sums
+    }
+}
+
+impl Codec for Pq {
+    fn tables(&self) -> Tables {
+        vec![("codebooks", self.codebooks.clone()), ("weights", self.weights.clone())]
+    }
+
     /// Encodes `keys [n, head_dim]`; the weighted codebook of a group is laid out once for all of them.
-    pub(super) fn encode(&self, keys: &[f32], out: &mut [u8]) {
+    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         let row_bytes = self.row_bytes();
+        let num_tokens = keys.len() / self.head_dim;
+        let out = &mut codes[first_token * row_bytes..][..num_tokens * row_bytes];
         out.fill(0);
         let mut distances = vec![0.0; 1 << self.code_bits];
         for group in 0..self.num_groups() {
@@ -103,18 +128,21 @@ impl Pq {
         }
     }
 
-    pub(super) fn decode(&self, row: &[u8], out: &mut [f32]) {
-        for group in 0..self.num_groups() {
-            let centroid =
-                &self.codebook(group)[read_code(row, group, self.code_bits) * self.width..];
-            for (c, x) in channels_of(group, self.width, self.head_dim).zip(centroid) {
-                out[c] = x.to_f32();
+    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
+        let rows = codes[first_token * self.row_bytes()..].chunks_exact(self.row_bytes());
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.head_dim)) {
+            for group in 0..self.num_groups() {
+                let centroid =
+                    &self.codebook(group)[read_code(row, group, self.code_bits) * self.width..];
+                for (c, x) in channels_of(group, self.width, self.head_dim).zip(centroid) {
+                    out[c] = x.to_f32();
+                }
             }
         }
     }
 
     /// Fills the tables `[ceil(num_heads / LANES), num_groups, num_centroids, LANES]`.
-    pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
+    fn prepare(&self, prepared: &mut PreparedQueries) {
         let centroids = self.codebooks.len() / self.width;
         let num_batches = prepared.num_heads.div_ceil(LANES);
         prepared.table.clear();
@@ -133,10 +161,12 @@ impl Pq {
         }
     }
 
-    pub(super) fn score(
+    fn score(
         &self,
+        _level: Level,
         prepared: &PreparedQueries,
         codes: &[u8],
+        _num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
@@ -152,25 +182,6 @@ impl Pq {
                 }
             }
         }
-    }
-
-    fn look_up(&self, table: &[[f32; LANES]], row: &[u8]) -> [f32; LANES] {
-        let mut sums = [0.0; LANES];
-        let mut add = |entry: &[f32; LANES]| {
-            for (sum, x) in sums.iter_mut().zip(entry) {
-                *sum += x;
-            }
-        };
-        if self.code_bits == 8 {
-            for (group, &code) in table.as_chunks::<256>().0.iter().zip(row) {
-                add(&group[usize::from(code)]);
-            }
-        } else {
-            for (group, entries) in table.chunks_exact(1 << self.code_bits).enumerate() {
-                add(&entries[read_code(row, group, self.code_bits)]);
-            }
-        }
-        sums
     }
 }
 

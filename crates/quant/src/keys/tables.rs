@@ -1,8 +1,11 @@
 //! The fitted tables of a coder as plain named arrays, for profiles and saved sessions.
 
+use std::sync::Arc;
+
 use half::f16;
 
-use super::{KeyCoder, KeyFormat, Kind, affine, alloc, lloyd_max, pq};
+use super::codec::Codec;
+use super::{KeyCoder, KeyFormat, affine, alloc, lloyd_max, plain, pq};
 use crate::bits::{CHUNK, MAX_BITS};
 use crate::{Error, Result};
 
@@ -14,26 +17,7 @@ impl KeyCoder {
     /// The tables of this coder; [`KeyCoder::restore`] takes them back.
     #[must_use]
     pub fn tables(&self) -> Tables {
-        match &self.kind {
-            Kind::F16 | Kind::IntToken(_) | Kind::IntChannel(_) => vec![],
-            Kind::LloydMax(coder) => vec![("centre", coder.centre().to_vec())],
-            Kind::Pq(coder) => {
-                let (codebooks, weights) = coder.tables();
-                vec![("codebooks", codebooks.to_vec()), ("weights", weights.to_vec())]
-            }
-            Kind::Alloc(coder) => {
-                let tables = coder.tables();
-                let order = tables.order.iter().map(|&c| f16::from_f32(f32::from(c))).collect();
-                let widths = tables.widths.iter().map(|&b| f16::from_f32(f32::from(b))).collect();
-                vec![
-                    ("order", order),
-                    ("centre", tables.centre),
-                    ("step", tables.step),
-                    ("weight", tables.weight),
-                    ("widths", widths),
-                ]
-            }
-        }
+        self.codec.tables()
     }
 
     /// The names of the tables of `format`.
@@ -65,16 +49,16 @@ impl KeyCoder {
                 Some(place) => Err(bad_value(format, name, place)),
             }
         };
-        let kind = match format {
-            KeyFormat::F16 => Kind::F16,
-            KeyFormat::IntToken { bits } => Kind::IntToken(affine::PerToken::new(bits, head_dim)),
-            KeyFormat::IntChannel { bits, .. } => {
-                Kind::IntChannel(affine::PerChannel::new(bits, head_dim))
+        let codec: Arc<dyn Codec> = match format {
+            KeyFormat::F16 => Arc::new(plain::Halves { head_dim }),
+            KeyFormat::IntToken { bits } => Arc::new(affine::PerToken::new(bits, head_dim)),
+            KeyFormat::IntChannel { bits, group_tokens } => {
+                Arc::new(affine::PerChannel::new(bits, head_dim, group_tokens.into()))
             }
             KeyFormat::LloydMax { bits } => {
-                Kind::LloydMax(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
+                Arc::new(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
             }
-            KeyFormat::Pq { width, code_bits } => Kind::Pq(pq::Pq::restore(
+            KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::restore(
                 width,
                 code_bits,
                 table("codebooks", head_dim << code_bits)?,
@@ -103,7 +87,7 @@ impl KeyCoder {
                         return Err(bad_value(format, "order", place));
                     }
                 }
-                Kind::Alloc(alloc::Alloc::restore(alloc::AllocTables {
+                Arc::new(alloc::Alloc::restore(alloc::AllocTables {
                     order,
                     centre: table("centre", head_dim)?,
                     step: table("step", head_dim)?,
@@ -112,7 +96,7 @@ impl KeyCoder {
                 }))
             }
         };
-        Ok(Self { format, head_dim, layout, kind })
+        Ok(Self { format, head_dim, layout, codec })
     }
 }
 

@@ -42,18 +42,17 @@ fn fitted(format: KeyFormat, head_dim: usize, keys: &[f32]) -> KeyCoder {
 }
 
 fn encoded(coder: &KeyCoder, keys: &[f32]) -> Vec<u8> {
-    let layout = coder.layout();
-    let groups = keys.len() / coder.head_dim / layout.group_tokens;
-    let mut out = Guarded::new(groups * layout.group_bytes);
-    coder.encode(keys, out.payload_mut()).unwrap();
+    let mut out = Guarded::new(coder.layout().bytes(keys.len() / coder.head_dim));
+    coder.encode(0, keys, out.payload_mut()).unwrap();
     out.check_bands().unwrap().to_vec()
 }
 
+/// All tokens that `codes` has room for.
 fn decoded(coder: &KeyCoder, codes: &[u8]) -> Vec<f32> {
     let layout = coder.layout();
-    let groups = codes.len() / layout.group_bytes;
-    let mut out = Guarded::new(groups * layout.group_tokens * coder.head_dim);
-    coder.decode(codes, out.payload_mut());
+    let blocks = codes.len() / layout.block_bytes;
+    let mut out = Guarded::new(blocks * layout.block_tokens * coder.head_dim);
+    coder.decode(0, codes, out.payload_mut());
     out.check().unwrap().to_vec()
 }
 

@@ -46,7 +46,8 @@ fn allocated_codes_reach_the_textbook() {
     for name in ["0.5", "1", "1.25", "2", "3.25", "4", "6", "8"] {
         for head_dim in [64, 128] {
             let format: KeyFormat = format!("alloc/{name}").parse().unwrap();
-            let row_bytes = format.layout(head_dim).unwrap().group_bytes;
+            let layout = format.layout(head_dim).unwrap();
+            let row_bytes = layout.block_bytes / layout.block_tokens;
             // One byte of a row is the token's scale.
             let bits = 8.0 * (row_bytes - 1) as f64 / head_dim as f64;
             let found = distortion(format, head_dim);

@@ -17,14 +17,14 @@ fn the_layout_is_what_is_written_and_held() {
         let layout = format.layout(head_dim).unwrap();
         assert_eq!(coder.layout(), layout);
         // `encoded` asks for exactly this many bytes, and guards catch one more.
-        let codes = encoded(&coder, &keys[..layout.group_tokens * head_dim]);
-        assert_eq!(codes.len(), layout.group_bytes, "{format} {head_dim}");
+        let codes = encoded(&coder, &keys[..layout.block_tokens * head_dim]);
+        assert_eq!(codes.len(), layout.block_bytes, "{format} {head_dim}");
         let tables = coder.tables();
         let held: usize = tables.iter().map(|(_, table)| 2 * table.len()).sum();
         assert_eq!(held, layout.table_bytes, "{format} {head_dim}");
         let names: Vec<&str> = tables.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, KeyCoder::table_names(format));
-        let bits = 8.0 * (layout.group_bytes as f64 / layout.group_tokens as f64) / head_dim as f64;
+        let bits = 8.0 * (layout.block_bytes as f64 / layout.block_tokens as f64) / head_dim as f64;
         let with_tables = format.bits_per_element(head_dim, 1000).unwrap();
         let tables = 8.0 * held as f64 / 1000.0 / head_dim as f64;
         assert!((with_tables - bits - tables).abs() < 1e-12, "{format} {head_dim}");
@@ -38,7 +38,7 @@ fn every_byte_of_a_group_is_written() {
         let coder = fitted(format, head_dim, &keys);
         let codes = |fill: u8| {
             let mut out = vec![fill; encoded(&coder, &keys[..128 * head_dim]).len()];
-            coder.encode(&keys[..128 * head_dim], &mut out).unwrap();
+            coder.encode(0, &keys[..128 * head_dim], &mut out).unwrap();
             out
         };
         assert_eq!(codes(0x00), codes(0xFF), "{format} {head_dim}");
@@ -46,21 +46,31 @@ fn every_byte_of_a_group_is_written() {
 }
 
 #[test]
-fn rows_of_per_token_formats_move_and_groups_of_the_others() {
+fn a_code_depends_on_its_group_alone_and_lies_in_its_slot() {
     for (format, head_dim) in shapes(&[16, 80]) {
         let keys = keys_of(format, head_dim);
         let coder = fitted(format, head_dim, &keys);
-        let group_len = coder.layout().group_tokens * head_dim;
+        let layout = coder.layout();
         let keys = &keys[..128 * head_dim];
-        let one_by_one: Vec<u8> =
-            keys.chunks(group_len).flat_map(|group| encoded(&coder, group)).collect();
         let together = encoded(&coder, keys);
-        assert_eq!(one_by_one, together, "{format} {head_dim}");
-        let reversed: Vec<f32> =
-            together.rchunks(coder.layout().group_bytes).flat_map(|g| decoded(&coder, g)).collect();
-        let expected: Vec<f32> =
-            decoded(&coder, &together).rchunks(group_len).flatten().copied().collect();
-        assert_eq!(reversed, expected, "{format} {head_dim}");
+        // Group by group, the last first: no group disturbs another.
+        let mut codes = vec![0xA5; together.len()];
+        for first in (0..128).step_by(layout.group_tokens).rev() {
+            let group = &keys[first * head_dim..][..layout.group_tokens * head_dim];
+            coder.encode(first, group, &mut codes).unwrap();
+        }
+        assert_eq!(codes, together, "{format} {head_dim}");
+        let expected = decoded(&coder, &together);
+        for first in (0..128).step_by(layout.group_tokens) {
+            let mut out = vec![0.0; layout.group_tokens * head_dim];
+            coder.decode(first, &together, &mut out);
+            assert_eq!(out, expected[first * head_dim..][..out.len()], "{format} {head_dim}");
+        }
+        // Groups in another order decode to the keys in that order.
+        let group_len = layout.group_tokens * head_dim;
+        let reversed: Vec<f32> = keys.rchunks(group_len).flatten().copied().collect();
+        let expected: Vec<f32> = expected.rchunks(group_len).flatten().copied().collect();
+        assert_eq!(decoded(&coder, &encoded(&coder, &reversed)), expected, "{format} {head_dim}");
     }
 }
 
@@ -76,9 +86,10 @@ fn restored_tables_score_to_the_bit() {
         let queries = Inputs::new(4).gaussian_rows(3, head_dim, 1.0);
         let scores = |coder: &KeyCoder, level| {
             let mut prepared = PreparedQueries::default();
-            coder.prepare(&queries, 0.1, &mut prepared);
+            coder.prepare(&queries, 0.1, Precision::Exact, &mut prepared);
             let mut out = vec![0.0f32; 3 * 128];
-            coder.score(level, &prepared, &codes, 128, &mut out, 128);
+            let rows = ScoreRows { scores: &mut out, stride: 128, maxima: &mut [] };
+            coder.score(level, &prepared, &codes, 128, rows);
             out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
         for level in Level::available() {
@@ -155,7 +166,7 @@ fn keys_that_are_not_finite_are_refused_by_token_and_channel() {
             let coded = &keys[..128 * head_dim];
             let len = encoded(&coder, &keys_of(format, head_dim)[..128 * head_dim]).len();
             let mut out = Guarded::<u8>::new(len);
-            let error = coder.encode(coded, out.payload_mut()).unwrap_err();
+            let error = coder.encode(0, coded, out.payload_mut()).unwrap_err();
             assert!(named(&error), "{format}: {error}");
             assert!(out.payload().iter().all(|&b| b == 0xA5), "{format}: nothing is written");
             let query_energy = &vec![1.0; head_dim];
