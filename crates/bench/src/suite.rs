@@ -79,6 +79,8 @@ fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
         .num_threads(arguments.threads)
         .build()
         .context("cannot start threads")?;
+    // Before the work, during which the tree may change.
+    let environment = Environment::detect(level, arguments.threads);
     let outcome = match arguments.quality {
         true => pool.install(|| rate_distortion(arguments, peers.codecs, level))?,
         false => throughput(arguments, peers.scans, level, &pool)?,
@@ -89,7 +91,6 @@ fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
         }
         return Ok(true);
     }
-    let environment = Environment::detect(level, arguments.threads);
     let folder = Folder::create(&arguments.out)?;
     let mut markdown = environment.markdown();
     for table in &outcome.tables {
