@@ -22,6 +22,7 @@ mod encode;
 mod environment;
 mod formats;
 mod page;
+pub mod quality;
 mod samples;
 pub mod scan;
 mod sheet;

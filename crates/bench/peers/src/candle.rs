@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{CpuStorage, Device, Module, Storage, Tensor};
 use heterokv_bench::scan::{
@@ -183,7 +183,7 @@ impl Scan for CandleScan<'_> {
         let (first, last) = (self.matrices.first(), self.matrices.last());
         for matrix in [first, last].into_iter().flatten() {
             let scores = matrix.forward(&self.queries)?.flatten_all()?.to_vec1::<f32>()?;
-            self.expected.check(self.name, &scores, 0).context("candle")?;
+            self.expected.check(self.name, &scores, 0)?;
         }
         Ok(())
     }

@@ -51,6 +51,42 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
     sheet
 }
 
+/// A row per format and a column per shape: tokens per second of codes in one place.
+pub(crate) fn shapes_sheet(result: &GridResult, place: Place) -> Sheet {
+    let here = || result.cases.iter().filter(|case| case.place == place);
+    let mut shapes: Vec<(usize, usize)> = Vec::new();
+    let mut formats: Vec<(&str, &str)> = Vec::new();
+    for case in here() {
+        let (shape, format) =
+            ((case.head_dim, case.group_size), (&*case.format, case.arithmetic.name()));
+        if !shapes.contains(&shape) {
+            shapes.push(shape);
+        }
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    let mut columns = vec!["format".to_owned(), "scores".to_owned()];
+    columns.extend(shapes.iter().map(|(head_dim, group)| format!("{head_dim}, G = {group}")));
+    let title = format!("Scan from {}: million tokens per second, by head_dim and G", place.name());
+    let mut sheet = Sheet::new(title, &columns);
+    for (format, scores) in formats {
+        let mut row = vec![Cell::text(format), Cell::text(scores)];
+        row.extend(shapes.iter().map(|&shape| {
+            let case = here().find(|case| {
+                (&*case.format, case.arithmetic.name()) == (format, scores)
+                    && (case.head_dim, case.group_size) == shape
+            });
+            match case {
+                Some(case) => Cell::Number(1e-6 * case.tokens_per_second.median(), 1),
+                None => Cell::text(""),
+            }
+        }));
+        sheet.push(row);
+    }
+    sheet
+}
+
 /// What the probe read.
 pub(crate) fn bandwidth_sheet(result: &GridResult) -> Sheet {
     let columns = ["from", "best GB/s", "median GB/s", "± GB/s", "samples"];
