@@ -51,11 +51,10 @@ pub(crate) fn judge(result: &GridResult) -> Option<Judgement> {
         .filter(|case| case.place == Place::Memory)
         .collect();
     let f16 = at_shape.iter().find(|case| case.format == "f16")?;
-    let bytes_per_second = f16.tokens_per_second.median() * f16.bytes_per_token;
     let yardstick = Bar {
         what: "share of the read bandwidth".to_owned(),
         by: "f16, else the run is VOID".to_owned(),
-        reached: bytes_per_second / result.memory_bandwidth.max(),
+        reached: f16.of_bandwidth.median(),
         limit: Limit::AtLeast(F16_SHARE),
     };
     let mut bars = Vec::new();
@@ -81,7 +80,6 @@ pub(crate) fn judge(result: &GridResult) -> Option<Judgement> {
 mod tests {
     use super::*;
     use crate::formats;
-    use crate::samples::Samples;
 
     fn result(times_f16: f64, f16_share: f64) -> GridResult {
         let case = |format: &str, arithmetic, ratio: f64| CaseResult {
@@ -93,6 +91,7 @@ mod tests {
             bytes_per_token: 128.0,
             tokens_per_second: [f16_share * ratio].into_iter().collect(),
             against_f16: [ratio].into_iter().collect(),
+            of_bandwidth: [f16_share].into_iter().collect(),
         };
         let mut cases = vec![case("f16", Arithmetic::Exact, 1.0)];
         for class in &CLASSES {
@@ -102,8 +101,7 @@ mod tests {
                 cases.push(case(format, Arithmetic::Select, ratio));
             }
         }
-        let memory_bandwidth: Samples = [120.0, 128.0].into_iter().collect();
-        GridResult { cases, memory_bandwidth, ..GridResult::default() }
+        GridResult { cases, ..GridResult::default() }
     }
 
     #[test]

@@ -29,7 +29,6 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
     for case in &result.cases {
         let millions: Samples = scaled(&case.tokens_per_second, 1e-6);
         let bytes_per_second = case.tokens_per_second.median() * case.bytes_per_token;
-        let bandwidth = result.bandwidth(case.place).max();
         let ratio = if case.format == "f16" { 1.0 } else { case.against_f16.median() };
         sheet.push(vec![
             Cell::text(&case.format),
@@ -43,7 +42,7 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
             Cell::Number(millions.min(), 1),
             Cell::Number(millions.max(), 1),
             Cell::Number(bytes_per_second / 1e9, 2),
-            Cell::Number(100.0 * bytes_per_second / bandwidth, 1),
+            Cell::Number(100.0 * case.of_bandwidth.median(), 1),
             Cell::Number(ratio, 2),
             Cell::Number(millions.len() as f64, 0),
         ]);
