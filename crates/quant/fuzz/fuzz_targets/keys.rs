@@ -99,7 +99,7 @@ fn decode_and_score(coder: &KeyCoder, head_dim: usize, input: &mut Unstructured<
         coder.score(level, &prepared, &codes, num_tokens, out);
     }
     for (head, token) in (0..num_heads).zip(0..num_tokens) {
-        coder.rounding(&prepared, head, &codes, token);
+        std::hint::black_box(coder.rounding(&prepared, head, &codes, token));
     }
     Ok(())
 }
