@@ -1,11 +1,14 @@
 //! What every format does with keys, behind one trait.
 
 use std::fmt;
+use std::sync::Arc;
 
-use super::{PreparedQueries, Tables};
-use crate::Level;
+use super::affine::{PerChannel, PerToken};
+use super::plain::{Float, Plain};
+use super::{KeyFormat, PreparedQueries, Tables};
 use crate::bits::for_each_code;
 use crate::simd::keys::CodedRows;
+use crate::{Level, Result};
 
 /// What one format does with keys of one (layer, KV head). [`KeyCoder`](super::KeyCoder) holds one and
 /// has checked every length and value before it calls.
@@ -37,6 +40,23 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
         out: &mut [f32],
         stride: usize,
     );
+}
+
+/// The codec of a format that has no tables and so needs no fit.
+pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Codec>> {
+    let plain = |float| Arc::new(Plain { float, head_dim });
+    Ok(match format {
+        KeyFormat::F16 => plain(Float::F16),
+        KeyFormat::Bf16 => plain(Float::Bf16),
+        KeyFormat::Fp8 => plain(Float::Fp8),
+        KeyFormat::IntToken { bits } => Arc::new(PerToken::new(bits, head_dim)),
+        KeyFormat::IntChannel { bits, group_tokens } => {
+            Arc::new(PerChannel::new(bits, head_dim, group_tokens.into()))
+        }
+        KeyFormat::LloydMax { .. } | KeyFormat::Pq { .. } | KeyFormat::Alloc { .. } => {
+            unreachable!("{format} is fitted")
+        }
+    })
 }
 
 impl CodedRows {

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 ///
 /// | name | codes | tables | a coded row may move between pages |
 /// | --- | --- | --- | --- |
-/// | `f16` | half precision | none | yes |
+/// | `f16`, `bf16` | half precision, brain floats | none | yes |
+/// | `fp8` | e4m3fn without a scale, held at ±448 (Micikevicius et al., arXiv 2209.05433) | none | yes |
 /// | `int{8,6,4}-token` | affine integers, one scale and zero per token | none | yes |
 /// | `int{8,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
@@ -21,6 +22,10 @@ use crate::{Error, Result};
 pub enum KeyFormat {
     /// Half precision.
     F16,
+    /// Brain floats.
+    Bf16,
+    /// Eight-bit floats, e4m3fn.
+    Fp8,
     /// Affine integers per token.
     IntToken {
         /// Bits of a code: 8, 6 or 4.
@@ -53,7 +58,7 @@ pub enum KeyFormat {
 }
 
 /// What [`KeyFormat::from_str`] accepts.
-pub const KEY_FORMATS: &str = "f16, int8-token, int6-token, int4-token, int{8,4,3,2}-channel/{32,64,128}, \
+pub const KEY_FORMATS: &str = "f16, bf16, fp8, int8-token, int6-token, int4-token, int{8,4,3,2}-channel/{32,64,128}, \
      lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
@@ -90,7 +95,7 @@ impl KeyFormat {
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
         }
-        if self != Self::F16 && head_dim > MAX_CODED_HEAD_DIM {
+        if !self.is_plain() && head_dim > MAX_CODED_HEAD_DIM {
             let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
             return Err(Error::HeadDimTooLong { format, head_dim, max });
         }
@@ -103,7 +108,8 @@ impl KeyFormat {
             min_fit_tokens,
         };
         Ok(match self {
-            Self::F16 => per_row(f16_row, 0, 0),
+            Self::F16 | Self::Bf16 => per_row(f16_row, 0, 0),
+            Self::Fp8 => per_row(head_dim, 0, 0),
             Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
@@ -156,9 +162,14 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// Whether every channel is a float of its own, so that any number of them will do.
+    pub(super) fn is_plain(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16 | Self::Fp8)
+    }
+
     fn channel_multiple(self) -> usize {
         match self {
-            Self::F16 => 1,
+            _ if self.is_plain() => 1,
             Self::Pq { width, .. } => 2 * usize::from(width),
             _ => CHUNK,
         }
@@ -167,6 +178,8 @@ impl KeyFormat {
     fn family(self) -> &'static str {
         match self {
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
             Self::IntToken { .. } => "int-token",
             Self::IntChannel { .. } => "int-channel",
             Self::LloydMax { .. } => "lm",
@@ -186,7 +199,7 @@ const MAX_CENTIBITS: usize = 800;
 impl fmt::Display for KeyFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::F16 => f.write_str("f16"),
+            Self::F16 | Self::Bf16 | Self::Fp8 => f.write_str(self.family()),
             Self::IntToken { bits } => write!(f, "int{bits}-token"),
             Self::IntChannel { bits, group_tokens } => {
                 write!(f, "int{bits}-channel/{group_tokens}")
@@ -215,8 +228,9 @@ fn parse(name: &str) -> Option<KeyFormat> {
     if name.contains('+') {
         return None;
     }
-    if name == "f16" {
-        return Some(KeyFormat::F16);
+    let plain = [KeyFormat::F16, KeyFormat::Bf16, KeyFormat::Fp8];
+    if let Some(format) = plain.into_iter().find(|format| format.family() == name) {
+        return Some(format);
     }
     if let Some(bits) = name.strip_prefix("lm") {
         let bits = bits.parse().ok().filter(|bits| (1..=4).contains(bits))?;

@@ -129,16 +129,12 @@ impl KeyCoder {
         }
         let head_dim = input.head_dim;
         let codec: Arc<dyn Codec> = match format {
-            KeyFormat::F16 => Arc::new(plain::Halves { head_dim }),
-            KeyFormat::IntToken { bits } => Arc::new(affine::PerToken::new(bits, head_dim)),
-            KeyFormat::IntChannel { bits, group_tokens } => {
-                Arc::new(affine::PerChannel::new(bits, head_dim, group_tokens.into()))
-            }
             KeyFormat::LloydMax { bits } => Arc::new(lloyd_max::LloydMax::fit(bits, input)?),
             KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::fit(width, code_bits, input)),
             KeyFormat::Alloc { .. } => {
                 Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
             }
+            _ => codec::unfitted(format, head_dim)?,
         };
         Ok(Self { format, head_dim, layout, codec })
     }

@@ -13,7 +13,7 @@ use super::*;
 /// One of every family and size that a name can ask for.
 fn formats() -> Vec<KeyFormat> {
     let mut names: Vec<String> =
-        ["f16", "int8-token", "int6-token", "int4-token"].map(String::from).to_vec();
+        ["f16", "bf16", "fp8", "int8-token", "int6-token", "int4-token"].map(String::from).to_vec();
     for bits in [8, 4, 3, 2] {
         names.extend([32, 64, 128].map(|tokens| format!("int{bits}-channel/{tokens}")));
     }

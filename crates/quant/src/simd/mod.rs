@@ -7,6 +7,7 @@ pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub(crate) mod rows;
+pub(crate) mod vectors;
 pub(crate) mod weights;
 
 use std::fmt;

@@ -57,6 +57,15 @@ fn worst_share(coder: &KeyCoder, keys: &[f32], back: &[f32]) -> f64 {
         KeyFormat::F16 => {
             keys.iter().zip(&back).for_each(|(x, y)| see((x - y).abs(), f16_rounding(*x)));
         }
+        KeyFormat::Bf16 => {
+            let bound = |x: f64| x.abs() / 256.0 + 2.0f64.powi(-134);
+            keys.iter().zip(&back).for_each(|(x, y)| see((x - y).abs(), bound(*x)));
+        }
+        KeyFormat::Fp8 => {
+            // Half a step, or the way to the largest value.
+            let bound = |x: f64| (x.abs() / 16.0 + 2.0f64.powi(-10)).max(x.abs() - 448.0);
+            keys.iter().zip(&back).for_each(|(x, y)| see((x - y).abs(), bound(*x)));
+        }
         KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => {
             for (bits, group) in affine_groups(format, keys.len() / head_dim, head_dim) {
                 let values: Vec<f64> = group.iter().map(|&i| keys[i]).collect();

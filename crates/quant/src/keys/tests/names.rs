@@ -24,6 +24,8 @@ fn other_names_are_refused_with_the_known_ones() {
         "F16",
         "f16 ",
         "fp16",
+        "bf8",
+        "fp8e4m3",
         "int",
         "int8",
         "int5-token",
@@ -75,7 +77,7 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
     for format in formats() {
         for head_dim in 0..=300 {
             let multiple = match format {
-                KeyFormat::F16 => 1,
+                KeyFormat::F16 | KeyFormat::Bf16 | KeyFormat::Fp8 => 1,
                 KeyFormat::Pq { width, .. } => 2 * usize::from(width),
                 _ => 8,
             };
@@ -95,7 +97,7 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
         }
         for head_dim in [1032, 65_536, usize::MAX - 7] {
             let refused = matches!(format.layout(head_dim), Err(Error::HeadDimTooLong { .. }));
-            assert!(refused || format == KeyFormat::F16, "{format} {head_dim}");
+            assert!(refused || format.is_plain(), "{format} {head_dim}");
         }
     }
 }
@@ -124,7 +126,7 @@ proptest! {
 
     #[test]
     fn no_near_miss_panics(
-        text in "(f16|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-channel/|)[0-9]{0,4}",
+        text in "(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-channel/|)[0-9]{0,4}",
     ) {
         if let Ok(format) = text.parse::<KeyFormat>() {
             prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
