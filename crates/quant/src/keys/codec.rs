@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::affine::{PerChannel, PerToken};
+use super::affine::PerToken;
+use super::per_channel::PerChannel;
+use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::{KeyFormat, PreparedQueries, Tables};
 use crate::bits::for_each_code;
+use crate::grouped::Grouped;
 use crate::simd::keys::CodedRows;
 use crate::{Level, Result};
 
@@ -50,6 +53,9 @@ pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Cod
         KeyFormat::Bf16 => plain(Float::Bf16),
         KeyFormat::Fp8 => plain(Float::Fp8),
         KeyFormat::IntToken { bits } => Arc::new(PerToken::new(bits, head_dim)),
+        KeyFormat::IntTokenGroups { bits, group } => {
+            Arc::new(PerGroup { rows: Grouped::new(bits, head_dim, group) })
+        }
         KeyFormat::IntChannel { bits, group_tokens } => {
             Arc::new(PerChannel::new(bits, head_dim, group_tokens.into()))
         }

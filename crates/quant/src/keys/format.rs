@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::affine::Group;
 use crate::bits::CHUNK;
+use crate::grouped::{GroupSize, Grouped};
 use crate::{Error, Result};
 
 /// How keys of one (layer, KV head) are coded. Post-RoPE frame, all of them.
@@ -12,8 +14,9 @@ use crate::{Error, Result};
 /// | --- | --- | --- | --- |
 /// | `f16`, `bf16` | half precision, brain floats | none | yes |
 /// | `fp8` | e4m3fn without a scale, held at ±448 (Micikevicius et al., arXiv 2209.05433) | none | yes |
-/// | `int{8,6,4}-token` | affine integers, one scale and zero per token | none | yes |
-/// | `int{8,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
+/// | `int{8,6,4,3,2}-token` | affine integers, one scale and zero per token | none | yes |
+/// | `int{8,6,4,3,2}-token/{32,64,128}` | the same with a scale and zero for every so many channels | none | yes |
+/// | `int{8,6,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
 /// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
 /// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
@@ -28,12 +31,19 @@ pub enum KeyFormat {
     Fp8,
     /// Affine integers per token.
     IntToken {
-        /// Bits of a code: 8, 6 or 4.
+        /// Bits of a code: 8, 6, 4, 3 or 2.
         bits: u8,
+    },
+    /// Affine integers per token in groups along the channels.
+    IntTokenGroups {
+        /// Bits of a code: 8, 6, 4, 3 or 2.
+        bits: u8,
+        /// Channels that share a scale and zero, no more than there are.
+        group: GroupSize,
     },
     /// Affine integers per channel over a group of tokens.
     IntChannel {
-        /// Bits of a code: 8, 4, 3 or 2.
+        /// Bits of a code: 8, 6, 4, 3 or 2.
         bits: u8,
         /// Tokens that share a scale and zero: 32, 64 or 128.
         group_tokens: u8,
@@ -58,8 +68,8 @@ pub enum KeyFormat {
 }
 
 /// What [`KeyFormat::from_str`] accepts.
-pub const KEY_FORMATS: &str = "f16, bf16, fp8, int8-token, int6-token, int4-token, int{8,4,3,2}-channel/{32,64,128}, \
-     lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+pub const KEY_FORMATS: &str = "f16, bf16, fp8, int{8,6,4,3,2}-token, int{8,6,4,3,2}-token/{32,64,128}, \
+     int{8,6,4,3,2}-channel/{32,64,128}, lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +98,13 @@ impl KeyFormat {
     /// The sizes of this format for keys `[head_dim]`.
     ///
     /// # Errors
-    /// [`Error::HeadDim`] and [`Error::HeadDimTooLong`] when the format cannot hold vectors of that
+    /// [`Error::UnknownFormat`] for a format put together of parts that no name has; [`Error::HeadDim`],
+    /// [`Error::HeadDimTooLong`] and [`Error::GroupTooLong`] when the format cannot hold vectors of that
     /// length.
     pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
+        if !self.has_name() {
+            return Err(unknown(&self.to_string()));
+        }
         let multiple_of = self.channel_multiple();
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
@@ -98,6 +112,12 @@ impl KeyFormat {
         if !self.is_plain() && head_dim > MAX_CODED_HEAD_DIM {
             let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
             return Err(Error::HeadDimTooLong { format, head_dim, max });
+        }
+        if let Self::IntTokenGroups { group, .. } = self
+            && group.channels() > head_dim
+        {
+            let (format, group) = (self.to_string(), group.channels());
+            return Err(Error::GroupTooLong { format, group, head_dim });
         }
         let f16_row = 2 * head_dim;
         let per_row = |block_bytes, table_bytes, min_fit_tokens| KeyLayout {
@@ -111,13 +131,16 @@ impl KeyFormat {
             Self::F16 | Self::Bf16 => per_row(f16_row, 0, 0),
             Self::Fp8 => per_row(head_dim, 0, 0),
             Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::IntTokenGroups { bits, group } => {
+                per_row(Grouped::new(bits, head_dim, group).num_bytes(), 0, 0)
+            }
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
                 let codes = group_tokens * head_dim * usize::from(bits) / 8;
                 KeyLayout {
                     group_tokens,
                     block_tokens: group_tokens,
-                    block_bytes: 2 * f16_row + codes,
+                    block_bytes: Group::header_bytes(bits) * head_dim + codes,
                     table_bytes: 0,
                     min_fit_tokens: 0,
                 }
@@ -162,6 +185,24 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// Whether its parts are among those that a name can ask for.
+    fn has_name(self) -> bool {
+        match self {
+            Self::F16 | Self::Bf16 | Self::Fp8 => true,
+            Self::IntToken { bits } | Self::IntTokenGroups { bits, .. } => INT_BITS.contains(&bits),
+            Self::IntChannel { bits, group_tokens } => {
+                INT_BITS.contains(&bits) && [32, 64, 128].contains(&group_tokens)
+            }
+            Self::LloydMax { bits } => (1..=4).contains(&bits),
+            Self::Pq { width, code_bits } => {
+                [2, 4].contains(&width) && (4..=8).contains(&code_bits)
+            }
+            Self::Alloc { centibits } => {
+                (MIN_CENTIBITS..=MAX_CENTIBITS).contains(&usize::from(centibits))
+            }
+        }
+    }
+
     /// Whether every channel is a float of its own, so that any number of them will do.
     pub(super) fn is_plain(self) -> bool {
         matches!(self, Self::F16 | Self::Bf16 | Self::Fp8)
@@ -181,6 +222,7 @@ impl KeyFormat {
             Self::Bf16 => "bf16",
             Self::Fp8 => "fp8",
             Self::IntToken { .. } => "int-token",
+            Self::IntTokenGroups { .. } => "int-token groups",
             Self::IntChannel { .. } => "int-channel",
             Self::LloydMax { .. } => "lm",
             Self::Pq { .. } => "pq",
@@ -193,6 +235,9 @@ impl KeyFormat {
 /// numbers of `alloc` to be exact in f16 and for a row to be copied to the stack.
 pub(crate) const MAX_CODED_HEAD_DIM: usize = 1024;
 
+/// Bits of the codes of affine integers.
+const INT_BITS: [u8; 5] = [8, 6, 4, 3, 2];
+
 const MIN_CENTIBITS: usize = 50;
 const MAX_CENTIBITS: usize = 800;
 
@@ -201,6 +246,9 @@ impl fmt::Display for KeyFormat {
         match *self {
             Self::F16 | Self::Bf16 | Self::Fp8 => f.write_str(self.family()),
             Self::IntToken { bits } => write!(f, "int{bits}-token"),
+            Self::IntTokenGroups { bits, group } => {
+                write!(f, "int{bits}-token/{}", group.channels())
+            }
             Self::IntChannel { bits, group_tokens } => {
                 write!(f, "int{bits}-channel/{group_tokens}")
             }
@@ -215,12 +263,12 @@ impl FromStr for KeyFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        parse(name).ok_or_else(|| Error::UnknownFormat {
-            kind: "key",
-            name: name.to_owned(),
-            known: KEY_FORMATS,
-        })
+        parse(name).filter(|format| format.has_name()).ok_or_else(|| unknown(name))
     }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::UnknownFormat { kind: "key", name: name.to_owned(), known: KEY_FORMATS }
 }
 
 fn parse(name: &str) -> Option<KeyFormat> {
@@ -254,9 +302,11 @@ fn parse(name: &str) -> Option<KeyFormat> {
     let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
     let bits = bits.parse().ok()?;
     if axis == "token" {
-        return [8, 6, 4].contains(&bits).then_some(KeyFormat::IntToken { bits });
+        return Some(KeyFormat::IntToken { bits });
+    }
+    if let Some(channels) = axis.strip_prefix("token/") {
+        return Some(KeyFormat::IntTokenGroups { bits, group: GroupSize::named(channels)? });
     }
     let group_tokens = axis.strip_prefix("channel/")?.parse().ok()?;
-    let known = [8, 4, 3, 2].contains(&bits) && [32, 64, 128].contains(&group_tokens);
-    known.then_some(KeyFormat::IntChannel { bits, group_tokens })
+    Some(KeyFormat::IntChannel { bits, group_tokens })
 }

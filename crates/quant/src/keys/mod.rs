@@ -10,6 +10,8 @@ mod codec;
 mod format;
 mod kmeans;
 mod lloyd_max;
+mod per_channel;
+mod per_group;
 mod plain;
 mod pq;
 mod tables;

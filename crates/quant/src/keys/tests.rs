@@ -12,9 +12,10 @@ use super::*;
 
 /// One of every family and size that a name can ask for.
 fn formats() -> Vec<KeyFormat> {
-    let mut names: Vec<String> =
-        ["f16", "bf16", "fp8", "int8-token", "int6-token", "int4-token"].map(String::from).to_vec();
-    for bits in [8, 4, 3, 2] {
+    let mut names: Vec<String> = ["f16", "bf16", "fp8"].map(String::from).to_vec();
+    for bits in [8, 6, 4, 3, 2] {
+        names.push(format!("int{bits}-token"));
+        names.extend([32, 64, 128].map(|channels| format!("int{bits}-token/{channels}")));
         names.extend([32, 64, 128].map(|tokens| format!("int{bits}-channel/{tokens}")));
     }
     names.extend((1..=4).map(|bits| format!("lm{bits}")));

@@ -8,7 +8,7 @@
 //!   vectors are read again for the next channels, from the first-level cache, where a run should fit.
 //!
 //! What lies in the bytes is a [`Vector`]: it hands out eight values at a time. The kernels are written
-//! once per instruction set and the formats once per kernel (see `formats`).
+//! once per instruction set, the formats once for both (`formats`, `grouped`).
 
 #![cfg_attr(
     target_arch = "x86_64",
@@ -18,6 +18,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod formats;
+mod grouped;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ mod tests;
 use std::arch::x86_64::__m256;
 
 pub(crate) use formats::{Bf16, Fp8};
+pub(crate) use grouped::Integers;
 
 use crate::Level;
 

@@ -23,12 +23,35 @@ fn affine_bound(group: &[f64], bits: u8) -> f64 {
     bound + 1e-6 * low.abs().max(high.abs())
 }
 
+/// The largest root mean square of the errors of a group whose codes are a window of multiples of a step
+/// of eighths of octaves: what the widest step that the group fills leaves, which the search betters.
+fn window_bound(group: &[f64], bits: u8) -> f64 {
+    let low = group.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = group.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let gaps = f64::from((1u32 << bits) - 1);
+    // The range holds at most so many steps, of which the window leaves out half of what is too much at
+    // either end, and another quarter of a step where the grid lies badly.
+    let steps = gaps * 2.0f64.powf(0.126);
+    let filled = (high - low) * (0.5 / gaps).max((0.5 * (steps - gaps) + 0.25) / steps);
+    // Half of a step that brings the largest value within reach, and half of the smallest step.
+    let largest = low.abs().max(high.abs());
+    let reach = 0.5 * 2.0f64.powf(0.125) * largest / 59.48;
+    filled.max(reach).max(2.0f64.powi(-17)) + 1e-6 * largest
+}
+
 /// The affine groups of keys `[n, head_dim]`, each as indices.
 fn affine_groups(format: KeyFormat, num_tokens: usize, head_dim: usize) -> Vec<(u8, Vec<usize>)> {
     match format {
         KeyFormat::IntToken { bits } => {
             (0..num_tokens).map(|t| (bits, (t * head_dim..(t + 1) * head_dim).collect())).collect()
         }
+        KeyFormat::IntTokenGroups { bits, group } => (0..num_tokens)
+            .flat_map(|t| {
+                let firsts = (0..head_dim).step_by(group.channels());
+                firsts.map(move |c| (t * head_dim + c, (c + group.channels()).min(head_dim) - c))
+            })
+            .map(|(first, len)| (bits, (first..first + len).collect()))
+            .collect(),
         KeyFormat::IntChannel { bits, group_tokens } => {
             let group_tokens = usize::from(group_tokens);
             let group = |first: usize, c: usize| {
@@ -40,6 +63,14 @@ fn affine_groups(format: KeyFormat, num_tokens: usize, head_dim: usize) -> Vec<(
                 .collect()
         }
         _ => vec![],
+    }
+}
+
+/// Whether scales and zeros are stored as steps and multiples.
+fn is_window(format: KeyFormat) -> bool {
+    match format {
+        KeyFormat::IntTokenGroups { bits, .. } | KeyFormat::IntChannel { bits, .. } => bits <= 4,
+        _ => false,
     }
 }
 
@@ -66,11 +97,18 @@ fn worst_share(coder: &KeyCoder, keys: &[f32], back: &[f32]) -> f64 {
             let bound = |x: f64| (x.abs() / 16.0 + 2.0f64.powi(-10)).max(x.abs() - 448.0);
             keys.iter().zip(&back).for_each(|(x, y)| see((x - y).abs(), bound(*x)));
         }
-        KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => {
+        KeyFormat::IntToken { .. }
+        | KeyFormat::IntTokenGroups { .. }
+        | KeyFormat::IntChannel { .. } => {
             for (bits, group) in affine_groups(format, keys.len() / head_dim, head_dim) {
                 let values: Vec<f64> = group.iter().map(|&i| keys[i]).collect();
-                let bound = affine_bound(&values, bits);
-                group.iter().for_each(|&i| see((keys[i] - back[i]).abs(), bound));
+                if is_window(format) {
+                    let squares: f64 = group.iter().map(|&i| (keys[i] - back[i]).powi(2)).sum();
+                    see((squares / group.len() as f64).sqrt(), window_bound(&values, bits));
+                } else {
+                    let bound = affine_bound(&values, bits);
+                    group.iter().for_each(|&i| see((keys[i] - back[i]).abs(), bound));
+                }
             }
         }
         KeyFormat::LloydMax { .. } => {
@@ -175,6 +213,7 @@ fn the_bounds_are_reached_and_damage_is_seen() {
             KeyFormat::LloydMax { .. } => 0.05,
             // Of a bound on the root mean square, which uniform errors in half a step miss by √3.
             KeyFormat::Alloc { .. } => 0.3,
+            _ if is_window(format) => 0.2,
             _ => 0.8,
         };
         let share = worst_share(&coder, keys, &back);
@@ -206,8 +245,11 @@ fn a_second_pass_changes_nothing() {
                 let share = worst_share(&coder, &back, &decoded(&coder, &again));
                 assert!(share <= 1.0, "{format} {head_dim}: {share}");
             }
-            // Two equal centroids have two codes and one meaning.
+            // Two equal centroids have two codes and one meaning; so have two windows of one step.
             KeyFormat::Pq { .. } => assert_eq!(decoded(&coder, &again), back, "{format}"),
+            _ if is_window(format) => {
+                assert_eq!(decoded(&coder, &again), back, "{format} {head_dim}");
+            }
             // For affine formats this needs the codes 0 and 2^bits - 1 to occur in the group, whose
             // zero and scale are then found again exactly; they do where the group's range is not
             // small against its offset, as here.

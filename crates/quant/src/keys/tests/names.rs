@@ -30,11 +30,16 @@ fn other_names_are_refused_with_the_known_ones() {
         "int8",
         "int5-token",
         "int8-row",
+        "int5-token/32",
+        "int4-token/",
+        "int4-token/16",
+        "int4-token/032",
+        "int4-token/256",
+        "int5-channel/32",
         "int4-channel",
         "int4-channel/",
         "int4-channel/16",
         "int4-channel/256",
-        "int6-channel/32",
         "lm",
         "lm0",
         "lm5",
@@ -68,7 +73,7 @@ fn other_names_are_refused_with_the_known_ones() {
         let error = name.parse::<KeyFormat>().map(|f| f.to_string()).unwrap_err();
         let named =
             matches!(&error, Error::UnknownFormat { kind: "key", name: n, .. } if n == name);
-        assert!(named && error.to_string().contains("int8-token"), "{name}: {error}");
+        assert!(named && error.to_string().contains("pq/2xC"), "{name}: {error}");
     }
 }
 
@@ -92,12 +97,36 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
                     assert!(format.to_string().starts_with(name.split('-').next().unwrap()));
                     assert!(matches!(KeyCoder::fit(format, &input), Err(Error::HeadDim { .. })));
                 }
+                Err(Error::GroupTooLong { group, head_dim: h, format: name }) => {
+                    assert!(fits && group > h && h == head_dim && name == format.to_string());
+                    assert!(matches!(
+                        KeyCoder::fit(format, &input),
+                        Err(Error::GroupTooLong { .. })
+                    ));
+                }
                 Err(error) => panic!("{format} {head_dim}: {error}"),
             }
         }
         for head_dim in [1032, 65_536, usize::MAX - 7] {
             let refused = matches!(format.layout(head_dim), Err(Error::HeadDimTooLong { .. }));
             assert!(refused || format.is_plain(), "{format} {head_dim}");
+        }
+    }
+}
+
+#[test]
+fn formats_of_parts_that_no_name_has_are_refused() {
+    let input = FitInput { head_dim: 128, keys: &[], query_energy: &[1.0; 128], seed: 0 };
+    let group = crate::GroupSize::G32;
+    for bits in [0, 1, 5, 7, 9, 16, 255] {
+        for format in [
+            KeyFormat::IntToken { bits },
+            KeyFormat::IntTokenGroups { bits, group },
+            KeyFormat::IntChannel { bits, group_tokens: 32 },
+        ] {
+            let unknown = |error: &Error| matches!(error, Error::UnknownFormat { .. });
+            assert!(unknown(&format.layout(128).unwrap_err()), "{format}");
+            assert!(unknown(&KeyCoder::fit(format, &input).unwrap_err()), "{format}");
         }
     }
 }
@@ -126,11 +155,11 @@ proptest! {
 
     #[test]
     fn no_near_miss_panics(
-        text in "(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-channel/|)[0-9]{0,4}",
+        text in "(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|)[0-9]{0,4}",
     ) {
         if let Ok(format) = text.parse::<KeyFormat>() {
             prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
-            prop_assert!(format.layout(64).is_ok());
+            prop_assert!(format.layout(128).is_ok());
         }
     }
 }

@@ -3,6 +3,7 @@
 use heterokv_testkit::{Controls, Guarded, Inputs, Tolerance, compare};
 
 use super::*;
+use crate::grouped::{GroupSize, Grouped};
 use crate::saturate::{to_bf16, to_fp8};
 
 const HEAD_DIMS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 32, 64, 80, 96, 127, 128];
@@ -32,6 +33,15 @@ fn for_each_case(check: impl Checked) {
                 let bf16 = |x: f32| to_bf16(x).to_le_bytes().to_vec();
                 check.check(Case::of_elements(Bf16 { head_dim }, shape, bf16));
                 check.check(Case::of_elements(Fp8 { head_dim }, shape, |x| vec![to_fp8(x)]));
+                let grouped = |bits| Grouped::new(bits, head_dim, GroupSize::G32);
+                check.check(Case::<Integers<2>>::of_integers(grouped(2), shape));
+                check.check(Case::<Integers<3>>::of_integers(grouped(3), shape));
+                check.check(Case::<Integers<4>>::of_integers(grouped(4), shape));
+                check.check(Case::<Integers<6>>::of_integers(grouped(6), shape));
+                check.check(Case::<Integers<8>>::of_integers(grouped(8), shape));
+                let grouped = |bits| Grouped::new(bits, head_dim, GroupSize::G64);
+                check.check(Case::<Integers<4>>::of_integers(grouped(4), shape));
+                check.check(Case::<Integers<6>>::of_integers(grouped(6), shape));
             }
         }
     }
@@ -40,6 +50,19 @@ fn for_each_case(check: impl Checked) {
 /// A check of any format: a closure cannot be generic.
 trait Checked {
     fn check<V: Vector>(&self, case: Case<V>);
+}
+
+impl<const BITS: u8> Case<Integers<BITS>> {
+    fn of_integers(grouped: Grouped, (seed, num_heads, count): (u64, usize, usize)) -> Self {
+        let mut inputs = Inputs::new(seed);
+        let values = inputs.heavy_channels(count, grouped.head_dim(), 1, 5.0);
+        let mut bytes = vec![0xA5; count * grouped.num_bytes()];
+        let vectors = bytes.chunks_exact_mut(grouped.num_bytes());
+        for (x, out) in values.chunks_exact(grouped.head_dim()).zip(vectors) {
+            grouped.encode(x, out);
+        }
+        Self::new(Integers::new(grouped), num_heads, bytes, inputs)
+    }
 }
 
 impl<V: Vector> Case<V> {
