@@ -20,6 +20,7 @@ pub use error::{Error, Result};
 pub use grouped::GroupSize;
 pub use keys::{
     FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, Precision, PreparedQueries, ScoreRows,
+    SharedScale,
 };
 pub use rotation::Rotation;
 pub use rows::{PageRows, RowFormat, RowLayout, RowSource};

@@ -7,6 +7,7 @@ use super::affine::PerToken;
 use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
+use super::rotated::Rotated;
 use super::{KeyFormat, PreparedQueries, Tables};
 use crate::bits::for_each_code;
 use crate::grouped::Grouped;
@@ -58,6 +59,9 @@ pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Cod
         }
         KeyFormat::IntChannel { bits, group_tokens } => {
             Arc::new(PerChannel::new(bits, head_dim, group_tokens.into()))
+        }
+        KeyFormat::Rotated { .. } => {
+            Arc::new(Rotated::new(head_dim, unfitted(format.unrotated(), head_dim)?)?)
         }
         KeyFormat::LloydMax { .. } | KeyFormat::Pq { .. } | KeyFormat::Alloc { .. } => {
             unreachable!("{format} is fitted")

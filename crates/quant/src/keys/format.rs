@@ -17,6 +17,7 @@ use crate::{Error, Result};
 /// | `int{8,6,4,3,2}-token` | affine integers, one scale and zero per token | none | yes |
 /// | `int{8,6,4,3,2}-token/{32,64,128}` | the same with a scale and zero for every so many channels | none | yes |
 /// | `int{8,6,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
+/// | `rot-int…` | any of the affine integers, of keys under a randomised Hadamard rotation (QuaRot, arXiv 2404.00456) | none | as without |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
 /// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
 /// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
@@ -48,6 +49,13 @@ pub enum KeyFormat {
         /// Tokens that share a scale and zero: 32, 64 or 128.
         group_tokens: u8,
     },
+    /// Affine integers of keys under a randomised Hadamard rotation.
+    Rotated {
+        /// Bits of a code: 8, 6, 4, 3 or 2.
+        bits: u8,
+        /// What shares a scale and zero.
+        scale: SharedScale,
+    },
     /// Rotated Lloyd–Max codes.
     LloydMax {
         /// Bits of a code: 1 to 4.
@@ -67,9 +75,20 @@ pub enum KeyFormat {
     },
 }
 
+/// What shares the scale and zero of affine integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SharedScale {
+    /// All channels of a token.
+    Token,
+    /// So many channels of a token.
+    TokenGroups(GroupSize),
+    /// A channel of so many tokens: 32, 64 or 128.
+    Channel(u8),
+}
+
 /// What [`KeyFormat::from_str`] accepts.
 pub const KEY_FORMATS: &str = "f16, bf16, fp8, int{8,6,4,3,2}-token, int{8,6,4,3,2}-token/{32,64,128}, \
-     int{8,6,4,3,2}-channel/{32,64,128}, lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+     int{8,6,4,3,2}-channel/{32,64,128}, these with rot- before them, lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +132,7 @@ impl KeyFormat {
             let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
             return Err(Error::HeadDimTooLong { format, head_dim, max });
         }
-        if let Self::IntTokenGroups { group, .. } = self
+        if let Self::IntTokenGroups { group, .. } = self.unrotated()
             && group.channels() > head_dim
         {
             let (format, group) = (self.to_string(), group.channels());
@@ -145,6 +164,7 @@ impl KeyFormat {
                     min_fit_tokens: 0,
                 }
             }
+            Self::Rotated { .. } => self.unrotated().layout(head_dim)?,
             Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
@@ -185,6 +205,22 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// The affine format that holds the rotated keys; any other format itself.
+    pub(super) fn unrotated(self) -> Self {
+        match self {
+            Self::Rotated { bits, scale } => Self::integers(bits, scale),
+            _ => self,
+        }
+    }
+
+    fn integers(bits: u8, scale: SharedScale) -> Self {
+        match scale {
+            SharedScale::Token => Self::IntToken { bits },
+            SharedScale::TokenGroups(group) => Self::IntTokenGroups { bits, group },
+            SharedScale::Channel(group_tokens) => Self::IntChannel { bits, group_tokens },
+        }
+    }
+
     /// Whether its parts are among those that a name can ask for.
     fn has_name(self) -> bool {
         match self {
@@ -193,6 +229,7 @@ impl KeyFormat {
             Self::IntChannel { bits, group_tokens } => {
                 INT_BITS.contains(&bits) && [32, 64, 128].contains(&group_tokens)
             }
+            Self::Rotated { .. } => self.unrotated().has_name(),
             Self::LloydMax { bits } => (1..=4).contains(&bits),
             Self::Pq { width, code_bits } => {
                 [2, 4].contains(&width) && (4..=8).contains(&code_bits)
@@ -224,6 +261,7 @@ impl KeyFormat {
             Self::IntToken { .. } => "int-token",
             Self::IntTokenGroups { .. } => "int-token groups",
             Self::IntChannel { .. } => "int-channel",
+            Self::Rotated { .. } => "rot-int",
             Self::LloydMax { .. } => "lm",
             Self::Pq { .. } => "pq",
             Self::Alloc { .. } => "alloc",
@@ -252,6 +290,7 @@ impl fmt::Display for KeyFormat {
             Self::IntChannel { bits, group_tokens } => {
                 write!(f, "int{bits}-channel/{group_tokens}")
             }
+            Self::Rotated { .. } => write!(f, "rot-{}", self.unrotated()),
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
             Self::Pq { width, code_bits } => write!(f, "pq/{width}x{}", 1 << code_bits),
             Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),
@@ -299,14 +338,22 @@ fn parse(name: &str) -> Option<KeyFormat> {
             && (exact - centibits).abs() < 1e-6;
         return known.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
     }
+    if let Some(name) = name.strip_prefix("rot-") {
+        let (bits, scale) = parse_integers(name)?;
+        return Some(KeyFormat::Rotated { bits, scale });
+    }
+    let (bits, scale) = parse_integers(name)?;
+    Some(KeyFormat::integers(bits, scale))
+}
+
+fn parse_integers(name: &str) -> Option<(u8, SharedScale)> {
     let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
-    let bits = bits.parse().ok()?;
-    if axis == "token" {
-        return Some(KeyFormat::IntToken { bits });
-    }
-    if let Some(channels) = axis.strip_prefix("token/") {
-        return Some(KeyFormat::IntTokenGroups { bits, group: GroupSize::named(channels)? });
-    }
-    let group_tokens = axis.strip_prefix("channel/")?.parse().ok()?;
-    Some(KeyFormat::IntChannel { bits, group_tokens })
+    let scale = if axis == "token" {
+        SharedScale::Token
+    } else if let Some(channels) = axis.strip_prefix("token/") {
+        SharedScale::TokenGroups(GroupSize::named(channels)?)
+    } else {
+        SharedScale::Channel(axis.strip_prefix("channel/")?.parse().ok()?)
+    };
+    Some((bits.parse().ok()?, scale))
 }

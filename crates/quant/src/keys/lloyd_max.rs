@@ -16,7 +16,7 @@ use crate::simd::keys::{CodedRows, Tail, Values};
 use crate::{Level, Result};
 
 /// The seed of the rotation of every head: part of the format.
-const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
+pub(super) const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
 
 /// Lloyd–Max levels of the standard normal distribution, upper half (Max 1960, table I).
 const LEVELS: [&[f32]; 4] = [

@@ -14,10 +14,11 @@ mod per_channel;
 mod per_group;
 mod plain;
 mod pq;
+mod rotated;
 mod tables;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
-pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
+pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
 pub use tables::Tables;
 
 use std::sync::Arc;

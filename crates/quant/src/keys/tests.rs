@@ -17,7 +17,11 @@ fn formats() -> Vec<KeyFormat> {
         names.push(format!("int{bits}-token"));
         names.extend([32, 64, 128].map(|channels| format!("int{bits}-token/{channels}")));
         names.extend([32, 64, 128].map(|tokens| format!("int{bits}-channel/{tokens}")));
+        names.extend(["token", "token/32", "channel/64"].map(|s| format!("rot-int{bits}-{s}")));
     }
+    names.extend(
+        ["rot-int4-token/64", "rot-int3-channel/32", "rot-int2-channel/128"].map(String::from),
+    );
     names.extend((1..=4).map(|bits| format!("lm{bits}")));
     for width in [2, 4] {
         names.extend([16, 32, 64, 128, 256].map(|centroids| format!("pq/{width}x{centroids}")));

@@ -108,12 +108,30 @@ fn more_bits_are_never_worse() {
         vec!["int2-channel/64", "int3-channel/64", "int4-channel/64", "int6-channel/64"],
         vec!["int6-channel/128", "int8-channel/128", "int8-channel/64", "int8-channel/32"],
         vec!["int4-channel/128", "int4-channel/64", "int4-channel/32"],
+        vec!["rot-int2-token", "rot-int3-token", "rot-int4-token", "rot-int8-token"],
+        vec!["rot-int2-channel/64", "rot-int3-channel/64", "rot-int4-channel/64"],
         vec!["lm1", "lm2", "lm3", "lm4"],
         vec!["pq/2x16", "pq/2x32", "pq/2x64", "pq/2x128", "pq/2x256"],
         vec!["alloc/0.5", "alloc/1", "alloc/1.25", "alloc/2", "alloc/3.25", "alloc/4", "alloc/8"],
     ] {
         let errors: Vec<f64> = family.iter().map(|f| distortion(f.parse().unwrap(), 128)).collect();
         assert!(errors.is_sorted_by(|a, b| a > b), "{family:?}: {errors:?}");
+    }
+}
+
+#[test]
+fn a_rotation_spreads_heavy_channels_over_all() {
+    // Three channels of thirty deviations set the scale of a whole token, unless they are spread.
+    let (head_dim, mut inputs) = (128, Inputs::new(17));
+    let keys = inputs.heavy_channels(512, head_dim, 3, 30.0);
+    let error = |name: &str| -> f64 {
+        let coder = fitted(name.parse().unwrap(), head_dim, &keys);
+        let back = decoded(&coder, &encoded(&coder, &keys));
+        keys.iter().zip(&back).map(|(x, y)| f64::from(x - y).powi(2)).sum()
+    };
+    for scale in ["int4-token", "int3-token/128", "int8-token"] {
+        let share = error(&format!("rot-{scale}")) / error(scale);
+        assert!(share < 0.7, "{scale}: {share}");
     }
 }
 

@@ -40,6 +40,13 @@ fn other_names_are_refused_with_the_known_ones() {
         "int4-channel/",
         "int4-channel/16",
         "int4-channel/256",
+        "rot-",
+        "rot-f16",
+        "rot-lm2",
+        "rot-int5-token",
+        "rot-rot-int4-token",
+        "rot-int4-token/16",
+        "int4-rot-token",
         "lm",
         "lm0",
         "lm5",
@@ -118,11 +125,21 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
 fn formats_of_parts_that_no_name_has_are_refused() {
     let input = FitInput { head_dim: 128, keys: &[], query_energy: &[1.0; 128], seed: 0 };
     let group = crate::GroupSize::G32;
+    for group_tokens in [0, 16, 96, 255] {
+        for format in [
+            KeyFormat::IntChannel { bits: 4, group_tokens },
+            KeyFormat::Rotated { bits: 4, scale: SharedScale::Channel(group_tokens) },
+        ] {
+            let refused = matches!(format.layout(128), Err(Error::UnknownFormat { .. }));
+            assert!(refused, "{format}");
+        }
+    }
     for bits in [0, 1, 5, 7, 9, 16, 255] {
         for format in [
             KeyFormat::IntToken { bits },
             KeyFormat::IntTokenGroups { bits, group },
             KeyFormat::IntChannel { bits, group_tokens: 32 },
+            KeyFormat::Rotated { bits, scale: SharedScale::TokenGroups(group) },
         ] {
             let unknown = |error: &Error| matches!(error, Error::UnknownFormat { .. });
             assert!(unknown(&format.layout(128).unwrap_err()), "{format}");
@@ -155,7 +172,7 @@ proptest! {
 
     #[test]
     fn no_near_miss_panics(
-        text in "(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|)[0-9]{0,4}",
+        text in "(rot-|)(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|)[0-9]{0,4}",
     ) {
         if let Ok(format) = text.parse::<KeyFormat>() {
             prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
