@@ -1,8 +1,10 @@
-//! The only automation of the workspace: fetch the default model, show the demo, run every test, keep the tree tidy.
+//! The only automation of the workspace: fetch the default model, show the demo, run every test and benchmark,
+//! keep the tree tidy.
 //!
 //! `cargo xtask demo` and `cargo xtask test --setup` are all the set-up that a clone needs, and `.ci/run` calls
-//! nothing else. What this program never does: ask a question, write outside `target/` and the user's cache
-//! folder (setting up aside), or take a path through the code that a user of `heterokv` could not take by hand.
+//! nothing else. What this program never does: ask a question, write outside `target/`, the user's cache folder and
+//! what git ignores beside the fuzz targets (setting up aside), or take a path through the code that a user of
+//! `heterokv` could not take by hand.
 
 #![expect(
     clippy::print_stdout,
@@ -10,6 +12,7 @@
     reason = "a program that reports what it does; results go to stdout, progress to stderr"
 )]
 
+mod bench;
 mod checks;
 mod demo;
 mod licence;
@@ -43,6 +46,8 @@ enum Task {
     Demo(demo::Options),
     /// Run every test, then the lint, format, docs, licence and structure checks
     Test(test::Options),
+    /// Measure; `bench quant --help` has the options
+    Bench(bench::Options),
     /// Get the default model, if it is not there yet, and print where it is
     Fetch,
     /// Check the structure of the tree: heads, sizes, unsafe code, paths in documents, edges between crates
@@ -66,6 +71,7 @@ fn perform(task: Task) -> Result<bool> {
     match task {
         Task::Demo(options) => demo::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, &options),
+        Task::Bench(options) => bench::run(&workspace, &options),
         Task::Fetch => {
             println!("{}", model_file::obtain_default()?.display());
             Ok(true)

@@ -54,6 +54,24 @@ struct Projection {
 /// What reports how far a piece of work is: `(done, total)`, for a prompt in tokens times layers.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
+/// One block of a prompt on its way through the attention of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptBlock<'a> {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Position of the block's first token.
+    pub first: usize,
+    /// Post-RoPE queries of the block `[n, num_qo_heads, head_dim]`, f32.
+    pub q: &'a [f32],
+    /// Post-RoPE keys of the whole prompt `[num_tokens, num_kv_heads, head_dim]`, f32.
+    pub k: &'a [f32],
+    /// Values of the whole prompt, of the same shape.
+    pub v: &'a [f32],
+}
+
+/// What looks on while a prompt is processed, block by block inside of layer by layer.
+pub type Observer<'a> = &'a mut dyn FnMut(&PromptBlock<'_>);
+
 impl Model {
     /// Loads the weights of `checkpoint` in the form `compute`.
     ///
@@ -142,7 +160,31 @@ impl Model {
         &self,
         tokens: &[u32],
         caches: &mut [KvCache],
+        progress: Option<Progress<'_>>,
+    ) -> Result<Vec<f32>> {
+        self.process_prompt(tokens, caches, progress, None)
+    }
+
+    /// [`Model::prefill`] under the eyes of `observer`: what statistics, dumps and policies are made of that
+    /// need more of a prompt than a cache keeps.
+    ///
+    /// # Errors
+    /// As [`Model::prefill`].
+    pub fn prefill_observed(
+        &self,
+        tokens: &[u32],
+        caches: &mut [KvCache],
+        observer: Observer<'_>,
+    ) -> Result<Vec<f32>> {
+        self.process_prompt(tokens, caches, None, Some(observer))
+    }
+
+    fn process_prompt(
+        &self,
+        tokens: &[u32],
+        caches: &mut [KvCache],
         mut progress: Option<Progress<'_>>,
+        mut observer: Option<Observer<'_>>,
     ) -> Result<Vec<f32>> {
         let mut hidden = self.embed(tokens)?;
         let num_tokens = tokens.len();
@@ -166,6 +208,9 @@ impl Model {
                 let (first, len) = (block * BLOCK_TOKENS, hidden.len() / hidden_size * qo_len);
                 let (q, attended) = (&mut q[..len], &mut attended[..len]);
                 self.project_q(layer, hidden, first, q)?;
+                if let Some(observer) = &mut observer {
+                    observer(&PromptBlock { layer: index, first, q, k: &k, v: &v });
+                }
                 prompt.attend(first, q, attended)?;
                 self.finish_layer(layer, attended, hidden)?;
                 if let Some(progress) = &mut progress {

@@ -16,7 +16,7 @@ pub mod text;
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use error::{Error, Result};
-pub use forward::{Model, Progress};
+pub use forward::{Model, Observer, Progress, PromptBlock};
 pub use generate::{FinishReason, GenerateSettings, Generation, Generator};
 pub use heterokv_quant::weights::ComputeType;
 pub use memory::{PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes};

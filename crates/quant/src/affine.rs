@@ -23,6 +23,7 @@
 
 use half::f16;
 
+use crate::keys::{EIGHTHS, OCTAVE_BIAS};
 use crate::saturate::to_f16;
 
 /// Widest codes that are stored as a window.
@@ -181,21 +182,12 @@ fn rounded(x: f32) -> f32 {
 pub(crate) static STEPS: [f32; 256] = steps();
 
 const fn steps() -> [f32; 256] {
-    const EIGHTHS: [f32; 8] = [
-        1.0,
-        1.090_507_7,
-        1.189_207_1,
-        1.296_839_6,
-        std::f32::consts::SQRT_2,
-        1.542_210_8,
-        1.681_792_9,
-        1.834_008_1,
-    ];
     let mut steps = [0.0; 256];
     let mut i = 0;
     while i < 256 {
         // A power of two by its exponent, so that the product is exact.
-        steps[i] = EIGHTHS[i % 8] * f32::from_bits((i as u32 / 8 + 127 - 16) << 23);
+        let octave = f32::from_bits((i as u32 / 8 + 127 - OCTAVE_BIAS) << 23);
+        steps[i] = EIGHTHS[i % 8] * octave;
         i += 1;
     }
     steps

@@ -3,9 +3,9 @@
 //!
 //! Each law is held on a small checkpoint of ours and, where it is there, on the default model.
 
-use heterokv_cache::{CacheSpec, KvCache};
+use heterokv_cache::{CacheSpec, KvCache, PrefillInput, prefill_layer};
 use heterokv_eval::{Distribution, Mode, Window, compare_caches, kl_divergence};
-use heterokv_model::{ComputeType, Model};
+use heterokv_model::{ComputeType, Model, PromptBlock};
 
 use crate::distance::{bits, max_distance};
 use crate::files::fixture;
@@ -223,4 +223,42 @@ fn a_cache_that_loses_nothing_is_full() {
         assert!(distance <= 2e-3, "{spec}: {distance}");
         assert!(cache.host_in_use_bytes() > 0, "{spec} keeps values on the host");
     }
+}
+
+/// The blocks that an observer sees, put together, make the cache that the prompt made: a format whose
+/// tables follow keys and queries shows it.
+#[test]
+fn an_observer_sees_what_the_caches_get() {
+    let model = tiny_model();
+    let spec = "keys=alloc/4,values=int8@host,select=top-p:0.9,min=8,recent=16";
+    // Longer than the blocks that pass through a layer together.
+    let prompt = tokens(&model, 700);
+    let mut layers: Vec<[Vec<f32>; 3]> = Vec::new();
+    let mut own = [cache(&model, spec)];
+    let hidden = model.prefill_observed(&prompt, &mut own, &mut |block: &PromptBlock<'_>| {
+        if block.first == 0 {
+            assert_eq!(block.layer, layers.len(), "layer by layer");
+            layers.push([Vec::new(), block.k.to_vec(), block.v.to_vec()]);
+        }
+        let [q, k, v] = &mut layers[block.layer];
+        assert_eq!(q.len(), block.first * model.kv_shape().heads.qo_row_len());
+        q.extend_from_slice(block.q);
+        assert!(bits(k) == bits(block.k) && bits(v) == bits(block.v));
+    });
+    let logits = last_logits(&model, &hidden.unwrap());
+    assert_eq!(layers.len(), model.config().num_layers);
+    let mut rebuilt = [cache(&model, spec)];
+    for (layer, [q, k, v]) in layers.iter().enumerate() {
+        let input = PrefillInput { q, k, v };
+        prefill_layer(&mut rebuilt, layer, input, &mut vec![0.0; q.len()]).unwrap();
+    }
+    let (unobserved, mut plain) = prefilled(&model, &[spec], &prompt);
+    assert_eq!(bits(&logits), bits(&unobserved));
+    let decode = |cache: &mut KvCache| greedy(&model, logits.clone(), cache, STEPS);
+    let expected = decode(&mut plain[0]);
+    assert_eq!(decode(&mut own[0]), expected);
+    assert_eq!(decode(&mut rebuilt[0]), expected);
+    let next = &expected[..1];
+    let after = |cache: &mut KvCache| bits(&feed(&model, next, cache));
+    assert_eq!(after(&mut rebuilt[0]), after(&mut plain[0]));
 }

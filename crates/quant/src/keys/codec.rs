@@ -9,9 +9,7 @@ use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
 use super::{KeyFormat, PreparedQueries, Tables};
-use crate::bits::for_each_code;
 use crate::grouped::Grouped;
-use crate::simd::keys::CodedRows;
 use crate::{Level, Result};
 
 /// What one format does with keys of one (layer, KV head). [`KeyCoder`](super::KeyCoder) holds one and
@@ -44,6 +42,17 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
         out: &mut [f32],
         stride: usize,
     );
+
+    /// The most by which `score` rounds, beyond f32: see [`KeyCoder::rounding`](super::KeyCoder::rounding).
+    fn rounding(
+        &self,
+        _prepared: &PreparedQueries,
+        _head: usize,
+        _codes: &[u8],
+        _token: usize,
+    ) -> f32 {
+        0.0
+    }
 }
 
 /// The codec of a format that has no tables and so needs no fit.
@@ -67,33 +76,4 @@ pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Cod
             unreachable!("{format} is fitted")
         }
     })
-}
-
-impl CodedRows {
-    /// Decodes one row into `out [head_dim]` by the scalar truth that `score` is held to.
-    pub(super) fn decode_row(&self, row: &[u8], out: &mut [f32]) {
-        let (scale, zero) = self.tail_of(row);
-        for_each_code(row, self.widths(), |channel, code| {
-            out[channel] = zero + scale * self.value(code);
-        });
-    }
-
-    /// The rows from `first` on of `codes`.
-    pub(super) fn rows_from<'a>(
-        &self,
-        first: usize,
-        codes: &'a [u8],
-    ) -> impl Iterator<Item = &'a [u8]> {
-        codes[first * self.row_bytes()..].chunks_exact(self.row_bytes())
-    }
-
-    /// The same to be written.
-    pub(super) fn rows_from_mut<'a>(
-        &self,
-        first: usize,
-        codes: &'a mut [u8],
-    ) -> impl Iterator<Item = &'a mut [u8]> {
-        let row_bytes = self.row_bytes();
-        codes[first * row_bytes..].chunks_exact_mut(row_bytes)
-    }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::STRIP;
 use crate::affine::Group;
 use crate::bits::CHUNK;
 use crate::grouped::{GroupSize, Grouped};
@@ -122,15 +123,15 @@ impl KeyFormat {
     /// length.
     pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
         if !self.has_name() {
-            return Err(unknown(&self.to_string()));
+            return Err(unknown(self.to_string()));
         }
         let multiple_of = self.channel_multiple();
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
         }
-        if !self.is_plain() && head_dim > MAX_CODED_HEAD_DIM {
-            let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
-            return Err(Error::HeadDimTooLong { format, head_dim, max });
+        let max = if self.is_plain() { MAX_PLAIN_HEAD_DIM } else { MAX_CODED_HEAD_DIM };
+        if head_dim > max {
+            return Err(Error::HeadDimTooLong { format: self.family(), head_dim, max });
         }
         if let Self::IntTokenGroups { group, .. } = self.unrotated()
             && group.channels() > head_dim
@@ -139,19 +140,19 @@ impl KeyFormat {
             return Err(Error::GroupTooLong { format, group, head_dim });
         }
         let f16_row = 2 * head_dim;
-        let per_row = |block_bytes, table_bytes, min_fit_tokens| KeyLayout {
+        let per_token = |tokens: usize, row: usize, table_bytes, min_fit_tokens| KeyLayout {
             group_tokens: 1,
-            block_tokens: 1,
-            block_bytes,
+            block_tokens: tokens,
+            block_bytes: tokens * row,
             table_bytes,
             min_fit_tokens,
         };
         Ok(match self {
-            Self::F16 | Self::Bf16 => per_row(f16_row, 0, 0),
-            Self::Fp8 => per_row(head_dim, 0, 0),
-            Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::F16 | Self::Bf16 => per_token(1, f16_row, 0, 0),
+            Self::Fp8 => per_token(1, head_dim, 0, 0),
+            Self::IntToken { bits } => per_token(STRIP, head_dim * usize::from(bits) / 8 + 4, 0, 0),
             Self::IntTokenGroups { bits, group } => {
-                per_row(Grouped::new(bits, head_dim, group).num_bytes(), 0, 0)
+                per_token(1, Grouped::new(bits, head_dim, group).num_bytes(), 0, 0)
             }
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
@@ -165,17 +166,20 @@ impl KeyFormat {
                 }
             }
             Self::Rotated { .. } => self.unrotated().layout(head_dim)?,
-            Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
+            Self::LloydMax { bits } => {
+                let block_tokens = if bits == 3 { 1 } else { STRIP };
+                per_token(block_tokens, head_dim * usize::from(bits) / 8 + 2, f16_row, 64)
+            }
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
                 let row = (num_groups * usize::from(code_bits)).div_ceil(8);
                 let centroids = 1 << code_bits;
-                per_row(row, (centroids + 1) * f16_row, 2 * centroids)
+                per_token(1, row, (centroids + 1) * f16_row, 2 * centroids)
             }
             Self::Alloc { .. } => {
                 let row = self.alloc_code_bytes(head_dim) + 1;
                 // Five tables, all held as f16: order, centre, step, weight, widths.
-                per_row(row, 4 * f16_row + head_dim / CHUNK * 2, 256)
+                per_token(STRIP, row, 4 * f16_row + head_dim / CHUNK * 2, 256)
             }
         })
     }
@@ -276,6 +280,9 @@ pub(crate) const MAX_CODED_HEAD_DIM: usize = 1024;
 /// Bits of the codes of affine integers.
 const INT_BITS: [u8; 5] = [8, 6, 4, 3, 2];
 
+/// Longest vector of floats: one whose bytes can be counted.
+const MAX_PLAIN_HEAD_DIM: usize = isize::MAX as usize / 2;
+
 const MIN_CENTIBITS: usize = 50;
 const MAX_CENTIBITS: usize = 800;
 
@@ -292,7 +299,9 @@ impl fmt::Display for KeyFormat {
             }
             Self::Rotated { .. } => write!(f, "rot-{}", self.unrotated()),
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
-            Self::Pq { width, code_bits } => write!(f, "pq/{width}x{}", 1 << code_bits),
+            Self::Pq { width, code_bits } => {
+                write!(f, "pq/{width}x{}", f64::from(code_bits).exp2())
+            }
             Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),
         }
     }
@@ -302,14 +311,15 @@ impl FromStr for KeyFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        parse(name).filter(|format| format.has_name()).ok_or_else(|| unknown(name))
+        parse(name).filter(|format| format.has_name()).ok_or_else(|| unknown(name.to_owned()))
     }
 }
 
-fn unknown(name: &str) -> Error {
-    Error::UnknownFormat { kind: "key", name: name.to_owned(), known: KEY_FORMATS }
+fn unknown(name: String) -> Error {
+    Error::UnknownFormat { kind: "key", name, known: KEY_FORMATS }
 }
 
+/// The format that `name` spells, whether or not there is one of such parts.
 fn parse(name: &str) -> Option<KeyFormat> {
     // Rust's numbers may carry a plus sign, the names here do not.
     if name.contains('+') {
@@ -320,23 +330,21 @@ fn parse(name: &str) -> Option<KeyFormat> {
         return Some(format);
     }
     if let Some(bits) = name.strip_prefix("lm") {
-        let bits = bits.parse().ok().filter(|bits| (1..=4).contains(bits))?;
-        return Some(KeyFormat::LloydMax { bits });
+        return Some(KeyFormat::LloydMax { bits: bits.parse().ok()? });
     }
     if let Some(shape) = name.strip_prefix("pq/") {
         let (width, centroids) = shape.split_once('x')?;
-        let width = width.parse().ok().filter(|width| [2, 4].contains(width))?;
-        let centroids: u32 = centroids.parse().ok()?;
-        let known = centroids.is_power_of_two() && (16..=256).contains(&centroids);
-        return known.then(|| KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
+        let width = width.parse().ok()?;
+        let centroids: u32 = centroids.parse().ok().filter(|n: &u32| n.is_power_of_two())?;
+        return Some(KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
     }
     if let Some(bits) = name.strip_prefix("alloc/") {
         let exact = bits.parse::<f64>().ok()? * 100.0;
         let centibits = exact.round();
-        // A finer width than the format has is refused rather than rounded.
-        let known = (MIN_CENTIBITS as f64..=MAX_CENTIBITS as f64).contains(&centibits)
-            && (exact - centibits).abs() < 1e-6;
-        return known.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
+        // A finer width than the format has is refused rather than rounded; a cast of one out of range
+        // ends at the ends of u16, which are no widths.
+        let is_whole = (exact - centibits).abs() < 1e-6;
+        return is_whole.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
     }
     if let Some(name) = name.strip_prefix("rot-") {
         let (bits, scale) = parse_integers(name)?;

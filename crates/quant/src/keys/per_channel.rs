@@ -4,12 +4,12 @@
 //! A block holds the tokens of a group: `scales and zeros [head_dim] | codes [group_tokens, head_dim]`,
 //! a [`Group`] per channel.
 
-use super::PreparedQueries;
 use super::codec::Codec;
+use super::{PreparedQueries, Tail};
 use crate::Level;
 use crate::affine::Group;
 use crate::bits::{for_each_code, pack_row};
-use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::simd::keys::{CodedRows, Values};
 
 #[derive(Clone, Debug)]
 pub(super) struct PerChannel {

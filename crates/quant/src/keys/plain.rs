@@ -6,7 +6,7 @@ use super::PreparedQueries;
 use super::codec::Codec;
 use crate::Level;
 use crate::saturate::{from_fp8, to_bf16, to_f16, to_fp8};
-use crate::simd::rows::dot_f16;
+use crate::simd::f16_keys;
 use crate::simd::vectors::{self, Bf16, Fp8};
 
 /// What an element is.
@@ -62,16 +62,14 @@ impl Codec for Plain {
         level: Level,
         prepared: &PreparedQueries,
         codes: &[u8],
-        _num_tokens: usize,
+        num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
         let (queries, head_dim) = (prepared.queries(), self.head_dim);
         match self.float {
             Float::F16 => {
-                for (token, row) in codes.chunks_exact(self.row_bytes()).enumerate() {
-                    dot_f16(level, queries, row, &mut out[token..], stride);
-                }
+                f16_keys::score(level, queries, head_dim, codes, num_tokens, out, stride);
             }
             Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, codes, out, stride),
             Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, codes, out, stride),

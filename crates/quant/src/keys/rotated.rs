@@ -55,4 +55,8 @@ impl Codec for Rotated {
     ) {
         self.inner.score(level, prepared, codes, num_tokens, out, stride);
     }
+
+    fn rounding(&self, prepared: &PreparedQueries, head: usize, codes: &[u8], token: usize) -> f32 {
+        self.inner.rounding(prepared, head, codes, token)
+    }
 }

@@ -20,7 +20,7 @@ fn formats() -> Vec<KeyFormat> {
         names.extend(["token", "token/32", "channel/64"].map(|s| format!("rot-int{bits}-{s}")));
     }
     names.extend(
-        ["rot-int4-token/64", "rot-int3-channel/32", "rot-int2-channel/128"].map(String::from),
+        ["rot-int4-token/64", "rot-int4-channel/32", "rot-int4-channel/128"].map(String::from),
     );
     names.extend((1..=4).map(|bits| format!("lm{bits}")));
     for width in [2, 4] {

@@ -1,0 +1,107 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use heterokv_quant::KeyFormat;
+
+/// Measure heterokv; `cargo xtask bench` builds and starts this program
+#[derive(Clone, Debug, Parser)]
+#[command(name = "heterokv-bench", bin_name = "cargo xtask bench")]
+pub struct Options {
+    #[command(subcommand)]
+    pub(crate) suite: Suite,
+}
+
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Suite {
+    /// Key formats: scan, encode and fit; with --quality, what they cost in quality
+    Quant(QuantArgs),
+}
+
+/// How to measure key formats.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QuantArgs {
+    /// Measure each case once and small, to see that its answer is right
+    #[arg(long)]
+    pub(crate) test: bool,
+    /// Fail where a bar is missed or the run is void
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Put the tables into docs/quant-report.md
+    #[arg(long, conflicts_with = "test")]
+    pub(crate) splice: bool,
+    /// These formats only
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub(crate) formats: Vec<KeyFormat>,
+    /// Threads, each with its own share of the tokens
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    pub(crate) threads: usize,
+    /// Where the CSV files and the description of the environment go
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) scan: ScanArgs,
+}
+
+/// The cases of the scan.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Scan and encode")]
+pub(crate) struct ScanArgs {
+    /// Lengths of keys
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [64, 128], value_parser = at_least_one)]
+    pub(crate) head_dims: Vec<usize>,
+    /// Query heads of a KV head
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 3, 4, 8], value_parser = at_least_one)]
+    pub(crate) group_sizes: Vec<usize>,
+    /// Codes of a case that is read from memory, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = at_least_one)]
+    pub(crate) memory: usize,
+    /// Samples of each case
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
+    pub(crate) rounds: usize,
+}
+
+impl Options {
+    /// Reads the command line; help and mistakes end the program.
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        Self::parse()
+    }
+
+    /// Threads that everything is measured with.
+    #[must_use]
+    pub fn num_threads(&self) -> usize {
+        let Suite::Quant(quant) = &self.suite;
+        quant.threads
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number, at least 1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_are_split_and_mistakes_are_refused() {
+        let parse = |words: &[&str]| Options::try_parse_from([&["bench", "quant"], words].concat());
+        let Suite::Quant(quant) = parse(&["--formats", "lm2,alloc/1.5", "--head-dims", "80"])
+            .expect("they are known")
+            .suite;
+        assert_eq!((quant.formats.len(), quant.scan.head_dims), (2, vec![80]));
+        for wrong in ["--formats=lm9", "--threads=0", "--group-sizes=1,x", "--rounds=-1"] {
+            assert!(parse(&[wrong]).is_err(), "{wrong}");
+        }
+    }
+}

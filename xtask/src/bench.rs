@@ -1,0 +1,85 @@
+//! `cargo xtask bench`: builds the benchmarks, with or without their peers, and starts them.
+//!
+//! The words behind `bench` are the program's own, which has the help for them; only `--peers` is ours. Peers
+//! have a package of their own outside the workspace, so that nothing here waits for what they depend on.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::model_file;
+use crate::process;
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+/// What to measure.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Options {
+    /// The suite and its options: `quant --help` lists them; `--peers` measures programs of others beside ours
+    #[arg(value_name = "SUITE", required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+/// Runs the program; true if it found every answer right and, where asked to look, every bar held.
+///
+/// # Errors
+/// If it cannot be started, or the default model is needed and cannot be had.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    process::run(&mut command(workspace, &options.words)?)
+}
+
+/// One run of `words`, counted as a check.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn check(workspace: &Workspace, words: &[&str]) -> Result<Tally> {
+    let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    Ok(Tally::of_check(process::run(&mut command(workspace, &words)?)?))
+}
+
+fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
+    let target = workspace.target_folder()?;
+    let has = |option: &str| words.iter().any(|word| word == option);
+    let mut command = if has("--peers") {
+        let manifest = "crates/bench/peers/Cargo.toml";
+        let mut command = workspace.cargo(&["run", "--release", "--manifest-path", manifest]);
+        command.arg("--target-dir").arg(target.join("bench-peers"));
+        command
+    } else {
+        workspace.cargo(&["run", "--release", "--package", "heterokv-bench"])
+    };
+    command.arg("--").args(words.iter().filter(|word| *word != "--peers"));
+    if !has("--help") {
+        if !has("--out") {
+            command.arg("--out").arg(target.join("bench"));
+        }
+        if has("--quality") && !has("--test") && !has("--model") {
+            command.arg("--model").arg(model_file::obtain_default()?);
+        }
+    }
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(words: &[&str]) -> String {
+        let workspace = Workspace::around_this_package().expect("we are in it");
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        process::shown(&command(&workspace, &words).expect("the workspace can be read"))
+    }
+
+    #[test]
+    fn words_are_passed_on_and_peers_choose_the_package() {
+        let alone = shown(&["quant", "--test", "--out", "x"]);
+        assert!(alone.ends_with("--package heterokv-bench -- quant --test --out x"), "{alone}");
+        let with_peers = shown(&["quant", "--peers", "--help"]);
+        assert!(with_peers.contains("crates/bench/peers"), "{with_peers}");
+        assert!(with_peers.ends_with("-- quant --help"), "{with_peers}");
+        let small = shown(&["quant", "--quality", "--test"]);
+        assert!(!small.contains("--model") && small.contains("--out"), "{small}");
+    }
+}
