@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::affine::PerToken;
+use super::lloyd_max::LloydMax;
 use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
@@ -72,6 +73,7 @@ pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Cod
         KeyFormat::Rotated { .. } => {
             Arc::new(Rotated::new(head_dim, unfitted(format.unrotated(), head_dim)?)?)
         }
+        KeyFormat::LloydMaxPlain { bits } => Arc::new(LloydMax::plain(bits, head_dim)?),
         KeyFormat::LloydMax { .. } | KeyFormat::Pq { .. } | KeyFormat::Alloc { .. } => {
             unreachable!("{format} is fitted")
         }

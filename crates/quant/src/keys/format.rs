@@ -20,6 +20,7 @@ use crate::{Error, Result};
 /// | `int{8,6,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
 /// | `rot-int…` | any of the affine integers, of keys under a randomised Hadamard rotation (QuaRot, arXiv 2404.00456) | none | as without |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
+/// | `lm1-plain` … `lm4-plain` | the same without centring | none | yes |
 /// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
 /// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +63,11 @@ pub enum KeyFormat {
         /// Bits of a code: 1 to 4.
         bits: u8,
     },
+    /// Rotated Lloyd–Max codes of keys that are not centred.
+    LloydMaxPlain {
+        /// Bits of a code: 1 to 4.
+        bits: u8,
+    },
     /// Product quantization.
     Pq {
         /// Channels per group: 2 or 4.
@@ -89,7 +95,8 @@ pub enum SharedScale {
 
 /// What [`KeyFormat::from_str`] accepts.
 pub const KEY_FORMATS: &str = "f16, bf16, fp8, int{8,6,4,3,2}-token, int{8,6,4,3,2}-token/{32,64,128}, \
-     int{8,6,4,3,2}-channel/{32,64,128}, these with rot- before them, lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+     int{8,6,4,3,2}-channel/{32,64,128}, these with rot- before them, lm1, lm2, lm3, lm4, \
+     these with -plain after them, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,9 +173,13 @@ impl KeyFormat {
                 }
             }
             Self::Rotated { .. } => self.unrotated().layout(head_dim)?,
-            Self::LloydMax { bits } => {
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => {
                 let block_tokens = if bits == 3 { 1 } else { STRIP };
-                per_token(block_tokens, head_dim * usize::from(bits) / 8 + 2, f16_row, 64)
+                let row = head_dim * usize::from(bits) / 8 + 2;
+                match self {
+                    Self::LloydMax { .. } => per_token(block_tokens, row, f16_row, 64),
+                    _ => per_token(block_tokens, row, 0, 0),
+                }
             }
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
@@ -234,7 +245,7 @@ impl KeyFormat {
                 INT_BITS.contains(&bits) && [32, 64, 128].contains(&group_tokens)
             }
             Self::Rotated { .. } => self.unrotated().has_name(),
-            Self::LloydMax { bits } => (1..=4).contains(&bits),
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => (1..=4).contains(&bits),
             Self::Pq { width, code_bits } => {
                 [2, 4].contains(&width) && (4..=8).contains(&code_bits)
             }
@@ -266,7 +277,7 @@ impl KeyFormat {
             Self::IntTokenGroups { .. } => "int-token groups",
             Self::IntChannel { .. } => "int-channel",
             Self::Rotated { .. } => "rot-int",
-            Self::LloydMax { .. } => "lm",
+            Self::LloydMax { .. } | Self::LloydMaxPlain { .. } => "lm",
             Self::Pq { .. } => "pq",
             Self::Alloc { .. } => "alloc",
         }
@@ -299,6 +310,7 @@ impl fmt::Display for KeyFormat {
             }
             Self::Rotated { .. } => write!(f, "rot-{}", self.unrotated()),
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
+            Self::LloydMaxPlain { bits } => write!(f, "lm{bits}-plain"),
             Self::Pq { width, code_bits } => {
                 write!(f, "pq/{width}x{}", f64::from(code_bits).exp2())
             }
@@ -328,6 +340,9 @@ fn parse(name: &str) -> Option<KeyFormat> {
     let plain = [KeyFormat::F16, KeyFormat::Bf16, KeyFormat::Fp8];
     if let Some(format) = plain.into_iter().find(|format| format.family() == name) {
         return Some(format);
+    }
+    if let Some(bits) = name.strip_prefix("lm").and_then(|name| name.strip_suffix("-plain")) {
+        return Some(KeyFormat::LloydMaxPlain { bits: bits.parse().ok()? });
     }
     if let Some(bits) = name.strip_prefix("lm") {
         return Some(KeyFormat::LloydMax { bits: bits.parse().ok()? });

@@ -22,7 +22,7 @@ fn formats() -> Vec<KeyFormat> {
     names.extend(
         ["rot-int4-token/64", "rot-int4-channel/32", "rot-int4-channel/128"].map(String::from),
     );
-    names.extend((1..=4).map(|bits| format!("lm{bits}")));
+    names.extend((1..=4).flat_map(|bits| [format!("lm{bits}"), format!("lm{bits}-plain")]));
     for width in [2, 4] {
         names.extend([16, 32, 64, 128, 256].map(|centroids| format!("pq/{width}x{centroids}")));
     }

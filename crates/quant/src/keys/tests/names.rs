@@ -51,6 +51,11 @@ fn other_names_are_refused_with_the_known_ones() {
         "lm",
         "lm0",
         "lm5",
+        "lm5-plain",
+        "lm-plain",
+        "lm2-",
+        "lm2-plain-plain",
+        "lm2/plain",
         "lm+2",
         "lm2.0",
         "pq",
@@ -98,6 +103,7 @@ fn formats_of_parts_that_no_name_has_are_refused() {
             KeyFormat::Rotated { bits: part, scale: SharedScale::TokenGroups(GroupSize::G32) },
             KeyFormat::Rotated { bits: 4, scale: SharedScale::Channel(part) },
             KeyFormat::LloydMax { bits: part },
+            KeyFormat::LloydMaxPlain { bits: part },
             KeyFormat::Pq { width: part, code_bits: 4 },
             KeyFormat::Pq { width: 2, code_bits: part },
         ]
@@ -180,7 +186,7 @@ proptest! {
 
     #[test]
     fn no_near_miss_panics(
-        text in "(rot-|)(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|)[0-9]{0,4}",
+        text in "(rot-|)(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|-plain|)[0-9]{0,4}",
     ) {
         if let Ok(format) = text.parse::<KeyFormat>() {
             prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
