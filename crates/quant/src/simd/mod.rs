@@ -13,6 +13,7 @@ mod neon;
 pub(crate) mod planes;
 pub(crate) mod rows;
 mod tails;
+pub(crate) mod vectors;
 pub(crate) mod weights;
 
 use std::fmt;
