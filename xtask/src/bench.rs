@@ -18,6 +18,9 @@ use crate::workspace::Workspace;
 /// The package outside the workspace.
 pub(crate) const PEERS_MANIFEST: &str = "crates/bench/peers/Cargo.toml";
 
+/// Where it is built, in the target folder.
+const PEERS_TARGET: &str = "bench-peers";
+
 /// What to measure.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -45,7 +48,7 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The bars of every suite: a check each. Without the model or the text, the bars of quality are skipped.
+/// The bars of every suite and the tests of the peers: a check each. Without the model or the text, the bars of quality are skipped.
 ///
 /// # Errors
 /// As [`run`].
@@ -53,6 +56,9 @@ pub(crate) fn check_bars(workspace: &Workspace, model: Option<&Path>) -> Result<
     // The shape that the bars are set for.
     let speed = ["quant", "--peers", "--check", "--head-dims", "64", "--group-sizes", "3"];
     let mut tally = check(workspace, &speed)?;
+    let mut tests = workspace.cargo(&["test", "--release", "--manifest-path", PEERS_MANIFEST]);
+    tests.arg("--target-dir").arg(workspace.target_folder()?.join(PEERS_TARGET));
+    tally += Tally::of_check(process::run(&mut tests)?);
     let corpus = corpus(workspace);
     tally += match model {
         Some(model) if corpus.is_file() => {
@@ -88,7 +94,7 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     let mut command = if has("--peers") {
         let run = ["run", "--release", "--manifest-path", PEERS_MANIFEST];
         let mut command = workspace.cargo(&run);
-        command.arg("--target-dir").arg(target.join("bench-peers"));
+        command.arg("--target-dir").arg(target.join(PEERS_TARGET));
         command
     } else {
         workspace.cargo(&["run", "--release", "--package", "heterokv-bench"])

@@ -80,7 +80,8 @@ pub struct CodedScores {
 }
 
 /// The codecs of others that are defined here: KIVI and the block formats of llama.cpp.
-pub(crate) fn published() -> Vec<Box<dyn KeyCodec>> {
+#[must_use]
+pub fn published() -> Vec<Box<dyn KeyCodec>> {
     let mut codecs: Vec<Box<dyn KeyCodec>> = Vec::new();
     for bits in [4, 2] {
         codecs.push(Box::new(kivi::Kivi { bits }));

@@ -197,9 +197,12 @@ fn throughput(
     ];
     let judgement = scan::judge(&result);
     let mut all: Vec<Bar> = Vec::new();
+    if judgement.is_none() {
+        say("the bars of the scan need head_dim 64, G = 3 and a format of every class");
+    }
     if let Some(judgement) = &judgement {
         all.push(judgement.yardstick.clone());
-        all.extend(judgement.bars.iter().cloned());
+        all.extend(judgement.classes.iter().flatten().cloned());
     }
     // One of the ways of encoding a token is enough.
     let fit_is_held = fitted[0].is_held() && fitted[1..].iter().any(Bar::is_held);

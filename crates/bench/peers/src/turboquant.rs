@@ -80,3 +80,36 @@ fn config(bits: u8, head: &HeadKeys<'_>) -> Result<Option<TurboQuantConfig>> {
     }
     Ok(Some(TurboQuantConfig::new(bits, head.head_dim)?.with_seed(head.index as u64)))
 }
+
+#[cfg(test)]
+mod tests {
+    use heterokv_bench::synthetic;
+
+    use super::*;
+
+    #[test]
+    fn bits_are_those_of_every_stored_byte_and_more_of_them_are_closer() {
+        let rows = synthetic::head(1, 64, 1, 128);
+        let head = HeadKeys {
+            index: 3,
+            head_dim: 64,
+            keys: &rows.keys,
+            query_energy: &[1.0; 64],
+            queries: &rows.queries[..8 * 64],
+            sm_scale: 0.125,
+            profile: None,
+        };
+        let exact = head.scores_of(head.keys);
+        let found = codecs().into_iter().map(|codec| {
+            let coded = codec.scores(&head).unwrap().unwrap();
+            let errors = coded.scores.iter().zip(&exact).map(|(a, b)| (a - b) * (a - b));
+            (coded.bits_per_element, errors.sum::<f32>())
+        });
+        let found: Vec<(f64, f32)> = found.collect();
+        // Half-precision norms: one a vector, and one more for the residual of the sketch.
+        let bits: Vec<f64> = found.iter().map(|(bits, _)| *bits).collect();
+        assert_eq!(bits, [4.5, 3.5, 4.25, 3.25, 2.25]);
+        assert!(found[0].1 < found[1].1 && found[2].1 < found[3].1 && found[3].1 < found[4].1);
+        assert!(found[4].1 < exact.iter().map(|x| x * x).sum::<f32>());
+    }
+}
