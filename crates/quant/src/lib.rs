@@ -23,5 +23,5 @@ pub use keys::{
     SharedScale,
 };
 pub use rotation::Rotation;
-pub use rows::{PageRows, RowFormat, RowLayout, RowSource};
+pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};
 pub use simd::Level;

@@ -25,7 +25,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m256;
 
-pub(crate) use formats::{Bf16, Fp8};
+pub(crate) use formats::{Bf16, F16, Fp8, Int8};
 pub(crate) use grouped::Integers;
 
 use crate::Level;
@@ -52,6 +52,15 @@ pub(crate) trait Vector: Copy {
     /// - `C` is 1, 2 or 4 and divides `first`.
     #[cfg(target_arch = "x86_64")]
     unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C];
+}
+
+/// Whether both kernels have a form for `level`; they run their scalar one where not.
+pub(crate) fn have_form(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx2() {
+        return true;
+    }
+    level == Level::SCALAR
 }
 
 /// `out[head · stride + i] = queries[head] · vector i` for `queries [num_heads, head_dim]` and the

@@ -4,6 +4,7 @@ use heterokv_testkit::Inputs;
 use proptest::prelude::*;
 
 use super::*;
+use crate::affine::tests::window_bound;
 
 /// Half a step of f16 at `x`.
 fn f16_rounding(x: f64) -> f64 {
@@ -21,22 +22,6 @@ fn affine_bound(group: &[f64], bits: u8) -> f64 {
     // Inside the range half a stored step; below it what the zero moved; above it what the scale did.
     let bound = (0.5 * (scale + scale_error)).max(zero_error).max(max_code * scale_error);
     bound + 1e-6 * low.abs().max(high.abs())
-}
-
-/// The largest root mean square of the errors of a group whose codes are a window of multiples of a step
-/// of eighths of octaves: what the widest step that the group fills leaves, which the search betters.
-fn window_bound(group: &[f64], bits: u8) -> f64 {
-    let low = group.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = group.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let gaps = f64::from((1u32 << bits) - 1);
-    // The range holds at most so many steps, of which the window leaves out half of what is too much at
-    // either end, and another quarter of a step where the grid lies badly.
-    let steps = gaps * 2.0f64.powf(0.126);
-    let filled = (high - low) * (0.5 / gaps).max((0.5 * (steps - gaps) + 0.25) / steps);
-    // Half of a step that brings the largest value within reach, and half of the smallest step.
-    let largest = low.abs().max(high.abs());
-    let reach = 0.5 * 2.0f64.powf(0.125) * largest / 59.48;
-    filled.max(reach).max(2.0f64.powi(-17)) + 1e-6 * largest
 }
 
 /// The affine groups of keys `[n, head_dim]`, each as indices.

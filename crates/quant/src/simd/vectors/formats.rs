@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{LANES, Vector};
 use crate::saturate::from_fp8;
@@ -87,6 +87,76 @@ impl Vector for Fp8 {
             let halves = _mm_or_si128(_mm_slli_epi16::<7>(sizes), signs);
             let halves = _mm_or_si128(halves, _mm_cmpeq_epi16(sizes, nan));
             *out = _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0));
+        }
+        out
+    }
+}
+/// Half precision.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct F16 {
+    pub(crate) head_dim: usize,
+}
+
+impl Vector for F16 {
+    fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    fn num_bytes(&self) -> usize {
+        2 * self.head_dim
+    }
+
+    fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
+        elements::<2>(bytes, chunk).map(|x| f16::from_le_bytes(x).to_f32())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
+        let mut out = [_mm256_setzero_ps(); C];
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: 16 bytes of each of the chunks lie in the vector.
+            let halves = unsafe { _mm_loadu_si128(bytes.as_ptr().add(16 * (first + i)).cast()) };
+            *out = _mm256_cvtph_ps(halves);
+        }
+        out
+    }
+}
+
+/// Signed 8-bit integers, then one scale in f16.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Int8 {
+    pub(crate) head_dim: usize,
+}
+
+impl Vector for Int8 {
+    fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    fn num_bytes(&self) -> usize {
+        self.head_dim + 2
+    }
+
+    fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
+        let (codes, scale) = bytes.split_at(self.head_dim);
+        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+        elements::<1>(codes, chunk).map(|[code]| scale * f32::from(code as i8))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
+        // SAFETY: the two bytes of the scale follow the codes.
+        let scale = unsafe { bytes.as_ptr().add(self.head_dim).cast::<u16>().read_unaligned() };
+        let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale.into())));
+        let mut out = [_mm256_setzero_ps(); C];
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: 8 bytes of each of the chunks lie in the vector.
+            let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * (first + i)).cast()) };
+            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
         }
         out
     }

@@ -4,7 +4,7 @@ use heterokv_testkit::{Controls, Guarded, Inputs, Tolerance, compare};
 
 use super::*;
 use crate::grouped::{GroupSize, Grouped};
-use crate::saturate::{to_bf16, to_fp8};
+use crate::saturate::{to_bf16, to_f16, to_fp8};
 
 const HEAD_DIMS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 32, 64, 80, 96, 127, 128];
 const NUM_HEADS: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17];
@@ -33,6 +33,9 @@ fn for_each_case(check: impl Checked) {
                 let bf16 = |x: f32| to_bf16(x).to_le_bytes().to_vec();
                 check.check(Case::of_elements(Bf16 { head_dim }, shape, bf16));
                 check.check(Case::of_elements(Fp8 { head_dim }, shape, |x| vec![to_fp8(x)]));
+                let f16 = |x: f32| to_f16(x).to_le_bytes().to_vec();
+                check.check(Case::of_elements(F16 { head_dim }, shape, f16));
+                check.check(Case::of_int8(Int8 { head_dim }, shape));
                 let grouped = |bits| Grouped::new(bits, head_dim, GroupSize::G32);
                 check.check(Case::<Integers<2>>::of_integers(grouped(2), shape));
                 check.check(Case::<Integers<3>>::of_integers(grouped(3), shape));
@@ -62,6 +65,19 @@ impl<const BITS: u8> Case<Integers<BITS>> {
             grouped.encode(x, out);
         }
         Self::new(Integers::new(grouped), num_heads, bytes, inputs)
+    }
+}
+
+impl Case<Int8> {
+    fn of_int8(vector: Int8, (seed, num_heads, count): (u64, usize, usize)) -> Self {
+        let mut inputs = Inputs::new(seed);
+        let vectors = (0..count).flat_map(|i| {
+            let mut bytes: Vec<u8> = (0..vector.head_dim).map(|_| inputs.bits() as u8).collect();
+            bytes.extend(to_f16(0.01 * (i % 7) as f32).to_le_bytes());
+            bytes
+        });
+        let bytes = vectors.collect();
+        Self::new(vector, num_heads, bytes, inputs)
     }
 }
 
