@@ -50,6 +50,26 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
     sheet
 }
 
+/// Every sample of every case, in the order taken.
+pub(crate) fn samples_sheet(result: &GridResult) -> Sheet {
+    let columns = ["format", "scores", "head_dim", "G", "codes in", "sample", "tok/s"];
+    let mut sheet = Sheet::new("Samples of the scan", &columns);
+    for case in &result.cases {
+        for (sample, rate) in case.tokens_per_second.iter().enumerate() {
+            sheet.push(vec![
+                Cell::text(&case.format),
+                Cell::text(case.arithmetic.name()),
+                Cell::Number(case.head_dim as f64, 0),
+                Cell::Number(case.group_size as f64, 0),
+                Cell::text(case.place.name()),
+                Cell::Number(sample as f64, 0),
+                Cell::Number(rate, 0),
+            ]);
+        }
+    }
+    sheet
+}
+
 /// A row per format and a column per shape: tokens per second of codes in one place.
 pub(crate) fn shapes_sheet(result: &GridResult, place: Place) -> Sheet {
     let here = || result.cases.iter().filter(|case| case.place == place);
