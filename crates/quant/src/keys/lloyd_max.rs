@@ -8,11 +8,11 @@
 use half::f16;
 
 use super::codec::Codec;
-use super::{FitInput, PreparedQueries, Tables, channel_means};
-use crate::bits::pack_row;
+use super::codes::TokenCodes;
+use super::{FitInput, PreparedQueries, Tables, Tail, channel_means};
 use crate::rotation::Rotation;
 use crate::saturate::{in_f16_range, to_f16};
-use crate::simd::keys::{CodedRows, Tail, Values};
+use crate::simd::keys::Values;
 use crate::{Level, Result};
 
 /// The seed of the rotation of every head: part of the format.
@@ -30,7 +30,7 @@ const LEVELS: [&[f32]; 4] = [
 pub(super) struct LloydMax {
     centre: Vec<f16>,
     rotation: Rotation,
-    rows: CodedRows,
+    codes: TokenCodes,
 }
 
 impl LloydMax {
@@ -50,11 +50,12 @@ impl LloydMax {
         Ok(Self {
             centre,
             rotation,
-            rows: CodedRows::new(widths, Values::Levels(levels), Tail::Scale),
+            codes: TokenCodes::new(widths, Values::Levels(levels), Tail::Scale),
         })
     }
 
-    fn encode_row(&self, key: &[f32], out: &mut [u8]) {
+    /// The codes of a key and the scale that brings them closest to it.
+    fn codes_of(&self, key: &[f32]) -> (Vec<u8>, f16) {
         let rows = key.iter().zip(&self.centre);
         let mut x: Vec<f32> = rows.map(|(&k, c)| in_f16_range(k) - c.to_f32()).collect();
         self.rotation.forward(&mut x);
@@ -64,18 +65,16 @@ impl LloydMax {
         let codes: Vec<u8> = x.iter().map(|x| self.nearest(x * inverse)).collect();
         let (mut along, mut norm) = (0.0, 0.0);
         for (x, &code) in x.iter().zip(&codes) {
-            let level = self.rows.value(code);
+            let level = self.codes.value(code);
             along += x * level;
             norm += level * level;
         }
-        let (packed, tail) = out.split_at_mut(self.rows.code_bytes());
-        pack_row(&codes, self.rows.widths(), packed);
-        tail.copy_from_slice(&to_f16(along / norm).to_le_bytes());
+        (codes, to_f16(along / norm))
     }
 
     fn nearest(&self, x: f32) -> u8 {
-        let last = (1u8 << self.rows.widths()[0]) - 1;
-        (0..last).take_while(|&i| x > 0.5 * (self.rows.value(i) + self.rows.value(i + 1))).count()
+        let last = (1u8 << self.codes.widths()[0]) - 1;
+        (0..last).take_while(|&i| x > 0.5 * (self.codes.value(i) + self.codes.value(i + 1))).count()
             as u8
     }
 }
@@ -85,17 +84,16 @@ impl Codec for LloydMax {
         vec![("centre", self.centre.clone())]
     }
 
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
-        let rows = self.rows.rows_from_mut(first_token, codes);
-        for (key, row) in keys.chunks_exact(self.centre.len()).zip(rows) {
-            self.encode_row(key, row);
+    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+        for (i, key) in keys.chunks_exact(self.centre.len()).enumerate() {
+            let (codes, scale) = self.codes_of(key);
+            self.codes.write(blocks, first_token + i, &codes, &scale.to_le_bytes());
         }
     }
 
-    fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
-        let rows = self.rows.rows_from(first_token, codes);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.centre.len())) {
-            self.rows.decode_row(row, out);
+    fn decode(&self, first_token: usize, blocks: &[u8], out: &mut [f32]) {
+        self.codes.decode(first_token, blocks, out);
+        for out in out.chunks_exact_mut(self.centre.len()) {
             self.rotation.inverse(out);
             for (x, centre) in out.iter_mut().zip(&self.centre) {
                 *x += centre.to_f32();
@@ -109,17 +107,28 @@ impl Codec for LloydMax {
             prepared.bias[head] = query.iter().zip(&self.centre).map(|(q, c)| q * c.to_f32()).sum();
             self.rotation.forward(query);
         }
+        self.codes.prepare(prepared);
     }
 
     fn score(
         &self,
         level: Level,
         prepared: &PreparedQueries,
-        codes: &[u8],
-        _num_tokens: usize,
+        blocks: &[u8],
+        num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
-        self.rows.score(level, prepared, codes, out, stride);
+        self.codes.score(level, prepared, blocks, num_tokens, out, stride);
+    }
+
+    fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        blocks: &[u8],
+        token: usize,
+    ) -> f32 {
+        self.codes.rounding(prepared, head, blocks, token)
     }
 }

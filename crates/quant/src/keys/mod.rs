@@ -7,16 +7,21 @@
 mod affine;
 mod alloc;
 mod codec;
+mod codes;
 mod format;
 mod kmeans;
 mod lloyd_max;
 mod plain;
+mod planes;
 mod pq;
 mod tables;
+mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
+pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
+pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 
 use std::sync::Arc;
 
@@ -78,11 +83,12 @@ pub struct KeyCoder {
 /// What scores are for, and so what their kernels may round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Scores that weigh values: nothing is rounded beyond what f32 sums of products round.
+    /// Scores that weigh values: accumulated in f32, or in exact integers of queries and products that
+    /// are rounded to 16 bits.
     #[default]
     Exact,
     /// Scores that only choose which tokens are re-scored: a kernel may round the products of a query
-    /// to 7 bits, within [`PreparedQueries::score_error`].
+    /// to 7 bits. [`KeyCoder::rounding`] bounds what that does.
     Select,
 }
 
@@ -99,6 +105,14 @@ pub struct PreparedQueries {
     sums: Vec<f32>,
     /// `[num_heads]`, added to every dot product before the scale of its token; empty where 0.
     offsets: Vec<f32>,
+    /// `[num_heads]`, the unit of integer sums.
+    steps: Vec<f32>,
+    /// `[num_heads]`, the most that rounding to those units can move a sum.
+    rounding: Vec<f32>,
+    /// Tables of entries that nibbles pick, `[num_heads, sets, num_planes, 16]`.
+    entries: Vec<u8>,
+    /// Queries in integers, filled up with zeros.
+    words: Vec<i16>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
 }
@@ -211,6 +225,8 @@ impl KeyCoder {
         prepared.bias.resize(prepared.num_heads, 0.0);
         prepared.sums.clear();
         prepared.offsets.clear();
+        prepared.steps.clear();
+        prepared.rounding.clear();
         self.codec.prepare(prepared);
     }
 
@@ -240,6 +256,22 @@ impl KeyCoder {
         for (maximum, row) in maxima.iter_mut().zip(scores.chunks(stride.max(num_tokens))) {
             *maximum = largest(&row[..num_tokens], *maximum);
         }
+    }
+}
+
+impl KeyCoder {
+    /// The most by which the kernels' rounding of a prepared query moves its score of `token`, beside the
+    /// roundings of f32 sums; 0 for formats that are scored in f32. Depends on the precision that the
+    /// queries were prepared for.
+    #[must_use]
+    pub fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        codes: &[u8],
+        token: usize,
+    ) -> f32 {
+        self.codec.rounding(prepared, head, codes, token)
     }
 }
 
@@ -287,6 +319,22 @@ impl PreparedQueries {
 
     pub(crate) fn offsets(&self) -> &[f32] {
         &self.offsets
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub(crate) fn steps(&self) -> &[f32] {
+        &self.steps
+    }
+
+    pub(crate) fn entries(&self) -> &[u8] {
+        &self.entries
+    }
+
+    pub(crate) fn words(&self) -> &[i16] {
+        &self.words
     }
 }
 

@@ -6,7 +6,7 @@ use super::PreparedQueries;
 use super::codec::Codec;
 use crate::Level;
 use crate::saturate::to_f16;
-use crate::simd::rows::dot_f16;
+use crate::simd::f16_keys;
 
 /// Two bytes a channel; keys beyond ±65,504 are clamped.
 #[derive(Debug)]
@@ -40,9 +40,7 @@ impl Codec for Halves {
         out: &mut [f32],
         stride: usize,
     ) {
-        let rows = codes.chunks_exact(2 * self.head_dim).take(num_tokens);
-        for (token, row) in rows.enumerate() {
-            dot_f16(level, prepared.queries(), row, &mut out[token..], stride);
-        }
+        let queries = prepared.queries();
+        f16_keys::score(level, queries, self.head_dim, codes, num_tokens, out, stride);
     }
 }

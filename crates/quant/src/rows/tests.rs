@@ -135,6 +135,53 @@ fn dots_and_sums_are_those_of_f64_on_every_level() {
 }
 
 #[test]
+fn every_half_and_every_code_is_widened_exactly() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let codes: Vec<u8> = (0..=u8::MAX).collect();
+    let with_scale = |codes: &[u8]| [codes, &f16::ONE.to_le_bytes()].concat();
+    let rows: Vec<(RowFormat, Vec<u8>)> = halves
+        .chunks(16)
+        .map(|row| (RowFormat::F16, row.to_vec()))
+        .chain(codes.chunks(8).map(|row| (RowFormat::Int8, with_scale(row))))
+        .collect();
+    for level in Level::available() {
+        for (format, row) in &rows {
+            let expected = decoded(*format, row, 8);
+            let mut sums = [0.0; 8];
+            format.add_scaled(level, &[1.0], row, &mut sums);
+            for (place, (sum, x)) in sums.iter().zip(&expected).enumerate() {
+                assert!(sum == x || (sum.is_nan() && x.is_nan()), "{format} {level}: {sum} {x}");
+                // The other lanes would spread an infinity or a NaN over the sum.
+                let mut one = row.clone();
+                let len = format.bytes(8) - if *format == RowFormat::Int8 { 2 } else { 0 };
+                for (i, byte) in one[..len].iter_mut().enumerate() {
+                    *byte *= u8::from(i * 8 / len == place);
+                }
+                let mut dot = [f32::INFINITY];
+                format.dot(level, &[1.0; 8], &one, &mut dot, 1);
+                assert!(dot[0] == *x || (dot[0].is_nan() && x.is_nan()), "{format} {level}: {x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_heads_and_no_elements_change_nothing() {
+    for format in FORMATS {
+        for (num_heads, head_dim) in [(0, 8), (3, 0), (0, 0)] {
+            let bytes = vec![0x7f; format.bytes(head_dim)];
+            let values = vec![1.0; num_heads * head_dim];
+            for level in Level::available() {
+                let mut out = [7.0; 5];
+                format.dot(level, &values, &bytes, &mut out, 2);
+                assert_eq!(out, [7.0; 5], "{format} {level} {num_heads} {head_dim}");
+                format.add_scaled(level, &vec![1.0; num_heads], &bytes, &mut values.clone());
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_is_refused_and_named() {
     for format in FORMATS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

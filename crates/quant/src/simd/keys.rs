@@ -11,13 +11,9 @@
 
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
 
-use std::sync::LazyLock;
-
-use half::f16;
-
 use crate::Level;
 use crate::bits::{CHUNK, for_each_code};
-use crate::keys::PreparedQueries;
+use crate::keys::{PreparedQueries, Tail};
 
 /// What a code stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,22 +24,15 @@ pub(crate) enum Values {
     Levels([f32; 16]),
 }
 
-/// What follows the codes of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tail {
-    /// Nothing.
-    None,
-    /// One f16 that multiplies the values.
-    Scale,
-    /// One f16 that multiplies the values and one that is added to them.
-    ScaleZero,
-    /// One byte `e`: the values are multiplied by `2^((e − 128) / 8)`.
-    Exponent,
+impl Values {
+    /// What `code` stands for, before scale and zero.
+    pub(crate) fn of(&self, code: u8) -> f32 {
+        match self {
+            Self::Integer => f32::from(code),
+            Self::Levels(levels) => levels[usize::from(code & 15)],
+        }
+    }
 }
-
-/// The scales of [`Tail::Exponent`].
-pub(crate) static EXPONENT_SCALES: LazyLock<[f32; 256]> =
-    LazyLock::new(|| std::array::from_fn(|e| ((e as f32 - 128.0) / 8.0).exp2()));
 
 /// Longest tail.
 const MAX_TAIL_BYTES: usize = 4;
@@ -68,43 +57,22 @@ impl CodedRows {
         &self.widths
     }
 
-    /// Channels of a row.
-    pub(crate) fn head_dim(&self) -> usize {
-        self.widths.len() * CHUNK
-    }
-
     pub(crate) fn code_bytes(&self) -> usize {
         self.code_bytes
     }
 
     pub(crate) fn row_bytes(&self) -> usize {
-        let tail = match self.tail {
-            Tail::None => 0,
-            Tail::Exponent => 1,
-            Tail::Scale => 2,
-            Tail::ScaleZero => 4,
-        };
-        self.code_bytes + tail
+        self.code_bytes + self.tail.bytes()
     }
 
     /// What `code` stands for, before scale and zero.
     pub(crate) fn value(&self, code: u8) -> f32 {
-        match &self.values {
-            Values::Integer => f32::from(code),
-            Values::Levels(levels) => levels[usize::from(code & 15)],
-        }
+        self.values.of(code)
     }
 
     /// Scale and zero of a row.
     pub(crate) fn tail_of(&self, row: &[u8]) -> (f32, f32) {
-        let tail = &row[self.code_bytes..];
-        let at = |i: usize| f16::from_le_bytes([tail[i], tail[i + 1]]).to_f32();
-        match self.tail {
-            Tail::None => (1.0, 0.0),
-            Tail::Exponent => (EXPONENT_SCALES[usize::from(tail[0])], 0.0),
-            Tail::Scale => (at(0), 0.0),
-            Tail::ScaleZero => (at(0), at(2)),
-        }
+        self.tail.of(&row[self.code_bytes..])
     }
 
     /// Scores every row of `codes` into `out[head · stride + row]`.

@@ -3,10 +3,14 @@
 //! A level is chosen once ([`Level::detect`]), kept in a value, passed down and shown to the user.
 //! Kernels match on it; there is no detection per call and no global function pointer.
 
+pub(crate) mod bytes;
+pub(crate) mod f16_keys;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub(crate) mod planes;
 pub(crate) mod rows;
+mod tails;
 pub(crate) mod weights;
 
 use std::fmt;
@@ -20,6 +24,8 @@ enum Kind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -42,12 +48,21 @@ impl Level {
         has.then_some(Self(Kind::Avx2))
     }
 
+    /// NEON, if this CPU has it. Kernels that have no form for it run their scalar one.
+    #[cfg(target_arch = "aarch64")]
+    #[must_use]
+    pub fn neon() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(Kind::Neon))
+    }
+
     /// Every level that this CPU can run, slowest first. Tests go through all of them.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         levels.extend(Self::avx2());
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(Self::neon());
         levels
     }
 
@@ -66,6 +81,30 @@ impl fmt::Display for Level {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2+fma+f16c",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cpu_has_the_scalar_level_first_and_its_best_last() {
+        let levels = Level::available();
+        assert_eq!(levels[0], Level::SCALAR);
+        assert_eq!(levels.last(), Some(&Level::detect()));
+        let names: Vec<String> = levels.iter().map(Level::to_string).collect();
+        // The 64-bit ARM targets of Rust's standard library all have NEON.
+        let expected: &[&str] = if cfg!(target_arch = "aarch64") {
+            &["scalar", "neon"]
+        } else if cfg!(target_arch = "x86_64") && levels.len() == 2 {
+            &["scalar", "avx2+fma+f16c"]
+        } else {
+            &["scalar"]
+        };
+        assert_eq!(names, expected);
     }
 }

@@ -1,0 +1,57 @@
+//! Any bytes as rows of the host store, any floats as what is to be stored in them.
+
+#![no_main]
+
+use heterokv_quant::{Error, Level, RowFormat, RowLayout};
+use heterokv_quant_fuzz::{bytes, floats};
+use libfuzzer_sys::arbitrary::{Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+
+const FORMATS: [RowFormat; 2] = [RowFormat::F16, RowFormat::Int8];
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(name) = str::from_utf8(data) {
+        let _ = name.parse::<RowFormat>();
+    }
+    let mut input = Unstructured::new(data);
+    let _ = read(&mut input).and_then(|()| store(&mut input));
+});
+
+fn read(input: &mut Unstructured<'_>) -> Result<()> {
+    let format = *input.choose(&FORMATS)?;
+    let head_dim = input.int_in_range(0..=130)?;
+    let num_heads = input.int_in_range(0..=9)?;
+    let gap = input.int_in_range(0..=2)?;
+    let row = bytes(input, format.bytes(head_dim))?;
+    let (queries, weights) = (floats(input, num_heads * head_dim)?, floats(input, num_heads)?);
+    let mut out = vec![f32::NAN; head_dim];
+    format.decode(&row, &mut out);
+    for level in Level::available() {
+        let mut dots = vec![0.0; (num_heads * (1 + gap)).saturating_sub(gap)];
+        format.dot(level, &queries, &row, &mut dots, 1 + gap);
+        let mut sums = queries.clone();
+        format.add_scaled(level, &weights, &row, &mut sums);
+    }
+    Ok(())
+}
+
+fn store(input: &mut Unstructured<'_>) -> Result<()> {
+    let key = if input.arbitrary()? { Some(*input.choose(&FORMATS)?) } else { None };
+    let layout =
+        RowLayout { key, value: *input.choose(&FORMATS)?, head_dim: input.int_in_range(0..=130)? };
+    let (key, value) = (floats(input, layout.head_dim)?, floats(input, layout.head_dim)?);
+    let mut row = vec![0; layout.row_bytes()];
+    let stored = layout.encode(&key, &value, &mut row);
+    let of_key = layout.key.map_or(&[][..], |_| &key);
+    let bad = |x: &[f32]| x.iter().position(|x| !x.is_finite());
+    match (bad(of_key).or(bad(&value)), stored) {
+        (None, Ok(())) => {
+            let mut back = vec![f32::NAN; layout.head_dim];
+            layout.value.decode(&row[layout.key_bytes()..], &mut back);
+            assert!(back.iter().all(|x| x.is_finite()), "{back:?}");
+        }
+        (Some(place), Err(Error::NotFinite { channel, .. })) => assert_eq!(channel, place),
+        (place, stored) => panic!("{place:?}: {stored:?}"),
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Codes of 32 tokens as planes of nibbles: the layout that in-register look-ups scan.
+//!
+//! A strip holds the codes of [`STRIP`] tokens. A plane is one nibble of every token, 16 bytes: byte `2i`
+//! holds the tokens `i` (lower nibble) and `16 + i`, byte `2i + 1` the tokens `8 + i` and `24 + i`, so
+//! that sums over bytes of even and of odd place are those of neighbouring tokens. Then follow the
+//! tails: the scales of all tokens, then their zeros. For a query, a nibble is an index into sixteen products
+//! that are known before any token is seen, so a plane costs one shuffle of bytes for 32 tokens
+//! (quick ADC, André, Kermarrec and Le Scouarnec, VLDB 2015) whatever the widths of the channels are.
+//!
+//! Channels come in chunks of eight of one width. A width is cut into parts of 4, 2 and 1 bits, the upper
+//! bits first; a plane holds one part of 1, 2 or 4 neighbouring channels, the first channel in the lowest
+//! bits:
+//!
+//! | width | planes of a chunk of eight channels |
+//! | --- | --- |
+//! | 1 | 2 of 4 channels |
+//! | 2 | 4 of 2 channels |
+//! | 3 | 4 of 2 channels (upper 2 bits), 2 of 4 channels (lowest bit) |
+//! | 4 | 8 of 1 channel |
+//! | 8 | 8 of 1 channel (upper 4 bits), 8 of 1 channel (lower 4 bits) |
+
+use super::{Precision, PreparedQueries, Tail};
+use crate::bits::CHUNK;
+use crate::simd::keys::Values;
+
+/// Tokens of a strip.
+pub(crate) const STRIP: usize = 32;
+
+/// Bytes of a plane: half a byte per token.
+pub(crate) const PLANE_BYTES: usize = STRIP / 2;
+
+/// Largest entry of a table of one byte, for [`Precision::Select`]: two of them add up inside a byte.
+const SELECT_MAX: f32 = 127.0;
+
+/// Largest entry of a table of two bytes, for [`Precision::Exact`].
+const EXACT_MAX: f32 = 65_535.0;
+
+/// One part of one to four neighbouring channels.
+#[derive(Clone, Copy, Debug)]
+struct Plane {
+    first_channel: usize,
+    /// Bits of a channel in this plane: 1, 2 or 4.
+    bits: u8,
+    /// The place of those bits in the channel's code.
+    shift: u8,
+}
+
+impl Plane {
+    fn num_channels(self) -> usize {
+        4 / usize::from(self.bits)
+    }
+
+    fn mask(self) -> u8 {
+        (1 << self.bits) - 1
+    }
+}
+
+/// The shape of strips.
+#[derive(Clone, Debug)]
+pub(crate) struct Planes {
+    widths: Vec<u8>,
+    planes: Vec<Plane>,
+    values: Values,
+    tail: Tail,
+}
+
+impl Planes {
+    /// Strips of `widths.len()` chunks of eight channels; none for a codebook whose codes do not lie in
+    /// one nibble each, since only sums of integers can be taken apart.
+    pub(crate) fn new(widths: &[u8], values: &Values, tail: Tail) -> Option<Self> {
+        let whole = |bits: &u8| [0, 1, 2, 4].contains(bits);
+        if matches!(values, Values::Levels(_)) && !widths.iter().all(whole) {
+            return None;
+        }
+        let mut planes = Vec::new();
+        for (chunk, &width) in widths.iter().enumerate() {
+            let mut left = width;
+            while left > 0 {
+                let bits = [4, 2, 1].into_iter().find(|&bits| bits <= left).unwrap_or(1);
+                left -= bits;
+                let step = 4 / usize::from(bits);
+                let channels = (chunk * CHUNK..(chunk + 1) * CHUNK).step_by(step);
+                planes.extend(channels.map(|first_channel| Plane {
+                    first_channel,
+                    bits,
+                    shift: left,
+                }));
+            }
+        }
+        Some(Self { widths: widths.to_vec(), planes, values: values.clone(), tail })
+    }
+
+    /// Planes of a strip; an even number.
+    pub(crate) fn num_planes(&self) -> usize {
+        self.planes.len()
+    }
+
+    pub(crate) fn tail(&self) -> Tail {
+        self.tail
+    }
+
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.num_planes() * PLANE_BYTES + STRIP * self.tail.bytes()
+    }
+
+    /// The planes and the tails of a strip.
+    pub(crate) fn split<'a>(&self, block: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        block.split_at(self.num_planes() * PLANE_BYTES)
+    }
+
+    /// What `code` stands for, before scale and zero.
+    pub(super) fn value(&self, code: u8) -> f32 {
+        self.values.of(code)
+    }
+
+    /// Writes `codes [head_dim]` and the tail of the token in `slot`; other tokens stay as they are.
+    pub(super) fn write(&self, block: &mut [u8], slot: usize, codes: &[u8], tail: &[u8]) {
+        let (planes, tails) = block.split_at_mut(self.num_planes() * PLANE_BYTES);
+        let (place, shift) = place_of(slot);
+        for (plane, bytes) in self.planes.iter().zip(planes.chunks_exact_mut(PLANE_BYTES)) {
+            let channels = &codes[plane.first_channel..][..plane.num_channels()];
+            let parts = channels.iter().map(|code| code >> plane.shift & plane.mask());
+            let nibble = parts.rev().fold(0, |nibble, part| nibble << plane.bits | part);
+            bytes[place] = bytes[place] & !(15 << shift) | nibble << shift;
+        }
+        self.tail.write(tails, slot, tail);
+    }
+
+    /// Reads the codes of the token in `slot` into `codes [head_dim]`; returns its scale and zero.
+    pub(super) fn read(&self, block: &[u8], slot: usize, codes: &mut [u8]) -> (f32, f32) {
+        let (planes, tails) = self.split(block);
+        let (place, shift) = place_of(slot);
+        codes.fill(0);
+        for (plane, bytes) in self.planes.iter().zip(planes.chunks_exact(PLANE_BYTES)) {
+            let nibble = bytes[place] >> shift;
+            let channels = &mut codes[plane.first_channel..][..plane.num_channels()];
+            for (i, code) in channels.iter_mut().enumerate() {
+                *code |= (nibble >> (i as u8 * plane.bits) & plane.mask()) << plane.shift;
+            }
+        }
+        self.tail.read(tails, slot)
+    }
+
+    /// Fills the tables of `prepared`: for each head and plane the sixteen products of its query with
+    /// what a nibble can stand for, in units of a step that the planes of the head share. What is left
+    /// out of the tables, the least product of each plane, goes to the offsets.
+    pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
+        let head_dim = self.widths.len() * CHUNK;
+        let sets = Sets::of(prepared.precision);
+        let (num_heads, set_len) = (prepared.num_heads, self.num_planes() * 16);
+        prepared.entries.clear();
+        prepared.entries.resize(num_heads * sets.count * set_len, 0);
+        prepared.offsets.resize(num_heads, 0.0);
+        let mut products = vec![[0.0f32; 16]; self.num_planes()];
+        for (head, query) in prepared.queries.chunks_exact(head_dim).enumerate() {
+            let mut range = 0.0f32;
+            for (plane, products) in self.planes.iter().zip(&mut products) {
+                *products = self.products(*plane, query);
+                let (low, high) = bounds(products);
+                products.iter_mut().for_each(|x| *x -= low);
+                prepared.offsets[head] += low;
+                range = range.max(high - low);
+            }
+            let step = range / sets.max_entry;
+            prepared.steps.push(step);
+            // An entry is off by half a step, and by the roundings of f32 beside it.
+            prepared.rounding.push(0.501 * step * self.num_planes() as f32);
+            let tables = &mut prepared.entries[head * sets.count * set_len..];
+            let (low, high) = tables[..sets.count * set_len].split_at_mut(set_len);
+            let low = low.as_chunks_mut::<16>().0;
+            for (i, (products, low)) in products.iter().zip(low).enumerate() {
+                // A step of 0 gives NaN, which is cast to 0.
+                let entries = products.map(|x| (x / step + 0.5) as u16);
+                *low = entries.map(|entry| entry as u8);
+                if let Some(high) = high.as_chunks_mut::<16>().0.get_mut(i) {
+                    *high = entries.map(|entry| (entry >> 8) as u8);
+                }
+            }
+        }
+    }
+
+    /// The products of a query with what the sixteen nibbles of a plane stand for.
+    fn products(&self, plane: Plane, query: &[f32]) -> [f32; 16] {
+        let mut products = [0.0; 16];
+        let queries = &query[plane.first_channel..][..plane.num_channels()];
+        for (i, query) in queries.iter().enumerate() {
+            for (nibble, product) in products.iter_mut().enumerate() {
+                let part = (nibble as u8 >> (i as u8 * plane.bits) & plane.mask()) << plane.shift;
+                *product += query * self.value(part);
+            }
+        }
+        products
+    }
+}
+
+/// The byte of a plane in which the token of a slot lies, and the shift of its nibble.
+pub(crate) fn place_of(slot: usize) -> (usize, usize) {
+    (slot % 8 * 2 + slot / 8 % 2, slot / PLANE_BYTES * 4)
+}
+
+/// How many sets of tables of bytes a head has, and the largest entry that they say together: the first
+/// holds the lower bytes, the second the upper ones.
+pub(crate) struct Sets {
+    pub(crate) count: usize,
+    max_entry: f32,
+}
+
+impl Sets {
+    pub(crate) fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::Select => Self { count: 1, max_entry: SELECT_MAX },
+            Precision::Exact => Self { count: 2, max_entry: EXACT_MAX },
+        }
+    }
+}
+
+fn bounds(values: &[f32; 16]) -> (f32, f32) {
+    let start = (f32::INFINITY, f32::NEG_INFINITY);
+    values.iter().fold(start, |(low, high), &x| (low.min(x), high.max(x)))
+}
