@@ -25,6 +25,7 @@ mod outcome;
 mod page;
 pub mod quality;
 mod rate_distortion;
+mod rounding;
 mod samples;
 pub mod scan;
 mod sheet;

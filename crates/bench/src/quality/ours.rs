@@ -5,6 +5,7 @@ use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Precision, PreparedQu
 use heterokv_testkit::{Tolerance, compare};
 
 use super::{CodedScores, HeadKeys, KeyCodec};
+use crate::rounding;
 
 /// A context for which tables from a profile are counted.
 const PROFILE_TOKENS: usize = 32_768;
@@ -56,31 +57,35 @@ impl KeyCodec for OurCodec {
         let mut scores = vec![f32::NAN; queries.len() / head_dim * num_tokens];
         let rows = ScoreRows { scores: &mut scores, stride: num_tokens, maxima: &mut [] };
         coder.score(self.level, &prepared, &codes, num_tokens, rows);
-        self.check(head, &coder, &codes, &scores)?;
+        let num_checked = NUM_CHECKED.min(queries.len() / head_dim);
+        let rounding = rounding::largest(&coder, &prepared, num_checked, &codes);
+        let mut decoded = vec![0.0; keys.len()];
+        coder.decode(0, &codes, &mut decoded);
+        self.check(head, &decoded, &scores[..num_checked * num_tokens], rounding)?;
         let bits_per_element = self.format.bits_per_element(head_dim, counted_tokens)?;
         Ok(Some(CodedScores { bits_per_element, scores }))
     }
 }
 
 impl OurCodec {
-    /// Scores of the first queries are those of the decoded keys, within the rounding of f32 sums.
+    /// `scores` of the first queries are those of the decoded keys, within `rounding` of queries and that of
+    /// f32 sums.
     fn check(
         &self,
         head: &HeadKeys<'_>,
-        coder: &KeyCoder,
-        codes: &[u8],
+        decoded: &[f32],
         scores: &[f32],
+        rounding: f64,
     ) -> Result<()> {
-        let mut decoded = vec![0.0; head.keys.len()];
-        coder.decode(0, codes, &mut decoded);
-        let queries = head.queries.chunks(NUM_CHECKED * head.head_dim).next().unwrap_or_default();
-        let expected = head.dot_products(queries, &decoded);
+        let num_queries = scores.len() / (decoded.len() / head.head_dim);
+        let queries = &head.queries[..num_queries * head.head_dim];
         let largest = |x: &[f32]| x.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
         // Of a key and of what its format adds to it, which is below eight times its largest element.
-        let terms = 9.0 * head.head_dim as f64 * largest(queries) * largest(&decoded);
-        let roundings = head.head_dim as f64 * f64::from(f32::EPSILON) / 2.0;
-        let absolute = roundings * f64::from(head.sm_scale) * terms;
-        compare(&scores[..expected.len()], &expected, Tolerance { absolute, relative: 0.0 })
+        let terms = 9.0 * head.head_dim as f64 * largest(queries) * largest(decoded);
+        let sums = head.head_dim as f64 * f64::from(f32::EPSILON) / 2.0 * terms;
+        let absolute = f64::from(head.sm_scale) * sums + rounding;
+        let expected = head.dot_products(queries, decoded);
+        compare(scores, &expected, Tolerance { absolute, relative: 0.0 })
             .map_err(|mismatch| mismatch.at(self.name(), head.index as u64))?;
         Ok(())
     }
