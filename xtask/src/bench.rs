@@ -3,7 +3,9 @@
 //! The words behind `bench` are the program's own, which has the help for them; only `--peers` is ours. Peers
 //! have a package of their own outside the workspace, so that nothing here waits for what they depend on.
 
+use std::env;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -12,6 +14,12 @@ use crate::model_file;
 use crate::process;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
+
+/// The package outside the workspace.
+pub(crate) const PEERS_MANIFEST: &str = "crates/bench/peers/Cargo.toml";
+
+/// Where it is built, in the target folder.
+const PEERS_TARGET: &str = "bench-peers";
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -30,22 +38,63 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     process::run(&mut command(workspace, &options.words)?)
 }
 
-/// One run of `words`, counted as a check.
+/// Every suite small, to see that its answers are right: a check each.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn check(workspace: &Workspace, words: &[&str]) -> Result<Tally> {
+pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
+    let mut tally = check(workspace, &["quant", "--test"])?;
+    tally += check(workspace, &["quant", "--quality", "--test"])?;
+    Ok(tally)
+}
+
+/// The bars of every suite and the tests of the peers: a check each. Without the model or the text, the bars of quality are skipped.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn check_bars(workspace: &Workspace, model: Option<&Path>) -> Result<Tally> {
+    // The shape that the bars are set for.
+    let speed = ["quant", "--peers", "--check", "--head-dims", "64", "--group-sizes", "3"];
+    let mut tally = check(workspace, &speed)?;
+    let mut tests = workspace.cargo(&["test", "--release", "--manifest-path", PEERS_MANIFEST]);
+    tests.arg("--target-dir").arg(workspace.target_folder()?.join(PEERS_TARGET));
+    tally += Tally::of_check(process::run(&mut tests)?);
+    let corpus = corpus(workspace);
+    tally += match model {
+        Some(model) if corpus.is_file() => {
+            let words = ["quant", "--quality", "--peers", "--check"].map(OsString::from);
+            let paths = ["--model".into(), model.into(), "--corpus".into(), corpus.into()];
+            Tally::of_check(process::run(&mut command(workspace, &[words, paths].concat())?)?)
+        }
+        _ => {
+            println!(
+                "skipped: the bars of quality need the default model and {}",
+                corpus.display()
+            );
+            Tally::of_skip()
+        }
+    };
+    Ok(tally)
+}
+
+fn check(workspace: &Workspace, words: &[&str]) -> Result<Tally> {
     let words: Vec<OsString> = words.iter().map(OsString::from).collect();
     Ok(Tally::of_check(process::run(&mut command(workspace, &words)?)?))
+}
+
+/// The text that the quality tests use, too.
+fn corpus(workspace: &Workspace) -> PathBuf {
+    let shared = env::var_os("HETEROKV_SHARED").map(PathBuf::from);
+    shared.unwrap_or_else(|| workspace.root().join("../shared")).join("data/moby-dick.txt")
 }
 
 fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     let target = workspace.target_folder()?;
     let has = |option: &str| words.iter().any(|word| word == option);
     let mut command = if has("--peers") {
-        let manifest = "crates/bench/peers/Cargo.toml";
-        let mut command = workspace.cargo(&["run", "--release", "--manifest-path", manifest]);
-        command.arg("--target-dir").arg(target.join("bench-peers"));
+        let run = ["run", "--release", "--manifest-path", PEERS_MANIFEST];
+        let mut command = workspace.cargo(&run);
+        command.arg("--target-dir").arg(target.join(PEERS_TARGET));
         command
     } else {
         workspace.cargo(&["run", "--release", "--package", "heterokv-bench"])

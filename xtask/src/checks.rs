@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::tally::Tally;
 use crate::workspace::Workspace;
-use crate::{licence, process, tidy};
+use crate::{bench, licence, process, tidy};
 
 /// Makes every check, each counted once; one whose tool is absent is named and counted as skipped.
 ///
@@ -15,6 +15,8 @@ use crate::{licence, process, tidy};
 pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     let mut tally = Tally::default();
     tally += by_tool(workspace, "fmt", &["fmt", "--all", "--check"], |_| {})?;
+    let peers = ["fmt", "--manifest-path", bench::PEERS_MANIFEST, "--check"];
+    tally += by_tool(workspace, "fmt", &peers, |_| {})?;
     let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     tally += by_tool(workspace, "clippy", &lints, |_| {})?;
     let docs = ["doc", "--release", "--workspace", "--no-deps"];

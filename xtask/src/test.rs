@@ -71,12 +71,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
             runners::doctests(workspace, &settings)
         });
         report.step(Step::new("benches, small").within_minutes(1), || {
-            bench::check(workspace, &["quant", "--test"])
+            bench::check_answers(workspace)
         });
     }
     if options.long {
-        report
-            .step(Step::new("bars"), || bench::check(workspace, &["quant", "--peers", "--check"]));
+        report.step(Step::new("bars of benches"), || {
+            bench::check_bars(workspace, settings.model.as_deref())
+        });
         run_elsewise(&mut report, workspace);
         report.step(Step::new("package"), || package::run(workspace));
     }

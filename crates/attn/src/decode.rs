@@ -8,7 +8,7 @@
 //!   arXiv 2507.19823, §3.4);
 //! - host rows re-scored with the exact keys that they carry, so that coded keys only select.
 
-use heterokv_quant::{Level, RowFormat, RowSource};
+use heterokv_quant::{GroupQueries, Level, RowFormat, RowSource, WeightedRows};
 
 use crate::AttnState;
 use crate::simd::exp::{exp_weight, exp_weights};
@@ -27,10 +27,8 @@ pub struct GroupSum {
     sum: Vec<f32>,
     /// `[num_heads, head_dim]`, sum of `exp(score − max)` times the value.
     weighted: Vec<f32>,
-    /// `[num_heads, TILE]`.
+    /// `[num_heads, TILE]`: scores, then the weights that they become.
     scores: Vec<f32>,
-    /// `[TILE, num_heads]`.
-    weights: Vec<f32>,
 }
 
 /// Resident rows: keys and values `[num_tokens, head_dim]` in f16, little endian.
@@ -72,7 +70,6 @@ impl GroupSum {
             sum: vec![0.0; num_heads],
             weighted: vec![0.0; num_heads * head_dim],
             scores: vec![0.0; num_heads * TILE],
-            weights: vec![0.0; num_heads * TILE],
         }
     }
 
@@ -91,16 +88,17 @@ impl GroupSum {
         let row_bytes = RowFormat::F16.bytes(self.head_dim);
         assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         assert_eq!(rows.keys.len(), rows.values.len());
+        let queries = GroupQueries { queries, head_dim: self.head_dim };
         let tiles = rows.keys.chunks(TILE * row_bytes).zip(rows.values.chunks(TILE * row_bytes));
         for (keys, values) in tiles {
             for (i, key) in keys.chunks_exact(row_bytes).enumerate() {
                 RowFormat::F16.dot(level, queries, key, &mut self.scores[i..], TILE);
             }
-            self.weigh(level, keys.len() / row_bytes);
-            for (i, value) in values.chunks_exact(row_bytes).enumerate() {
-                let weights = &self.weights[i * self.num_heads..][..self.num_heads];
-                RowFormat::F16.add_scaled(level, weights, value, &mut self.weighted);
+            let mut tile = [&[][..]; TILE];
+            for (value, bytes) in tile.iter_mut().zip(values.chunks_exact(row_bytes)) {
+                *value = bytes;
             }
+            self.sum_tile(level, RowFormat::F16, &tile[..keys.len() / row_bytes]);
         }
     }
 
@@ -136,11 +134,7 @@ impl GroupSum {
                     values[count] = value;
                     count += 1;
                 }
-                self.weigh(level, count);
-                for (i, value) in values[..count].iter().enumerate() {
-                    let weights = &self.weights[i * self.num_heads..][..self.num_heads];
-                    layout.value.add_scaled(level, weights, value, &mut self.weighted);
-                }
+                self.sum_tile(level, layout.value, &values[..count]);
             }
         })
     }
@@ -163,6 +157,7 @@ impl GroupSum {
             }
             HostScores::Exact { queries, taken } => {
                 let format = key_format.expect("rows that are re-scored carry their keys");
+                let queries = GroupQueries { queries, head_dim: self.head_dim };
                 format.dot(level, queries, key, &mut self.scores[slot..], TILE);
                 let Some((taken, stride)) = taken else { return };
                 for head in 0..self.num_heads {
@@ -172,6 +167,17 @@ impl GroupSum {
                 }
             }
         }
+    }
+
+    /// Takes in a tile of values whose scores are there: first the maximum of all of them, so that what
+    /// was summed before is rescaled once, then the values under their weights.
+    fn sum_tile(&mut self, level: Level, format: RowFormat, values: &[&[u8]]) {
+        if values.is_empty() || self.num_heads == 0 {
+            return;
+        }
+        self.weigh(level, values.len());
+        let rows = WeightedRows { vectors: values, weights: &self.scores, stride: TILE };
+        format.weighted_sum(level, rows, &mut self.weighted);
     }
 
     /// Turns the first `count` scores of every head into weights relative to the new maximum, and
@@ -190,9 +196,6 @@ impl GroupSum {
             }
             self.max[head] = new;
             self.sum[head] += exp_weights(level, scores, new);
-            for (i, weight) in scores.iter().enumerate() {
-                self.weights[i * self.num_heads + head] = *weight;
-            }
         }
     }
 

@@ -16,7 +16,7 @@ pub struct Options {
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Suite {
-    /// Key formats: scan, encode and fit; with --quality, what they cost in quality
+    /// Key formats: scan, encode and fit; with --quality, what their bits cost
     Quant(QuantArgs),
 }
 
@@ -26,6 +26,9 @@ pub(crate) struct QuantArgs {
     /// Measure each case once and small, to see that its answer is right
     #[arg(long)]
     pub(crate) test: bool,
+    /// Measure what formats cost in quality, instead of their speed
+    #[arg(long)]
+    pub(crate) quality: bool,
     /// Fail where a bar is missed or the run is void
     #[arg(long)]
     pub(crate) check: bool,
@@ -43,6 +46,8 @@ pub(crate) struct QuantArgs {
     pub(crate) out: PathBuf,
     #[command(flatten)]
     pub(crate) scan: ScanArgs,
+    #[command(flatten)]
+    pub(crate) dump: DumpArgs,
 }
 
 /// The cases of the scan.
@@ -61,6 +66,33 @@ pub(crate) struct ScanArgs {
     /// Samples of each case
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
     pub(crate) rounds: usize,
+}
+
+/// The keys of the rate–distortion report.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Quality")]
+pub(crate) struct DumpArgs {
+    /// SmolLM2-135M-Instruct, or another model [default: what `cargo xtask fetch` gets]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// The text [default: data/moby-dick.txt in ../shared beside the checkout, or in HETEROKV_SHARED]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// Token of the text at which the window begins
+    #[arg(long, value_name = "N", default_value_t = 45_000)]
+    pub(crate) offset: usize,
+    /// Tokens that are coded
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
+    pub(crate) context: usize,
+    /// Tokens behind them whose queries are asked
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    pub(crate) steps: usize,
+    /// Layers, spread over the depth of the model
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub(crate) layers: usize,
+    /// Tokens from the beginning of the text that profiles are fitted on; 0 does without profiles
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub(crate) profile_tokens: usize,
 }
 
 impl Options {

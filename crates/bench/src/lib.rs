@@ -21,12 +21,17 @@ mod bars;
 mod encode;
 mod environment;
 mod formats;
+mod outcome;
 mod page;
+pub mod quality;
+mod rate_distortion;
+mod rounding;
 mod samples;
 pub mod scan;
 mod sheet;
 mod suite;
 pub mod synthetic;
+mod throughput;
 mod train;
 
 pub use args::Options;

@@ -25,7 +25,7 @@ pub(crate) use bars::{Judgement, judge};
 pub(crate) use coded::OurFormat;
 pub use expected::Expected;
 pub(crate) use grid::{Grid, measure};
-pub(crate) use report::{bandwidth_sheet, scan_sheet};
+pub(crate) use report::{bandwidth_sheet, samples_sheet, scan_sheet, shapes_sheet};
 
 /// Tokens of which the scores exist at a time, in every thread.
 pub const SCORE_BLOCK: usize = 512;

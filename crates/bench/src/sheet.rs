@@ -49,13 +49,14 @@ impl Cell {
 pub(crate) struct Sheet {
     /// What stands above it.
     pub(crate) title: String,
-    columns: Vec<&'static str>,
+    columns: Vec<String>,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Sheet {
-    pub(crate) fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
-        Self { title: title.into(), columns: columns.to_vec(), rows: Vec::new() }
+    pub(crate) fn new(title: impl Into<String>, columns: &[impl ToString]) -> Self {
+        let columns = columns.iter().map(ToString::to_string).collect();
+        Self { title: title.into(), columns, rows: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, row: Vec<Cell>) {

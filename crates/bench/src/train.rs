@@ -16,7 +16,7 @@ const SMOLLM2_HEADS: usize = 30 * 3;
 const SMOLLM2_HEAD_DIM: usize = 64;
 
 /// Two channels a group, 32 groups, 256 centroids.
-const FORMAT: KeyFormat = KeyFormat::Pq { width: 2, code_bits: 8 };
+pub(crate) const FORMAT: KeyFormat = KeyFormat::Pq { width: 2, code_bits: 8 };
 
 /// What the fit of all heads and the encoding of a token may take.
 const FIT_SECONDS: f64 = 15.0;
@@ -36,11 +36,24 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// What was measured beside its bars.
+pub(crate) struct Trained {
+    pub(crate) fit: Bar,
+    /// By one thread and by all; one way is enough.
+    pub(crate) encode: [Bar; 2],
+}
+
+impl Trained {
+    pub(crate) fn is_held(&self) -> bool {
+        self.fit.is_held() && self.encode.iter().any(Bar::is_held)
+    }
+}
+
 /// Fits, encodes, checks, and puts the times beside their bars.
 ///
 /// # Errors
 /// Codes that are wrong, and what the format refuses.
-pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Vec<Bar>> {
+pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Trained> {
     let Settings { num_heads, num_tokens, pool } = *settings;
     say(&format!("fit: {FORMAT}, {num_heads} heads of {num_tokens} tokens"));
     let rows = pool.install(|| {
@@ -65,7 +78,7 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Vec
         fit.collect::<heterokv_quant::Result<_>>()
     })?;
     let seconds = start.elapsed().as_secs_f64();
-    let heads: Vec<Head<'_>> = coders
+    let mut heads: Vec<Head<'_>> = coders
         .iter()
         .zip(&rows)
         .map(|(coder, rows)| Head {
@@ -76,14 +89,13 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Vec
         .collect();
     let threads = |n: usize| format!("{FORMAT}, {n} thread{}", if n == 1 { "" } else { "s" });
     let num_threads = pool.current_num_threads();
-    let mut bars = vec![Bar {
+    let fit = Bar {
         what: format!("fit of {num_heads} heads, s"),
         by: threads(num_threads),
         reached: seconds,
         limit: Limit::AtMost(FIT_SECONDS),
-    }];
+    };
     say("encode: the next token of all heads");
-    let mut heads = heads;
     let alone = next_tokens(&mut heads, num_tokens, |heads, token| {
         heads.iter_mut().for_each(|head| head.encode(token));
     })?;
@@ -95,15 +107,13 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Vec
             });
         });
     })?;
-    for (by, microseconds) in [(1, alone), (num_threads, shared)] {
-        bars.push(Bar {
-            what: format!("encode a token of {num_heads} heads, µs"),
-            by: threads(by),
-            reached: microseconds.median(),
-            limit: Limit::AtMost(ENCODE_MICROSECONDS),
-        });
-    }
-    Ok(bars)
+    let encode = [(1, alone), (num_threads, shared)].map(|(by, microseconds)| Bar {
+        what: format!("encode a token of {num_heads} heads, µs"),
+        by: threads(by),
+        reached: microseconds.median(),
+        limit: Limit::AtMost(ENCODE_MICROSECONDS),
+    });
+    Ok(Trained { fit, encode })
 }
 
 /// One head and the code of one of its tokens.

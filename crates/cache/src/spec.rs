@@ -3,7 +3,7 @@
 //! ```text
 //! SPEC   = PRESET[:R%][,OPTION]… | OPTION[,OPTION]…
 //! PRESET = full | hca | hca-rescore
-//! OPTION = keys=FORMAT | values=f16|int8@host | rescore=none|f16@host|int8@host
+//! OPTION = keys=FORMAT | values=f16|int8|int4|int4/G@host | rescore=none|f16@host|int8@host
 //!        | select=none|top-p:T|top-k:N | min=N | max=N|none | union=group|head | renorm=on|off
 //!        | sinks=N | recent=N
 //! ```
@@ -25,9 +25,11 @@ use crate::{Error, KvShape, Result};
 pub const SPEC_GRAMMAR: &str = "\
 SPEC   = PRESET[:R%][,OPTION]... | OPTION[,OPTION]...
 PRESET = full | hca | hca-rescore            hca and hca-rescore with a ratio or with keys=FORMAT
-OPTION = keys=FORMAT                          codes on the device: f16, int8-token, int6-token, int4-token,
-                                              int{8,4,3,2}-channel/{32,64,128}, lm1..lm4, pq/2xC, pq/4xC, alloc/BITS
-       | values=f16@host | values=int8@host   values in host memory
+OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp8, int{8,6,4,3,2}-token[/{32,64,128}],
+                                              int{8,6,4,3,2}-channel/{32,64,128}, these rotated: rot-int...,
+                                              lm1..lm4 and lm1-plain..lm4-plain, pq/2xC, pq/4xC, alloc/BITS
+       | values=f16@host|int8@host|int4@host  values in host memory; int4 is int4/32, groups of 32 channels,
+                                              beside int4/64 and int4/128
        | rescore=none|f16@host|int8@host      exact keys on the host, which re-score what the codes select
        | select=none|top-p:T|top-k:N          coded tokens that a step reads
        | min=N | max=N|none                   bounds of their number per query head
@@ -305,9 +307,9 @@ fn parse_option(word: &str) -> Result<Setting> {
     let count = || value.parse::<usize>().map_err(|_| unknown("count", word, "whole numbers"));
     Ok(match name {
         "keys" => Setting::Keys(value.parse()?),
-        "values" => Setting::Values(host_format(value)?),
+        "values" => Setting::Values(host_values(value)?),
         "rescore" if value == "none" => Setting::Rescore(None),
-        "rescore" => Setting::Rescore(Some(host_format(value)?)),
+        "rescore" => Setting::Rescore(Some(host_keys(value)?)),
         "select" => Setting::Select(parse_rule(value)?),
         "min" => Setting::Min(count()?),
         "max" if value == "none" => Setting::Max(usize::MAX),
@@ -338,9 +340,20 @@ fn parse_rule(value: &str) -> Result<Rule> {
     }
 }
 
-fn host_format(value: &str) -> Result<RowFormat> {
-    let format = value.strip_suffix("@host").and_then(|format| format.parse().ok());
-    format.ok_or_else(|| unknown("host format", value, "f16@host, int8@host"))
+fn host_values(value: &str) -> Result<RowFormat> {
+    let known = "f16@host, int8@host, int4@host, int4/{32,64,128}@host";
+    host_format(value).ok_or_else(|| unknown("host format", value, known))
+}
+
+/// Keys that re-score stand for the exact ones, which four bits cannot.
+fn host_keys(value: &str) -> Result<RowFormat> {
+    let exact = |format: &RowFormat| matches!(format, RowFormat::F16 | RowFormat::Int8);
+    let format = host_format(value).filter(exact);
+    format.ok_or_else(|| unknown("host format of keys", value, "f16@host, int8@host"))
+}
+
+fn host_format(value: &str) -> Option<RowFormat> {
+    value.strip_suffix("@host").and_then(|format| format.parse().ok())
 }
 
 fn unknown(what: &'static str, word: &str, known: &'static str) -> Error {

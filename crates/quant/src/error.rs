@@ -29,6 +29,16 @@ pub enum Error {
         /// The longest that can be held.
         max: usize,
     },
+    /// Groups of more channels than there are.
+    #[error("{format} has groups of {group} channels, more than a head_dim of {head_dim} has")]
+    GroupTooLong {
+        /// The format that was asked for.
+        format: String,
+        /// Channels of a group.
+        group: usize,
+        /// The length of a vector.
+        head_dim: usize,
+    },
     /// A name of a format that is not known.
     #[error("unknown {kind} format '{name}'; known are {known}")]
     UnknownFormat {

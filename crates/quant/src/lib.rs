@@ -5,8 +5,10 @@
 //!
 //! This crate knows no model, no device and no cache. It never allocates pages and never does I/O.
 
+mod affine;
 mod bits;
 mod error;
+mod grouped;
 pub mod keys;
 mod rotation;
 pub mod rows;
@@ -15,9 +17,11 @@ pub mod simd;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use grouped::GroupSize;
 pub use keys::{
     FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, Precision, PreparedQueries, ScoreRows,
+    SharedScale,
 };
 pub use rotation::Rotation;
-pub use rows::{PageRows, RowFormat, RowLayout, RowSource};
+pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};
 pub use simd::Level;

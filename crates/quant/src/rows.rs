@@ -10,8 +10,10 @@ use std::str::FromStr;
 
 use half::f16;
 
+use crate::grouped::{GroupSize, Grouped};
 use crate::saturate::to_f16;
 use crate::simd::rows as simd;
+use crate::simd::vectors::{self, F16, Int8, Integers};
 use crate::{Error, Level, Result};
 
 /// How a key or value vector is held in a row.
@@ -22,6 +24,17 @@ pub enum RowFormat {
     F16,
     /// Signed 8-bit integers times one f16 scale: `head_dim + 2` bytes, codes first.
     Int8,
+    /// 4-bit integers in groups along the channels: the codes, half a byte each in eights, then two
+    /// bytes for every group.
+    ///
+    /// Codes are asymmetric, sixteen neighbours on a grid of steps: the bytes of a group are its step, to an
+    /// eighth of an octave, and the centre of its codes in half steps. On normal values and on
+    /// values with heavy channels this leaves less error at fewer bytes than a scale and a minimum in
+    /// f16, and than a scale alone with codes around zero; a test holds the order.
+    Int4 {
+        /// Channels that share a step; one group where a vector has no more.
+        group: GroupSize,
+    },
 }
 
 impl RowFormat {
@@ -31,10 +44,12 @@ impl RowFormat {
         match self {
             Self::F16 => 2 * head_dim,
             Self::Int8 => head_dim + 2,
+            Self::Int4 { group } => Grouped::new(4, head_dim, group).num_bytes(),
         }
     }
 
-    /// Encodes `x [head_dim]` into `out [bytes(head_dim)]`. Values beyond ±65,504 are clamped.
+    /// Encodes `x [head_dim]` into `out [bytes(head_dim)]`. Values beyond ±65,504 are clamped, those
+    /// of `int4` in the millions.
     ///
     /// # Errors
     /// [`Error::NotFinite`] for NaN or an infinity.
@@ -62,6 +77,7 @@ impl RowFormat {
                 }
                 tail.copy_from_slice(&scale.to_le_bytes());
             }
+            Self::Int4 { group } => Grouped::new(4, x.len(), group).encode(x, out),
         }
         Ok(())
     }
@@ -85,20 +101,24 @@ impl RowFormat {
                     *out = scale * f32::from(*code as i8);
                 }
             }
+            Self::Int4 { group } => Grouped::new(4, out.len(), group).decode(bytes, out),
         }
     }
 
-    /// Dot products of `queries [num_heads, head_dim]` with one vector, into `out[head · stride]` for
-    /// each of the heads that `queries` holds. Accumulates in f32. No queries, or a vector without
-    /// elements: nothing is written.
+    /// Dot products of the queries with one vector, into `out[head · stride]` for each of the heads.
+    /// Accumulates in f32. No queries, or a vector without elements: nothing is written.
     ///
     /// # Panics
-    /// When `queries` is not whole rows of the vector's length or `out` is too short.
-    pub fn dot(self, level: Level, queries: &[f32], bytes: &[u8], out: &mut [f32], stride: usize) {
-        let head_dim = match self {
-            Self::F16 => bytes.len() / 2,
-            Self::Int8 => bytes.len().saturating_sub(2),
-        };
+    /// When the queries are not whole rows of the vector's length or `out` is too short.
+    pub fn dot(
+        self,
+        level: Level,
+        queries: GroupQueries<'_>,
+        bytes: &[u8],
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let GroupQueries { queries, head_dim } = queries;
         assert_eq!(bytes.len(), self.bytes(head_dim), "one vector");
         assert!(queries.len().is_multiple_of(head_dim), "queries of the vector's length");
         if queries.is_empty() {
@@ -107,6 +127,10 @@ impl RowFormat {
         match self {
             Self::F16 => simd::dot_f16(level, queries, bytes, out, stride),
             Self::Int8 => simd::dot_int8(level, queries, bytes, out, stride),
+            Self::Int4 { group } => {
+                let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
+                vectors::score(level, vector, queries, bytes, out, stride);
+            }
         }
     }
 
@@ -128,16 +152,78 @@ impl RowFormat {
         match self {
             Self::F16 => simd::add_scaled_f16(level, weights, bytes, sums),
             Self::Int8 => simd::add_scaled_int8(level, weights, bytes, sums),
+            Self::Int4 { group } => {
+                let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
+                vectors::weighted_sum(level, vector, &[bytes], weights, 1, sums);
+            }
+        }
+    }
+
+    /// Adds to each row of `sums [num_heads, head_dim]` the vectors under the weights of its head. A
+    /// vector is read and converted once for all heads. No vectors, no heads or no elements: nothing is
+    /// done.
+    ///
+    /// # Panics
+    /// When a vector is not of `sums`' `head_dim`, or the weights are not rows of a weight for each.
+    pub fn weighted_sum(self, level: Level, rows: WeightedRows<'_>, sums: &mut [f32]) {
+        let WeightedRows { vectors, weights, stride } = rows;
+        if vectors.is_empty() || sums.is_empty() {
+            return;
+        }
+        assert!(stride >= vectors.len() && weights.len().is_multiple_of(stride), "rows of weights");
+        let num_heads = weights.len() / stride;
+        assert!(sums.len().is_multiple_of(num_heads), "one row of sums per row of weights");
+        let head_dim = sums.len() / num_heads;
+        match self {
+            Self::F16 | Self::Int8 if !vectors::have_form(level) => {
+                let mut of_heads = vec![0.0; num_heads];
+                for (i, bytes) in vectors.iter().enumerate() {
+                    let column = weights.iter().skip(i).step_by(stride);
+                    of_heads.iter_mut().zip(column).for_each(|(weight, &of_row)| *weight = of_row);
+                    self.add_scaled(level, &of_heads, bytes, sums);
+                }
+            }
+            Self::F16 => {
+                vectors::weighted_sum(level, F16 { head_dim }, vectors, weights, stride, sums);
+            }
+            Self::Int8 => {
+                vectors::weighted_sum(level, Int8 { head_dim }, vectors, weights, stride, sums);
+            }
+            Self::Int4 { group } => {
+                let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
+                vectors::weighted_sum(level, vector, vectors, weights, stride, sums);
+            }
         }
     }
 }
 
+/// The queries of the heads that share a KV head.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupQueries<'a> {
+    /// `[num_heads, head_dim]`.
+    pub queries: &'a [f32],
+    /// Length of a query.
+    pub head_dim: usize,
+}
+
+/// Vectors to be summed, and the weights that the heads give them.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightedRows<'a> {
+    /// Vectors of one format: those of selected rows, or of all rows of a page.
+    pub vectors: &'a [&'a [u8]],
+    /// `[num_heads, stride]`: the weight of the i-th vector is `weights[head · stride + i]`.
+    pub weights: &'a [f32],
+    /// From one head's weights to the next; at least the number of vectors.
+    pub stride: usize,
+}
+
 impl fmt::Display for RowFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        })
+        match self {
+            Self::F16 => f.write_str("f16"),
+            Self::Int8 => f.write_str("int8"),
+            Self::Int4 { group } => write!(f, "int4/{}", group.channels()),
+        }
     }
 }
 
@@ -148,8 +234,15 @@ impl FromStr for RowFormat {
         match name {
             "f16" => Ok(Self::F16),
             "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4 { group: GroupSize::G32 }),
             _ => {
-                Err(Error::UnknownFormat { kind: "row", name: name.to_owned(), known: "f16, int8" })
+                let group = name.strip_prefix("int4/").and_then(GroupSize::named);
+                let unknown = || Error::UnknownFormat {
+                    kind: "row",
+                    name: name.to_owned(),
+                    known: "f16, int8, int4/{32,64,128}, int4 for int4/32",
+                };
+                group.map(|group| Self::Int4 { group }).ok_or_else(unknown)
             }
         }
     }

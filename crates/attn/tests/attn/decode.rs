@@ -6,7 +6,7 @@
 use heterokv_attn::reference::{ReferenceHead, partial_softmax};
 use heterokv_attn::{AttnState, GroupSum, HostScores, ResidentRows};
 use heterokv_quant::rows::page_spans;
-use heterokv_quant::{Level, PageRows, RowFormat, RowLayout, RowSource};
+use heterokv_quant::{GroupSize, Level, PageRows, RowFormat, RowLayout, RowSource};
 use heterokv_testkit::{Controls, Inputs, Mismatch, Sabotage, Tolerance, compare};
 use proptest::prelude::*;
 
@@ -256,7 +256,12 @@ fn resident_rows() {
 #[test]
 fn host_rows_under_given_scores() {
     for_each_case(|case, level| {
-        for (value, key) in [(RowFormat::F16, None), (RowFormat::Int8, Some(RowFormat::Int8))] {
+        for (value, key) in [
+            (RowFormat::F16, None),
+            (RowFormat::Int8, Some(RowFormat::Int8)),
+            (RowFormat::Int4 { group: GroupSize::G32 }, Some(RowFormat::F16)),
+            (RowFormat::Int4 { group: GroupSize::G64 }, None),
+        ] {
             let layout = RowLayout { key, value, head_dim: case.head_dim };
             let (pages, positions) = case.pages(layout, 37, 2);
             let scores = masked(case, case.scores(&case.keys));
@@ -277,7 +282,11 @@ fn host_rows_under_given_scores() {
 #[test]
 fn host_rows_that_are_scored_again() {
     for_each_case(|case, level| {
-        for (key, value) in [(RowFormat::Int8, RowFormat::Int8), (RowFormat::F16, RowFormat::F16)] {
+        for (key, value) in [
+            (RowFormat::Int8, RowFormat::Int8),
+            (RowFormat::F16, RowFormat::F16),
+            (RowFormat::Int8, RowFormat::Int4 { group: GroupSize::G32 }),
+        ] {
             let layout = RowLayout { key: Some(key), value, head_dim: case.head_dim };
             let (pages, positions) = case.pages(layout, 64, 1);
             let exact = case.scores(&case.stored(key, &case.keys));

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{CpuStorage, Device, Module, Storage, Tensor};
 use heterokv_bench::scan::{
@@ -183,7 +183,7 @@ impl Scan for CandleScan<'_> {
         let (first, last) = (self.matrices.first(), self.matrices.last());
         for matrix in [first, last].into_iter().flatten() {
             let scores = matrix.forward(&self.queries)?.flatten_all()?.to_vec1::<f32>()?;
-            self.expected.check(self.name, &scores, 0).context("candle")?;
+            self.expected.check(self.name, &scores, 0)?;
         }
         Ok(())
     }
@@ -200,4 +200,41 @@ fn largest(scores: &[f32], start: f32) -> f32 {
         }
     }
     lanes.iter().chain(rest).copied().fold(start, larger)
+}
+
+#[cfg(test)]
+mod tests {
+    use heterokv_bench::quality::{HeadKeys, published};
+    use heterokv_bench::synthetic;
+
+    use super::*;
+
+    /// The block formats of the rate–distortion report are written from their definition; candle's are
+    /// another implementation of it.
+    #[test]
+    fn the_block_formats_of_the_report_are_those_of_candle() {
+        let rows = synthetic::head(1, 64, 1, 256);
+        let head = HeadKeys {
+            index: 0,
+            head_dim: 64,
+            keys: &rows.keys,
+            query_energy: &[1.0; 64],
+            queries: &rows.queries[..16 * 64],
+            sm_scale: 0.125,
+            profile: None,
+        };
+        for (dtype, name) in
+            [(GgmlDType::Q8_0, "llama.cpp q8_0"), (GgmlDType::Q4_0, "llama.cpp q4_0")]
+        {
+            let matrix = Tensor::from_slice(&rows.keys, (256, 64), &Device::Cpu).unwrap();
+            let decoded =
+                QTensor::quantize(&matrix, dtype).unwrap().dequantize(&Device::Cpu).unwrap();
+            let decoded: Vec<f32> = decoded.flatten_all().unwrap().to_vec1().unwrap();
+            let codecs = published();
+            let codec = codecs.iter().find(|codec| codec.name() == name).unwrap();
+            let ours = codec.scores(&head).unwrap().unwrap();
+            assert_eq!(ours.scores, head.scores_of(&decoded), "{name}");
+            assert_eq!(ours.bits_per_element, 8.0 * dtype.type_size() as f64 / 32.0);
+        }
+    }
 }

@@ -1,6 +1,7 @@
-//! The program `heterokv-bench` with peers: `candle-core`'s quantized row product.
+//! The program `heterokv-bench` with peers: `candle-core`'s quantized row product and the keys of `turboquant-rs`.
 
 mod candle;
+mod turboquant;
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -14,7 +15,8 @@ fn main() -> ExitCode {
     let options = Options::from_command_line();
     let num_threads = options.num_threads().to_string();
     if env::var(CANDLE_THREADS).ok().as_ref() == Some(&num_threads) {
-        return run(&options, Peers { scans: candle::formats() });
+        let peers = Peers { scans: candle::formats(), codecs: turboquant::codecs() };
+        return run(&options, peers);
     }
     match again(&num_threads) {
         Ok(code) => code,

@@ -28,8 +28,8 @@ const F16_SHARE: f64 = 0.85;
 
 /// What the bars say of a run that has their shape.
 pub(crate) struct Judgement {
-    /// Beside every class, exactly and for selection.
-    pub(crate) bars: Vec<Bar>,
+    /// Of every class, exactly and for selection.
+    pub(crate) classes: Vec<[Bar; 2]>,
     /// Whether the f16 yardstick was what it has to be; if not, the run says nothing.
     pub(crate) yardstick: Bar,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Judgement {
 impl Judgement {
     /// Whether the run counts and every class has its bar in one arithmetic at least.
     pub(crate) fn is_held(&self) -> bool {
-        self.yardstick.is_held() && self.bars.chunks(2).all(|class| class.iter().any(Bar::is_held))
+        self.yardstick.is_held() && self.classes.iter().all(|class| class.iter().any(Bar::is_held))
     }
 }
 
@@ -51,37 +51,34 @@ pub(crate) fn judge(result: &GridResult) -> Option<Judgement> {
         .filter(|case| case.place == Place::Memory)
         .collect();
     let f16 = at_shape.iter().find(|case| case.format == "f16")?;
-    let bytes_per_second = f16.tokens_per_second.median() * f16.bytes_per_token;
     let yardstick = Bar {
         what: "share of the read bandwidth".to_owned(),
         by: "f16, else the run is VOID".to_owned(),
-        reached: bytes_per_second / result.memory_bandwidth.max(),
+        reached: f16.of_bandwidth.median(),
         limit: Limit::AtLeast(F16_SHARE),
     };
-    let mut bars = Vec::new();
-    for class in &CLASSES {
-        for arithmetic in [Arithmetic::Exact, Arithmetic::Select] {
-            let fastest = at_shape
-                .iter()
-                .filter(|case| case.arithmetic == arithmetic)
-                .filter(|case| class.candidates.contains(&case.format.as_str()))
-                .max_by(|a, b| a.against_f16.median().total_cmp(&b.against_f16.median()))?;
-            bars.push(Bar {
-                what: format!("{}, {}: times f16", class.name, arithmetic.name()),
-                by: fastest.format.clone(),
-                reached: fastest.against_f16.median(),
-                limit: Limit::AtLeast(class.ratio),
-            });
-        }
-    }
-    Some(Judgement { bars, yardstick })
+    let bar = |class: &Class, arithmetic: Arithmetic| {
+        let fastest = at_shape
+            .iter()
+            .filter(|case| case.arithmetic == arithmetic)
+            .filter(|case| class.candidates.contains(&case.format.as_str()))
+            .max_by(|a, b| a.against_f16.median().total_cmp(&b.against_f16.median()))?;
+        Some(Bar {
+            what: format!("{}, {}: times f16", class.name, arithmetic.name()),
+            by: fastest.format.clone(),
+            reached: fastest.against_f16.median(),
+            limit: Limit::AtLeast(class.ratio),
+        })
+    };
+    let both = |class| Some([bar(class, Arithmetic::Exact)?, bar(class, Arithmetic::Select)?]);
+    let classes = CLASSES.iter().map(both).collect::<Option<_>>()?;
+    Some(Judgement { classes, yardstick })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::formats;
-    use crate::samples::Samples;
 
     fn result(times_f16: f64, f16_share: f64) -> GridResult {
         let case = |format: &str, arithmetic, ratio: f64| CaseResult {
@@ -93,6 +90,7 @@ mod tests {
             bytes_per_token: 128.0,
             tokens_per_second: [f16_share * ratio].into_iter().collect(),
             against_f16: [ratio].into_iter().collect(),
+            of_bandwidth: [f16_share].into_iter().collect(),
         };
         let mut cases = vec![case("f16", Arithmetic::Exact, 1.0)];
         for class in &CLASSES {
@@ -102,19 +100,21 @@ mod tests {
                 cases.push(case(format, Arithmetic::Select, ratio));
             }
         }
-        let memory_bandwidth: Samples = [120.0, 128.0].into_iter().collect();
-        GridResult { cases, memory_bandwidth, ..GridResult::default() }
+        GridResult { cases, ..GridResult::default() }
     }
 
     #[test]
     fn the_fastest_of_a_class_is_held_to_its_bar_and_a_slow_yardstick_voids_the_run() {
         let good = judge(&result(1.0, 0.85)).expect("it has the shape");
-        assert_eq!(good.bars.iter().filter(|bar| bar.is_held()).count(), CLASSES.len());
-        assert_eq!(good.bars[1].by, "int8-token");
+        assert_eq!(
+            good.classes.iter().flatten().filter(|bar| bar.is_held()).count(),
+            CLASSES.len()
+        );
+        assert_eq!(good.classes[0][1].by, "int8-token");
         assert!(good.is_held());
         assert!(!judge(&result(0.99, 0.9)).expect("it has the shape").is_held());
         let void = judge(&result(2.0, 0.84)).expect("it has the shape");
-        assert!(void.bars.iter().all(Bar::is_held) && !void.is_held());
+        assert!(void.classes.iter().all(|class| class[1].is_held()) && !void.is_held());
         assert!(judge(&GridResult::default()).is_none());
     }
 

@@ -10,6 +10,8 @@ use super::{
     Arithmetic, Coded, Expected, PERIOD_TOKENS, SCORE_BLOCK, Scan, ScanFormat, ScanKeys, ScanTask,
 };
 
+use crate::rounding;
+
 /// A key format of `heterokv-quant`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OurFormat(pub(crate) KeyFormat);
@@ -77,30 +79,19 @@ impl Coded for Period {
         let mut prepared = PreparedQueries::default();
         let precision = task.arithmetic.precision();
         self.coder.prepare(task.queries, task.keys.sm_scale(), precision, &mut prepared);
+        let rounding = rounding::largest(&self.coder, &prepared, num_heads, &self.codes);
         Ok(Box::new(CodedScan {
             coder: &self.coder,
             level: task.level,
             pool: task.pool,
             prepared,
             lanes,
-            expected: Expected::new(task, &self.decoded).allowing(self.rounding(task)),
+            expected: Expected::new(task, &self.decoded).allowing(rounding),
         }))
     }
 }
 
 impl Period {
-    /// How far a score that only selects may be off: the query is rounded to 7 bits, one of which is the
-    /// sign.
-    fn rounding(&self, task: &ScanTask<'_>) -> f64 {
-        if task.arithmetic != Arithmetic::Select {
-            return 0.0;
-        }
-        let largest = |x: &[f32]| x.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
-        let sizes = largest(task.queries) * largest(&self.decoded);
-        let head_dim = task.keys.head_dim as f64;
-        f64::from(task.keys.sm_scale()) * head_dim * sizes * 0.5 / 63.0
-    }
-
     /// The codes over and over, up to those of `num_tokens`, whole blocks.
     fn repeated(&self, num_tokens: usize) -> Vec<u8> {
         let mut left = self.coder.layout().bytes(num_tokens);

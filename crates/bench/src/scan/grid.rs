@@ -45,6 +45,8 @@ pub(crate) struct CaseResult {
     pub(crate) tokens_per_second: Samples,
     /// Tokens per second over those of f16 just before.
     pub(crate) against_f16: Samples,
+    /// Bytes per second over those of the probe just before.
+    pub(crate) of_bandwidth: Samples,
 }
 
 /// What all cases and the probe gave.
@@ -120,12 +122,13 @@ impl<'a> Shape<'a> {
         let mut probe = Probe::new(self.num_bytes(), self.grid.pool);
         let mut yardstick = Timed::new(f16.lay_out(&self.task(Arithmetic::Exact)?)?, self.grid)?;
         let probe_passes = self.probe_passes(&mut probe);
-        let mut f16_rates = Samples::default();
+        let (mut f16_rates, mut f16_shares) = (Samples::default(), Samples::default());
         for (name, coded) in coded {
             for &arithmetic in self.arithmetics(&**coded) {
                 let scan = coded.lay_out(&self.task(arithmetic)?)?;
                 let mut timed = Timed::new(scan, self.grid)?;
                 let (mut rates, mut ratios) = (Samples::default(), Samples::default());
+                let mut shares = Samples::default();
                 for _ in 0..self.grid.num_rounds {
                     let start = Instant::now();
                     let bytes = probe.run(probe_passes) as f64;
@@ -136,6 +139,8 @@ impl<'a> Shape<'a> {
                     f16_rates.push(f16_rate);
                     rates.push(rate);
                     ratios.push(rate / f16_rate);
+                    shares.push(rate * coded.bytes_per_token() / bandwidth);
+                    f16_shares.push(f16_rate * f16.bytes_per_token() / bandwidth);
                 }
                 timed.scan.check()?;
                 result.cases.push(CaseResult {
@@ -144,6 +149,7 @@ impl<'a> Shape<'a> {
                     bytes_per_token: coded.bytes_per_token(),
                     tokens_per_second: rates,
                     against_f16: ratios,
+                    of_bandwidth: shares,
                     ..self.empty()
                 });
             }
@@ -155,6 +161,7 @@ impl<'a> Shape<'a> {
             arithmetic: Arithmetic::Exact,
             bytes_per_token: f16.bytes_per_token(),
             tokens_per_second: f16_rates,
+            of_bandwidth: f16_shares,
             ..self.empty()
         });
         Ok(())
@@ -203,6 +210,7 @@ impl<'a> Shape<'a> {
             bytes_per_token: 0.0,
             tokens_per_second: Samples::default(),
             against_f16: Samples::default(),
+            of_bandwidth: Samples::default(),
         }
     }
 }

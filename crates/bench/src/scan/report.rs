@@ -29,7 +29,6 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
     for case in &result.cases {
         let millions: Samples = scaled(&case.tokens_per_second, 1e-6);
         let bytes_per_second = case.tokens_per_second.median() * case.bytes_per_token;
-        let bandwidth = result.bandwidth(case.place).max();
         let ratio = if case.format == "f16" { 1.0 } else { case.against_f16.median() };
         sheet.push(vec![
             Cell::text(&case.format),
@@ -43,10 +42,66 @@ pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
             Cell::Number(millions.min(), 1),
             Cell::Number(millions.max(), 1),
             Cell::Number(bytes_per_second / 1e9, 2),
-            Cell::Number(100.0 * bytes_per_second / bandwidth, 1),
+            Cell::Number(100.0 * case.of_bandwidth.median(), 1),
             Cell::Number(ratio, 2),
             Cell::Number(millions.len() as f64, 0),
         ]);
+    }
+    sheet
+}
+
+/// Every sample of every case, in the order taken.
+pub(crate) fn samples_sheet(result: &GridResult) -> Sheet {
+    let columns = ["format", "scores", "head_dim", "G", "codes in", "sample", "tok/s"];
+    let mut sheet = Sheet::new("Samples of the scan", &columns);
+    for case in &result.cases {
+        for (sample, rate) in case.tokens_per_second.iter().enumerate() {
+            sheet.push(vec![
+                Cell::text(&case.format),
+                Cell::text(case.arithmetic.name()),
+                Cell::Number(case.head_dim as f64, 0),
+                Cell::Number(case.group_size as f64, 0),
+                Cell::text(case.place.name()),
+                Cell::Number(sample as f64, 0),
+                Cell::Number(rate, 0),
+            ]);
+        }
+    }
+    sheet
+}
+
+/// A row per format and a column per shape: tokens per second of codes in one place.
+pub(crate) fn shapes_sheet(result: &GridResult, place: Place) -> Sheet {
+    let here = || result.cases.iter().filter(|case| case.place == place);
+    let mut shapes: Vec<(usize, usize)> = Vec::new();
+    let mut formats: Vec<(&str, &str)> = Vec::new();
+    for case in here() {
+        let (shape, format) =
+            ((case.head_dim, case.group_size), (&*case.format, case.arithmetic.name()));
+        if !shapes.contains(&shape) {
+            shapes.push(shape);
+        }
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    let mut columns = vec!["format".to_owned(), "scores".to_owned()];
+    columns.extend(shapes.iter().map(|(head_dim, group)| format!("{head_dim}, G = {group}")));
+    let title = format!("Scan from {}: million tokens per second, by head_dim and G", place.name());
+    let mut sheet = Sheet::new(title, &columns);
+    for (format, scores) in formats {
+        let mut row = vec![Cell::text(format), Cell::text(scores)];
+        row.extend(shapes.iter().map(|&shape| {
+            let case = here().find(|case| {
+                (&*case.format, case.arithmetic.name()) == (format, scores)
+                    && (case.head_dim, case.group_size) == shape
+            });
+            match case {
+                Some(case) => Cell::Number(1e-6 * case.tokens_per_second.median(), 1),
+                None => Cell::text(""),
+            }
+        }));
+        sheet.push(row);
     }
     sheet
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SPECS: [&str; 14] = [
+const SPECS: [&str; 17] = [
     "full",
     "keys=f16",
     "keys=int8-token,values=int8@host,rescore=f16@host",
@@ -20,6 +20,9 @@ const SPECS: [&str; 14] = [
     "keys=pq/2x256",
     "keys=pq/4x32,values=int8@host",
     "keys=alloc/1.25,values=int8@host",
+    "keys=fp8,values=int4@host",
+    "keys=rot-int3-token,values=int4/64@host",
+    "keys=rot-int2-channel/32,values=int4/128@host,rescore=int8@host",
     "hca-rescore:50%",
 ];
 

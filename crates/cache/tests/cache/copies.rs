@@ -2,10 +2,11 @@
 
 use super::*;
 
-const SPECS: [&str; 6] = [
+const SPECS: [&str; 7] = [
     "full",
     "keys=f16,select=top-p:0.9",
     "keys=int4-channel/32,values=int8@host,select=top-k:40",
+    "keys=rot-int4-channel/32,values=int4@host",
     "keys=lm2,rescore=int8@host,min=10",
     "keys=pq/2x16,union=head",
     "hca:50%,recent=20",

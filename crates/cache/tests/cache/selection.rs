@@ -7,7 +7,7 @@ use heterokv_testkit::{Tolerance, compare};
 
 use super::*;
 
-/// What f16 or int8 storage makes of rows `[n, head_dim]`.
+/// What the host store's format makes of rows `[n, head_dim]`.
 fn stored(format: RowFormat, head_dim: usize, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     let mut bytes = vec![0; format.bytes(head_dim)];
@@ -196,7 +196,11 @@ fn a_step_is_what_the_definition_says() {
     let (mut compared, mut unclear) = (0, 0);
     for (i, (rule, form)) in rules.iter().flat_map(|r| forms.map(|f| (*r, f))).enumerate() {
         for union in ["group", "head"] {
-            for (keys, values) in [("int4-token", "f16@host"), ("int8-token", "int8@host")] {
+            for (keys, values) in [
+                ("int4-token", "f16@host"),
+                ("int8-token", "int8@host"),
+                ("fp8", "int4/32@host"),
+            ] {
                 let spec = format!(
                     "keys={keys},values={values},{form},{rule},union={union},sinks=3,recent=20"
                 );

@@ -24,6 +24,9 @@ fn specs_are_shown_as_given_and_configs_written_out() {
         "hca-rescore,keys=pq/2x64,rescore=none",
         "keys=f16",
         "keys=lm2,values=int8@host,rescore=int8@host,select=top-p:0.95,min=256,union=group,sinks=4,recent=64",
+        "keys=lm2-plain,values=int4/64@host",
+        "keys=rot-int4-token/32,values=int4@host,rescore=f16@host",
+        "keys=int3-token/64,values=int4/128@host",
         "keys=alloc/1.25,select=top-k:77,max=none,union=head",
         "keys=int3-channel/128,select=none,min=0,max=5,renorm=off,sinks=0,recent=1",
     ] {
@@ -47,6 +50,8 @@ fn every_option_reaches_the_config() {
     let CacheConfig::Hca(plain) = config("keys=f16", smollm2()) else { panic!("not full") };
     for option in [
         "values=int8@host",
+        "values=int4/32@host",
+        "values=int4/64@host",
         "rescore=f16@host",
         "rescore=int8@host",
         "select=none",
@@ -70,6 +75,14 @@ fn every_option_reaches_the_config() {
 }
 
 #[test]
+fn short_words_are_written_out() {
+    let CacheConfig::Hca(config) = config("keys=f16,values=int4@host", smollm2()) else {
+        panic!("not full")
+    };
+    assert!(config.to_string().contains("values=int4/32@host,"), "{config}");
+}
+
+#[test]
 fn words_that_are_not_known_are_named_with_those_that_are() {
     for (spec, known) in [
         ("", "hca-rescore"),
@@ -87,7 +100,10 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
         ("keys=lm9", "lm1, lm2, lm3, lm4"),
         ("keys=f16,values=f16", "f16@host, int8@host"),
         ("keys=f16,values=f16@disk", "f16@host, int8@host"),
+        ("keys=f16,values=int4/16@host", "int4/{32,64,128}@host"),
+        ("keys=f16,values=fp8@host", "int4/{32,64,128}@host"),
         ("keys=f16,rescore=int4@host", "f16@host, int8@host"),
+        ("keys=f16,rescore=int4/64@host", "f16@host, int8@host"),
         ("keys=f16,select=top-p", "top-p:T"),
         ("keys=f16,select=top-p:x", "top-p:T"),
         ("keys=f16,select=top-k:-1", "top-k:N"),
@@ -171,7 +187,7 @@ fn the_grammar_names_every_option() {
 fn near_specs() -> impl Strategy<Value = String> {
     let word =
         "(full|hca|hca-rescore|keys|values|rescore|select|min|max|union|renorm|sinks|recent|)";
-    let rest = "(:|=|)(f16|int8|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|)";
+    let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|)";
     let end = "(@host|@disk|[0-9.]{0,22}|)(%|)";
     let words = (word, rest, end).prop_map(|(word, rest, end)| word + &rest + &end);
     prop::collection::vec(words, 1..6).prop_map(|words| words.join(","))

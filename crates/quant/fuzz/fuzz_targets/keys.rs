@@ -5,7 +5,7 @@
 
 use half::f16;
 use heterokv_quant::keys::Tables;
-use heterokv_quant::{KeyCoder, KeyFormat, Level, PreparedQueries};
+use heterokv_quant::{KeyCoder, KeyFormat, Level, Precision, PreparedQueries, ScoreRows};
 use heterokv_quant_fuzz::{bytes, fitted, floats, format, format_of_parts, head_dim};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -74,25 +74,32 @@ fn decode_and_score(coder: &KeyCoder, head_dim: usize, input: &mut Unstructured<
     let layout = coder.layout();
     let num_groups = input.int_in_range(0..=40 / layout.group_tokens + 1)?;
     let num_tokens = num_groups * layout.group_tokens;
-    let codes = bytes(input, num_groups * layout.group_bytes)?;
+    let codes = bytes(input, layout.bytes(num_tokens))?;
 
+    let first = layout.group_tokens * input.int_in_range(0..=num_groups)?;
     let decoded = |fill: f32| {
-        let mut out = vec![fill; num_tokens * head_dim];
-        coder.decode(&codes, &mut out);
+        let mut out = vec![fill; (num_tokens - first) * head_dim];
+        coder.decode(first, &codes, &mut out);
         out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
     };
     assert_eq!(decoded(1.0), decoded(-2.0), "every element is written");
 
     let num_heads = input.int_in_range(0..=MAX_HEADS)?;
+    let precision = *input.choose(&[Precision::Exact, Precision::Select])?;
     let sm_scale = f32::from_bits(input.arbitrary()?);
     let gap = input.int_in_range(0..=3)?;
     let queries = floats(input, num_heads * head_dim)?;
     let mut prepared = PreparedQueries::default();
-    coder.prepare(&queries, sm_scale, &mut prepared);
+    coder.prepare(&queries, sm_scale, precision, &mut prepared);
     for level in Level::available() {
         let stride = num_tokens + gap;
-        let mut out = vec![0.0; (num_heads * stride).saturating_sub(gap)];
-        coder.score(level, &prepared, &codes, num_tokens, &mut out, stride);
+        let mut scores = vec![0.0; (num_heads * stride).saturating_sub(gap)];
+        let mut maxima = vec![f32::NEG_INFINITY; num_heads];
+        let out = ScoreRows { scores: &mut scores, stride, maxima: &mut maxima };
+        coder.score(level, &prepared, &codes, num_tokens, out);
+    }
+    for (head, token) in (0..num_heads).zip(0..num_tokens) {
+        std::hint::black_box(coder.rounding(&prepared, head, &codes, token));
     }
     Ok(())
 }

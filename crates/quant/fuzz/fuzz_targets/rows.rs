@@ -2,12 +2,18 @@
 
 #![no_main]
 
-use heterokv_quant::{Error, Level, RowFormat, RowLayout};
+use heterokv_quant::{Error, GroupQueries, GroupSize, Level, RowFormat, RowLayout, WeightedRows};
 use heterokv_quant_fuzz::{bytes, floats};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 
-const FORMATS: [RowFormat; 2] = [RowFormat::F16, RowFormat::Int8];
+const FORMATS: [RowFormat; 5] = [
+    RowFormat::F16,
+    RowFormat::Int8,
+    RowFormat::Int4 { group: GroupSize::G32 },
+    RowFormat::Int4 { group: GroupSize::G64 },
+    RowFormat::Int4 { group: GroupSize::G128 },
+];
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(name) = str::from_utf8(data) {
@@ -28,9 +34,15 @@ fn read(input: &mut Unstructured<'_>) -> Result<()> {
     format.decode(&row, &mut out);
     for level in Level::available() {
         let mut dots = vec![0.0; (num_heads * (1 + gap)).saturating_sub(gap)];
-        format.dot(level, &queries, &row, &mut dots, 1 + gap);
+        let of_group = GroupQueries { queries: &queries, head_dim };
+        format.dot(level, of_group, &row, &mut dots, 1 + gap);
         let mut sums = queries.clone();
         format.add_scaled(level, &weights, &row, &mut sums);
+        // The same row three times, under the same weights with a gap between those of two heads.
+        let stride = 3 + gap;
+        let spread: Vec<f32> = weights.iter().flat_map(|&x| vec![x; stride]).collect();
+        let rows = WeightedRows { vectors: &[&row[..]; 3], weights: &spread, stride };
+        format.weighted_sum(level, rows, &mut sums);
     }
     Ok(())
 }

@@ -3,23 +3,36 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 
-use heterokv_quant::{FitInput, KeyCoder, KeyFormat};
+use heterokv_quant::{FitInput, GroupSize, KeyCoder, KeyFormat, SharedScale};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 
 /// One of every family, and of every width where widths take different ways through the code.
 const FORMATS: &[&str] = &[
     "f16",
+    "bf16",
+    "fp8",
     "int8-token",
     "int6-token",
     "int4-token",
+    "int3-token",
+    "int2-token",
+    "int8-token/32",
+    "int6-token/64",
+    "int4-token/32",
+    "int3-token/64",
+    "int2-token/32",
     "int8-channel/32",
     "int4-channel/64",
     "int3-channel/32",
     "int2-channel/128",
+    "rot-int4-token",
+    "rot-int3-token/32",
+    "rot-int6-channel/64",
     "lm1",
     "lm2",
     "lm3",
     "lm4",
+    "lm2-plain",
     "pq/2x16",
     "pq/2x32",
     "pq/4x128",
@@ -42,14 +55,28 @@ pub fn format(input: &mut Unstructured<'_>) -> Result<KeyFormat> {
 
 /// A format made of its parts, most of which have no name.
 pub fn format_of_parts(input: &mut Unstructured<'_>) -> Result<KeyFormat> {
-    Ok(match input.int_in_range(0..=5)? {
-        0 => KeyFormat::F16,
+    Ok(match input.int_in_range(0..=8)? {
+        0 => *input.choose(&[KeyFormat::F16, KeyFormat::Bf16, KeyFormat::Fp8])?,
         1 => KeyFormat::IntToken { bits: input.arbitrary()? },
         2 => KeyFormat::IntChannel { bits: input.arbitrary()?, group_tokens: input.arbitrary()? },
         3 => KeyFormat::LloydMax { bits: input.arbitrary()? },
         4 => KeyFormat::Pq { width: input.arbitrary()?, code_bits: input.arbitrary()? },
+        5 => KeyFormat::LloydMaxPlain { bits: input.arbitrary()? },
+        6 => KeyFormat::IntTokenGroups { bits: input.arbitrary()?, group: group_size(input)? },
+        7 => {
+            let scale = match input.int_in_range(0..=2)? {
+                0 => SharedScale::Token,
+                1 => SharedScale::TokenGroups(group_size(input)?),
+                _ => SharedScale::Channel(input.arbitrary()?),
+            };
+            KeyFormat::Rotated { bits: input.arbitrary()?, scale }
+        }
         _ => KeyFormat::Alloc { centibits: input.arbitrary()? },
     })
+}
+
+fn group_size(input: &mut Unstructured<'_>) -> Result<GroupSize> {
+    input.choose(&GroupSize::ALL).copied()
 }
 
 /// A head dim that some format holds.

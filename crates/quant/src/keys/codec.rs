@@ -1,9 +1,17 @@
 //! What every format does with keys, behind one trait.
 
 use std::fmt;
+use std::sync::Arc;
 
-use super::{PreparedQueries, Tables};
-use crate::Level;
+use super::affine::PerToken;
+use super::lloyd_max::LloydMax;
+use super::per_channel::PerChannel;
+use super::per_group::PerGroup;
+use super::plain::{Float, Plain};
+use super::rotated::Rotated;
+use super::{KeyFormat, PreparedQueries, Tables};
+use crate::grouped::Grouped;
+use crate::{Level, Result};
 
 /// What one format does with keys of one (layer, KV head). [`KeyCoder`](super::KeyCoder) holds one and
 /// has checked every length and value before it calls.
@@ -46,4 +54,28 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
     ) -> f32 {
         0.0
     }
+}
+
+/// The codec of a format that has no tables and so needs no fit.
+pub(super) fn unfitted(format: KeyFormat, head_dim: usize) -> Result<Arc<dyn Codec>> {
+    let plain = |float| Arc::new(Plain { float, head_dim });
+    Ok(match format {
+        KeyFormat::F16 => plain(Float::F16),
+        KeyFormat::Bf16 => plain(Float::Bf16),
+        KeyFormat::Fp8 => plain(Float::Fp8),
+        KeyFormat::IntToken { bits } => Arc::new(PerToken::new(bits, head_dim)),
+        KeyFormat::IntTokenGroups { bits, group } => {
+            Arc::new(PerGroup { rows: Grouped::new(bits, head_dim, group) })
+        }
+        KeyFormat::IntChannel { bits, group_tokens } => {
+            Arc::new(PerChannel::new(bits, head_dim, group_tokens.into()))
+        }
+        KeyFormat::Rotated { .. } => {
+            Arc::new(Rotated::new(head_dim, unfitted(format.unrotated(), head_dim)?)?)
+        }
+        KeyFormat::LloydMaxPlain { bits } => Arc::new(LloydMax::plain(bits, head_dim)?),
+        KeyFormat::LloydMax { .. } | KeyFormat::Pq { .. } | KeyFormat::Alloc { .. } => {
+            unreachable!("{format} is fitted")
+        }
+    })
 }

@@ -4,17 +4,23 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::STRIP;
+use crate::affine::Group;
 use crate::bits::CHUNK;
+use crate::grouped::{GroupSize, Grouped};
 use crate::{Error, Result};
 
 /// How keys of one (layer, KV head) are coded. Post-RoPE frame, all of them.
 ///
 /// | name | codes | tables | a coded row may move between pages |
 /// | --- | --- | --- | --- |
-/// | `f16` | half precision | none | yes |
-/// | `int{8,6,4}-token` | affine integers, one scale and zero per token | none | yes |
-/// | `int{8,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
+/// | `f16`, `bf16` | half precision, brain floats | none | yes |
+/// | `fp8` | e4m3fn without a scale, held at ±448 (Micikevicius et al., arXiv 2209.05433) | none | yes |
+/// | `int{8,6,4,3,2}-token` | affine integers, one scale and zero per token | none | yes |
+/// | `int{8,6,4,3,2}-token/{32,64,128}` | the same with a scale and zero for every so many channels | none | yes |
+/// | `int{8,6,4,3,2}-channel/{32,64,128}` | affine integers, one scale and zero per channel over a group of tokens (KIVI, arXiv 2402.02750) | none | whole groups only |
+/// | `rot-int…` | any of the affine integers, of keys under a randomised Hadamard rotation (QuaRot, arXiv 2404.00456) | none | as without |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
+/// | `lm1-plain` … `lm4-plain` | the same without centring | none | yes |
 /// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
 /// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,20 +28,43 @@ use crate::{Error, Result};
 pub enum KeyFormat {
     /// Half precision.
     F16,
+    /// Brain floats.
+    Bf16,
+    /// Eight-bit floats, e4m3fn.
+    Fp8,
     /// Affine integers per token.
     IntToken {
-        /// Bits of a code: 8, 6 or 4.
+        /// Bits of a code: 8, 6, 4, 3 or 2.
         bits: u8,
+    },
+    /// Affine integers per token in groups along the channels.
+    IntTokenGroups {
+        /// Bits of a code: 8, 6, 4, 3 or 2.
+        bits: u8,
+        /// Channels that share a scale and zero, no more than there are.
+        group: GroupSize,
     },
     /// Affine integers per channel over a group of tokens.
     IntChannel {
-        /// Bits of a code: 8, 4, 3 or 2.
+        /// Bits of a code: 8, 6, 4, 3 or 2.
         bits: u8,
         /// Tokens that share a scale and zero: 32, 64 or 128.
         group_tokens: u8,
     },
+    /// Affine integers of keys under a randomised Hadamard rotation.
+    Rotated {
+        /// Bits of a code: 8, 6, 4, 3 or 2.
+        bits: u8,
+        /// What shares a scale and zero.
+        scale: SharedScale,
+    },
     /// Rotated Lloyd–Max codes.
     LloydMax {
+        /// Bits of a code: 1 to 4.
+        bits: u8,
+    },
+    /// Rotated Lloyd–Max codes of keys that are not centred.
+    LloydMaxPlain {
         /// Bits of a code: 1 to 4.
         bits: u8,
     },
@@ -53,9 +82,21 @@ pub enum KeyFormat {
     },
 }
 
+/// What shares the scale and zero of affine integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SharedScale {
+    /// All channels of a token.
+    Token,
+    /// So many channels of a token.
+    TokenGroups(GroupSize),
+    /// A channel of so many tokens: 32, 64 or 128.
+    Channel(u8),
+}
+
 /// What [`KeyFormat::from_str`] accepts.
-pub const KEY_FORMATS: &str = "f16, int8-token, int6-token, int4-token, int{8,4,3,2}-channel/{32,64,128}, \
-     lm1, lm2, lm3, lm4, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+pub const KEY_FORMATS: &str = "f16, bf16, fp8, int{8,6,4,3,2}-token, int{8,6,4,3,2}-token/{32,64,128}, \
+     int{8,6,4,3,2}-channel/{32,64,128}, these with rot- before them, lm1, lm2, lm3, lm4, \
+     these with -plain after them, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +125,9 @@ impl KeyFormat {
     /// The sizes of this format for keys `[head_dim]`.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`] for a format put together of parts that no name has; [`Error::HeadDim`]
-    /// and [`Error::HeadDimTooLong`] when the format cannot hold vectors of that length.
+    /// [`Error::UnknownFormat`] for a format put together of parts that no name has; [`Error::HeadDim`],
+    /// [`Error::HeadDimTooLong`] and [`Error::GroupTooLong`] when the format cannot hold vectors of that
+    /// length.
     pub fn layout(self, head_dim: usize) -> Result<KeyLayout> {
         if !self.has_name() {
             return Err(unknown(self.to_string()));
@@ -94,9 +136,15 @@ impl KeyFormat {
         if head_dim == 0 || !head_dim.is_multiple_of(multiple_of) {
             return Err(Error::HeadDim { format: self.family(), head_dim, multiple_of });
         }
-        let max = if self == Self::F16 { MAX_F16_HEAD_DIM } else { MAX_CODED_HEAD_DIM };
+        let max = if self.is_plain() { MAX_PLAIN_HEAD_DIM } else { MAX_CODED_HEAD_DIM };
         if head_dim > max {
             return Err(Error::HeadDimTooLong { format: self.family(), head_dim, max });
+        }
+        if let Self::IntTokenGroups { group, .. } = self.unrotated()
+            && group.channels() > head_dim
+        {
+            let (format, group) = (self.to_string(), group.channels());
+            return Err(Error::GroupTooLong { format, group, head_dim });
         }
         let f16_row = 2 * head_dim;
         let per_token = |tokens: usize, row: usize, table_bytes, min_fit_tokens| KeyLayout {
@@ -107,22 +155,31 @@ impl KeyFormat {
             min_fit_tokens,
         };
         Ok(match self {
-            Self::F16 => per_token(1, f16_row, 0, 0),
+            Self::F16 | Self::Bf16 => per_token(1, f16_row, 0, 0),
+            Self::Fp8 => per_token(1, head_dim, 0, 0),
             Self::IntToken { bits } => per_token(STRIP, head_dim * usize::from(bits) / 8 + 4, 0, 0),
+            Self::IntTokenGroups { bits, group } => {
+                per_token(1, Grouped::new(bits, head_dim, group).num_bytes(), 0, 0)
+            }
             Self::IntChannel { bits, group_tokens } => {
                 let group_tokens = usize::from(group_tokens);
                 let codes = group_tokens * head_dim * usize::from(bits) / 8;
                 KeyLayout {
                     group_tokens,
                     block_tokens: group_tokens,
-                    block_bytes: 2 * f16_row + codes,
+                    block_bytes: Group::header_bytes(bits) * head_dim + codes,
                     table_bytes: 0,
                     min_fit_tokens: 0,
                 }
             }
-            Self::LloydMax { bits } => {
+            Self::Rotated { .. } => self.unrotated().layout(head_dim)?,
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => {
                 let block_tokens = if bits == 3 { 1 } else { STRIP };
-                per_token(block_tokens, head_dim * usize::from(bits) / 8 + 2, f16_row, 64)
+                let row = head_dim * usize::from(bits) / 8 + 2;
+                match self {
+                    Self::LloydMax { .. } => per_token(block_tokens, row, f16_row, 64),
+                    _ => per_token(block_tokens, row, 0, 0),
+                }
             }
             Self::Pq { width, code_bits } => {
                 let num_groups = head_dim / usize::from(width);
@@ -163,15 +220,32 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// The affine format that holds the rotated keys; any other format itself.
+    pub(super) fn unrotated(self) -> Self {
+        match self {
+            Self::Rotated { bits, scale } => Self::integers(bits, scale),
+            _ => self,
+        }
+    }
+
+    fn integers(bits: u8, scale: SharedScale) -> Self {
+        match scale {
+            SharedScale::Token => Self::IntToken { bits },
+            SharedScale::TokenGroups(group) => Self::IntTokenGroups { bits, group },
+            SharedScale::Channel(group_tokens) => Self::IntChannel { bits, group_tokens },
+        }
+    }
+
     /// Whether its parts are among those that a name can ask for.
     fn has_name(self) -> bool {
         match self {
-            Self::F16 => true,
-            Self::IntToken { bits } => [8, 6, 4].contains(&bits),
+            Self::F16 | Self::Bf16 | Self::Fp8 => true,
+            Self::IntToken { bits } | Self::IntTokenGroups { bits, .. } => INT_BITS.contains(&bits),
             Self::IntChannel { bits, group_tokens } => {
-                [8, 4, 3, 2].contains(&bits) && [32, 64, 128].contains(&group_tokens)
+                INT_BITS.contains(&bits) && [32, 64, 128].contains(&group_tokens)
             }
-            Self::LloydMax { bits } => (1..=4).contains(&bits),
+            Self::Rotated { .. } => self.unrotated().has_name(),
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => (1..=4).contains(&bits),
             Self::Pq { width, code_bits } => {
                 [2, 4].contains(&width) && (4..=8).contains(&code_bits)
             }
@@ -181,9 +255,14 @@ impl KeyFormat {
         }
     }
 
+    /// Whether every channel is a float of its own, so that any number of them will do.
+    pub(super) fn is_plain(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16 | Self::Fp8)
+    }
+
     fn channel_multiple(self) -> usize {
         match self {
-            Self::F16 => 1,
+            _ if self.is_plain() => 1,
             Self::Pq { width, .. } => 2 * usize::from(width),
             _ => CHUNK,
         }
@@ -192,9 +271,13 @@ impl KeyFormat {
     fn family(self) -> &'static str {
         match self {
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
             Self::IntToken { .. } => "int-token",
+            Self::IntTokenGroups { .. } => "int-token groups",
             Self::IntChannel { .. } => "int-channel",
-            Self::LloydMax { .. } => "lm",
+            Self::Rotated { .. } => "rot-int",
+            Self::LloydMax { .. } | Self::LloydMaxPlain { .. } => "lm",
             Self::Pq { .. } => "pq",
             Self::Alloc { .. } => "alloc",
         }
@@ -205,8 +288,11 @@ impl KeyFormat {
 /// numbers of `alloc` to be exact in f16 and for a row to be copied to the stack.
 pub(crate) const MAX_CODED_HEAD_DIM: usize = 1024;
 
-/// Longest vector in half precision: one whose bytes can be counted.
-const MAX_F16_HEAD_DIM: usize = isize::MAX as usize / 2;
+/// Bits of the codes of affine integers.
+const INT_BITS: [u8; 5] = [8, 6, 4, 3, 2];
+
+/// Longest vector of floats: one whose bytes can be counted.
+const MAX_PLAIN_HEAD_DIM: usize = isize::MAX as usize / 2;
 
 const MIN_CENTIBITS: usize = 50;
 const MAX_CENTIBITS: usize = 800;
@@ -214,12 +300,17 @@ const MAX_CENTIBITS: usize = 800;
 impl fmt::Display for KeyFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::F16 => f.write_str("f16"),
+            Self::F16 | Self::Bf16 | Self::Fp8 => f.write_str(self.family()),
             Self::IntToken { bits } => write!(f, "int{bits}-token"),
+            Self::IntTokenGroups { bits, group } => {
+                write!(f, "int{bits}-token/{}", group.channels())
+            }
             Self::IntChannel { bits, group_tokens } => {
                 write!(f, "int{bits}-channel/{group_tokens}")
             }
+            Self::Rotated { .. } => write!(f, "rot-{}", self.unrotated()),
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
+            Self::LloydMaxPlain { bits } => write!(f, "lm{bits}-plain"),
             Self::Pq { width, code_bits } => {
                 write!(f, "pq/{width}x{}", f64::from(code_bits).exp2())
             }
@@ -246,8 +337,12 @@ fn parse(name: &str) -> Option<KeyFormat> {
     if name.contains('+') {
         return None;
     }
-    if name == "f16" {
-        return Some(KeyFormat::F16);
+    let plain = [KeyFormat::F16, KeyFormat::Bf16, KeyFormat::Fp8];
+    if let Some(format) = plain.into_iter().find(|format| format.family() == name) {
+        return Some(format);
+    }
+    if let Some(bits) = name.strip_prefix("lm").and_then(|name| name.strip_suffix("-plain")) {
+        return Some(KeyFormat::LloydMaxPlain { bits: bits.parse().ok()? });
     }
     if let Some(bits) = name.strip_prefix("lm") {
         return Some(KeyFormat::LloydMax { bits: bits.parse().ok()? });
@@ -266,11 +361,22 @@ fn parse(name: &str) -> Option<KeyFormat> {
         let is_whole = (exact - centibits).abs() < 1e-6;
         return is_whole.then_some(KeyFormat::Alloc { centibits: centibits as u16 });
     }
-    let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
-    let bits = bits.parse().ok()?;
-    if axis == "token" {
-        return Some(KeyFormat::IntToken { bits });
+    if let Some(name) = name.strip_prefix("rot-") {
+        let (bits, scale) = parse_integers(name)?;
+        return Some(KeyFormat::Rotated { bits, scale });
     }
-    let group_tokens = axis.strip_prefix("channel/")?.parse().ok()?;
-    Some(KeyFormat::IntChannel { bits, group_tokens })
+    let (bits, scale) = parse_integers(name)?;
+    Some(KeyFormat::integers(bits, scale))
+}
+
+fn parse_integers(name: &str) -> Option<(u8, SharedScale)> {
+    let (bits, axis) = name.strip_prefix("int")?.split_once('-')?;
+    let scale = if axis == "token" {
+        SharedScale::Token
+    } else if let Some(channels) = axis.strip_prefix("token/") {
+        SharedScale::TokenGroups(GroupSize::named(channels)?)
+    } else {
+        SharedScale::Channel(axis.strip_prefix("channel/")?.parse().ok()?)
+    };
+    Some((bits.parse().ok()?, scale))
 }

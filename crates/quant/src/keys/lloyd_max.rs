@@ -1,9 +1,10 @@
-//! Centred, rotated keys under a Lloyd–Max codebook, one scale per token.
+//! Rotated keys under a Lloyd–Max codebook, one scale per token, centred or plain.
 //!
-//! A key minus its channel means is rotated ([`Rotation`]), after which its coordinates over their
-//! root mean square are close to normal, so that one codebook, optimal for the normal distribution,
-//! serves every coordinate of every key (the construction of TurboQuant, arXiv 2504.19874, without
-//! its residual sketch). The scale stored is the one that brings the codes closest to the key.
+//! A key, minus its channel means where it is centred, is rotated ([`Rotation`]), after which its
+//! coordinates over their root mean square are close to normal, so that one codebook, optimal for the
+//! normal distribution, serves every coordinate of every key (the construction of TurboQuant, arXiv
+//! 2504.19874, without its residual sketch). The scale stored is the one that brings the codes closest
+//! to the key.
 
 use half::f16;
 
@@ -16,7 +17,7 @@ use crate::simd::keys::Values;
 use crate::{Level, Result};
 
 /// The seed of the rotation of every head: part of the format.
-const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
+pub(super) const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
 
 /// Lloyd–Max levels of the standard normal distribution, upper half (Max 1960, table I).
 const LEVELS: [&[f32]; 4] = [
@@ -28,7 +29,10 @@ const LEVELS: [&[f32]; 4] = [
 
 #[derive(Clone, Debug)]
 pub(super) struct LloydMax {
+    /// Subtracted from every key; zeros for plain codes.
     centre: Vec<f16>,
+    /// Whether the centre was fitted, and so is stored.
+    is_centred: bool,
     rotation: Rotation,
     codes: TokenCodes,
 }
@@ -39,6 +43,15 @@ impl LloydMax {
     }
 
     pub(super) fn restore(bits: u8, centre: Vec<f16>) -> Result<Self> {
+        Self::new(bits, centre, true)
+    }
+
+    /// Codes of keys as they are, without a centre, which need no fit.
+    pub(super) fn plain(bits: u8, head_dim: usize) -> Result<Self> {
+        Self::new(bits, vec![f16::ZERO; head_dim], false)
+    }
+
+    fn new(bits: u8, centre: Vec<f16>, is_centred: bool) -> Result<Self> {
         let upper = LEVELS[usize::from(bits) - 1];
         let mut levels = [0.0; 16];
         for (i, &level) in upper.iter().enumerate() {
@@ -49,6 +62,7 @@ impl LloydMax {
         let widths = vec![bits; centre.len() / 8];
         Ok(Self {
             centre,
+            is_centred,
             rotation,
             codes: TokenCodes::new(widths, Values::Levels(levels), Tail::Scale),
         })
@@ -81,7 +95,7 @@ impl LloydMax {
 
 impl Codec for LloydMax {
     fn tables(&self) -> Tables {
-        vec![("centre", self.centre.clone())]
+        if self.is_centred { vec![("centre", self.centre.clone())] } else { vec![] }
     }
 
     fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {

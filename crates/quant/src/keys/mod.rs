@@ -11,14 +11,17 @@ mod codes;
 mod format;
 mod kmeans;
 mod lloyd_max;
+mod per_channel;
+mod per_group;
 mod plain;
 mod planes;
 mod pq;
+mod rotated;
 mod tables;
 mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
-pub use format::{KEY_FORMATS, KeyFormat, KeyLayout};
+pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
 pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
@@ -49,23 +52,23 @@ pub struct FitInput<'a> {
 /// ```
 /// use heterokv_quant::{FitInput, KeyCoder, Level, Precision, PreparedQueries, ScoreRows};
 ///
-/// // 300 keys of 16 channels, and nothing known of the queries.
-/// let keys: Vec<f32> = (0..300 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
+/// // 320 keys of 16 channels, and nothing known of the queries.
+/// let keys: Vec<f32> = (0..320 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
 /// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
 /// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
 ///
-/// // Four bits a channel and a byte of scale: 9 bytes a key.
-/// let mut codes = vec![0; coder.layout().bytes(300)];
-/// assert_eq!(codes.len(), 300 * 9);
+/// // Four bits a channel and a byte of scale: 9 bytes a key, in blocks of 32 keys.
+/// let mut codes = vec![0; coder.layout().bytes(320)];
+/// assert_eq!(codes.len(), 320 * 9);
 /// coder.encode(0, &keys, &mut codes)?;
 ///
 /// // Two queries against all keys, without decoding them.
 /// let queries = &keys[..32];
 /// let (mut prepared, mut scores, mut maxima) =
-///     (PreparedQueries::default(), vec![0.0; 2 * 300], [f32::NEG_INFINITY; 2]);
+///     (PreparedQueries::default(), vec![0.0; 2 * 320], [f32::NEG_INFINITY; 2]);
 /// coder.prepare(queries, 0.25, Precision::Exact, &mut prepared);
-/// let out = ScoreRows { scores: &mut scores, stride: 300, maxima: &mut maxima };
-/// coder.score(Level::detect(), &prepared, &codes, 300, out);
+/// let out = ScoreRows { scores: &mut scores, stride: 320, maxima: &mut maxima };
+/// coder.score(Level::detect(), &prepared, &codes, 320, out);
 ///
 /// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
 /// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
@@ -143,16 +146,12 @@ impl KeyCoder {
         }
         let head_dim = input.head_dim;
         let codec: Arc<dyn Codec> = match format {
-            KeyFormat::F16 => Arc::new(plain::Halves { head_dim }),
-            KeyFormat::IntToken { bits } => Arc::new(affine::PerToken::new(bits, head_dim)),
-            KeyFormat::IntChannel { bits, group_tokens } => {
-                Arc::new(affine::PerChannel::new(bits, head_dim, group_tokens.into()))
-            }
             KeyFormat::LloydMax { bits } => Arc::new(lloyd_max::LloydMax::fit(bits, input)?),
             KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::fit(width, code_bits, input)),
             KeyFormat::Alloc { .. } => {
                 Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
             }
+            _ => codec::unfitted(format, head_dim)?,
         };
         Ok(Self { format, head_dim, layout, codec })
     }

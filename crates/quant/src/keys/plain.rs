@@ -1,31 +1,57 @@
-//! Keys in half precision.
+//! Keys as short floats: no tables, no scales, one element beside the next.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::PreparedQueries;
 use super::codec::Codec;
 use crate::Level;
-use crate::saturate::to_f16;
+use crate::saturate::{from_fp8, to_bf16, to_f16, to_fp8};
 use crate::simd::f16_keys;
+use crate::simd::vectors::{self, Bf16, Fp8};
 
-/// Two bytes a channel; keys beyond ±65,504 are clamped.
+/// What an element is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Float {
+    /// Half precision; keys beyond ±65,504 are clamped.
+    F16,
+    /// Brain floats: the range of f32 and eight bits of significand.
+    Bf16,
+    /// e4m3fn in one byte, without a scale; keys beyond ±448 are clamped.
+    Fp8,
+}
+
+/// Keys of one kind of float.
 #[derive(Debug)]
-pub(super) struct Halves {
+pub(super) struct Plain {
+    pub(super) float: Float,
     pub(super) head_dim: usize,
 }
 
-impl Codec for Halves {
+impl Plain {
+    fn row_bytes(&self) -> usize {
+        match self.float {
+            Float::F16 | Float::Bf16 => 2 * self.head_dim,
+            Float::Fp8 => self.head_dim,
+        }
+    }
+}
+
+impl Codec for Plain {
     fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
-        let codes = codes[2 * self.head_dim * first_token..].as_chunks_mut::<2>().0;
-        for (key, code) in keys.iter().zip(codes) {
-            *code = to_f16(*key).to_le_bytes();
+        let codes = &mut codes[self.row_bytes() * first_token..];
+        match self.float {
+            Float::F16 => write(keys, codes, |x| to_f16(x).to_le_bytes()),
+            Float::Bf16 => write(keys, codes, |x| to_bf16(x).to_le_bytes()),
+            Float::Fp8 => write(keys, codes, |x| [to_fp8(x)]),
         }
     }
 
     fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
-        let codes = codes[2 * self.head_dim * first_token..].as_chunks::<2>().0;
-        for (code, out) in codes.iter().zip(out) {
-            *out = f16::from_le_bytes(*code).to_f32();
+        let codes = &codes[self.row_bytes() * first_token..];
+        match self.float {
+            Float::F16 => read(codes, out, |x| f16::from_le_bytes(x).to_f32()),
+            Float::Bf16 => read(codes, out, |x| bf16::from_le_bytes(x).to_f32()),
+            Float::Fp8 => read(codes, out, |[code]| from_fp8(code)),
         }
     }
 
@@ -40,7 +66,25 @@ impl Codec for Halves {
         out: &mut [f32],
         stride: usize,
     ) {
-        let queries = prepared.queries();
-        f16_keys::score(level, queries, self.head_dim, codes, num_tokens, out, stride);
+        let (queries, head_dim) = (prepared.queries(), self.head_dim);
+        match self.float {
+            Float::F16 => {
+                f16_keys::score(level, queries, head_dim, codes, num_tokens, out, stride);
+            }
+            Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, codes, out, stride),
+            Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, codes, out, stride),
+        }
+    }
+}
+
+fn write<const SIZE: usize>(keys: &[f32], codes: &mut [u8], rounded: impl Fn(f32) -> [u8; SIZE]) {
+    for (&key, code) in keys.iter().zip(codes.as_chunks_mut().0) {
+        *code = rounded(key);
+    }
+}
+
+fn read<const SIZE: usize>(codes: &[u8], out: &mut [f32], value: impl Fn([u8; SIZE]) -> f32) {
+    for (&code, out) in codes.as_chunks().0.iter().zip(out) {
+        *out = value(code);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::codec::Codec;
-use super::{KeyCoder, KeyFormat, affine, alloc, lloyd_max, plain, pq};
+use super::{KeyCoder, KeyFormat, alloc, codec, lloyd_max, pq};
 use crate::bits::{CHUNK, MAX_BITS};
 use crate::{Error, Result};
 
@@ -24,10 +24,10 @@ impl KeyCoder {
     #[must_use]
     pub fn table_names(format: KeyFormat) -> &'static [&'static str] {
         match format {
-            KeyFormat::F16 | KeyFormat::IntToken { .. } | KeyFormat::IntChannel { .. } => &[],
             KeyFormat::LloydMax { .. } => &["centre"],
             KeyFormat::Pq { .. } => &["codebooks", "weights"],
             KeyFormat::Alloc { .. } => &["order", "centre", "step", "weight", "widths"],
+            _ => &[],
         }
     }
 
@@ -50,11 +50,6 @@ impl KeyCoder {
             }
         };
         let codec: Arc<dyn Codec> = match format {
-            KeyFormat::F16 => Arc::new(plain::Halves { head_dim }),
-            KeyFormat::IntToken { bits } => Arc::new(affine::PerToken::new(bits, head_dim)),
-            KeyFormat::IntChannel { bits, group_tokens } => {
-                Arc::new(affine::PerChannel::new(bits, head_dim, group_tokens.into()))
-            }
             KeyFormat::LloydMax { bits } => {
                 Arc::new(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
             }
@@ -95,6 +90,7 @@ impl KeyCoder {
                     widths: widths.iter().map(|&b| b as u8).collect(),
                 }))
             }
+            _ => codec::unfitted(format, head_dim)?,
         };
         Ok(Self { format, head_dim, layout, codec })
     }

@@ -12,12 +12,17 @@ use super::*;
 
 /// One of every family and size that a name can ask for.
 fn formats() -> Vec<KeyFormat> {
-    let mut names: Vec<String> =
-        ["f16", "int8-token", "int6-token", "int4-token"].map(String::from).to_vec();
-    for bits in [8, 4, 3, 2] {
+    let mut names: Vec<String> = ["f16", "bf16", "fp8"].map(String::from).to_vec();
+    for bits in [8, 6, 4, 3, 2] {
+        names.push(format!("int{bits}-token"));
+        names.extend([32, 64, 128].map(|channels| format!("int{bits}-token/{channels}")));
         names.extend([32, 64, 128].map(|tokens| format!("int{bits}-channel/{tokens}")));
+        names.extend(["token", "token/32", "channel/64"].map(|s| format!("rot-int{bits}-{s}")));
     }
-    names.extend((1..=4).map(|bits| format!("lm{bits}")));
+    names.extend(
+        ["rot-int4-token/64", "rot-int4-channel/32", "rot-int4-channel/128"].map(String::from),
+    );
+    names.extend((1..=4).flat_map(|bits| [format!("lm{bits}"), format!("lm{bits}-plain")]));
     for width in [2, 4] {
         names.extend([16, 32, 64, 128, 256].map(|centroids| format!("pq/{width}x{centroids}")));
     }

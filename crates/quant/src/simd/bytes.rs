@@ -6,10 +6,15 @@
 //! whose sums are exact in 32 bits and lie where the next pair's are added. The integers are the same on
 //! every level.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
+#![cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use super::tails::{StripScores, Tails};
 use crate::Level;
@@ -82,6 +87,12 @@ impl ByteStrips {
         if level.is_avx2() {
             // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
             unsafe { avx2::score(self, prepared, blocks, &mut out) };
+            return;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if level.is_neon() {
+            // SAFETY: a NEON level exists only where NEON does.
+            unsafe { neon::score(self, prepared, blocks, &mut out) };
             return;
         }
         let _ = level;

@@ -20,13 +20,17 @@ pub(crate) fn score(
     stride: usize,
 ) {
     let rows = &codes[..2 * head_dim * num_tokens];
-    let mut scored = 0;
     #[cfg(target_arch = "x86_64")]
-    if level.is_avx2() && head_dim.is_multiple_of(LANES) {
-        scored = num_tokens - num_tokens % avx2::ROWS;
+    let scored = if level.is_avx2() && head_dim.is_multiple_of(LANES) {
+        let scored = num_tokens - num_tokens % avx2::ROWS;
         // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
         unsafe { avx2::score(queries, head_dim, &rows[..2 * head_dim * scored], out, stride) };
-    }
+        scored
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let scored = 0;
     for (token, row) in rows.chunks_exact(2 * head_dim).enumerate().skip(scored) {
         dot_f16(level, queries, row, &mut out[token..], stride);
     }

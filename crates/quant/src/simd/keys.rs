@@ -9,7 +9,13 @@
 //! 2. the codes become f32, by conversion or by an in-register look-up of the codebook;
 //! 3. one fused multiply-add per query head.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
+#![cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
+)]
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use crate::Level;
 use crate::bits::{CHUNK, for_each_code};
@@ -35,6 +41,7 @@ impl Values {
 }
 
 /// Longest tail.
+#[cfg(target_arch = "x86_64")]
 const MAX_TAIL_BYTES: usize = 4;
 
 /// The shape of coded rows.
@@ -91,6 +98,12 @@ impl CodedRows {
         #[cfg(target_arch = "x86_64")]
         if level.is_avx2() {
             avx2::score(self, prepared, codes, out, stride);
+            return;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if level.is_neon() {
+            // SAFETY: a NEON level exists only where NEON does.
+            unsafe { neon::score(self, prepared, codes, out, stride) };
             return;
         }
         let _ = level;

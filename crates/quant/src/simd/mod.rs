@@ -8,9 +8,12 @@ pub(crate) mod f16_keys;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod planes;
 pub(crate) mod rows;
 mod tails;
+pub(crate) mod vectors;
 pub(crate) mod weights;
 
 use std::fmt;
@@ -72,6 +75,13 @@ impl Level {
     #[must_use]
     pub fn is_avx2(self) -> bool {
         self.0 == Kind::Avx2
+    }
+
+    /// True when kernels may use NEON; a value of this level cannot be made on a CPU that lacks it.
+    #[cfg(target_arch = "aarch64")]
+    #[must_use]
+    pub fn is_neon(self) -> bool {
+        self.0 == Kind::Neon
     }
 }
 

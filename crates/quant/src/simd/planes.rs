@@ -9,10 +9,15 @@
 //!
 //! The integers are the same on every level; step 3 may round a product once or twice.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
+#![cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use crate::Level;
 use crate::keys::{PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP, Sets, place_of};
@@ -39,16 +44,22 @@ pub(crate) fn score(
         unsafe { avx2::score(planes, prepared, blocks, &mut out) };
         return;
     }
+    #[cfg(target_arch = "aarch64")]
+    if level.is_neon() {
+        // SAFETY: a NEON level exists only where NEON does.
+        unsafe { neon::score(planes, prepared, blocks, &mut out) };
+        return;
+    }
     let _ = level;
     for (strip, block) in blocks.chunks_exact(planes.block_bytes()).enumerate() {
         let (codes, tails) = planes.split(block);
         let tails = Tails::read(planes.tail(), tails);
         for head in 0..prepared.num_heads() {
             let mut totals = [0.0; STRIP];
-            for (i, codes) in codes.chunks(SEGMENT * PLANE_BYTES).enumerate() {
+            for (codes, at) in segments(codes) {
                 let sums = |set| {
                     let tables = entries(planes, prepared, head, set);
-                    sum_scalar(codes, &tables[i * SEGMENT * 16..])
+                    sum_scalar(codes, &tables[at..])
                 };
                 match prepared.precision() {
                     Precision::Select => add_sums(&mut totals, &sums(0), &[0; STRIP]),
@@ -60,6 +71,12 @@ pub(crate) fn score(
             out.copy_from_slice(&scores[..out.len()]);
         }
     }
+}
+
+/// The planes of a strip in segments, with where their tables begin.
+#[inline(always)]
+fn segments(codes: &[u8]) -> impl Iterator<Item = (&[u8], usize)> {
+    codes.chunks(SEGMENT * PLANE_BYTES).enumerate().map(|(i, codes)| (codes, i * SEGMENT * 16))
 }
 
 /// A set of tables of a head, `[num_planes, 16]`.

@@ -71,6 +71,9 @@ impl Tails {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
     //! Eight tokens at a time.

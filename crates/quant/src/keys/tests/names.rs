@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::GroupSize;
 
 #[test]
 fn every_name_is_read_back() {
@@ -24,18 +25,37 @@ fn other_names_are_refused_with_the_known_ones() {
         "F16",
         "f16 ",
         "fp16",
+        "bf8",
+        "fp8e4m3",
         "int",
         "int8",
         "int5-token",
         "int8-row",
+        "int5-token/32",
+        "int4-token/",
+        "int4-token/16",
+        "int4-token/032",
+        "int4-token/256",
+        "int5-channel/32",
         "int4-channel",
         "int4-channel/",
         "int4-channel/16",
         "int4-channel/256",
-        "int6-channel/32",
+        "rot-",
+        "rot-f16",
+        "rot-lm2",
+        "rot-int5-token",
+        "rot-rot-int4-token",
+        "rot-int4-token/16",
+        "int4-rot-token",
         "lm",
         "lm0",
         "lm5",
+        "lm5-plain",
+        "lm-plain",
+        "lm2-",
+        "lm2-plain-plain",
+        "lm2/plain",
         "lm+2",
         "lm2.0",
         "pq",
@@ -66,7 +86,7 @@ fn other_names_are_refused_with_the_known_ones() {
         let error = name.parse::<KeyFormat>().map(|f| f.to_string()).unwrap_err();
         let named =
             matches!(&error, Error::UnknownFormat { kind: "key", name: n, .. } if n == name);
-        assert!(named && error.to_string().contains("int8-token"), "{name}: {error}");
+        assert!(named && error.to_string().contains("pq/2xC"), "{name}: {error}");
     }
 }
 
@@ -78,7 +98,12 @@ fn formats_of_parts_that_no_name_has_are_refused() {
             KeyFormat::IntToken { bits: part },
             KeyFormat::IntChannel { bits: part, group_tokens: 32 },
             KeyFormat::IntChannel { bits: 4, group_tokens: part },
+            KeyFormat::IntTokenGroups { bits: part, group: GroupSize::G32 },
+            KeyFormat::Rotated { bits: part, scale: SharedScale::Token },
+            KeyFormat::Rotated { bits: part, scale: SharedScale::TokenGroups(GroupSize::G32) },
+            KeyFormat::Rotated { bits: 4, scale: SharedScale::Channel(part) },
             KeyFormat::LloydMax { bits: part },
+            KeyFormat::LloydMaxPlain { bits: part },
             KeyFormat::Pq { width: part, code_bits: 4 },
             KeyFormat::Pq { width: 2, code_bits: part },
         ]
@@ -104,7 +129,7 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
     for format in formats() {
         for head_dim in 0..=300 {
             let multiple = match format {
-                KeyFormat::F16 => 1,
+                KeyFormat::F16 | KeyFormat::Bf16 | KeyFormat::Fp8 => 1,
                 KeyFormat::Pq { width, .. } => 2 * usize::from(width),
                 _ => 8,
             };
@@ -119,12 +144,19 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
                     assert!(format.to_string().starts_with(name.split('-').next().unwrap()));
                     assert!(matches!(KeyCoder::fit(format, &input), Err(Error::HeadDim { .. })));
                 }
+                Err(Error::GroupTooLong { group, head_dim: h, format: name }) => {
+                    assert!(fits && group > h && h == head_dim && name == format.to_string());
+                    assert!(matches!(
+                        KeyCoder::fit(format, &input),
+                        Err(Error::GroupTooLong { .. })
+                    ));
+                }
                 Err(error) => panic!("{format} {head_dim}: {error}"),
             }
         }
         for head_dim in [1032, 65_536, usize::MAX - 7] {
             let refused = matches!(format.layout(head_dim), Err(Error::HeadDimTooLong { .. }));
-            let holds = format == KeyFormat::F16 && head_dim <= 65_536;
+            let holds = format.is_plain() && head_dim <= 65_536;
             assert_ne!(refused, holds, "{format} {head_dim}");
         }
     }
@@ -154,11 +186,11 @@ proptest! {
 
     #[test]
     fn no_near_miss_panics(
-        text in "(f16|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-channel/|)[0-9]{0,4}",
+        text in "(rot-|)(f16|bf16|fp8|int|lm|pq/|alloc/)[0-9.x+-]{0,6}(-token|-token/|-channel/|-plain|)[0-9]{0,4}",
     ) {
         if let Ok(format) = text.parse::<KeyFormat>() {
             prop_assert_eq!(format.to_string().parse::<KeyFormat>().unwrap(), format);
-            prop_assert!(format.layout(64).is_ok());
+            prop_assert!(format.layout(128).is_ok());
         }
     }
 }

@@ -223,7 +223,19 @@ fn nothing_to_score_writes_nothing() {
 #[test]
 fn the_longest_rows_are_scored() {
     let head_dim = MAX_CODED_HEAD_DIM;
-    for name in ["int8-token", "int4-token", "int8-channel/32", "lm4", "alloc/8", "pq/4x16"] {
+    for name in [
+        "bf16",
+        "fp8",
+        "int8-token",
+        "int4-token",
+        "int3-token/128",
+        "int6-token/32",
+        "int8-channel/32",
+        "rot-int4-token",
+        "lm4",
+        "alloc/8",
+        "pq/4x16",
+    ] {
         let format: KeyFormat = name.parse().unwrap();
         let mut inputs = Inputs::new(2);
         let keys = inputs.gaussian_rows(256, head_dim, 1.0);

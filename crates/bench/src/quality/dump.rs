@@ -1,0 +1,201 @@
+//! Post-RoPE keys, queries and values of a model over a text, as they pass through its attention.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use heterokv_model::text::{EncodeOptions, ModelText};
+use heterokv_model::{Checkpoint, ComputeType, Model};
+use heterokv_quant::Level;
+
+use super::SINKS;
+use super::data::{DataSet, HeadData, tokens_needed};
+use crate::synthetic::{self, HeadRows};
+
+/// What is dumped.
+pub(crate) struct Dump<'a> {
+    /// The checkpoint.
+    pub(crate) model: &'a Path,
+    /// The text.
+    pub(crate) corpus: &'a Path,
+    /// Token of the text at which the window begins.
+    pub(crate) offset: usize,
+    pub(crate) num_coded: usize,
+    pub(crate) num_steps: usize,
+    /// Layers, spread over the depth of the model.
+    pub(crate) num_layers: usize,
+    /// Tokens from the beginning of the text that profiles are fitted on; 0 for none.
+    pub(crate) profile_tokens: usize,
+    pub(crate) level: Level,
+}
+
+/// Where the text of the quality tests is, unless it is somewhere else.
+pub(crate) fn default_corpus() -> PathBuf {
+    let shared = std::env::var_os("HETEROKV_SHARED").map(PathBuf::from);
+    let shared =
+        shared.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
+    shared.join("data/moby-dick.txt")
+}
+
+/// Runs the model over the window, and over the text for profiles, and takes the heads of some layers.
+///
+/// # Errors
+/// A text or model that cannot be had, a text that is too short, and profiles fitted on the window itself.
+pub(crate) fn dump(dump: &Dump<'_>, say: &dyn Fn(&str)) -> Result<DataSet> {
+    let Dump { offset, num_coded, num_steps, profile_tokens, .. } = *dump;
+    ensure!(
+        profile_tokens <= offset,
+        "profiles on tokens 0..{profile_tokens} would be fitted on the window from {offset} on"
+    );
+    let text = fs::read_to_string(dump.corpus).with_context(|| {
+        format!("cannot read {}; pass a text by --corpus PATH", dump.corpus.display())
+    })?;
+    let checkpoint = Checkpoint::open(dump.model)?;
+    let options = EncodeOptions { add_special: false, parse_special: true };
+    let tokens = ModelText::of(&checkpoint)?.tokenizer.encode(&text, options)?;
+    let window = offset..offset + tokens_needed(num_coded, num_steps);
+    ensure!(
+        tokens.len() >= window.end,
+        "the text has {} tokens, the window ends at {}",
+        tokens.len(),
+        window.end
+    );
+    let model = Model::load(&checkpoint, ComputeType::Q8, dump.level)?;
+    let layers = spread(model.config().num_layers, dump.num_layers);
+    say(&format!("{}: tokens {window:?}, layers {layers:?}", dump.corpus.display()));
+    let rows = capture(&model, &tokens[window], &layers)?;
+    let heads = rows.iter().enumerate();
+    let mut heads: Vec<HeadData> = heads
+        .map(|(index, rows)| HeadData::split(index, rows, num_coded, num_steps))
+        .collect::<Result<_>>()?;
+    if profile_tokens > 0 {
+        let mut profiles: Vec<Profile> = heads.iter().map(|_| Profile::default()).collect();
+        // In pieces of the window's length, so that positions are those of the window.
+        for (i, piece) in tokens[..profile_tokens].chunks(num_coded).enumerate() {
+            say(&format!("profile: tokens from {} on", i * num_coded));
+            for (profile, rows) in profiles.iter_mut().zip(capture(&model, piece, &layers)?) {
+                profile.add(&rows);
+            }
+        }
+        heads = heads.into_iter().zip(profiles).map(|(head, p)| p.given_to(head)).collect();
+    }
+    Ok(DataSet {
+        name: "Keys of the model".to_owned(),
+        details: format!(
+            "{} over {}, tokens from {offset} on; {} layers of {} KV heads, {num_coded} tokens coded, \
+             {num_steps} tokens ask",
+            stem(dump.model),
+            stem(dump.corpus),
+            layers.len(),
+            model.config().num_kv_heads,
+        ),
+        files: ["quant-quality-model", "quant-front-model"],
+        is_dumped: true,
+        heads,
+    })
+}
+
+/// A file's name, which unlike its path says the same on every machine.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// `num_layers` of `total`, the first and the last among them.
+fn spread(total: usize, num_layers: usize) -> Vec<usize> {
+    let num_layers = num_layers.clamp(1, total);
+    let last = (num_layers - 1).max(1);
+    (0..num_layers).map(|i| (i * (total - 1) + last / 2) / last).collect()
+}
+
+/// The rows of every KV head of `layers`, layer by layer.
+fn capture(model: &Model, tokens: &[u32], layers: &[usize]) -> Result<Vec<HeadRows>> {
+    let heads = model.kv_shape().heads;
+    let mut captured: Vec<HeadRows> = Vec::new();
+    model.prefill_observed(tokens, &mut [], &mut |block| {
+        if !layers.contains(&block.layer) {
+            return;
+        }
+        if block.first == 0 {
+            captured.extend((0..heads.num_kv_heads).map(|head| HeadRows {
+                head_dim: heads.head_dim,
+                group_size: heads.group_size(),
+                keys: columns(block.k, heads.kv_row_len(), head, heads.head_dim),
+                values: columns(block.v, heads.kv_row_len(), head, heads.head_dim),
+                queries: Vec::new(),
+            }));
+        }
+        let group_len = heads.group_size() * heads.head_dim;
+        let first = captured.len() - heads.num_kv_heads;
+        for (head, rows) in captured[first..].iter_mut().enumerate() {
+            rows.queries.extend(columns(block.q, heads.qo_row_len(), head, group_len));
+        }
+    })?;
+    Ok(captured)
+}
+
+/// Columns `index · width..` of rows of `row_len`.
+fn columns(rows: &[f32], row_len: usize, index: usize, width: usize) -> Vec<f32> {
+    rows.chunks_exact(row_len).flat_map(|row| &row[index * width..][..width]).copied().collect()
+}
+
+/// What the pieces of the profile's text gave of one head.
+#[derive(Default)]
+struct Profile {
+    keys: Vec<f32>,
+    energies: Vec<Vec<f32>>,
+}
+
+impl Profile {
+    fn add(&mut self, rows: &HeadRows) {
+        // The first tokens of every piece are sinks, which no codec is asked to hold.
+        self.keys.extend_from_slice(rows.keys.get(SINKS * rows.head_dim..).unwrap_or_default());
+        self.energies.push(synthetic::energy(&rows.queries, rows.head_dim));
+    }
+
+    fn given_to(self, head: HeadData) -> HeadData {
+        let num_pieces = self.energies.len() as f32;
+        let channel = |c: usize| self.energies.iter().map(|e| e[c]).sum::<f32>() / num_pieces;
+        let energy = (0..head.head_dim).map(channel).collect();
+        head.with_profile(self.keys, energy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_spread_over_the_depth() {
+        assert_eq!(spread(30, 8), [0, 4, 8, 12, 17, 21, 25, 29]);
+        assert_eq!(spread(30, 1), [0]);
+        assert_eq!(spread(2, 8), [0, 1]);
+    }
+
+    #[test]
+    fn columns_are_those_of_the_head() {
+        let rows: Vec<f32> = (0..12).map(|x| x as f32).collect();
+        assert_eq!(columns(&rows, 6, 1, 2), [2.0, 3.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_the_option_that_names_it() {
+        let missing = Path::new("no-such-file");
+        let wanted = Dump {
+            model: missing,
+            corpus: missing,
+            offset: 100,
+            num_coded: 64,
+            num_steps: 1,
+            num_layers: 1,
+            profile_tokens: 100,
+            level: Level::SCALAR,
+        };
+        let told = |wanted: &Dump<'_>| match dump(wanted, &|_| {}) {
+            Ok(_) => panic!("there is no such file"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(told(&wanted).contains("--corpus PATH"), "{}", told(&wanted));
+        let overlapping = Dump { profile_tokens: 101, ..wanted };
+        assert!(told(&overlapping).contains("window from 100 on"), "{}", told(&overlapping));
+    }
+}

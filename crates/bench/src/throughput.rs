@@ -1,0 +1,118 @@
+//! The suite of speed: scan, encode and fit.
+
+use anyhow::Result;
+use heterokv_quant::{KeyFormat, Level};
+use rayon::ThreadPool;
+
+use crate::args::QuantArgs;
+use crate::bars::{self, Bar};
+use crate::outcome::{Outcome, Reach, Table};
+use crate::scan::{self, Grid, OurFormat, Place, ScanFormat};
+use crate::{encode, formats, train};
+
+/// Scan, encode and fit.
+pub(crate) fn throughput(
+    arguments: &QuantArgs,
+    peers: Vec<Box<dyn ScanFormat>>,
+    level: Level,
+    pool: &ThreadPool,
+) -> Result<Outcome> {
+    let say = |message: &str| eprintln!("{message}");
+    let size = Size::of(arguments);
+    let ours: Vec<KeyFormat> = match &arguments.formats[..] {
+        [] => formats::parse(formats::TIMED)?,
+        some => some.to_vec(),
+    };
+    let mut formats = peers;
+    formats.extend(ours.iter().map(|&format| Box::new(OurFormat(format)) as Box<dyn ScanFormat>));
+    let result = scan::measure(
+        &Grid {
+            formats: &formats,
+            head_dims: &size.head_dims,
+            group_sizes: &size.group_sizes,
+            num_rounds: size.num_rounds,
+            memory_bytes: size.memory_bytes,
+            sample_seconds: size.sample_seconds,
+            level,
+            pool,
+        },
+        &say,
+    )?;
+    let encoded = encode::measure(
+        &encode::Settings {
+            formats: &ours,
+            head_dims: &size.head_dims,
+            num_rounds: size.num_rounds,
+            sample_seconds: size.sample_seconds,
+            pool,
+        },
+        &say,
+    )?;
+    let trained = match ours.contains(&train::FORMAT) {
+        true if arguments.test => {
+            let small = train::Settings { num_heads: 2, num_tokens: 1024, pool };
+            Some(train::measure(&small, &say)?)
+        }
+        true => Some(train::measure(&train::Settings::full(pool), &say)?),
+        false => None,
+    };
+    let mut tables = vec![
+        Table::new("quant-scan-samples", scan::samples_sheet(&result)).reaching(Reach::File),
+        Table::new("quant-scan", scan::scan_sheet(&result)).reaching(Reach::Terminal),
+        Table::new("quant-scan-cache", scan::shapes_sheet(&result, Place::Cache)),
+        Table::new("quant-scan-memory", scan::shapes_sheet(&result, Place::Memory)),
+        Table::new("quant-encode", encoded),
+        Table::new("quant-bandwidth", scan::bandwidth_sheet(&result)),
+    ];
+    let judgement = scan::judge(&result);
+    let is_held = judgement.as_ref().is_some_and(scan::Judgement::is_held)
+        && trained.as_ref().is_some_and(train::Trained::is_held);
+    let is_void = judgement.as_ref().is_some_and(|judgement| !judgement.yardstick.is_held());
+    if judgement.is_none() || trained.is_none() {
+        say("not every bar was measured: they need head_dim 64, G = 3 and every format");
+    }
+    let mut all: Vec<Bar> = Vec::new();
+    if let Some(judgement) = judgement {
+        all.push(judgement.yardstick);
+        all.extend(judgement.classes.into_iter().flatten());
+    }
+    if let Some(trained) = trained {
+        all.push(trained.fit);
+        all.extend(trained.encode);
+    }
+    tables.push(Table::new("quant-bars", bars::sheet("Bars", &all)));
+    Ok(Outcome { tables, is_held, is_void })
+}
+
+/// Sizes of a run.
+struct Size {
+    head_dims: Vec<usize>,
+    group_sizes: Vec<usize>,
+    num_rounds: usize,
+    memory_bytes: usize,
+    sample_seconds: f64,
+}
+
+impl Size {
+    fn of(arguments: &QuantArgs) -> Self {
+        let scan = &arguments.scan;
+        let (head_dims, group_sizes) = (scan.head_dims.clone(), scan.group_sizes.clone());
+        if arguments.test {
+            let memory_bytes = 4 << 20;
+            return Self {
+                head_dims,
+                group_sizes,
+                num_rounds: 1,
+                memory_bytes,
+                sample_seconds: 0.0,
+            };
+        }
+        Self {
+            head_dims,
+            group_sizes,
+            num_rounds: scan.rounds,
+            memory_bytes: scan.memory << 20,
+            sample_seconds: 0.1,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Vectors against a group of heads: scores of queries, and sums under weights.
+//!
+//! The query heads of a group share the keys and values of one KV head, so both kernels read and convert
+//! a vector once for all of them:
+//!
+//! - [`score`] keeps a group's sums of products in registers along one vector;
+//! - [`weighted_sum`] keeps some channels of a group's sums in registers along a run of vectors. The
+//!   vectors are read again for the next channels, from the first-level cache, where a run should fit.
+//!
+//! What lies in the bytes is a [`Vector`]: it hands out eight values at a time. The kernels are written
+//! once per instruction set, the formats once for both (`formats`, `grouped`).
+
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
+)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod formats;
+mod grouped;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256;
+
+pub(crate) use formats::{Bf16, F16, Fp8, Int8};
+pub(crate) use grouped::Integers;
+
+use crate::Level;
+
+/// Values per chunk: the lanes of a vector register.
+const LANES: usize = 8;
+
+/// How vectors of one format and length lie in their bytes.
+pub(crate) trait Vector: Copy {
+    /// Values of a vector.
+    fn head_dim(&self) -> usize;
+
+    /// Bytes of a vector.
+    fn num_bytes(&self) -> usize;
+
+    /// The values from `8 · chunk` on of the vector in `bytes`, zero beyond its end.
+    fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES];
+
+    /// The values of chunks `first..first + C`, as [`Vector::eight`] gives them up to one rounding.
+    ///
+    /// # Safety
+    /// - AVX2, FMA and F16C are available.
+    /// - `bytes` is `num_bytes` long and the chunks lie within `head_dim`.
+    /// - `C` is 1, 2 or 4 and divides `first`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C];
+}
+
+/// Whether both kernels have a form for `level`; they run their scalar one where not.
+pub(crate) fn have_form(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx2() {
+        return true;
+    }
+    level == Level::SCALAR
+}
+
+/// `out[head · stride + i] = queries[head] · vector i` for `queries [num_heads, head_dim]` and the
+/// vectors that follow each other in `vectors`. Nothing is written for vectors of no values.
+///
+/// # Panics
+/// When `out` is too short.
+pub(crate) fn score<V: Vector>(
+    level: Level,
+    vector: V,
+    queries: &[f32],
+    vectors: &[u8],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
+    if head_dim == 0 || queries.is_empty() || vectors.is_empty() {
+        return;
+    }
+    let (num_heads, count) = (queries.len() / head_dim, vectors.len() / num_bytes);
+    assert!(queries.len().is_multiple_of(head_dim) && vectors.len().is_multiple_of(num_bytes));
+    assert!(out.len() >= (num_heads - 1) * stride + count, "a place for every score");
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx2() {
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
+        unsafe { avx2::score(vector, queries, vectors, out, stride) };
+        return;
+    }
+    let _ = level;
+    for (i, bytes) in vectors.chunks_exact(num_bytes).enumerate() {
+        for head in 0..num_heads {
+            out[head * stride + i] = 0.0;
+        }
+        for chunk in 0..head_dim.div_ceil(LANES) {
+            let values = vector.eight(bytes, chunk);
+            for (head, query) in queries.chunks_exact(head_dim).enumerate() {
+                let products = query[chunk * LANES..].iter().zip(values).map(|(q, x)| q * x);
+                out[head * stride + i] += products.sum::<f32>();
+            }
+        }
+    }
+}
+
+/// `sums[head] += Σ weights[head · stride + i] · vector i` for `sums [num_heads, head_dim]`.
+///
+/// # Panics
+/// When a vector has another length than its format, or there is not a weight for each.
+pub(crate) fn weighted_sum<V: Vector>(
+    level: Level,
+    vector: V,
+    vectors: &[&[u8]],
+    weights: &[f32],
+    stride: usize,
+    sums: &mut [f32],
+) {
+    let head_dim = vector.head_dim();
+    if sums.is_empty() || vectors.is_empty() {
+        return;
+    }
+    assert!(sums.len().is_multiple_of(head_dim), "whole rows of sums");
+    let num_heads = sums.len() / head_dim;
+    assert!(weights.len() >= (num_heads - 1) * stride + vectors.len(), "a weight for each vector");
+    let num_bytes = vector.num_bytes();
+    assert!(vectors.iter().all(|bytes| bytes.len() == num_bytes), "vectors of the sums' length");
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx2() {
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the lengths were just checked.
+        unsafe { avx2::weighted_sum(vector, vectors, weights, stride, sums) };
+        return;
+    }
+    let _ = level;
+    for (i, bytes) in vectors.iter().enumerate() {
+        for chunk in 0..head_dim.div_ceil(LANES) {
+            let values = vector.eight(bytes, chunk);
+            for (head, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
+                let weight = weights[head * stride + i];
+                for (sum, x) in sums[chunk * LANES..].iter_mut().zip(values) {
+                    *sum += weight * x;
+                }
+            }
+        }
+    }
+}
