@@ -196,11 +196,9 @@ fn a_step_is_what_the_definition_says() {
     let (mut compared, mut unclear) = (0, 0);
     for (i, (rule, form)) in rules.iter().flat_map(|r| forms.map(|f| (*r, f))).enumerate() {
         for union in ["group", "head"] {
-            for (keys, values) in [
-                ("int4-token", "f16@host"),
-                ("int8-token", "int8@host"),
-                ("fp8", "int4/32@host"),
-            ] {
+            for (keys, values) in
+                [("int4-token", "f16@host"), ("int8-token", "int8@host"), ("fp8", "int4/32@host")]
+            {
                 let spec = format!(
                     "keys={keys},values={values},{form},{rule},union={union},sinks=3,recent=20"
                 );
