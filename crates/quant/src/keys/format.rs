@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::STRIP;
+use super::pq::{EXACT_BLOCK_TOKENS, PqShape};
 use crate::affine::Group;
 use crate::bits::CHUNK;
 use crate::grouped::{GroupSize, Grouped};
@@ -21,7 +22,9 @@ use crate::{Error, Result};
 /// | `rot-int…` | any of the affine integers, of keys under a randomised Hadamard rotation (QuaRot, arXiv 2404.00456) | none | as without |
 /// | `lm1` … `lm4` | centred, rotated, Lloyd–Max codebook, one scale per token (TurboQuant, arXiv 2504.19874, without its residual sketch) | centre | yes |
 /// | `lm1-plain` … `lm4-plain` | the same without centring | none | yes |
-/// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks | yes |
+/// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks, weights | yes |
+/// | `opq/WxC` | the same under a learned rotation (OPQ, CVPR 2013) | codebooks, weights, rotation | yes |
+/// | `pq/WxC+xN`, `opq/WxC+xN` | the same with the `N` tokens of each 128 kept in f16 whose codes are furthest from them | as without | whole blocks of 128 only |
 /// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -70,10 +73,14 @@ pub enum KeyFormat {
     },
     /// Product quantization.
     Pq {
-        /// Channels per group: 2 or 4.
+        /// Channels per group: 2, 4 or 8.
         width: u8,
-        /// Bits of a code: 4 to 8, for 16 to 256 centroids.
+        /// Bits of a code: 4 to 12, for 16 to 4,096 centroids.
         code_bits: u8,
+        /// Whether groups are cut under a learned rotation.
+        is_rotated: bool,
+        /// Tokens of each 128 that are kept in f16, at most 8.
+        num_exact: u8,
     },
     /// Bits allocated over channels.
     Alloc {
@@ -96,7 +103,7 @@ pub enum SharedScale {
 /// What [`KeyFormat::from_str`] accepts.
 pub const KEY_FORMATS: &str = "f16, bf16, fp8, int{8,6,4,3,2}-token, int{8,6,4,3,2}-token/{32,64,128}, \
      int{8,6,4,3,2}-channel/{32,64,128}, these with rot- before them, lm1, lm2, lm3, lm4, \
-     these with -plain after them, pq/2xC and pq/4xC with C = 16, 32, 64, 128 or 256, alloc/B with B from 0.5 to 8 bits";
+     these with -plain after them, pq/2xC, pq/4xC and pq/8xC with C a power of two from 16 to 4096, opq/ instead of pq/, +xN behind either with N from 1 to 8, alloc/B with B from 0.5 to 8 bits";
 
 /// The size of a format for one `head_dim`, the same numbers that the coders use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,11 +188,23 @@ impl KeyFormat {
                     _ => per_token(block_tokens, row, 0, 0),
                 }
             }
-            Self::Pq { width, code_bits } => {
-                let num_groups = head_dim / usize::from(width);
-                let row = (num_groups * usize::from(code_bits)).div_ceil(8);
+            Self::Pq { .. } => {
+                let PqShape { width, code_bits, is_rotated, num_exact } = self.pq_shape();
+                let row = (head_dim / width * code_bits).div_ceil(8);
                 let centroids = 1 << code_bits;
-                per_token(1, row, (centroids + 1) * f16_row, 2 * centroids)
+                let rotation = if is_rotated { head_dim * f16_row } else { 0 };
+                let table_bytes = (centroids + 1) * f16_row + rotation;
+                let block_tokens = if code_bits == 4 { STRIP } else { 1 };
+                let plain = per_token(block_tokens, row, table_bytes, 2 * centroids);
+                if num_exact == 0 {
+                    return Ok(plain);
+                }
+                KeyLayout {
+                    group_tokens: EXACT_BLOCK_TOKENS,
+                    block_tokens: EXACT_BLOCK_TOKENS,
+                    block_bytes: plain.bytes(EXACT_BLOCK_TOKENS) + num_exact * (1 + f16_row),
+                    ..plain
+                }
             }
             Self::Alloc { .. } => {
                 let row = self.alloc_code_bytes(head_dim) + 1;
@@ -220,6 +239,15 @@ impl KeyFormat {
         (usize::from(centibits) * head_dim / 800).max(1)
     }
 
+    /// The parts of a `pq` or `opq` format.
+    pub(super) fn pq_shape(self) -> PqShape {
+        let Self::Pq { width, code_bits, is_rotated, num_exact } = self else {
+            unreachable!("{self} is no product quantization")
+        };
+        let (width, code_bits) = (width.into(), code_bits.into());
+        PqShape { width, code_bits, is_rotated, num_exact: num_exact.into() }
+    }
+
     /// The affine format that holds the rotated keys; any other format itself.
     pub(super) fn unrotated(self) -> Self {
         match self {
@@ -246,8 +274,8 @@ impl KeyFormat {
             }
             Self::Rotated { .. } => self.unrotated().has_name(),
             Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => (1..=4).contains(&bits),
-            Self::Pq { width, code_bits } => {
-                [2, 4].contains(&width) && (4..=8).contains(&code_bits)
+            Self::Pq { width, code_bits, num_exact, .. } => {
+                [2, 4, 8].contains(&width) && (4..=12).contains(&code_bits) && num_exact <= 8
             }
             Self::Alloc { centibits } => {
                 (MIN_CENTIBITS..=MAX_CENTIBITS).contains(&usize::from(centibits))
@@ -311,8 +339,10 @@ impl fmt::Display for KeyFormat {
             Self::Rotated { .. } => write!(f, "rot-{}", self.unrotated()),
             Self::LloydMax { bits } => write!(f, "lm{bits}"),
             Self::LloydMaxPlain { bits } => write!(f, "lm{bits}-plain"),
-            Self::Pq { width, code_bits } => {
-                write!(f, "pq/{width}x{}", f64::from(code_bits).exp2())
+            Self::Pq { width, code_bits, is_rotated, num_exact } => {
+                let family = if is_rotated { "opq" } else { "pq" };
+                write!(f, "{family}/{width}x{}", f64::from(code_bits).exp2())?;
+                if num_exact > 0 { write!(f, "+x{num_exact}") } else { Ok(()) }
             }
             Self::Alloc { centibits } => write!(f, "alloc/{}", f64::from(centibits) / 100.0),
         }
@@ -333,7 +363,13 @@ fn unknown(name: String) -> Error {
 
 /// The format that `name` spells, whether or not there is one of such parts.
 fn parse(name: &str) -> Option<KeyFormat> {
-    // Rust's numbers may carry a plus sign, the names here do not.
+    if let Some(shape) = name.strip_prefix("pq/") {
+        return parse_pq(shape, false);
+    }
+    if let Some(shape) = name.strip_prefix("opq/") {
+        return parse_pq(shape, true);
+    }
+    // Rust's numbers may carry a plus sign, the other names do not.
     if name.contains('+') {
         return None;
     }
@@ -346,12 +382,6 @@ fn parse(name: &str) -> Option<KeyFormat> {
     }
     if let Some(bits) = name.strip_prefix("lm") {
         return Some(KeyFormat::LloydMax { bits: bits.parse().ok()? });
-    }
-    if let Some(shape) = name.strip_prefix("pq/") {
-        let (width, centroids) = shape.split_once('x')?;
-        let width = width.parse().ok()?;
-        let centroids: u32 = centroids.parse().ok().filter(|n: &u32| n.is_power_of_two())?;
-        return Some(KeyFormat::Pq { width, code_bits: centroids.ilog2() as u8 });
     }
     if let Some(bits) = name.strip_prefix("alloc/") {
         let exact = bits.parse::<f64>().ok()? * 100.0;
@@ -367,6 +397,24 @@ fn parse(name: &str) -> Option<KeyFormat> {
     }
     let (bits, scale) = parse_integers(name)?;
     Some(KeyFormat::integers(bits, scale))
+}
+
+/// `WxC` or `WxC+xN`.
+fn parse_pq(name: &str, is_rotated: bool) -> Option<KeyFormat> {
+    let (shape, num_exact) = match name.split_once("+x") {
+        None => (name, 0),
+        // Without slots there is nothing to name.
+        Some((shape, num_exact)) => (shape, number(num_exact).filter(|&n: &u8| n > 0)?),
+    };
+    let (width, centroids) = shape.split_once('x')?;
+    let centroids = number(centroids).filter(|n: &u32| n.is_power_of_two())?;
+    let code_bits = centroids.ilog2() as u8;
+    Some(KeyFormat::Pq { width: number(width)?, code_bits, is_rotated, num_exact })
+}
+
+/// A whole number without the plus sign that Rust's may carry and the names here do not.
+fn number<N: FromStr>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|_| !text.starts_with('+'))
 }
 
 fn parse_integers(name: &str) -> Option<(u8, SharedScale)> {

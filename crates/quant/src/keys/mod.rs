@@ -9,7 +9,6 @@ mod alloc;
 mod codec;
 mod codes;
 mod format;
-mod kmeans;
 mod lloyd_max;
 mod per_channel;
 mod per_group;
@@ -29,6 +28,7 @@ pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 use std::sync::Arc;
 
 use codec::Codec;
+use tables::bad_value;
 
 use crate::saturate::to_f16;
 use crate::{Error, Level, Result};
@@ -147,7 +147,10 @@ impl KeyCoder {
         let head_dim = input.head_dim;
         let codec: Arc<dyn Codec> = match format {
             KeyFormat::LloydMax { bits } => Arc::new(lloyd_max::LloydMax::fit(bits, input)?),
-            KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::fit(width, code_bits, input)),
+            KeyFormat::Pq { .. } => {
+                let fitted = pq::Pq::fit(format.pq_shape(), input);
+                Arc::new(fitted.map_err(|row| bad_value(format, "rotation", row * head_dim))?)
+            }
             KeyFormat::Alloc { .. } => {
                 Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
             }

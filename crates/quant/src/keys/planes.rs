@@ -90,6 +90,13 @@ impl Planes {
         Some(Self { widths: widths.to_vec(), planes, values: values.clone(), tail })
     }
 
+    /// Strips of an even number of planes whose nibbles mean what a caller of [`Planes::fill_tables`] says.
+    pub(crate) fn of_nibbles(num_planes: usize) -> Self {
+        let plane = |first_channel| Plane { first_channel, bits: 4, shift: 0 };
+        let planes = (0..num_planes).map(plane).collect();
+        Self { widths: Vec::new(), planes, values: Values::Integer, tail: Tail::None }
+    }
+
     /// Planes of a strip; an even number.
     pub(crate) fn num_planes(&self) -> usize {
         self.planes.len()
@@ -141,23 +148,36 @@ impl Planes {
         self.tail.read(tails, slot)
     }
 
-    /// Fills the tables of `prepared`: for each head and plane the sixteen products of its query with
-    /// what a nibble can stand for, in units of a step that the planes of the head share. What is left
-    /// out of the tables, the least product of each plane, goes to the offsets.
+    /// Fills the tables of `prepared`, whose queries are in the order of the codes.
     pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
         let head_dim = self.widths.len() * CHUNK;
+        let queries = std::mem::take(&mut prepared.queries);
+        self.fill_tables(prepared, |head, plane| {
+            self.products(self.planes[plane], &queries[head * head_dim..][..head_dim])
+        });
+        prepared.queries = queries;
+    }
+
+    /// Fills the tables of `prepared`: for each head and plane the sixteen `products(head, plane)` of its
+    /// query with what a nibble can stand for, in units of a step that the planes of the head share. What is
+    /// left out of the tables, the least product of each plane, goes to the offsets.
+    pub(super) fn fill_tables(
+        &self,
+        prepared: &mut PreparedQueries,
+        products: impl Fn(usize, usize) -> [f32; 16],
+    ) {
         let sets = Sets::of(prepared.precision);
         let (num_heads, set_len) = (prepared.num_heads, self.num_planes() * 16);
         prepared.entries.clear();
         prepared.entries.resize(num_heads * sets.count * set_len, 0);
         prepared.offsets.resize(num_heads, 0.0);
-        let mut products = vec![[0.0f32; 16]; self.num_planes()];
-        for (head, query) in prepared.queries.chunks_exact(head_dim).enumerate() {
+        let mut rows = vec![[0.0f32; 16]; self.num_planes()];
+        for head in 0..num_heads {
             let mut range = 0.0f32;
-            for (plane, products) in self.planes.iter().zip(&mut products) {
-                *products = self.products(*plane, query);
-                let (low, high) = bounds(products);
-                products.iter_mut().for_each(|x| *x -= low);
+            for (plane, row) in rows.iter_mut().enumerate() {
+                *row = products(head, plane);
+                let (low, high) = bounds(row);
+                row.iter_mut().for_each(|x| *x -= low);
                 prepared.offsets[head] += low;
                 range = range.max(high - low);
             }
@@ -168,9 +188,9 @@ impl Planes {
             let tables = &mut prepared.entries[head * sets.count * set_len..];
             let (low, high) = tables[..sets.count * set_len].split_at_mut(set_len);
             let low = low.as_chunks_mut::<16>().0;
-            for (i, (products, low)) in products.iter().zip(low).enumerate() {
+            for (i, (row, low)) in rows.iter().zip(low).enumerate() {
                 // A step of 0 gives NaN, which is cast to 0.
-                let entries = products.map(|x| (x / step + 0.5) as u16);
+                let entries = row.map(|x| (x / step + 0.5) as u16);
                 *low = entries.map(|entry| entry as u8);
                 if let Some(high) = high.as_chunks_mut::<16>().0.get_mut(i) {
                     *high = entries.map(|entry| (entry >> 8) as u8);

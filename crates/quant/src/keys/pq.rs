@@ -1,214 +1,270 @@
-//! Product quantization: a codebook per group of channels, scored through per-query tables.
+//! Product quantization: a codebook per group of coordinates (Jégou, Douze and Schmid, TPAMI 2011; of keys,
+//! HCAttention, arXiv 2507.19823 §1, and PQCache, arXiv 2407.12820).
 //!
-//! HCAttention (arXiv 2507.19823; PQCache, arXiv 2407.12820): the table `T[g][c] = <q_g, C[g][c]>` costs
-//! the same for every context length, after which a token's score is one look-up per group. A group
-//! joins channels of the same rotary planes, `i` with `i + head_dim / 2`: post-RoPE keys move on rings
-//! in those planes, which a two-dimensional codebook follows and adjacent channels would not show.
-//! Clusters are fitted with each channel weighted by the queries' energy there.
+//! Keys are brought into a [`Frame`], where squared distances are what errors cost in q·k, cut into groups, and
+//! each group is coded by the number of its nearest centroid. A query comes into the same frame, after which its
+//! product with a coded key is a sum over groups of products with centroids. [`CodeRows`] has the layouts of codes and
+//! the forms in which they are scored.
+//!
+//! With `num_exact` slots, blocks of 128 tokens keep the tokens whose codes are furthest from them in f16: few keys
+//! are far from all centroids, and those are the ones that heads attend to. The codebooks are then fitted without
+//! such tokens.
+
+mod codebooks;
+mod exact;
+mod fit;
+mod frame;
+mod kmeans;
+mod nearest;
+mod orthogonal;
+mod rows;
 
 use half::f16;
-use rayon::prelude::*;
+
+pub(crate) use exact::EXACT_BLOCK_TOKENS;
+
+use codebooks::Codebooks;
+use exact::ExactSlots;
+use frame::Frame;
+use nearest::Nearest;
+use rows::CodeRows;
 
 use super::codec::Codec;
-use super::kmeans::{Centroids, kmeans};
 use super::{FitInput, PreparedQueries, Tables};
 use crate::Level;
-use crate::rotation::SplitMix64;
-use crate::saturate::to_f16;
+use crate::simd::f16_keys;
+use crate::simd::rows::halves;
 
-/// Query heads that share one pass over the codes.
-const LANES: usize = 4;
+/// The parts of a format's name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PqShape {
+    /// Coordinates of a group: 2, 4 or 8.
+    pub(super) width: usize,
+    /// Bits of a code: 4 to 12.
+    pub(super) code_bits: usize,
+    /// Whether the frame is a learned rotation.
+    pub(super) is_rotated: bool,
+    /// Tokens of every block of 128 that are kept exactly.
+    pub(super) num_exact: usize,
+}
+
+/// What is fitted, as it is stored.
+pub(super) struct PqTables {
+    /// `[num_groups, num_centroids, width]`, in coordinates.
+    pub(super) codebooks: Vec<f16>,
+    /// `[head_dim]`.
+    pub(super) weights: Vec<f16>,
+    /// `[head_dim, head_dim]`; none where rotary planes are the groups.
+    pub(super) rotation: Option<Vec<f16>>,
+}
+
+impl PqShape {
+    pub(super) fn num_centroids(self) -> usize {
+        1 << self.code_bits
+    }
+
+    /// The frame of stored weights and rotation.
+    ///
+    /// # Errors
+    /// A row of the rotation that depends on those above it.
+    fn frame(self, weights: &[f16], rotation: Option<&[f16]>) -> Result<Frame, usize> {
+        match rotation {
+            None => Ok(Frame::of_rotary_planes(weights, self.width)),
+            Some(rotation) => Frame::of_rotation(weights, rotation),
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Pq {
-    width: usize,
-    code_bits: usize,
-    head_dim: usize,
-    /// `[num_groups, num_centroids, width]`.
-    codebooks: Vec<f16>,
-    /// Square root of the queries' energy `[head_dim]`, by which distances are weighted.
     weights: Vec<f16>,
+    rotation: Option<Vec<f16>>,
+    frame: Frame,
+    codebooks: Codebooks,
+    /// Of every group.
+    nearest: Vec<Nearest>,
+    rows: CodeRows,
+    slots: ExactSlots,
 }
 
 impl Pq {
-    pub(super) fn fit(width: u8, code_bits: u8, input: &FitInput<'_>) -> Self {
-        let (width, head_dim) = (usize::from(width), input.head_dim);
-        let weights = weights_of(input.query_energy);
-        let mut seeds = SplitMix64(input.seed);
-        let seeds: Vec<u64> = (0..head_dim / width).map(|_| seeds.next()).collect();
-        let codebooks = seeds.into_par_iter().enumerate().flat_map_iter(|(group, seed)| {
-            let channels: Vec<usize> = channels_of(group, width, head_dim).collect();
-            let points: Vec<f32> = input
-                .keys
-                .chunks_exact(head_dim)
-                .flat_map(|key| channels.iter().map(|&c| key[c] * weights[c].to_f32()))
-                .collect();
-            let centroids = kmeans(&points, width, 1 << code_bits, seed);
-            let unweighted = centroids
-                .iter()
-                .enumerate()
-                .map(|(i, x)| x / weights[channels[i % width]].to_f32())
-                .map(to_f16);
-            unweighted.collect::<Vec<_>>()
-        });
-        let codebooks = codebooks.collect();
-        Self { width, code_bits: usize::from(code_bits), head_dim, codebooks, weights }
+    /// # Errors
+    /// As [`Pq::restore`].
+    pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<Self, usize> {
+        Self::restore(shape, fit::fit(shape, input)?)
     }
 
-    pub(super) fn restore(
-        width: u8,
-        code_bits: u8,
-        codebooks: Vec<f16>,
-        weights: Vec<f16>,
-    ) -> Self {
-        let head_dim = weights.len();
-        Self { width: width.into(), code_bits: code_bits.into(), head_dim, codebooks, weights }
+    /// From tables of the lengths of [`PqTables`].
+    ///
+    /// # Errors
+    /// A row of the rotation that depends on those above it.
+    pub(super) fn restore(shape: PqShape, tables: PqTables) -> Result<Self, usize> {
+        let PqTables { codebooks, weights, rotation } = tables;
+        let frame = shape.frame(&weights, rotation.as_deref())?;
+        let codebooks = Codebooks::new(&codebooks, shape.width, shape.num_centroids());
+        let num_groups = codebooks.num_groups();
+        let nearest = (0..num_groups).map(|g| Nearest::new(codebooks.rows(g), shape.width));
+        Ok(Self {
+            nearest: nearest.collect(),
+            rows: CodeRows::new(num_groups, shape.code_bits),
+            slots: ExactSlots { count: shape.num_exact, head_dim: weights.len() },
+            weights,
+            rotation,
+            frame,
+            codebooks,
+        })
     }
 
-    fn num_groups(&self) -> usize {
-        self.head_dim / self.width
-    }
-
-    fn row_bytes(&self) -> usize {
-        (self.num_groups() * self.code_bits).div_ceil(8)
-    }
-
-    fn codebook(&self, group: usize) -> &[f16] {
-        let len = self.width << self.code_bits;
-        &self.codebooks[group * len..][..len]
-    }
-
-    fn look_up(&self, table: &[[f32; LANES]], row: &[u8]) -> [f32; LANES] {
-        let mut sums = [0.0; LANES];
-        let mut add = |entry: &[f32; LANES]| {
-            for (sum, x) in sums.iter_mut().zip(entry) {
-                *sum += x;
-            }
-        };
-        if self.code_bits == 8 {
-            for (group, &code) in table.as_chunks::<256>().0.iter().zip(row) {
-                add(&group[usize::from(code)]);
-            }
-        } else {
-            for (group, entries) in table.chunks_exact(1 << self.code_bits).enumerate() {
-                add(&entries[read_code(row, group, self.code_bits)]);
-            }
+    /// The codes of coordinates `[head_dim]`, and how far they are from them, squared.
+    fn codes_of(&self, coordinates: &[f32], codes: &mut [u16]) -> f32 {
+        let width = coordinates.len() / self.nearest.len();
+        let mut error = 0.0;
+        let groups = self.nearest.iter().zip(coordinates.chunks_exact(width));
+        for (code, (nearest, point)) in codes.iter_mut().zip(groups) {
+            let (place, distance) = nearest.of(point);
+            *code = place as u16;
+            error += distance;
         }
-        sums
+        error
+    }
+
+    /// Encodes tokens from `first_token` on of blocks without slots; `see` hears of each token's coordinates and
+    /// error.
+    fn encode_rows(
+        &self,
+        first_token: usize,
+        keys: &[f32],
+        blocks: &mut [u8],
+        mut see: impl FnMut(&[f32], f32),
+    ) {
+        let head_dim = self.frame.head_dim();
+        let mut coordinates = vec![0.0; head_dim];
+        let mut codes = vec![0; self.nearest.len()];
+        for (i, key) in keys.chunks_exact(head_dim).enumerate() {
+            self.frame.of_key(key, &mut coordinates);
+            let error = self.codes_of(&coordinates, &mut codes);
+            self.rows.write(blocks, first_token + i, &codes);
+            see(&coordinates, error);
+        }
+    }
+
+    /// Decodes tokens from `first_token` on of blocks without slots.
+    fn decode_rows(&self, first_token: usize, blocks: &[u8], out: &mut [f32]) {
+        let head_dim = self.frame.head_dim();
+        let mut codes = vec![0; self.nearest.len()];
+        let mut coordinates = vec![0.0; head_dim];
+        for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            self.rows.read(blocks, first_token + i, &mut codes);
+            let values = codes.iter().enumerate();
+            let values =
+                values.flat_map(|(g, &code)| self.codebooks.centroid(g, usize::from(code)));
+            coordinates.iter_mut().zip(values).for_each(|(x, value)| *x = value);
+            self.frame.to_key(&coordinates, out);
+        }
+    }
+
+    /// Bytes of the codes of a block that has slots.
+    fn code_bytes(&self) -> usize {
+        self.rows.bytes(EXACT_BLOCK_TOKENS)
+    }
+
+    /// Bytes of a block that has slots.
+    fn block_bytes(&self) -> usize {
+        self.code_bytes() + self.slots.bytes()
     }
 }
 
 impl Codec for Pq {
     fn tables(&self) -> Tables {
-        vec![("codebooks", self.codebooks.clone()), ("weights", self.weights.clone())]
+        let mut tables =
+            vec![("codebooks", self.codebooks.values()), ("weights", self.weights.clone())];
+        tables.extend(self.rotation.iter().map(|rotation| ("rotation", rotation.clone())));
+        tables
     }
 
-    /// Encodes `keys [n, head_dim]`; the weighted codebook of a group is laid out once for all of them.
     fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
-        let row_bytes = self.row_bytes();
-        let num_tokens = keys.len() / self.head_dim;
-        let out = &mut codes[first_token * row_bytes..][..num_tokens * row_bytes];
-        out.fill(0);
-        let mut distances = vec![0.0; 1 << self.code_bits];
-        for group in 0..self.num_groups() {
-            let channels: Vec<usize> = channels_of(group, self.width, self.head_dim).collect();
-            let weights: Vec<f32> = channels.iter().map(|&c| self.weights[c].to_f32()).collect();
-            let rows = self.codebook(group).iter().enumerate();
-            let rows: Vec<f32> = rows.map(|(i, x)| x.to_f32() * weights[i % self.width]).collect();
-            let centroids = Centroids::from_rows(&rows, self.width);
-            let mut point = vec![0.0; self.width];
-            for (key, out) in keys.chunks_exact(self.head_dim).zip(out.chunks_exact_mut(row_bytes))
-            {
-                for ((x, &c), weight) in point.iter_mut().zip(&channels).zip(&weights) {
-                    *x = key[c] * weight;
-                }
-                let (code, _) = centroids.nearest(&point, &mut distances);
-                write_code(out, group, self.code_bits, code);
-            }
+        if self.slots.count == 0 {
+            self.encode_rows(first_token, keys, codes, |_, _| ());
+            return;
+        }
+        let head_dim = self.frame.head_dim();
+        let first_block = first_token / EXACT_BLOCK_TOKENS;
+        let blocks = codes.chunks_exact_mut(self.block_bytes()).skip(first_block);
+        for (keys, block) in keys.chunks_exact(EXACT_BLOCK_TOKENS * head_dim).zip(blocks) {
+            let (rows, slots) = block.split_at_mut(self.code_bytes());
+            let (mut all, mut errors) = (Vec::new(), Vec::new());
+            self.encode_rows(0, keys, rows, |coordinates, error| {
+                all.extend_from_slice(coordinates);
+                errors.push(error);
+            });
+            self.slots.write(slots, &errors, &all);
         }
     }
 
     fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {
-        let rows = codes[first_token * self.row_bytes()..].chunks_exact(self.row_bytes());
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.head_dim)) {
-            for group in 0..self.num_groups() {
-                let centroid =
-                    &self.codebook(group)[read_code(row, group, self.code_bits) * self.width..];
-                for (c, x) in channels_of(group, self.width, self.head_dim).zip(centroid) {
-                    out[c] = x.to_f32();
-                }
+        if self.slots.count == 0 {
+            self.decode_rows(first_token, codes, out);
+            return;
+        }
+        let head_dim = self.frame.head_dim();
+        let first_block = first_token / EXACT_BLOCK_TOKENS;
+        let blocks = codes.chunks_exact(self.block_bytes()).skip(first_block);
+        for (out, block) in out.chunks_exact_mut(EXACT_BLOCK_TOKENS * head_dim).zip(blocks) {
+            let (rows, slots) = block.split_at(self.code_bytes());
+            self.decode_rows(0, rows, out);
+            for (token, row) in self.slots.read(slots) {
+                let coordinates: Vec<f32> = halves(row).collect();
+                self.frame.to_key(&coordinates, &mut out[token * head_dim..][..head_dim]);
             }
         }
     }
 
-    /// Fills the tables `[ceil(num_heads / LANES), num_groups, num_centroids, LANES]`.
     fn prepare(&self, prepared: &mut PreparedQueries) {
-        let centroids = self.codebooks.len() / self.width;
-        let num_batches = prepared.num_heads.div_ceil(LANES);
-        prepared.table.clear();
-        prepared.table.resize(num_batches * centroids * LANES, 0.0);
-        for (head, query) in prepared.queries.chunks_exact(self.head_dim).enumerate() {
-            let table = &mut prepared.table[head / LANES * centroids * LANES..];
-            for group in 0..self.num_groups() {
-                let first = group << self.code_bits;
-                for (i, centroid) in self.codebook(group).chunks_exact(self.width).enumerate() {
-                    let products = channels_of(group, self.width, self.head_dim)
-                        .zip(centroid)
-                        .map(|(c, x)| query[c] * x.to_f32());
-                    table[(first + i) * LANES + head % LANES] = products.sum();
-                }
-            }
+        let head_dim = self.frame.head_dim();
+        let mut coordinates = vec![0.0; head_dim];
+        for query in prepared.queries.chunks_exact_mut(head_dim) {
+            self.frame.of_query(query, &mut coordinates);
+            query.copy_from_slice(&coordinates);
         }
+        self.rows.prepare(&self.codebooks, prepared);
     }
 
     fn score(
         &self,
-        _level: Level,
+        level: Level,
         prepared: &PreparedQueries,
         codes: &[u8],
-        _num_tokens: usize,
+        num_tokens: usize,
         out: &mut [f32],
         stride: usize,
     ) {
-        let row_bytes = self.row_bytes();
-        let centroids = self.codebooks.len() / self.width;
-        for (batch, table) in prepared.table.chunks_exact(centroids * LANES).enumerate() {
-            let (table, _) = table.as_chunks::<LANES>();
-            let heads = (prepared.num_heads - batch * LANES).min(LANES);
-            for (token, row) in codes.chunks_exact(row_bytes).enumerate() {
-                let sums = self.look_up(table, row);
-                for (lane, sum) in sums[..heads].iter().enumerate() {
-                    out[(batch * LANES + lane) * stride + token] = *sum;
-                }
+        let score = |codes: &[u8], num_tokens, out: &mut [f32]| {
+            let codebooks = &self.codebooks;
+            self.rows.score(codebooks, level, prepared, codes, num_tokens, out, stride);
+        };
+        if self.slots.count == 0 {
+            score(codes, num_tokens, out);
+            return;
+        }
+        let head_dim = self.frame.head_dim();
+        for (i, block) in codes.chunks_exact(self.block_bytes()).enumerate() {
+            let (rows, slots) = block.split_at(self.code_bytes());
+            let out = &mut out[i * EXACT_BLOCK_TOKENS..];
+            score(rows, EXACT_BLOCK_TOKENS, out);
+            for (token, row) in self.slots.read(slots) {
+                let out = &mut out[token..];
+                f16_keys::score(level, &prepared.queries, head_dim, row, 1, out, stride);
             }
         }
     }
-}
 
-/// The channels of `group`: half of them from the lower half of the head, half their rotary partners.
-fn channels_of(group: usize, width: usize, head_dim: usize) -> impl Iterator<Item = usize> {
-    let half = width / 2;
-    (0..width).map(move |e| group * half + e % half + e / half * (head_dim / 2))
-}
-
-/// Square roots of the energies over their mean, kept away from 0 so that no channel is free.
-fn weights_of(query_energy: &[f32]) -> Vec<f16> {
-    let mean = query_energy.iter().sum::<f32>() / query_energy.len().max(1) as f32;
-    let relative = |energy: f32| if mean > 0.0 { energy / mean } else { 1.0 };
-    query_energy.iter().map(|&e| f16::from_f32(relative(e).clamp(1e-4, 1e4).sqrt())).collect()
-}
-
-fn write_code(row: &mut [u8], index: usize, bits: usize, code: usize) {
-    let first = index * bits;
-    for bit in 0..bits {
-        row[(first + bit) / 8] |= ((code >> bit & 1) as u8) << ((first + bit) % 8);
+    fn rounding(
+        &self,
+        prepared: &PreparedQueries,
+        head: usize,
+        _codes: &[u8],
+        _token: usize,
+    ) -> f32 {
+        prepared.rounding.get(head).copied().unwrap_or(0.0)
     }
-}
-
-/// Reads a code of at most 8 bits, which spans at most two bytes.
-fn read_code(row: &[u8], index: usize, bits: usize) -> usize {
-    let first = index * bits;
-    let high = row.get(first / 8 + 1).copied().unwrap_or(0);
-    let word = u16::from_le_bytes([row[first / 8], high]);
-    usize::from(word >> (first % 8)) & ((1 << bits) - 1)
 }

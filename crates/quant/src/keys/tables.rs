@@ -25,7 +25,8 @@ impl KeyCoder {
     pub fn table_names(format: KeyFormat) -> &'static [&'static str] {
         match format {
             KeyFormat::LloydMax { .. } => &["centre"],
-            KeyFormat::Pq { .. } => &["codebooks", "weights"],
+            KeyFormat::Pq { is_rotated: false, .. } => &["codebooks", "weights"],
+            KeyFormat::Pq { .. } => &["codebooks", "weights", "rotation"],
             KeyFormat::Alloc { .. } => &["order", "centre", "step", "weight", "widths"],
             _ => &[],
         }
@@ -53,12 +54,22 @@ impl KeyCoder {
             KeyFormat::LloydMax { bits } => {
                 Arc::new(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
             }
-            KeyFormat::Pq { width, code_bits } => Arc::new(pq::Pq::restore(
-                width,
-                code_bits,
-                table("codebooks", head_dim << code_bits)?,
-                table("weights", head_dim)?,
-            )),
+            KeyFormat::Pq { is_rotated, .. } => {
+                let shape = format.pq_shape();
+                let tables = pq::PqTables {
+                    codebooks: table("codebooks", head_dim * shape.num_centroids())?,
+                    weights: table("weights", head_dim)?,
+                    rotation: is_rotated
+                        .then(|| table("rotation", head_dim * head_dim))
+                        .transpose()?,
+                };
+                let free = |w: &f16| *w <= f16::ZERO;
+                if let Some(place) = tables.weights.iter().position(free) {
+                    return Err(bad_value(format, "weights", place));
+                }
+                let coder = pq::Pq::restore(shape, tables);
+                Arc::new(coder.map_err(|row| bad_value(format, "rotation", row * head_dim))?)
+            }
             KeyFormat::Alloc { .. } => {
                 let code_bytes = format.alloc_code_bytes(head_dim);
                 let integers = |name, expected, limit: usize| {
@@ -96,7 +107,7 @@ impl KeyCoder {
     }
 }
 
-fn bad_value(format: KeyFormat, table: &'static str, place: usize) -> Error {
+pub(super) fn bad_value(format: KeyFormat, table: &'static str, place: usize) -> Error {
     Error::TableValue { format: format.to_string(), table, place }
 }
 

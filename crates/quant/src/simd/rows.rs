@@ -61,7 +61,8 @@ pub(crate) fn add_scaled_int8(level: Level, weights: &[f32], row: &[u8], sums: &
     }
 }
 
-pub(super) fn halves(row: &[u8]) -> impl Iterator<Item = f32> {
+/// A row in f16 as numbers.
+pub(crate) fn halves(row: &[u8]) -> impl Iterator<Item = f32> {
     row.as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x).to_f32())
 }
 

@@ -71,7 +71,7 @@ fn product_codes_lie_between_the_rate_bound_and_scalar_codes() {
     for (width, code_bits) in
         [(2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (4, 4), (4, 5), (4, 6), (4, 7), (4, 8)]
     {
-        let found = distortion(KeyFormat::Pq { width, code_bits }, 16);
+        let found = distortion(format!("pq/{width}x{}", 1 << code_bits).parse().unwrap(), 16);
         let bits = f64::from(code_bits) / f64::from(width);
         let (low, share) = (bits.floor() as usize, bits.fract());
         let scalar = LLOYD_MAX[low].powf(1.0 - share) * LLOYD_MAX[low + 1].powf(share);

@@ -1,0 +1,83 @@
+//! The centroids of every group, as they are stored: f16, in the coordinates of the frame.
+
+use half::f16;
+
+use crate::simd::rows::halves;
+
+/// Centroids `[num_groups, num_centroids, width]`.
+#[derive(Clone, Debug)]
+pub(super) struct Codebooks {
+    width: usize,
+    num_centroids: usize,
+    num_groups: usize,
+    /// Little-endian f16.
+    bytes: Vec<u8>,
+}
+
+impl Codebooks {
+    /// From `values [num_groups, num_centroids, width]`.
+    pub(super) fn new(values: &[f16], width: usize, num_centroids: usize) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let num_groups = values.len() / (width * num_centroids);
+        Self { width, num_centroids, num_groups, bytes }
+    }
+
+    pub(super) fn num_groups(&self) -> usize {
+        self.num_groups
+    }
+
+    pub(super) fn num_centroids(&self) -> usize {
+        self.num_centroids
+    }
+
+    pub(super) fn head_dim(&self) -> usize {
+        self.num_groups * self.width
+    }
+
+    /// The values that [`Codebooks::new`] took.
+    pub(super) fn values(&self) -> Vec<f16> {
+        self.bytes.as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x)).collect()
+    }
+
+    /// The centroids of a group `[num_centroids, width]`.
+    pub(super) fn rows(&self, group: usize) -> Vec<f32> {
+        halves(self.group(group)).collect()
+    }
+
+    /// A centroid `[width]`.
+    pub(super) fn centroid(&self, group: usize, code: usize) -> impl Iterator<Item = f32> {
+        halves(&self.group(group)[2 * code * self.width..][..2 * self.width])
+    }
+
+    fn group(&self, group: usize) -> &[u8] {
+        let len = 2 * self.width * self.num_centroids;
+        &self.bytes[group * len..][..len]
+    }
+
+    /// Tells `see` the product of each centroid of a group with its part of a query `[head_dim]`.
+    pub(super) fn products(&self, query: &[f32], group: usize, mut see: impl FnMut(usize, f32)) {
+        let query = &query[group * self.width..][..self.width];
+        for (c, centroid) in self.group(group).chunks_exact(2 * self.width).enumerate() {
+            see(c, halves(centroid).zip(query).map(|(x, q)| x * q).sum());
+        }
+    }
+
+    /// Puts a row `[head_dim]` in f16 together from the centroids that `code` names, group by group.
+    #[inline]
+    pub(super) fn put_together(&self, code: impl Fn(usize) -> usize, row: &mut [u8]) {
+        match self.width {
+            2 => self.copy::<4>(code, row),
+            4 => self.copy::<8>(code, row),
+            _ => self.copy::<16>(code, row),
+        }
+    }
+
+    /// With centroids of `BYTES` bytes.
+    #[inline]
+    fn copy<const BYTES: usize>(&self, code: impl Fn(usize) -> usize, row: &mut [u8]) {
+        let groups = self.bytes.as_chunks::<BYTES>().0.chunks_exact(self.num_centroids);
+        for (group, (centroids, out)) in groups.zip(row.as_chunks_mut::<BYTES>().0).enumerate() {
+            *out = centroids[code(group)];
+        }
+    }
+}
