@@ -16,7 +16,8 @@ const SMOLLM2_HEADS: usize = 30 * 3;
 const SMOLLM2_HEAD_DIM: usize = 64;
 
 /// Two channels a group, 32 groups, 256 centroids.
-pub(crate) const FORMAT: KeyFormat = KeyFormat::Pq { width: 2, code_bits: 8 };
+pub(crate) const FORMAT: KeyFormat =
+    KeyFormat::Pq { width: 2, code_bits: 8, is_rotated: false, num_exact: 0 };
 
 /// What the fit of all heads and the encoding of a token may take.
 const FIT_SECONDS: f64 = 15.0;

@@ -26,7 +26,7 @@ pub(crate) use exact::EXACT_BLOCK_TOKENS;
 use codebooks::Codebooks;
 use exact::ExactSlots;
 use frame::Frame;
-use nearest::Nearest;
+use nearest::{Nearest, nearest_of_each};
 use rows::CodeRows;
 
 use super::codec::Codec;
@@ -115,19 +115,6 @@ impl Pq {
         })
     }
 
-    /// The codes of coordinates `[head_dim]`, and how far they are from them, squared.
-    fn codes_of(&self, coordinates: &[f32], codes: &mut [u16]) -> f32 {
-        let width = coordinates.len() / self.nearest.len();
-        let mut error = 0.0;
-        let groups = self.nearest.iter().zip(coordinates.chunks_exact(width));
-        for (code, (nearest, point)) in codes.iter_mut().zip(groups) {
-            let (place, distance) = nearest.of(point);
-            *code = place as u16;
-            error += distance;
-        }
-        error
-    }
-
     /// Encodes tokens from `first_token` on of blocks without slots; `see` hears of each token's coordinates and
     /// error.
     fn encode_rows(
@@ -142,7 +129,7 @@ impl Pq {
         let mut codes = vec![0; self.nearest.len()];
         for (i, key) in keys.chunks_exact(head_dim).enumerate() {
             self.frame.of_key(key, &mut coordinates);
-            let error = self.codes_of(&coordinates, &mut codes);
+            let error = nearest_of_each(&self.nearest, &coordinates, &mut codes);
             self.rows.write(blocks, first_token + i, &codes);
             see(&coordinates, error);
         }

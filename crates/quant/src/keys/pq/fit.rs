@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::frame::weights_of;
 use super::kmeans::{kmeans, lloyd};
-use super::nearest::Nearest;
+use super::nearest::{Nearest, order};
 use super::orthogonal::{eigen, identity, procrustes};
 use super::{EXACT_BLOCK_TOKENS, PqShape, PqTables};
 use crate::keys::FitInput;
@@ -56,7 +56,9 @@ fn fit_codebooks(shape: PqShape, rows: &[f32], head_dim: usize, seed: u64) -> Ve
     let seeds: Vec<u64> = (0..head_dim / shape.width).map(|_| random.next()).collect();
     let groups = seeds.into_par_iter().enumerate().map(|(group, seed)| {
         let points = points_of(rows, head_dim, shape.width, group);
-        kmeans(&points, shape.width, shape.num_centroids(), seed)
+        let mut centroids = kmeans(&points, shape.width, shape.num_centroids(), seed);
+        order(&mut centroids, shape.width);
+        centroids
     });
     groups.collect()
 }

@@ -6,8 +6,10 @@
 use super::nearest::Nearest;
 use crate::rotation::SplitMix64;
 
-/// Iterations after which Lloyd's algorithm stops even if it still moves.
+/// Iterations after which Lloyd's algorithm stops even if it still moves, and the share of the error that one has to
+/// gain to be followed by another.
 const MAX_ITERATIONS: usize = 20;
+const LEAST_GAIN: f64 = 1e-3;
 
 /// Points that the seeding looks at, or twice as many as there are centroids; all of them take part in the
 /// iterations.
@@ -34,26 +36,26 @@ pub(super) fn kmeans(points: &[f32], width: usize, num_centroids: usize, seed: u
 }
 
 /// At most `iterations` rounds of assigning every point to its nearest centroid and moving each centroid to
-/// the mean of its points, from `centroids [count, width]` on; fewer where nothing moves any more.
+/// the mean of its points, from `centroids [count, width]` on; fewer where they gain little any more.
 pub(super) fn lloyd(
     points: &[f32],
     width: usize,
     mut centroids: Vec<f32>,
     iterations: usize,
 ) -> Vec<f32> {
-    let mut owners = vec![usize::MAX; points.len() / width];
+    let mut owners = vec![0; points.len() / width];
     let mut distances = vec![0.0f32; owners.len()];
+    let mut error = f64::INFINITY;
     for _ in 0..iterations {
         let nearest = Nearest::new(centroids, width);
-        let mut moved = false;
         let own = owners.iter_mut().zip(&mut distances);
         for (point, (owner, distance)) in points.chunks_exact(width).zip(own) {
-            let (place, least) = nearest.of(point);
-            moved |= place != *owner;
-            (*owner, *distance) = (place, least);
+            (*owner, *distance) = nearest.of(point);
         }
         centroids = nearest.into_rows();
-        if !moved {
+        let before = error;
+        error = distances.iter().map(|&distance| f64::from(distance)).sum();
+        if error >= (1.0 - LEAST_GAIN) * before {
             break;
         }
         update(&mut centroids, points, width, &owners, &mut distances);

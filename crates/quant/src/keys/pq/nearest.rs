@@ -1,18 +1,48 @@
 //! Exact search for the nearest of many short vectors.
 //!
-//! In two dimensions a grid knows, for each of its cells, the few centroids that can be nearest to a point
-//! there; a search reads one cell and those. Elsewhere, and outside the grid, every centroid is tried.
+//! In two dimensions a grid over the part of the plane where most centroids are knows, for each of its cells, the
+//! few that can be nearest to a point there; a search reads one cell and tries those. Elsewhere every centroid
+//! is tried.
 
-/// Cells of the grid along each side; a power of two.
-const SIDE: usize = 1 << LEVELS;
-const LEVELS: u32 = 4;
+/// Cells of a grid for each centroid, about.
+const CELLS_PER_CENTROID: usize = 4;
 
-/// Candidates that are tried side by side.
+/// Candidates that a cell has room for; they are tried side by side.
 const LANES: usize = 8;
 
 /// What the rounding of distances and of a point's place in the grid can move, well above either.
 const DISTANCE_SLACK: f64 = 1e-6;
 const CELL_SLACK: f64 = 1e-3;
+
+/// Brings centroids `[count, width]` into an order in which those of a neighbourhood lie close together, which
+/// searches in caches gain from; in two dimensions, elsewhere they stay.
+pub(super) fn order(centroids: &mut Vec<f32>, width: usize) {
+    if width != 2 {
+        return;
+    }
+    let (rows, _) = centroids.as_chunks::<2>();
+    let bounds = [0, 1].map(|axis| bulk(rows, axis));
+    let place = |row: &[f32; 2]| {
+        let [column, row]: [u32; 2] = std::array::from_fn(|axis| {
+            let (low, size) = bounds[axis];
+            ((row[axis] - low) / size * 255.0) as u32
+        });
+        z_order(column.min(255), row.min(255))
+    };
+    let mut rows = rows.to_vec();
+    rows.sort_by_cached_key(place);
+    *centroids = rows.concat();
+}
+
+/// The place of a column and a row below 256 on the curve that fills each quarter of the plane before the next.
+fn z_order(column: u32, row: u32) -> u32 {
+    let spread = |mut x: u32| {
+        x = (x | x << 4) & 0x0F0F;
+        x = (x | x << 2) & 0x3333;
+        (x | x << 1) & 0x5555
+    };
+    spread(column) | spread(row) << 1
+}
 
 /// Centroids that can be searched.
 #[derive(Clone, Debug)]
@@ -46,11 +76,12 @@ impl Nearest {
 
     /// The centroid closest to `point [width]`, the first of equals, and its squared distance.
     pub(super) fn of(&self, point: &[f32]) -> (usize, f32) {
-        if let (Some(grid), &[x, y]) = (&self.grid, point)
-            && let Some(candidates) = grid.candidates([x, y])
-        {
-            let (rows, _) = self.rows.as_chunks::<2>();
-            return grid.nearest_of(candidates, rows, [x, y]);
+        if let (Some(grid), &[x, y]) = (&self.grid, point) {
+            let lanes = grid.candidates([x, y]);
+            if lanes != CROWDED {
+                let (rows, _) = self.rows.as_chunks::<2>();
+                return first_of(&lanes, lanes.map(|c| rows[usize::from(c)]), [x, y]);
+            }
         }
         match self.width {
             2 => self.scan::<2>(point),
@@ -88,128 +119,208 @@ impl Nearest {
     }
 }
 
-/// Cells over the plane around the centroids.
+/// Writes the centroid of each group that is nearest to its part of `points [num_groups, width]`; returns the sum of
+/// the squared distances. The groups are of one width.
+pub(super) fn nearest_of_each(groups: &[Nearest], points: &[f32], codes: &mut [u16]) -> f32 {
+    /// Groups whose loads are under way at the same time.
+    const BATCH: usize = 32;
+    let width = points.len() / groups.len();
+    let mut sum = 0.0;
+    let batches = groups.chunks(BATCH).zip(points.chunks(BATCH * width));
+    for ((groups, points), codes) in batches.zip(codes.chunks_mut(BATCH)) {
+        let (pairs, _) = points.as_chunks::<2>();
+        // What a search reads is seldom in a near cache, so every pass here begins loads that do not wait for each
+        // other: the candidates of all groups, then where these are.
+        let mut lanes = [CROWDED; BATCH];
+        let mut places = [[[0.0; 2]; LANES]; BATCH];
+        for ((group, &point), lanes) in groups.iter().zip(pairs).zip(&mut lanes) {
+            if let Some(grid) = &group.grid {
+                *lanes = grid.candidates(point);
+            }
+        }
+        for ((group, lanes), places) in groups.iter().zip(&lanes).zip(&mut places) {
+            if group.grid.is_some() {
+                let (rows, _) = group.rows.as_chunks::<2>();
+                *places = lanes.map(|c| rows[usize::from(c)]);
+            }
+        }
+        for (i, (group, point)) in groups.iter().zip(points.chunks_exact(width)).enumerate() {
+            let (place, distance) = if lanes[i] == CROWDED {
+                group.of(point)
+            } else {
+                first_of(&lanes[i], places[i], pairs[i])
+            };
+            codes[i] = place as u16;
+            sum += distance;
+        }
+    }
+    sum
+}
+
+/// The nearest of some candidates, the first of equals, and its squared distance.
+fn first_of(lanes: &[u16; LANES], places: [[f32; 2]; LANES], [x, y]: [f32; 2]) -> (usize, f32) {
+    // A float that is not negative is ordered as its bits are; behind them comes the index.
+    let keys: [u64; LANES] = std::array::from_fn(|lane| {
+        let [cx, cy] = places[lane];
+        let distance = (x - cx) * (x - cx) + (y - cy) * (y - cy);
+        u64::from(distance.to_bits()) << 16 | u64::from(lanes[lane])
+    });
+    let [a, b, c, d, e, f, g, h] = keys;
+    let first = a.min(b).min(c.min(d)).min(e.min(f).min(g.min(h)));
+    ((first & 0xFFFF) as usize, f32::from_bits((first >> 16) as u32))
+}
+
+/// Square cells over the part of the plane where most centroids are.
 #[derive(Clone, Debug)]
 struct Grid {
     origin: [f32; 2],
     /// Cells per unit.
     scale: [f32; 2],
-    /// Where each cell's candidates begin among the lanes of `candidates`, and how many lanes there are.
-    cells: Vec<(u32, u32)>,
-    /// Indices of centroids in rising order; the last of a cell is repeated to fill its lanes.
-    candidates: Vec<[u16; LANES]>,
+    /// Cells along each side.
+    side: f32,
+    cells: Cells,
 }
+
+/// The candidates of cells in Z-order: indices of centroids in rising order, the last of which is repeated to fill the
+/// lanes, or [`CROWDED`].
+#[derive(Clone, Debug)]
+enum Cells {
+    /// Of up to 256 centroids.
+    Bytes(Vec<[u8; LANES]>),
+    Words(Vec<[u16; LANES]>),
+}
+
+/// What stands for more candidates than there are lanes: an order that no others have.
+const CROWDED: [u16; LANES] = [1, 0, 0, 0, 0, 0, 0, 0];
 
 impl Grid {
+    /// Of at least two centroids.
     fn new(centroids: &[[f32; 2]]) -> Self {
-        let bounds = |axis: usize| {
-            let values = centroids.iter().map(|c| c[axis]);
-            let (low, high) =
-                values.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
-            // A margin for keys beyond the centroids, and a size that is not 0.
-            let size = (high - low).max(1e-3 * high.abs().max(low.abs())).max(f32::MIN_POSITIVE);
+        // With a margin for keys beyond the centroids.
+        let axes = [0, 1].map(|axis| {
+            let (low, size) = bulk(centroids, axis);
             (low - 0.25 * size, 1.5 * size)
+        });
+        let levels = (CELLS_PER_CENTROID * centroids.len()).next_power_of_two().ilog2().div_ceil(2);
+        let area = Area {
+            centre: axes.map(|(low, size)| f64::from(low) + 0.5 * f64::from(size)),
+            half: axes.map(|(_, size)| 0.5 * f64::from(size)),
         };
-        let axes = [bounds(0), bounds(1)];
-        let mut grid = Self {
-            origin: axes.map(|(low, _)| low),
-            scale: axes.map(|(_, size)| SIDE as f32 / size),
-            cells: vec![(0, 0); SIDE * SIDE],
-            candidates: Vec::new(),
-        };
-        let cell = axes.map(|(_, size)| f64::from(size) / SIDE as f64);
         let all: Vec<u16> = (0..centroids.len()).map(|c| c as u16).collect();
-        let build = Build { centroids, origin: axes.map(|(low, _)| low.into()), cell };
-        build.fill(&mut grid, [0, 0], LEVELS, &all);
-        grid
+        let mut cells = Vec::with_capacity(1 << (2 * levels));
+        fill(&mut cells, centroids, area, levels, &all);
+        let side = (1 << levels) as f32;
+        Self {
+            origin: axes.map(|(low, _)| low),
+            scale: axes.map(|(_, size)| side / size),
+            side,
+            cells: if centroids.len() <= 256 {
+                Cells::Bytes(cells.into_iter().map(|lanes| lanes.map(|c| c as u8)).collect())
+            } else {
+                Cells::Words(cells)
+            },
+        }
     }
 
-    /// The lanes of candidates for a point; `None` outside the grid.
-    fn candidates(&self, point: [f32; 2]) -> Option<&[[u16; LANES]]> {
+    /// The candidates for a point; [`CROWDED`] outside the grid too.
+    fn candidates(&self, point: [f32; 2]) -> [u16; LANES] {
         let place = |axis: usize| (point[axis] - self.origin[axis]) * self.scale[axis];
         let (column, row) = (place(0), place(1));
-        let inside = 0.0..SIDE as f32;
+        let inside = 0.0..self.side;
         if !(inside.contains(&column) && inside.contains(&row)) {
-            return None;
+            return CROWDED;
         }
-        let (first, count) = self.cells[row as usize * SIDE + column as usize];
-        Some(&self.candidates[first as usize..][..count as usize])
-    }
-
-    /// The first of the nearest candidates.
-    fn nearest_of(
-        &self,
-        candidates: &[[u16; LANES]],
-        centroids: &[[f32; 2]],
-        [x, y]: [f32; 2],
-    ) -> (usize, f32) {
-        let mut best = (0, f32::INFINITY);
-        for lanes in candidates {
-            let distances = lanes.map(|c| {
-                let [cx, cy] = centroids[usize::from(c)];
-                (x - cx) * (x - cx) + (y - cy) * (y - cy)
-            });
-            for (&c, distance) in lanes.iter().zip(distances) {
-                if distance < best.1 {
-                    best = (usize::from(c), distance);
-                }
-            }
+        let cell = z_order(column as u32, row as u32) as usize;
+        match &self.cells {
+            Cells::Bytes(cells) => cells[cell].map(u16::from),
+            Cells::Words(cells) => cells[cell],
         }
-        best
     }
 }
 
-/// The filling of a grid, from the whole of it down to its cells.
-struct Build<'a> {
-    centroids: &'a [[f32; 2]],
-    origin: [f64; 2],
-    /// Size of a cell.
-    cell: [f64; 2],
+/// Adds the cells of an area of 4^`level` cells, for which only `candidates` count.
+fn fill(
+    cells: &mut Vec<[u16; LANES]>,
+    centroids: &[[f32; 2]],
+    area: Area,
+    level: u32,
+    candidates: &[u16],
+) {
+    let mut kept = area.possible(centroids, candidates, area.centre);
+    if level > 0 {
+        for side in [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]] {
+            let quarter = Area {
+                centre: [0, 1].map(|axis| area.centre[axis] + side[axis] * area.half[axis]),
+                half: area.half.map(|half| 0.5 * half),
+            };
+            fill(cells, centroids, quarter, level - 1, &kept);
+        }
+        return;
+    }
+    for side in [[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]] {
+        if kept.len() > LANES {
+            let corner = [0, 1].map(|axis| area.centre[axis] + side[axis] * area.half[axis]);
+            kept = area.possible(centroids, &kept, corner);
+        }
+    }
+    cells.push(if kept.len() > LANES {
+        CROWDED
+    } else {
+        std::array::from_fn(|lane| kept[lane.min(kept.len() - 1)])
+    });
 }
 
-impl Build<'_> {
-    /// Fills the square of 2^`level` cells from the cell `first` on, for which only `candidates` count.
-    fn fill(&self, grid: &mut Grid, first: [usize; 2], level: u32, candidates: &[u16]) {
-        let side = 1 << level;
-        let low: [f64; 2] = std::array::from_fn(|axis| {
-            self.origin[axis] + (first[axis] as f64 - CELL_SLACK) * self.cell[axis]
-        });
-        let high: [f64; 2] = std::array::from_fn(|axis| {
-            low[axis] + (side as f64 + 2.0 * CELL_SLACK) * self.cell[axis]
-        });
-        let kept = self.possible(low, high, candidates);
-        if level > 0 {
-            let half = side / 2;
-            for [column, row] in [[0, 0], [half, 0], [0, half], [half, half]] {
-                self.fill(grid, [first[0] + column, first[1] + row], level - 1, &kept);
-            }
-            return;
-        }
-        let begin = grid.candidates.len();
-        grid.candidates.extend(
-            kept.chunks(LANES)
-                .map(|chunk| std::array::from_fn(|lane| chunk[lane.min(chunk.len() - 1)])),
-        );
-        let lanes = grid.candidates.len() - begin;
-        grid.cells[first[1] * SIDE + first[0]] = (begin as u32, lanes as u32);
-    }
+/// Where most coordinates along an axis begin, all but one of 64 at either end, and the size of their stretch, which
+/// is not 0.
+fn bulk(rows: &[[f32; 2]], axis: usize) -> (f32, f32) {
+    let mut values: Vec<f32> = rows.iter().map(|row| row[axis]).collect();
+    values.sort_unstable_by(f32::total_cmp);
+    let beyond = values.len() / 64;
+    let (low, high) = (values[beyond], values[values.len() - 1 - beyond]);
+    (low, (high - low).max(1e-3 * high.abs().max(low.abs())).max(f32::MIN_POSITIVE))
+}
 
-    /// The candidates that are nearest to some point of a box: all but those from which the one nearest to
-    /// the centre is nearer at every corner. (The difference of two squared distances is linear in the point, and
-    /// concave with the slack, so that its least value is at a corner.)
-    fn possible(&self, low: [f64; 2], high: [f64; 2], candidates: &[u16]) -> Vec<u16> {
-        let distance = |c: u16, point: [f64; 2]| {
-            let [x, y] = self.centroids[usize::from(c)].map(f64::from);
-            (point[0] - x).powi(2) + (point[1] - y).powi(2)
+/// A box.
+#[derive(Clone, Copy)]
+struct Area {
+    centre: [f64; 2],
+    half: [f64; 2],
+}
+
+impl Area {
+    /// The candidates that may be nearest to some point of the box: all but those from which a rival, the one
+    /// nearest to `place`, is nearer everywhere. The difference of two squared distances is linear in the point,
+    /// so that its least value in the box follows from that at the centre.
+    fn possible(&self, centroids: &[[f32; 2]], candidates: &[u16], place: [f64; 2]) -> Vec<u16> {
+        // What the rounding of a point's place in the grid can move is far below this share of a cell.
+        let half = self.half.map(|half| (1.0 + CELL_SLACK) * half);
+        let square = |[x, y]: [f64; 2]| x * x + y * y;
+        let from = |origin: [f64; 2], c: u16| {
+            let [x, y] = centroids[usize::from(c)].map(f64::from);
+            [x - origin[0], y - origin[1]]
         };
-        let centre = [0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1])];
-        let nearer = |a: &&u16, b: &&u16| distance(**a, centre).total_cmp(&distance(**b, centre));
-        let Some(&rival) = candidates.iter().min_by(nearer) else { return Vec::new() };
-        let corners = [low, high, [low[0], high[1]], [high[0], low[1]]]
-            .map(|corner| (corner, distance(rival, corner) * (1.0 + DISTANCE_SLACK)));
-        let is_possible =
-            |c: &u16| corners.iter().any(|&(corner, least)| distance(*c, corner) <= least);
-        candidates.iter().copied().filter(is_possible).collect()
+        let (mut rival, mut least) = (0, f64::INFINITY);
+        for &c in candidates {
+            let distance = square(from(place, c));
+            (rival, least) = if distance < least { (c, distance) } else { (rival, least) };
+        }
+        let rival = from(self.centre, rival);
+        let farthest = square([rival[0].abs() + half[0], rival[1].abs() + half[1]]);
+        let most = square(rival) + DISTANCE_SLACK * farthest;
+        let is_possible = |&c: &u16| {
+            let [x, y] = from(self.centre, c);
+            let change = (x - rival[0]).abs() * half[0] + (y - rival[1]).abs() * half[1];
+            square([x, y]) - 2.0 * change <= most
+        };
+        // Without a branch on what is kept.
+        let mut kept = vec![0; candidates.len()];
+        let mut count = 0;
+        for c in candidates {
+            kept[count] = *c;
+            count += usize::from(is_possible(c));
+        }
+        kept.truncate(count);
+        kept
     }
 }
 

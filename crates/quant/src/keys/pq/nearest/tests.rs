@@ -72,11 +72,38 @@ fn centroids_on_a_ring_a_line_and_one_spot_are_found() {
 }
 
 #[test]
-fn a_cell_holds_few_candidates() {
-    let nearest = Nearest::new(Inputs::new(1).gaussian_rows(256, 2, 1.0), 2);
-    let grid = nearest.grid.expect("two dimensions have a grid");
-    let lanes: u32 = grid.cells.iter().map(|(_, lanes)| lanes).sum();
-    assert!(f64::from(lanes) < 3.0 * grid.cells.len() as f64, "{lanes} lanes");
+fn groups_together_find_what_each_finds_alone() {
+    for width in [2, 4] {
+        let mut inputs = Inputs::new(8);
+        let groups: Vec<Nearest> =
+            (0..70).map(|_| Nearest::new(inputs.gaussian_rows(100, width, 1.0), width)).collect();
+        for scale in [1.0, 4.0] {
+            let points = inputs.gaussian_rows(70, width, scale);
+            let mut codes = vec![0; 70];
+            let sum = nearest_of_each(&groups, &points, &mut codes);
+            let alone: Vec<(usize, f32)> =
+                groups.iter().zip(points.chunks(width)).map(|(group, x)| group.of(x)).collect();
+            assert!(
+                codes.iter().zip(&alone).all(|(&code, (place, _))| usize::from(code) == *place)
+            );
+            assert_eq!(sum, alone.iter().fold(0.0, |sum, (_, distance)| sum + distance));
+        }
+    }
+}
+
+#[test]
+fn a_cell_holds_few_candidates_wherever_the_centroids_are() {
+    let mut rows = Inputs::new(1).gaussian_rows(256, 2, 1.0);
+    for is_far in [false, true] {
+        if is_far {
+            // A few centroids for outliers, beside which all others are one spot.
+            rows[..4].iter_mut().for_each(|x| *x *= 100.0);
+        }
+        let grid = Nearest::new(rows.clone(), 2).grid.expect("two dimensions have a grid");
+        let found = rows.as_chunks::<2>().0.iter().filter(|&&x| grid.candidates(x) != CROWDED);
+        let found = found.count();
+        assert!(found >= 245, "{found} of 256 are found in the grid");
+    }
 }
 
 proptest! {
@@ -88,6 +115,71 @@ proptest! {
         let nearest = Nearest::new(rows[..rows.len() / 2 * 2].to_vec(), 2);
         for point in points.chunks_exact(2) {
             assert_nearest(&nearest, point);
+        }
+    }
+}
+
+#[test]
+fn temp_time() {
+    let mut inputs = Inputs::new(1);
+    for width in [2usize, 4, 8] {
+        let all: Vec<Nearest> = (0..2880)
+            .map(|i| {
+                let mut pts = Inputs::new(i as u64).gaussian_rows(256, width, 1.0);
+                order(&mut pts, width);
+                Nearest::new(pts, width)
+            })
+            .collect();
+        let points = inputs.gaussian_rows(64 * 64, width, 1.0);
+        let points: Vec<&[f32]> = points.chunks(width).collect();
+        if width == 2 {
+            let g = all[0].grid.as_ref().unwrap();
+            let n: Vec<usize> =
+                points.iter().map(|p| usize::from(g.candidates([p[0], p[1]]) != CROWDED)).collect();
+            for k in [0, 1, 2, 3, 4] {
+                println!("lanes {k}: {} us", n.iter().filter(|x| **x == k).count());
+            }
+        }
+        let t = std::time::Instant::now();
+        let mut s = 0;
+        for _ in 0..20 {
+            for p in &points {
+                s += all[0].of(p).0;
+            }
+        }
+        println!("{width} hot {} ns", t.elapsed().as_nanos() as f64 / 20.0 / points.len() as f64);
+        let mut best = f64::MAX;
+        for r in 0..20 {
+            let mut codes = vec![0; 2880];
+            let pts: Vec<f32> =
+                (0..2880).flat_map(|i| points[(i * 7 + r * 131) % points.len()]).copied().collect();
+            let t = std::time::Instant::now();
+            for (g, (p, c)) in all.chunks(32).zip(pts.chunks(32 * width).zip(codes.chunks_mut(32)))
+            {
+                nearest_of_each(g, p, c);
+            }
+            best = best.min(t.elapsed().as_nanos() as f64 / all.len() as f64);
+        }
+        println!("{width} cold batch {best} ns {s}");
+        best = f64::MAX;
+        for r in 0..20 {
+            let t = std::time::Instant::now();
+            for (i, n) in all.iter().enumerate() {
+                s += n.of(points[(i * 7 + r * 131) % points.len()]).0;
+            }
+            best = best.min(t.elapsed().as_nanos() as f64 / all.len() as f64);
+        }
+        println!("{width} cold {best} ns {s}");
+        if width == 2 {
+            let t = std::time::Instant::now();
+            for i in 0..100 {
+                std::hint::black_box(Nearest::new(all[i].rows.clone(), 2));
+            }
+            println!("build {} us", t.elapsed().as_micros() as f64 / 100.0);
+            let t = std::time::Instant::now();
+            let pts = Inputs::new(7).gaussian_rows(4096, 2, 1.0);
+            std::hint::black_box(super::super::kmeans::kmeans(&pts, 2, 256, 1));
+            println!("kmeans {} us", t.elapsed().as_micros() as f64);
         }
     }
 }
