@@ -79,13 +79,14 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
         fit.collect::<heterokv_quant::Result<_>>()
     })?;
     let seconds = start.elapsed().as_secs_f64();
+    let tokens: Vec<usize> = (0..num_tokens / 2 * 2).step_by(17).collect();
     let mut heads: Vec<Head<'_>> = coders
         .iter()
         .zip(&rows)
         .map(|(coder, rows)| Head {
             coder,
             keys: &rows.keys,
-            codes: vec![0; coder.layout().bytes(1)],
+            codes: vec![0; coder.layout().bytes(1) * tokens.len()],
         })
         .collect();
     let threads = |n: usize| format!("{FORMAT}, {n} thread{}", if n == 1 { "" } else { "s" });
@@ -97,16 +98,17 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
         limit: Limit::AtMost(FIT_SECONDS),
     };
     say("encode: the next token of all heads");
-    let alone = next_tokens(&mut heads, num_tokens, |heads, token| {
-        heads.iter_mut().for_each(|head| head.encode(token));
+    let alone = next_tokens(&mut heads, &tokens, |heads, nth, token| {
+        heads.iter_mut().for_each(|head| head.encode(nth, token));
     })?;
-    let shared = next_tokens(&mut heads, num_tokens, |heads, token| {
-        pool.install(|| {
-            let share = heads.len().div_ceil(num_threads);
+    let share = heads.len().div_ceil(num_threads);
+    // From inside the pool, as an engine does.
+    let shared = pool.install(|| {
+        next_tokens(&mut heads, &tokens, |heads, nth, token| {
             heads.par_chunks_mut(share).for_each(|heads| {
-                heads.iter_mut().for_each(|head| head.encode(token));
+                heads.iter_mut().for_each(|head| head.encode(nth, token));
             });
-        });
+        })
     })?;
     let encode = [(1, alone), (num_threads, shared)].map(|(by, microseconds)| Bar {
         what: format!("encode a token of {num_heads} heads, µs"),
@@ -117,7 +119,7 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
     Ok(Trained { fit, encode })
 }
 
-/// One head and the code of one of its tokens.
+/// One head and the codes of some of its tokens, each in blocks of its own.
 struct Head<'a> {
     coder: &'a KeyCoder,
     keys: &'a [f32],
@@ -125,14 +127,15 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    fn encode(&mut self, token: usize) {
+    fn encode(&mut self, nth: usize, token: usize) {
         let key = &self.keys[token * SMOLLM2_HEAD_DIM..][..SMOLLM2_HEAD_DIM];
+        let bytes = self.coder.layout().bytes(1);
         // A finite key of the right length, or the check of the codes fails.
-        let _ = self.coder.encode(0, key, &mut self.codes);
+        let _ = self.coder.encode(0, key, &mut self.codes[nth * bytes..][..bytes]);
     }
 
     /// Whether the code is that of the token among its neighbours.
-    fn check(&self, token: usize) -> Result<()> {
+    fn check(&self, nth: usize, token: usize) -> Result<()> {
         let first = token & !1;
         let keys = &self.keys[first * SMOLLM2_HEAD_DIM..][..2 * SMOLLM2_HEAD_DIM];
         let layout = self.coder.layout();
@@ -144,25 +147,28 @@ impl Head<'_> {
             out
         };
         let both = decode(self.coder, &codes, 2);
-        let alone = decode(self.coder, &self.codes, 1);
+        let alone = decode(self.coder, &self.codes[nth * layout.bytes(1)..], 1);
         let expected = &both[(token - first) * SMOLLM2_HEAD_DIM..][..SMOLLM2_HEAD_DIM];
         ensure!(alone == expected, "{FORMAT}: token {token} has another code alone");
         Ok(())
     }
 }
 
-/// Microseconds per token.
+/// Microseconds per token, one token of all heads after the other.
 fn next_tokens(
     heads: &mut [Head<'_>],
-    num_tokens: usize,
-    encode: impl Fn(&mut [Head<'_>], usize),
+    tokens: &[usize],
+    encode: impl Fn(&mut [Head<'_>], usize, usize),
 ) -> Result<Samples> {
+    heads.iter_mut().for_each(|head| head.codes.fill(0));
     let mut samples = Samples::default();
-    for token in (0..num_tokens / 2 * 2).step_by(17) {
+    for (nth, &token) in tokens.iter().enumerate() {
         let start = Instant::now();
-        encode(heads, token);
+        encode(heads, nth, token);
         samples.push(1e6 * start.elapsed().as_secs_f64());
-        heads.iter().try_for_each(|head| head.check(token))?;
+    }
+    for (nth, &token) in tokens.iter().enumerate() {
+        heads.iter().try_for_each(|head| head.check(nth, token))?;
     }
     Ok(samples)
 }

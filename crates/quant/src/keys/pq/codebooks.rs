@@ -22,6 +22,10 @@ impl Codebooks {
         Self { width, num_centroids, num_groups, bytes }
     }
 
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     pub(super) fn num_groups(&self) -> usize {
         self.num_groups
     }
@@ -62,22 +66,20 @@ impl Codebooks {
         }
     }
 
-    /// Puts a row `[head_dim]` in f16 together from the centroids that `code` names, group by group.
-    #[inline]
-    pub(super) fn put_together(&self, code: impl Fn(usize) -> usize, row: &mut [u8]) {
+    /// Puts a row `[head_dim]` in f16 together from the centroids that `codes [num_groups]` name.
+    pub(super) fn put_together(&self, codes: &[u16], row: &mut [u8]) {
         match self.width {
-            2 => self.copy::<4>(code, row),
-            4 => self.copy::<8>(code, row),
-            _ => self.copy::<16>(code, row),
+            2 => self.copy::<4>(codes, row),
+            4 => self.copy::<8>(codes, row),
+            _ => self.copy::<16>(codes, row),
         }
     }
 
     /// With centroids of `BYTES` bytes.
-    #[inline]
-    fn copy<const BYTES: usize>(&self, code: impl Fn(usize) -> usize, row: &mut [u8]) {
+    fn copy<const BYTES: usize>(&self, codes: &[u16], row: &mut [u8]) {
         let groups = self.bytes.as_chunks::<BYTES>().0.chunks_exact(self.num_centroids);
-        for (group, (centroids, out)) in groups.zip(row.as_chunks_mut::<BYTES>().0).enumerate() {
-            *out = centroids[code(group)];
+        for ((centroids, &code), out) in groups.zip(codes).zip(row.as_chunks_mut::<BYTES>().0) {
+            *out = centroids[usize::from(code)];
         }
     }
 }

@@ -5,10 +5,10 @@
 //! is tried.
 
 /// Cells of a grid for each centroid, about.
-const CELLS_PER_CENTROID: usize = 4;
+const CELLS_PER_CENTROID: usize = 1;
 
 /// Candidates that a cell has room for; they are tried side by side.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// What the rounding of distances and of a point's place in the grid can move, well above either.
 const DISTANCE_SLACK: f64 = 1e-6;
@@ -79,14 +79,24 @@ impl Nearest {
         if let (Some(grid), &[x, y]) = (&self.grid, point) {
             let lanes = grid.candidates([x, y]);
             if lanes != CROWDED {
-                let (rows, _) = self.rows.as_chunks::<2>();
-                return first_of(&lanes, lanes.map(|c| rows[usize::from(c)]), [x, y]);
+                let mut places = [[0.0; 2]; LANES];
+                self.places_of(&lanes, &mut places);
+                return first_of(&lanes, &places, [x, y]);
             }
         }
         match self.width {
             2 => self.scan::<2>(point),
             4 => self.scan::<4>(point),
             _ => self.scan::<8>(point),
+        }
+    }
+
+    /// Where candidates in two dimensions are.
+    #[inline]
+    fn places_of(&self, lanes: &[u16; LANES], places: &mut [[f32; 2]; LANES]) {
+        let (rows, _) = self.rows.as_chunks::<2>();
+        for (place, &c) in places.iter_mut().zip(lanes) {
+            *place = rows[usize::from(c)];
         }
     }
 
@@ -140,15 +150,14 @@ pub(super) fn nearest_of_each(groups: &[Nearest], points: &[f32], codes: &mut [u
         }
         for ((group, lanes), places) in groups.iter().zip(&lanes).zip(&mut places) {
             if group.grid.is_some() {
-                let (rows, _) = group.rows.as_chunks::<2>();
-                *places = lanes.map(|c| rows[usize::from(c)]);
+                group.places_of(lanes, places);
             }
         }
         for (i, (group, point)) in groups.iter().zip(points.chunks_exact(width)).enumerate() {
             let (place, distance) = if lanes[i] == CROWDED {
                 group.of(point)
             } else {
-                first_of(&lanes[i], places[i], pairs[i])
+                first_of(&lanes[i], &places[i], pairs[i])
             };
             codes[i] = place as u16;
             sum += distance;
@@ -158,14 +167,16 @@ pub(super) fn nearest_of_each(groups: &[Nearest], points: &[f32], codes: &mut [u
 }
 
 /// The nearest of some candidates, the first of equals, and its squared distance.
-fn first_of(lanes: &[u16; LANES], places: [[f32; 2]; LANES], [x, y]: [f32; 2]) -> (usize, f32) {
+#[inline]
+fn first_of(lanes: &[u16; LANES], places: &[[f32; 2]; LANES], [x, y]: [f32; 2]) -> (usize, f32) {
     // A float that is not negative is ordered as its bits are; behind them comes the index.
     let keys: [u64; LANES] = std::array::from_fn(|lane| {
         let [cx, cy] = places[lane];
         let distance = (x - cx) * (x - cx) + (y - cy) * (y - cy);
         u64::from(distance.to_bits()) << 16 | u64::from(lanes[lane])
     });
-    let [a, b, c, d, e, f, g, h] = keys;
+    let halves: [u64; LANES / 2] = std::array::from_fn(|i| keys[i].min(keys[i + LANES / 2]));
+    let [a, b, c, d, e, f, g, h] = halves;
     let first = a.min(b).min(c.min(d)).min(e.min(f).min(g.min(h)));
     ((first & 0xFFFF) as usize, f32::from_bits((first >> 16) as u32))
 }
@@ -191,7 +202,11 @@ enum Cells {
 }
 
 /// What stands for more candidates than there are lanes: an order that no others have.
-const CROWDED: [u16; LANES] = [1, 0, 0, 0, 0, 0, 0, 0];
+const CROWDED: [u16; LANES] = {
+    let mut lanes = [0; LANES];
+    lanes[0] = 1;
+    lanes
+};
 
 impl Grid {
     /// Of at least two centroids.
@@ -199,7 +214,7 @@ impl Grid {
         // With a margin for keys beyond the centroids.
         let axes = [0, 1].map(|axis| {
             let (low, size) = bulk(centroids, axis);
-            (low - 0.25 * size, 1.5 * size)
+            (low - 0.125 * size, 1.25 * size)
         });
         let levels = (CELLS_PER_CENTROID * centroids.len()).next_power_of_two().ilog2().div_ceil(2);
         let area = Area {
@@ -223,6 +238,7 @@ impl Grid {
     }
 
     /// The candidates for a point; [`CROWDED`] outside the grid too.
+    #[inline]
     fn candidates(&self, point: [f32; 2]) -> [u16; LANES] {
         let place = |axis: usize| (point[axis] - self.origin[axis]) * self.scale[axis];
         let (column, row) = (place(0), place(1));
@@ -232,7 +248,10 @@ impl Grid {
         }
         let cell = z_order(column as u32, row as u32) as usize;
         match &self.cells {
-            Cells::Bytes(cells) => cells[cell].map(u16::from),
+            Cells::Bytes(cells) => {
+                let lanes = &cells[cell];
+                std::array::from_fn(|lane| lanes[lane].into())
+            }
             Cells::Words(cells) => cells[cell],
         }
     }

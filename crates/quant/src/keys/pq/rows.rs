@@ -18,15 +18,11 @@ use crate::simd::{f16_keys, planes};
 /// Query heads whose products lie side by side.
 const LANES: usize = 4;
 
-/// Query heads up to which tables are faster than decoding once.
-const TABLE_HEADS: usize = 4;
-
 /// Bytes of a table that are read while a block of tokens passes.
 const PART_BYTES: usize = 16 << 10;
 
-/// Tokens of a block: of sums beside a part of a table, and of decoded rows.
-const SUM_TOKENS: usize = 256;
-const DECODED_TOKENS: usize = 32;
+/// Tokens whose codes are unpacked together, and whose sums lie beside a part of a table.
+const BLOCK_TOKENS: usize = 64;
 
 /// Where the codes of tokens lie.
 #[derive(Clone, Debug)]
@@ -96,9 +92,7 @@ impl CodeRows {
                 codes.iter_mut().zip(nibbles).for_each(|(code, nibble)| *code = nibble.into());
             }
             Self::Packed(packed) => {
-                for (group, code) in codes.iter_mut().enumerate() {
-                    *code = packed.code(block, group) as u16;
-                }
+                packed.read(block, codes);
             }
         }
     }
@@ -116,7 +110,10 @@ impl CodeRows {
                 });
                 prepared.queries = queries;
             }
-            Self::Packed(_) if uses_tables(prepared) => {
+            Self::Packed(_) if !uses_tables(codebooks, prepared.num_heads) => {
+                prepared.table.clear()
+            }
+            Self::Packed(_) => {
                 let lanes = if prepared.num_heads == 1 { 1 } else { LANES };
                 let len = codebooks.num_groups() * codebooks.num_centroids();
                 prepared.table.clear();
@@ -132,11 +129,11 @@ impl CodeRows {
                     }
                 }
             }
-            Self::Packed(_) => {}
         }
     }
 
     /// Scores the first `num_tokens` of `blocks` into `out[head · stride + token]`.
+    #[expect(clippy::too_many_arguments, reason = "those of a codec, and the codebooks")]
     pub(super) fn score(
         &self,
         codebooks: &Codebooks,
@@ -153,7 +150,7 @@ impl CodeRows {
             }
             Self::Packed(packed) => {
                 let rows = &blocks[..self.bytes(num_tokens)];
-                if !uses_tables(prepared) {
+                if prepared.table.is_empty() {
                     packed.score_decoded(codebooks, level, prepared, rows, out, stride);
                     return;
                 }
@@ -172,8 +169,10 @@ impl CodeRows {
     }
 }
 
-fn uses_tables(prepared: &PreparedQueries) -> bool {
-    prepared.num_heads <= TABLE_HEADS
+/// Whether tables are faster than decoding once, by what was measured: for one pass over the codes always; for more only
+/// where groups are wide and so few, and the tables small.
+fn uses_tables(codebooks: &Codebooks, num_heads: usize) -> bool {
+    num_heads <= LANES || codebooks.width() > 2 && codebooks.num_centroids() <= 256
 }
 
 impl Packed {
@@ -182,6 +181,10 @@ impl Packed {
     }
 
     fn write(self, row: &mut [u8], codes: &[u16]) {
+        if self.bits == 8 {
+            row.iter_mut().zip(codes).for_each(|(byte, &code)| *byte = code as u8);
+            return;
+        }
         row.fill(0);
         for (group, &code) in codes.iter().enumerate() {
             let first = group * self.bits;
@@ -192,12 +195,44 @@ impl Packed {
         }
     }
 
-    /// The code of a group: at most 12 bits, in at most three bytes.
-    #[inline(always)]
-    fn code(self, row: &[u8], group: usize) -> usize {
-        let first = group * self.bits;
-        let byte = |i: usize| u32::from(row.get(first / 8 + i).copied().unwrap_or(0)) << (8 * i);
-        ((byte(0) | byte(1) | byte(2)) >> (first % 8)) as usize & ((1 << self.bits) - 1)
+    /// Reads the codes `[num_groups]` of a row.
+    fn read(self, row: &[u8], codes: &mut [u16]) {
+        if self.bits == 8 {
+            codes.iter_mut().zip(row).for_each(|(code, &byte)| *code = byte.into());
+            return;
+        }
+        // Eight codes take as many bytes as each has bits.
+        let mask = (1 << self.bits) - 1;
+        for (codes, bytes) in codes.chunks_mut(8).zip(row.chunks(self.bits)) {
+            let mut word = [0; 16];
+            word[..bytes.len()].copy_from_slice(bytes);
+            let (low, high) = word.split_at(8);
+            let word = |half: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| half[i]));
+            if self.bits < 8 {
+                let low = word(low);
+                codes.iter_mut().enumerate().for_each(|(i, code)| {
+                    *code = (low >> (i * self.bits)) as u16 & mask;
+                });
+            } else {
+                let whole = u128::from(word(low)) | u128::from(word(high)) << 64;
+                codes.iter_mut().enumerate().for_each(|(i, code)| {
+                    *code = (whole >> (i * self.bits)) as u16 & mask;
+                });
+            }
+        }
+    }
+
+    /// Reads blocks of rows; `see` gets the first token of each, its codes `[n, num_groups]`.
+    fn for_each_block(self, rows: &[u8], mut see: impl FnMut(usize, &[u16])) {
+        let mut codes = vec![0; BLOCK_TOKENS * self.num_groups];
+        for (block, rows) in rows.chunks(BLOCK_TOKENS * self.row_bytes()).enumerate() {
+            let codes = &mut codes[..rows.len() / self.row_bytes() * self.num_groups];
+            let tokens = codes.chunks_exact_mut(self.num_groups);
+            for (row, codes) in rows.chunks_exact(self.row_bytes()).zip(tokens) {
+                self.read(row, codes);
+            }
+            see(block * BLOCK_TOKENS, codes);
+        }
     }
 
     /// Sums of table entries: `table [num_groups, num_centroids, HEADS]`.
@@ -212,28 +247,23 @@ impl Packed {
         let (table, _) = table.as_chunks::<HEADS>();
         let num_centroids = 1 << self.bits;
         let part = (PART_BYTES / (4 * HEADS * num_centroids)).clamp(1, self.num_groups);
-        let mut sums = [[0.0f32; HEADS]; SUM_TOKENS];
-        for (block, rows) in rows.chunks(SUM_TOKENS * self.row_bytes()).enumerate() {
-            let sums = &mut sums[..rows.len() / self.row_bytes()];
+        let mut sums = [[0.0f32; HEADS]; BLOCK_TOKENS];
+        self.for_each_block(rows, |first_token, codes| {
+            let sums = &mut sums[..codes.len() / self.num_groups];
             sums.fill([0.0; HEADS]);
             for (i, table) in table.chunks(part * num_centroids).enumerate() {
-                let first = i * part;
-                for (sums, row) in sums.iter_mut().zip(rows.chunks_exact(self.row_bytes())) {
-                    if self.bits == 8 {
-                        let codes = row[first..].iter().map(|&code| usize::from(code));
-                        add_entries(sums, table.chunks_exact(256), codes);
-                    } else {
-                        let tables = table.chunks_exact(num_centroids);
-                        let codes = (first..self.num_groups).map(|group| self.code(row, group));
-                        add_entries(sums, tables, codes);
-                    }
+                let codes = &codes[i * part..];
+                // A number of centroids that the compiler knows makes for shorter code.
+                match self.bits {
+                    8 => add_entries(sums, table, 256, codes, self.num_groups),
+                    _ => add_entries(sums, table, num_centroids, codes, self.num_groups),
                 }
             }
             for head in 0..num_heads {
-                let out = &mut out[head * stride + block * SUM_TOKENS..];
+                let out = &mut out[head * stride + first_token..];
                 out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = sum[head]);
             }
-        }
+        });
     }
 
     /// Products with rows that are decoded once for all heads.
@@ -247,26 +277,37 @@ impl Packed {
         stride: usize,
     ) {
         let head_dim = codebooks.head_dim();
-        let mut decoded = vec![0u8; DECODED_TOKENS * 2 * head_dim];
-        for (block, rows) in rows.chunks(DECODED_TOKENS * self.row_bytes()).enumerate() {
-            let num_tokens = rows.len() / self.row_bytes();
-            let whole = decoded.chunks_exact_mut(2 * head_dim);
-            for (row, decoded) in rows.chunks_exact(self.row_bytes()).zip(whole) {
-                codebooks.put_together(|group| self.code(row, group), decoded);
+        let mut decoded = vec![0u8; BLOCK_TOKENS * 2 * head_dim];
+        self.for_each_block(rows, |first_token, codes| {
+            let tokens = codes.chunks_exact(self.num_groups);
+            for (codes, row) in tokens.zip(decoded.chunks_exact_mut(2 * head_dim)) {
+                codebooks.put_together(codes, row);
             }
-            let out = &mut out[block * DECODED_TOKENS..];
+            let num_tokens = codes.len() / self.num_groups;
+            let out = &mut out[first_token..];
             f16_keys::score(level, &prepared.queries, head_dim, &decoded, num_tokens, out, stride);
-        }
+        });
     }
 }
 
+/// Adds to the sums of each token the entries of `table [groups, num_centroids, HEADS]` that its codes pick, which begin
+/// every `stride` codes.
 #[inline(always)]
-fn add_entries<'a, const HEADS: usize>(
-    sums: &mut [f32; HEADS],
-    tables: impl Iterator<Item = &'a [[f32; HEADS]]>,
-    codes: impl Iterator<Item = usize>,
+fn add_entries<const HEADS: usize>(
+    sums: &mut [[f32; HEADS]],
+    table: &[[f32; HEADS]],
+    num_centroids: usize,
+    codes: &[u16],
+    stride: usize,
 ) {
-    for (table, code) in tables.zip(codes) {
-        sums.iter_mut().zip(&table[code]).for_each(|(sum, entry)| *sum += entry);
+    let num_groups = table.len() / num_centroids;
+    for (token, sums) in sums.iter_mut().enumerate() {
+        let codes = &codes[token * stride..][..num_groups];
+        let mut own = *sums;
+        for (entries, &code) in table.chunks_exact(num_centroids).zip(codes) {
+            let entry = &entries[usize::from(code)];
+            own.iter_mut().zip(entry).for_each(|(sum, entry)| *sum += entry);
+        }
+        *sums = own;
     }
 }

@@ -61,6 +61,6 @@ fn a_row_that_depends_on_others_is_named() {
     let sum: Vec<f64> = (0..6).map(|i| matrix[i] - 2.0 * matrix[6 + i]).collect();
     matrix[18..24].copy_from_slice(&sum);
     assert_eq!(orthonormalise(&mut matrix, 6), Err(3));
-    assert_eq!(orthonormalise(&mut vec![f64::NAN; 9], 3), Err(0));
-    assert_eq!(orthonormalise(&mut vec![0.0; 9], 3), Err(0));
+    assert_eq!(orthonormalise(&mut [f64::NAN; 9], 3), Err(0));
+    assert_eq!(orthonormalise(&mut [0.0; 9], 3), Err(0));
 }
