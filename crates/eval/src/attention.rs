@@ -7,15 +7,15 @@ use crate::heads::{HeadSample, KeyValues};
 #[derive(Clone, Debug)]
 pub struct ExactAttention {
     /// Scores of the coded tokens `[num_queries, num_coded]`.
-    scores: Vec<f64>,
+    pub(crate) scores: Vec<f64>,
     /// Their weights, of all tokens that the query sees.
-    weights: Vec<f64>,
+    pub(crate) weights: Vec<f64>,
     /// Scores of the exact tokens `[num_queries, num_resident]`.
-    resident: Vec<f64>,
+    pub(crate) resident: Vec<f64>,
     /// ln Σ exp(score) `[num_queries]`.
     lse: Vec<f64>,
     /// Attention outputs `[num_queries, head_dim]`.
-    out: Vec<f64>,
+    pub(crate) out: Vec<f64>,
 }
 
 /// What coding did to the attention of one head, in sums over its queries.
@@ -136,4 +136,4 @@ struct Attention {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

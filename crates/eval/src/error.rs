@@ -89,6 +89,9 @@ pub enum Error {
     /// A key format refused, or there is no mix of the size asked for.
     #[error(transparent)]
     Quant(#[from] heterokv_quant::Error),
+    /// A selection is impossible, or a weight is not a number.
+    #[error(transparent)]
+    Evict(#[from] heterokv_evict::Error),
     /// The model or a cache refused.
     #[error(transparent)]
     Model(#[from] heterokv_model::Error),

@@ -16,6 +16,7 @@ mod heads;
 mod logits;
 mod metrics;
 mod projected;
+mod selection;
 mod sensitivity;
 
 pub use attention::{AttentionError, ExactAttention, exact_scores};
@@ -24,4 +25,4 @@ pub use error::{Error, Result};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metrics::{Distribution, kl_divergence};
-pub use sensitivity::{Sensitivity, SensitivitySettings, measure_sensitivity};
+pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};

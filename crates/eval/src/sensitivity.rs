@@ -2,13 +2,14 @@
 //!
 //! A head's keys are coded in each format in turn, all others staying exact, and the attention under coded
 //! keys is held against the exact one for real queries: in f64, with the same sinks and recent tokens exact as
-//! in a cache. What counts is how much the error of the outputs, once it has gone through the layer's output
+//! in a cache. Where coded keys only select, the error is that of the tokens that they miss. What counts is how much the error of the outputs, once it has gone through the layer's output
 //! projection, moves the residual stream: |W_o·Δ|² over |h|², the mean over the tokens that ask. Heads whose
 //! attention goes wrong without an effect are then cheap. (The divergence of the attention distributions, for
 //! which all heads are equal, chooses mixes with more than twice the divergence of the model's predictions
 //! where a text repeats itself; `docs/methods/hca.md` has the figures.)
 
 use heterokv_cache::{KeyFormat, KeyMix, KvShape};
+use heterokv_evict::Selector;
 use heterokv_model::{Model, Progress};
 use heterokv_quant::mix::{Candidate, choose};
 use heterokv_quant::{FitInput, KeyCoder, Level, Precision, PreparedQueries, ScoreRows};
@@ -26,8 +27,20 @@ pub struct SensitivitySettings {
     pub formats: Vec<KeyFormat>,
     /// Tokens that stay exact, as in the caches for which the mix is.
     pub exact: ExactTokens,
+    /// What these caches do with scores of coded keys.
+    pub key_use: KeyUse,
     /// Tokens at the end of the text whose queries are asked.
     pub num_steps: usize,
+}
+
+/// What the scores of coded keys are for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KeyUse {
+    /// They weigh values, of all tokens.
+    Attend,
+    /// They choose the tokens that exact keys re-score: those of the highest scores, as many as this selector
+    /// takes under exact scores, shared by the query heads of a group.
+    Select(Selector),
 }
 
 /// What each of some formats costs in each head of a model.
@@ -126,10 +139,18 @@ impl Probe<'_> {
         let rows = &self.rows.heads[self.kv_head];
         let sample = HeadSample::split(rows, settings.exact, settings.num_steps)?;
         let exact = ExactAttention::of(&sample);
+        let counts = match &settings.key_use {
+            KeyUse::Attend => None,
+            KeyUse::Select(selector) => Some(exact.taken(&sample, selector)?),
+        };
         let energies = &self.rows.residual_energy;
         let energies = &energies[energies.len() - settings.num_steps..];
         let cost = |&format: &KeyFormat| {
-            let outputs = exact.compare(&sample, &self.scores(format, &sample)?).outputs;
+            let scores = self.scores(format, &sample)?;
+            let outputs = match &counts {
+                None => exact.compare(&sample, &scores).outputs,
+                Some(counts) => exact.selected(&sample, &scores, counts),
+            };
             let steps = outputs.chunks_exact(rows.group_size * rows.head_dim).zip(energies);
             let sum: f64 =
                 steps.map(|(error, energy)| self.columns.squared_length(error) / energy).sum();

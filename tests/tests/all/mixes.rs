@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use heterokv_cache::{KeyFormat, KeyMix, MIN_TOKENS};
-use heterokv_eval::{Error, ExactTokens, Sensitivity, SensitivitySettings, measure_sensitivity};
+use heterokv_eval::{
+    Error, ExactTokens, KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity,
+};
+use heterokv_evict::{Rule, Selector};
 use heterokv_model::{ComputeType, Model};
 use heterokv_quant::Error as QuantError;
 
@@ -20,7 +23,12 @@ fn formats(names: &[&str]) -> Vec<KeyFormat> {
 }
 
 fn measure(model: &Model, num_tokens: usize, names: &[&str]) -> Result<Sensitivity, Error> {
-    let settings = SensitivitySettings { formats: formats(names), exact: EXACT, num_steps: 16 };
+    let settings = SensitivitySettings {
+        formats: formats(names),
+        exact: EXACT,
+        key_use: KeyUse::Attend,
+        num_steps: 16,
+    };
     measure_sensitivity(model, &tokens(model, num_tokens), &settings, None)
 }
 
@@ -43,11 +51,39 @@ fn fewer_bits_cost_more_in_every_head() {
     }
 }
 
+/// What codes miss as they select costs less than what they misweigh; a selector that takes all misses nothing.
+#[test]
+fn keys_that_only_select_cost_less() {
+    let model = tiny_model();
+    let costs = |key_use| {
+        let formats = formats(&["alloc/1", "alloc/4", "f16"]);
+        let settings = SensitivitySettings { formats, exact: EXACT, key_use, num_steps: 16 };
+        let text = tokens(&model, 500);
+        let measured = measure_sensitivity(&model, &text, &settings, None).unwrap();
+        let heads = (0..2).flat_map(|layer| (0..2).map(move |head| (layer, head)));
+        let costs = heads.map(|(layer, head)| measured.costs(layer, head).to_vec());
+        costs.collect::<Vec<_>>()
+    };
+    let selector = |rule| KeyUse::Select(Selector::new(rule, 0, usize::MAX).unwrap());
+    let (attended, selected) = (costs(KeyUse::Attend), costs(selector(Rule::TopP(0.9))));
+    for (attended, selected) in attended.iter().zip(&selected) {
+        assert!(selected[0] < attended[0], "{attended:?} {selected:?}");
+        // What even exact scores leave out is in all of them.
+        let [one, four, f16] = selected[..] else { panic!("three formats") };
+        assert!(one > 2.0 * f16 && (0.9..1.1).contains(&(four / f16)), "{selected:?}");
+    }
+    assert_eq!(costs(selector(Rule::All)), vec![vec![0.0; 3]; 4]);
+}
+
 #[test]
 fn the_measure_does_not_depend_on_threads_and_reports_every_layer() {
     let model = tiny_model();
-    let settings =
-        SensitivitySettings { formats: formats(&["alloc/2", "lm2"]), exact: EXACT, num_steps: 16 };
+    let settings = SensitivitySettings {
+        formats: formats(&["alloc/2", "lm2"]),
+        exact: EXACT,
+        key_use: KeyUse::Attend,
+        num_steps: 16,
+    };
     let run = |num_threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
         let mut seen = Vec::new();
@@ -112,8 +148,17 @@ fn a_mix_keeps_its_bits_and_is_a_cache_like_any_other() {
 /// Where the measured text begins: none of the windows of the bars.
 const MEASURED_OFFSET: usize = 120_000;
 
-/// The bars of the key codes of those sizes, held by a mix that was measured on other text, beside the
-/// uniform codes of that size.
+/// Bits per element, uniform codes that take no more, and the bars that these are held to.
+struct Size {
+    bits: f64,
+    uniform: &'static str,
+    key_use: KeyUse,
+    rest: &'static str,
+    bars: Promise,
+}
+
+/// The bars of the key codes of those sizes, held by mixes that were measured on other text, beside the
+/// uniform codes and mixes of their very size.
 #[test]
 fn mixes_keep_the_bars_of_their_size() {
     if !is_long() {
@@ -123,42 +168,54 @@ fn mixes_keep_the_bars_of_their_size() {
     let Some(smollm) = Smollm::or_skip() else { return };
     let Some(corpus) = smollm.corpus_or_skip() else { return };
     let model = smollm.load(ComputeType::Q8);
-    let ladder = (2..=16).map(|quarters| KeyFormat::Alloc { centibits: 25 * quarters });
-    let settings = SensitivitySettings { formats: ladder.collect(), exact: EXACT, num_steps: 64 };
-    let text = &corpus[MEASURED_OFFSET..][..MIN_TOKENS + settings.num_steps];
-    let measured = measure_sensitivity(&model, text, &settings, None).unwrap();
-    drop(model);
-    drop(smollm);
+    let selector = Selector::new(Rule::TopP(0.95), 256, usize::MAX).unwrap();
+    let bars = |plain_kl, recall_kl, rows_read| Promise {
+        spec: "",
+        percent: None,
+        plain_kl,
+        recall_kl: Some(recall_kl),
+        top1: None,
+        rows_read,
+    };
+    let sizes = [
+        Size {
+            bits: 2.25,
+            uniform: "alloc/2",
+            key_use: KeyUse::Attend,
+            rest: "values=f16@host,rescore=none,select=none,sinks=4,recent=64",
+            bars: bars(0.03, 0.8, None),
+        },
+        Size {
+            bits: 1.25,
+            uniform: "alloc/1",
+            key_use: KeyUse::Select(selector),
+            rest: "values=int8@host,rescore=int8@host,union=group,select=top-p:0.95,min=256,sinks=4,recent=64",
+            bars: bars(0.0022, 0.012, Some(0.28)),
+        },
+    ];
     let folder = tempfile::tempdir().unwrap();
-    let attention = ",values=f16@host,rescore=none,select=none,sinks=4,recent=64";
-    let selection = ",values=int8@host,rescore=int8@host,union=group,select=top-p:0.95,min=256,\
-                     sinks=4,recent=64";
     let mut promises = Vec::new();
-    for (uniform, most_bits, rest, plain_kl, recall_kl, rows_read) in [
-        ("alloc/2", 2.25, attention, 0.03, 0.8, None),
-        ("alloc/1", 1.25, selection, 0.0022, 0.012, Some(0.28)),
-    ] {
+    for Size { bits, uniform, key_use, rest, bars } in sizes {
+        let ladder = (2..=16).map(|quarters| KeyFormat::Alloc { centibits: 25 * quarters });
+        let settings =
+            SensitivitySettings { formats: ladder.collect(), exact: EXACT, key_use, num_steps: 64 };
+        let text = &corpus[MEASURED_OFFSET..][..MIN_TOKENS + settings.num_steps];
+        let measured = measure_sensitivity(&model, text, &settings, None).unwrap();
         let format: KeyFormat = uniform.parse().unwrap();
-        let same_bits = format.bits_per_element(64, MIN_TOKENS).unwrap();
-        for bits in [most_bits, same_bits] {
+        let uniform_bits = format.bits_per_element(64, MIN_TOKENS).unwrap();
+        println!("{uniform} takes {uniform_bits:.3} bits");
+        let spec = |keys: String| Promise { spec: format!("{keys},{rest}").leak(), ..bars };
+        for bits in [bits, uniform_bits] {
             let mix = measured.mix(bits, MIN_TOKENS, "measured").unwrap();
             let reached = mix.bits_per_element(MIN_TOKENS).unwrap();
             assert!(reached <= bits, "{reached} bits of {bits}");
             println!("a mix of {reached:.3} bits of {bits:.3}: {:?}", mix.counts());
-            let keys = saved(mix, folder.path(), &format!("{bits:.3}.mix"));
-            let bars = Promise {
-                spec: format!("{keys}{rest}").leak(),
-                percent: None,
-                plain_kl,
-                recall_kl: Some(recall_kl),
-                top1: None,
-                rows_read,
-            };
-            promises.push(bars);
+            promises.push(spec(saved(mix, folder.path(), &format!("{bits:.3}.mix"))));
         }
-        let spec = format!("keys={uniform}{rest}").leak();
-        println!("{spec} takes {same_bits:.3} bits");
-        promises.push(Promise { spec, ..*promises.last().unwrap() });
+        promises.push(spec(format!("keys={uniform}")));
     }
+    // Whoever holds bars loads the model, one at a time.
+    drop(model);
+    drop(smollm);
     hold(&promises, &Tier::of(&[45_000, 60_000]));
 }

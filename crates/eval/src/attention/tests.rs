@@ -4,7 +4,7 @@ use super::*;
 use crate::heads::{ExactTokens, HeadRows};
 
 /// A head with 64 coded tokens and three tokens of three query heads that ask, of numbers without a pattern.
-fn sample() -> HeadSample {
+pub(crate) fn sample() -> HeadSample {
     let mut state = 1u64;
     let mut draw = |len: usize| -> Vec<f32> {
         let mut next = || {
