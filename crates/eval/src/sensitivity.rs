@@ -1,11 +1,13 @@
 //! What each key format costs in each head, measured on a text, and the mix that costs least at a size.
 //!
-//! A head's keys are coded in each format in turn, all others staying exact, and the attention under coded
-//! keys is held against the exact one for real queries: in f64, with the same sinks and recent tokens exact as
-//! in a cache. Where coded keys only select, the error is that of the tokens that they miss. What counts is how much the error of the outputs, once it has gone through the layer's output
-//! projection, moves the residual stream: |W_o·Δ|² over |h|², the mean over the tokens that ask. Heads whose
-//! attention goes wrong without an effect are then cheap. (The divergence of the attention distributions, for
-//! which all heads are equal, chooses mixes with more than twice the divergence of the model's predictions
+//! A head's keys are coded in each format in turn, all others staying exact, and the attention that results is
+//! held against the exact one for real queries: in f64, with the same sinks and recent tokens exact as in a
+//! cache. Where coded keys only select, the error is that of the tokens that they miss.
+//!
+//! What counts is how far the error Δ of the outputs, once it has gone through the layer's output projection,
+//! moves the residual stream h that enters the layer: |W_o·Δ|² over |h|², the mean over the tokens that ask.
+//! A head whose attention goes wrong without an effect is then cheap. (Mixes chosen by the divergence of
+//! attention distributions, for which all heads are equal, have several times the divergence of predictions
 //! where a text repeats itself; `docs/methods/hca.md` has the figures.)
 
 use heterokv_cache::{KeyFormat, KeyMix, KvShape};
@@ -139,14 +141,14 @@ impl Probe<'_> {
         let rows = &self.rows.heads[self.kv_head];
         let sample = HeadSample::split(rows, settings.exact, settings.num_steps)?;
         let exact = ExactAttention::of(&sample);
-        let counts = match &settings.key_use {
-            KeyUse::Attend => None,
-            KeyUse::Select(selector) => Some(exact.taken(&sample, selector)?),
+        let (precision, counts) = match &settings.key_use {
+            KeyUse::Attend => (Precision::Exact, None),
+            KeyUse::Select(selector) => (Precision::Select, Some(exact.taken(&sample, selector)?)),
         };
         let energies = &self.rows.residual_energy;
         let energies = &energies[energies.len() - settings.num_steps..];
         let cost = |&format: &KeyFormat| {
-            let scores = self.scores(format, &sample)?;
+            let scores = self.scores(format, &sample, precision)?;
             let outputs = match &counts {
                 None => exact.compare(&sample, &scores).outputs,
                 Some(counts) => exact.selected(&sample, &scores, counts),
@@ -163,7 +165,12 @@ impl Probe<'_> {
 
     /// Scores `[num_queries, num_coded]` of a sample whose keys are coded; those that do not fill a group stay
     /// exact, as in a cache.
-    fn scores(&self, format: KeyFormat, sample: &HeadSample) -> Result<Vec<f32>> {
+    fn scores(
+        &self,
+        format: KeyFormat,
+        sample: &HeadSample,
+        precision: Precision,
+    ) -> Result<Vec<f32>> {
         let (head_dim, sm_scale) = (sample.head_dim(), sample.sm_scale());
         let (keys, queries) = (sample.keys(), sample.queries());
         let seed = (self.rows.layer as u64) << 32 | self.kv_head as u64;
@@ -175,7 +182,7 @@ impl Probe<'_> {
         let mut codes = vec![0; coder.layout().bytes(whole_groups)];
         coder.encode(0, coded, &mut codes)?;
         let mut prepared = PreparedQueries::default();
-        coder.prepare(queries, sm_scale, Precision::Exact, &mut prepared);
+        coder.prepare(queries, sm_scale, precision, &mut prepared);
         let mut scores = vec![0.0; queries.len() / head_dim * num_tokens];
         let out = ScoreRows { scores: &mut scores, stride: num_tokens, maxima: &mut [] };
         coder.score(self.level, &prepared, &codes, whole_groups, out);

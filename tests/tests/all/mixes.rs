@@ -209,7 +209,9 @@ fn mixes_keep_the_bars_of_their_size() {
             let mix = measured.mix(bits, MIN_TOKENS, "measured").unwrap();
             let reached = mix.bits_per_element(MIN_TOKENS).unwrap();
             assert!(reached <= bits, "{reached} bits of {bits}");
-            println!("a mix of {reached:.3} bits of {bits:.3}: {:?}", mix.counts());
+            let counts = mix.counts();
+            let counts = counts.iter().map(|(format, heads)| format!(" {heads} {format}"));
+            println!("a mix of {reached:.3} bits of {bits:.3}:{}", counts.collect::<String>());
             promises.push(spec(saved(mix, folder.path(), &format!("{bits:.3}.mix"))));
         }
         promises.push(spec(format!("keys={uniform}")));
