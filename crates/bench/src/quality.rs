@@ -1,6 +1,6 @@
 //! The rate–distortion report: what a format's bits cost in the attention over real keys.
 //!
-//! A head's first [`SINKS`] tokens and the last [`RECENT`] ones before a query are exact, as in the cache; the
+//! The first tokens of a head and the last ones before a query are exact, as in the cache ([`EXACT`]); the
 //! tokens between them are coded. The queries are those of the tokens that follow. For each query the exact
 //! softmax over all tokens is compared with the softmax under coded scores: the error of the scores, the KL
 //! divergence of the distribution, and the error of the attention output under exact values.
@@ -12,23 +12,20 @@ mod dump;
 mod front;
 mod ggml;
 mod kivi;
-mod measure;
 mod ours;
 mod report;
 
 use anyhow::Result;
+use heterokv_eval::{ExactTokens, exact_scores};
 
-pub(crate) use data::{DataSet, HeadData};
+pub(crate) use data::DataSet;
 pub(crate) use dump::{Dump, default_corpus, dump};
 pub(crate) use front::{front_sheet, is_ahead};
 pub(crate) use ours::{OurCodec, Tables};
 pub(crate) use report::{Origin, measure, quality_sheet};
 
-/// Tokens at the beginning that stay exact.
-pub const SINKS: usize = 4;
-
-/// Tokens before a query, its own included, that stay exact.
-pub const RECENT: usize = 64;
+/// Tokens that stay exact: at the beginning, and before a query.
+pub const EXACT: ExactTokens = ExactTokens { sinks: 4, recent: 64 };
 
 /// A way of coding keys whose error can be measured: one of our formats, or a peer.
 pub trait KeyCodec: Send + Sync {
@@ -104,15 +101,6 @@ impl HeadKeys<'_> {
 
     /// The same of any queries and keys, in f64.
     fn dot_products(&self, queries: &[f32], keys: &[f32]) -> Vec<f64> {
-        let scale = f64::from(self.sm_scale);
-        let queries = queries.chunks_exact(self.head_dim);
-        let scores = queries.flat_map(|query| {
-            let keys = keys.chunks_exact(self.head_dim);
-            keys.map(move |key| {
-                let products = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k));
-                scale * products.sum::<f64>()
-            })
-        });
-        scores.collect()
+        exact_scores(self.head_dim, self.sm_scale, queries, keys)
     }
 }

@@ -4,28 +4,16 @@
 //! A plane joins channel `i` with `i + head_dim / 2`, as the models' rows after RoPE do (Su et al., "RoFormer",
 //! arXiv 2104.09864, in the half-split pairing), and turns by `10000^(-2i / head_dim)` per token.
 
+use heterokv_eval::HeadRows;
 use heterokv_testkit::Inputs;
+
+pub use heterokv_eval::relative_energy as energy;
 
 /// Tokens at the beginning that attention rests on, far from all others.
 const SINKS: usize = 4;
 
 /// One token in so many is an outlier, as some delimiters are.
 const STRAY: usize = 512;
-
-/// Rows of one (layer, KV head).
-#[derive(Clone, Debug)]
-pub struct HeadRows {
-    /// Length of a row.
-    pub head_dim: usize,
-    /// Query heads that share the keys.
-    pub group_size: usize,
-    /// Post-RoPE keys `[num_tokens, head_dim]`.
-    pub keys: Vec<f32>,
-    /// Values `[num_tokens, head_dim]`.
-    pub values: Vec<f32>,
-    /// Post-RoPE queries `[num_tokens, group_size, head_dim]`.
-    pub queries: Vec<f32>,
-}
 
 /// The rows of a head whose `head_dim` is even, by seed.
 #[must_use]
@@ -35,6 +23,7 @@ pub fn head(seed: u64, head_dim: usize, group_size: usize, num_tokens: usize) ->
     let mut rows = HeadRows {
         head_dim,
         group_size,
+        sm_scale: 1.0 / (head_dim as f32).sqrt(),
         keys: Vec::with_capacity(num_tokens * head_dim),
         values: Vec::with_capacity(num_tokens * head_dim),
         queries: Vec::with_capacity(num_tokens * group_size * head_dim),
@@ -62,19 +51,6 @@ pub fn head(seed: u64, head_dim: usize, group_size: usize, num_tokens: usize) ->
         }
     }
     rows
-}
-
-/// Mean squares of the channels `[head_dim]` of `rows [n, head_dim]`, over their own mean.
-#[must_use]
-pub fn energy(rows: &[f32], head_dim: usize) -> Vec<f32> {
-    let mut sums = vec![0.0f64; head_dim];
-    for row in rows.chunks_exact(head_dim) {
-        for (sum, &x) in sums.iter_mut().zip(row) {
-            *sum += f64::from(x) * f64::from(x);
-        }
-    }
-    let mean = sums.iter().sum::<f64>() / head_dim as f64;
-    sums.iter().map(|sum| if mean > 0.0 { (sum / mean) as f32 } else { 1.0 }).collect()
 }
 
 /// What all tokens of a head share.

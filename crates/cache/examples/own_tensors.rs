@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     println!("spec        {spec}");
-    println!("written out {config}");
+    println!("written out {}", cache.config());
     println!("tokens      {} ({num_prompt} of them a prompt)", cache.num_tokens());
     println!(
         "device      {} bytes, {:.2} % of a full f16 cache",

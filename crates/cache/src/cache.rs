@@ -103,7 +103,7 @@ impl KvCache {
         let places = (0..shape.num_layers)
             .flat_map(|layer| (0..shape.heads.num_kv_heads).map(move |head| (layer, head)));
         let head_dim = shape.heads.head_dim;
-        let (heads, host) = match config {
+        let (heads, host) = match &config {
             CacheConfig::Full if profile.is_some() => {
                 return Err(Error::Conflict {
                     conflict: "full codes no keys and takes no profile",
@@ -115,17 +115,17 @@ impl KvCache {
             }
             CacheConfig::Hca(config) => {
                 config.check(&shape)?;
-                let plan = DevicePlan::new(&config, &shape)?;
                 if let Some(profile) = profile {
-                    profile.check(&shape, config.keys)?;
+                    profile.check(&shape, &config.keys)?;
                 }
                 let coder = |place| profile.map(|profile| profile.coder(place).clone());
                 let heads: Result<_> = places
                     .map(|place| {
-                        HeadCache::hca(place, config, plan, head_dim, coder(place), &device)
+                        let plan = DevicePlan::new(config.keys.format(place), config, &shape)?;
+                        HeadCache::hca(place, plan, head_dim, coder(place), &device)
                     })
                     .collect();
-                let host = HostStore::new(host_shape(&config, &shape), Arena::new("host"));
+                let host = HostStore::new(host_shape(config, &shape), Arena::new("host"));
                 (heads?, Some(host))
             }
         };
@@ -147,8 +147,8 @@ impl KvCache {
 
     /// How this cache was made.
     #[must_use]
-    pub fn config(&self) -> CacheConfig {
-        self.config
+    pub fn config(&self) -> &CacheConfig {
+        &self.config
     }
 
     /// Tokens held by the first layer, which is the first to take one.
@@ -204,7 +204,8 @@ impl KvCache {
         let device = self.device.fresh();
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(HostStore::fork).transpose()?;
-        Ok(Self { heads: heads?, host, device, groups: self.groups.clone(), ..*self })
+        let (config, groups) = (self.config.clone(), self.groups.clone());
+        Ok(Self { config, heads: heads?, host, device, groups, ..*self })
     }
 
     /// The layer's heads and where their tokens go.

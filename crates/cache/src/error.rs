@@ -104,6 +104,32 @@ pub enum Error {
         /// What is wrong in it.
         reason: String,
     },
+    /// A mix made for something else.
+    #[error("the mix is for {field} {found}, not {expected}; make one with `heterokv mix`")]
+    MixMismatch {
+        /// What differs.
+        field: &'static str,
+        /// What the mix says.
+        found: String,
+        /// What is needed.
+        expected: String,
+    },
+    /// A mix that cannot be read or written.
+    #[error("mix {path}: {source}")]
+    MixIo {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A file that is not a mix.
+    #[error("mix {path} is damaged or not a mix: {reason}")]
+    MixFormat {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
     /// A key could not be encoded, or a format does not fit the model.
     #[error(transparent)]
     Quant(#[from] heterokv_quant::Error),

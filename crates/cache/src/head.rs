@@ -8,7 +8,6 @@ use crate::Result;
 use crate::coded::CodedKeys;
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
 use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
-use crate::spec::HcaConfig;
 
 /// One (layer, KV head). A token goes to the resident rows while there is room for sinks, then to the
 /// window; what leaves the window is coded on the device and its exact row goes to the host.
@@ -25,7 +24,6 @@ pub(crate) struct HeadCache {
 /// What follows the resident rows.
 #[derive(Debug)]
 struct Tail {
-    config: HcaConfig,
     plan: DevicePlan,
     window: ExactRows,
     coded: Option<CodedKeys>,
@@ -49,20 +47,18 @@ impl HeadCache {
     /// An `hca` head; with `coder`, tables are not fitted but taken.
     pub(crate) fn hca(
         (layer, kv_head): (usize, usize),
-        config: HcaConfig,
         plan: DevicePlan,
         head_dim: usize,
         coder: Option<KeyCoder>,
         device: &Arena,
     ) -> Result<Self> {
         let tail = Tail {
-            config,
             plan,
             window: ExactRows::new(head_dim, WINDOW_PAGE_TOKENS),
             coded: coder.map(|coder| CodedKeys::new(coder, device)).transpose()?,
             query_energy: vec![0.0; head_dim],
         };
-        let resident = ExactRows::new(head_dim, sink_page_tokens(config.sinks));
+        let resident = ExactRows::new(head_dim, sink_page_tokens(plan.sinks));
         Ok(Self { layer, kv_head, head_dim, resident, tail: Some(tail) })
     }
 
@@ -119,7 +115,7 @@ impl HeadCache {
             Some(_) => tail.whole_groups(num_tokens),
             None => tail.plan.coded_after_prompt(num_tokens),
         });
-        let first = self.tail.as_ref().map_or(num_tokens, |tail| tail.config.sinks.min(num_tokens));
+        let first = self.tail.as_ref().map_or(num_tokens, |tail| tail.plan.sinks.min(num_tokens));
         let rows = |from: usize, to: usize| (from * head_dim..to * head_dim).step_by(head_dim);
         for at in rows(0, first) {
             self.resident.push(
@@ -150,7 +146,7 @@ impl HeadCache {
         let Some(tail) = &mut self.tail else {
             return self.resident.push(stores.device, key, value);
         };
-        if self.resident.len() < tail.config.sinks {
+        if self.resident.len() < tail.plan.sinks {
             return self.resident.push(stores.device, key, value);
         }
         tail.window.push(stores.device, key, value)?;
@@ -190,13 +186,13 @@ impl Tail {
 
     /// Of a prompt, the tokens between sinks and window, in whole groups.
     fn whole_groups(&self, num_tokens: usize) -> usize {
-        let candidates = num_tokens.saturating_sub(self.config.sinks + self.config.recent);
+        let candidates = num_tokens.saturating_sub(self.plan.sinks + self.plan.recent);
         self.plan.whole_groups(candidates)
     }
 
     /// Tokens that have grown out of the window and can be coded now.
     fn whole_groups_leaving(&self) -> usize {
-        let candidates = self.window.len().saturating_sub(self.config.recent);
+        let candidates = self.window.len().saturating_sub(self.plan.recent);
         if self.coded.is_none() && candidates < self.plan.fit_tokens() {
             return 0;
         }
@@ -216,7 +212,7 @@ impl Tail {
             Some(coded) => coded,
             none => {
                 let coder = KeyCoder::fit(
-                    self.config.keys,
+                    self.plan.format,
                     &FitInput {
                         head_dim,
                         keys,
@@ -236,7 +232,6 @@ impl Tail {
 
     fn fork(&self, device: &Arena) -> Result<Self> {
         Ok(Self {
-            config: self.config,
             plan: self.plan,
             window: self.window.fork(device)?,
             coded: self.coded.as_ref().map(|coded| coded.fork(device)).transpose()?,

@@ -1,7 +1,7 @@
 //! The bytes that a cache takes, component by component, by the functions that its allocations use.
 
 use heterokv_offload::StoreShape;
-use heterokv_quant::{KeyLayout, RowLayout};
+use heterokv_quant::{KeyFormat, KeyLayout, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
@@ -47,6 +47,13 @@ impl DeviceBytes {
         self.codes += other.codes;
         self.tables += other.tables;
     }
+
+    fn times(self, num_heads: usize) -> Self {
+        let Self { resident, window, codes, tables } = self;
+        let [resident, window, codes, tables] =
+            [resident, window, codes, tables].map(|bytes| bytes * num_heads);
+        Self { resident, window, codes, tables }
+    }
 }
 
 /// What a cache will hold at a length.
@@ -68,35 +75,38 @@ impl CachePlan {
     /// What `config` holds after a prompt of `num_tokens` on a model of `shape`.
     ///
     /// # Errors
-    /// When the key format refuses the shape.
+    /// When a key format or a mix of them refuses the shape.
     pub fn new(config: &CacheConfig, shape: &KvShape, num_tokens: usize) -> Result<Self> {
-        let num_heads = shape.num_layers * shape.heads.num_kv_heads;
-        let head_dim = shape.heads.head_dim;
-        let (device, host_bytes, coded_tokens) = match config {
+        let mut plan = Self {
+            num_tokens,
+            device: DeviceBytes::default(),
+            host_bytes: 0,
+            score_scratch_bytes: 0,
+            full_bytes: full_bytes(shape, num_tokens),
+        };
+        match config {
             CacheConfig::Full => {
+                let head_dim = shape.heads.head_dim;
                 let resident = ExactRows::bytes(head_dim, EXACT_PAGE_TOKENS, num_tokens);
-                (DeviceBytes { resident, ..DeviceBytes::default() }, 0, 0)
+                let of_head = DeviceBytes { resident, ..DeviceBytes::default() };
+                plan.device = of_head.times(shape.num_layers * shape.heads.num_kv_heads);
             }
             CacheConfig::Hca(config) => {
-                let plan = DevicePlan::new(config, shape)?;
-                let coded = plan.coded_after_prompt(num_tokens);
-                let host = host_shape(config, shape).bytes(coded);
-                (plan.after_prompt(num_tokens), host, coded)
+                config.keys.check(shape)?;
+                let mut most_coded = 0;
+                for (format, num_heads) in config.keys.counts(shape) {
+                    let of_head = DevicePlan::new(format, config, shape)?;
+                    let coded = of_head.coded_after_prompt(num_tokens);
+                    let host = host_shape(config, shape);
+                    let host = StoreShape { num_layers: 1, num_kv_heads: num_heads, ..host };
+                    plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
+                    plan.host_bytes += host.bytes(coded);
+                    most_coded = most_coded.max(coded);
+                }
+                plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded);
             }
-        };
-        let per_head = |bytes: usize| bytes * num_heads;
-        Ok(Self {
-            num_tokens,
-            device: DeviceBytes {
-                resident: per_head(device.resident),
-                window: per_head(device.window),
-                codes: per_head(device.codes),
-                tables: per_head(device.tables),
-            },
-            host_bytes,
-            score_scratch_bytes: scratch_bytes(&shape.heads, coded_tokens),
-            full_bytes: full_bytes(shape, num_tokens),
-        })
+        }
+        Ok(plan)
     }
 
     /// Device bytes over the bytes of a full f16 cache.
@@ -126,22 +136,28 @@ pub(crate) fn host_shape(config: &HcaConfig, shape: &KvShape) -> StoreShape {
 /// The device bytes of one (layer, KV head) of an `hca` cache as a function of its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DevicePlan {
+    /// How the keys are coded.
+    pub(crate) format: KeyFormat,
     layout: KeyLayout,
     head_dim: usize,
-    sinks: usize,
-    recent: usize,
+    /// First tokens, exact.
+    pub(crate) sinks: usize,
+    /// Last tokens, exact.
+    pub(crate) recent: usize,
 }
 
 impl DevicePlan {
-    pub(crate) fn new(config: &HcaConfig, shape: &KvShape) -> Result<Self> {
+    /// Of a head of `config` whose keys are coded in `format`, whatever its keys say.
+    pub(crate) fn new(format: KeyFormat, config: &HcaConfig, shape: &KvShape) -> Result<Self> {
         let head_dim = shape.heads.head_dim;
-        let layout = config.keys.layout(head_dim)?;
+        let layout = format.layout(head_dim)?;
         if config.sinks.max(config.recent) > MAX_EXACT_TOKENS {
             return Err(Error::Conflict {
                 conflict: "sinks and recent must be at most 16,777,216",
             });
         }
-        Ok(Self { layout, head_dim, sinks: config.sinks, recent: config.recent })
+        let HcaConfig { sinks, recent, .. } = *config;
+        Ok(Self { format, layout, head_dim, sinks, recent })
     }
 
     /// Tokens beyond sinks and window with which coding begins.

@@ -89,7 +89,7 @@ pub(crate) fn keys_for_ratio(
     let mut least = f64::INFINITY;
     for row_bytes in (1..=head_dim).rev() {
         let Some(keys) = KeyFormat::alloc_of_row_bytes(row_bytes, head_dim) else { continue };
-        let plan = DevicePlan::new(&HcaConfig { keys, ..*config }, shape)?;
+        let plan = DevicePlan::new(keys, config, shape)?;
         let percent = 100.0 * plan.worst_ratio(min_tokens);
         if percent <= ratio {
             return Ok(keys);

@@ -1,11 +1,11 @@
 //! Profiles: key-coder tables fitted once for a model, kept in a file, used for any context.
 //!
-//! The file is in safetensors form: one array per table, named `layer.kv_head.table`, and the format,
-//! the model's fingerprint and the shape in its metadata. HCAttention fits its codebooks offline this
-//! way (arXiv 2507.19823); a cache without a profile fits them on the prompt itself.
+//! The file is in safetensors form: one array per table, named `layer.kv_head.table`, and the format (of a
+//! mix, one for each head), the model's fingerprint and the shape in its metadata. HCAttention fits its
+//! codebooks offline this way (arXiv 2507.19823); a cache without a profile fits them on the prompt itself.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::f16;
 use heterokv_quant::keys::Tables;
@@ -13,7 +13,7 @@ use heterokv_quant::{KeyCoder, KeyFormat};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::cache::{KvCache, KvShape};
-use crate::{Error, Result};
+use crate::{Error, Keys, Result, whole_file};
 
 /// Version of the file's layout.
 const VERSION: &str = "1";
@@ -25,8 +25,7 @@ pub struct Profile {
     num_layers: usize,
     num_kv_heads: usize,
     head_dim: usize,
-    format: KeyFormat,
-    /// `[num_layers, num_kv_heads]`.
+    /// `[num_layers, num_kv_heads]`, one at least.
     coders: Vec<KeyCoder>,
 }
 
@@ -39,21 +38,21 @@ impl Profile {
         let places = (0..num_layers).flat_map(|l| (0..heads.num_kv_heads).map(move |h| (l, h)));
         let coders: Option<Vec<KeyCoder>> =
             places.map(|(layer, head)| cache.coder(layer, head).cloned()).collect();
-        let coders = coders?;
+        let coders = coders.filter(|coders| !coders.is_empty())?;
         Some(Self {
             fingerprint: fingerprint.to_owned(),
             num_layers,
             num_kv_heads: heads.num_kv_heads,
             head_dim: heads.head_dim,
-            format: coders.first()?.format(),
             coders,
         })
     }
 
-    /// The key format that was fitted.
+    /// The key format that was fitted; none where heads have different ones.
     #[must_use]
-    pub fn format(&self) -> KeyFormat {
-        self.format
+    pub fn format(&self) -> Option<KeyFormat> {
+        let format = self.coders[0].format();
+        self.coders.iter().all(|coder| coder.format() == format).then_some(format)
     }
 
     /// The coder of a (layer, KV head) that the shape has.
@@ -61,14 +60,23 @@ impl Profile {
         &self.coders[layer * self.num_kv_heads + kv_head]
     }
 
-    /// Refuses a cache of another shape or key format.
-    pub(crate) fn check(&self, shape: &KvShape, keys: KeyFormat) -> Result<()> {
+    /// Refuses a cache of another shape or of other key formats.
+    pub(crate) fn check(&self, shape: &KvShape, keys: &Keys) -> Result<()> {
         let show = |l: usize, h: usize, d: usize| format!("{l} layers of {h} KV heads of {d}");
         let found = show(self.num_layers, self.num_kv_heads, self.head_dim);
         let heads = shape.heads;
         let expected = show(shape.num_layers, heads.num_kv_heads, heads.head_dim);
         mismatch("shape", found, expected)?;
-        mismatch("key format", self.format.to_string(), keys.to_string())
+        if let (Some(found), Keys::Uniform(expected)) = (self.format(), keys) {
+            return mismatch("key format", found.to_string(), expected.to_string());
+        }
+        for (i, coder) in self.coders.iter().enumerate() {
+            let (layer, head) = (i / self.num_kv_heads, i % self.num_kv_heads);
+            let at_place = |format| format!("{format} in layer {layer}, KV head {head}");
+            let expected = at_place(keys.format((layer, head)));
+            mismatch("key format", at_place(coder.format()), expected)?;
+        }
+        Ok(())
     }
 
     /// Refuses a model other than the one the tables were fitted for.
@@ -85,13 +93,8 @@ impl Profile {
     /// [`Error::ProfileIo`]: a folder that is missing or not writable, and a path that is there and not a
     /// regular file.
     pub fn check_writable(path: &Path) -> Result<()> {
-        let io = |source| Error::ProfileIo { path: path.to_owned(), source };
-        if path.exists() && !path.is_file() {
-            let reason = "there is something else than a regular file at this path";
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason)));
-        }
-        let partial = partial_path(path);
-        std::fs::File::create(&partial).and_then(|_| std::fs::remove_file(&partial)).map_err(io)
+        whole_file::check_writable(path)
+            .map_err(|source| Error::ProfileIo { path: path.to_owned(), source })
     }
 
     /// Writes the profile; a file of that name is replaced whole or not at all.
@@ -102,7 +105,7 @@ impl Profile {
         let metadata = HashMap::from([
             ("heterokv_profile".to_owned(), VERSION.to_owned()),
             ("model".to_owned(), self.fingerprint.clone()),
-            ("keys".to_owned(), self.format.to_string()),
+            ("keys".to_owned(), self.format_names()),
             ("num_layers".to_owned(), self.num_layers.to_string()),
             ("num_kv_heads".to_owned(), self.num_kv_heads.to_string()),
             ("head_dim".to_owned(), self.head_dim.to_string()),
@@ -129,10 +132,19 @@ impl Profile {
             .collect();
         let bytes = safetensors::serialize(views?, Some(metadata));
         let bytes = bytes.map_err(|error| damaged(error.to_string()))?;
-        let partial = partial_path(path);
-        std::fs::write(&partial, bytes)
-            .and_then(|()| std::fs::rename(&partial, path))
+        whole_file::replace(path, &bytes)
             .map_err(|source| Error::ProfileIo { path: path.to_owned(), source })
+    }
+
+    /// The name of the format, or of a mix the names of all heads with blanks between them.
+    fn format_names(&self) -> String {
+        match self.format() {
+            Some(format) => format.to_string(),
+            None => {
+                let names = self.coders.iter().map(|coder| coder.format().to_string());
+                names.collect::<Vec<_>>().join(" ")
+            }
+        }
     }
 
     /// Reads a profile.
@@ -166,12 +178,21 @@ fn parse(bytes: &[u8]) -> std::result::Result<Profile, String> {
     if num_layers * num_kv_heads > 65_536 {
         return Err(format!("{num_layers} layers of {num_kv_heads} KV heads are no model's"));
     }
-    let format: KeyFormat =
-        field("keys")?.parse().map_err(|e: heterokv_quant::Error| e.to_string())?;
+    let formats: Vec<KeyFormat> = field("keys")?
+        .split(' ')
+        .map(|name| name.parse().map_err(|e: heterokv_quant::Error| e.to_string()))
+        .collect::<std::result::Result<_, _>>()?;
+    if formats.len() != 1 && formats.len() != num_layers * num_kv_heads {
+        let found = formats.len();
+        return Err(format!(
+            "it has {found} formats for {num_layers} layers of {num_kv_heads} KV heads"
+        ));
+    }
     let arrays = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let mut coders = Vec::new();
     for layer in 0..num_layers {
         for head in 0..num_kv_heads {
+            let format = formats[coders.len() % formats.len()];
             let mut tables = Tables::new();
             for &name in KeyCoder::table_names(format) {
                 let array = arrays.tensor(&format!("{layer}.{head}.{name}"));
@@ -187,14 +208,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Profile, String> {
         }
     }
     let fingerprint = field("model")?.clone();
-    Ok(Profile { fingerprint, num_layers, num_kv_heads, head_dim, format, coders })
-}
-
-/// Where a profile is written before it is whole.
-fn partial_path(path: &Path) -> PathBuf {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    partial.into()
+    Ok(Profile { fingerprint, num_layers, num_kv_heads, head_dim, coders })
 }
 
 fn mismatch(field: &'static str, found: String, expected: String) -> Result<()> {

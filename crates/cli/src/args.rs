@@ -5,11 +5,11 @@ mod quantity;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use heterokv_cache::{CacheSpec, SPEC_GRAMMAR};
+use heterokv_cache::{CacheSpec, KeyFormat, SPEC_GRAMMAR};
 use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
-use quantity::{parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
+use quantity::{parse_bits, parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
 
 /// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
 /// in host memory
@@ -45,6 +45,13 @@ pub(crate) enum Command {
     /// Fit a key format's tables on a text, once for all contexts
     #[command(after_long_help = cache_help())]
     Profile(ProfileArgs),
+    /// Choose a key format for each head by what it costs on a text, for caches with keys=mix:FILE
+    ///
+    /// The keys of one head at a time are coded in each format, and the error of its attention is followed
+    /// into the residual stream; then each head gets the format with which all of them together lose least
+    /// at the size asked for. The text should be like those to come, and none of them.
+    #[command(after_long_help = cache_help())]
+    Mix(MixArgs),
 }
 
 /// Which model, and in what form.
@@ -301,6 +308,46 @@ pub(crate) struct ProfileArgs {
     /// Go on where the context is longer than what the model was trained for
     #[arg(long)]
     pub(crate) allow_beyond_trained: bool,
+}
+
+/// `heterokv mix`.
+#[derive(Args)]
+pub(crate) struct MixArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text file to measure on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) corpus: PathBuf,
+    /// Bits of an element of the keys, the mean over all heads, scales and tables included
+    #[arg(long, value_name = "BITS", value_parser = parse_bits, allow_negative_numbers = true)]
+    pub(crate) bits: f64,
+    /// Tokens of context, for which tables are counted
+    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
+    pub(crate) context: usize,
+    /// Tokens behind the context whose queries are asked
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_count, allow_negative_numbers = true)]
+    pub(crate) steps: usize,
+    /// First token of the context in the corpus
+    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
+    pub(crate) token_offset: usize,
+    /// Key formats to choose among
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_values_t = mix_formats())]
+    pub(crate) formats: Vec<KeyFormat>,
+    /// Measure what the choice of tokens costs, for hca-rescore, where coded keys only select
+    #[arg(long)]
+    pub(crate) rescore: bool,
+    /// Where to write the mix; a path without commas
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Go on where the context is longer than what the model was trained for
+    #[arg(long)]
+    pub(crate) allow_beyond_trained: bool,
+}
+
+/// `alloc` from its least bits on, in steps that grow as the curves get flat.
+fn mix_formats() -> Vec<KeyFormat> {
+    let quarters = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32];
+    quarters.map(|quarters| KeyFormat::Alloc { centibits: 25 * quarters }).to_vec()
 }
 
 fn cache_help() -> String {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheSpec, KvCache, Level, Profile};
+use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
@@ -79,14 +79,23 @@ impl Opened {
         Ok(Some(profile))
     }
 
+    /// What `spec` means for this model.
+    ///
+    /// # Errors
+    /// A spec that does not fit the model, and a mix of formats for another one.
+    pub(crate) fn resolve(&self, spec: &CacheSpec) -> Result<CacheConfig> {
+        let config = spec.resolve(&kv_shape(self.checkpoint.config())?)?;
+        config.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
+        Ok(config)
+    }
+
     /// An empty cache for this model.
     ///
     /// # Errors
-    /// A spec that does not fit the model, and a profile that does not fit the spec.
+    /// As [`Opened::resolve`], and a profile that does not fit the spec.
     pub(crate) fn cache(&self, spec: &CacheSpec, profile: Option<&Profile>) -> Result<KvCache> {
         let shape = kv_shape(self.checkpoint.config())?;
-        let config = spec.resolve(&shape)?;
-        Ok(KvCache::new(shape, config, self.level, profile)?)
+        Ok(KvCache::new(shape, self.resolve(spec)?, self.level, profile)?)
     }
 
     /// What is running: model, form, instruction set, threads.

@@ -1,5 +1,9 @@
 //! What can go wrong in this crate.
 
+use heterokv_cache::KeyFormat;
+
+use crate::ExactTokens;
+
 /// The result of a fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -38,6 +42,21 @@ pub enum Error {
         /// Tokens of context.
         context: usize,
     },
+    /// A text too short to have tokens to code.
+    #[error(
+        "{num_tokens} tokens are too few to code any: {} first and {} recent ones stay exact, and {num_steps} ask; \
+         use a longer context",
+        exact.sinks,
+        exact.recent
+    )]
+    ShortSample {
+        /// Tokens of the text.
+        num_tokens: usize,
+        /// Those that stay exact.
+        exact: ExactTokens,
+        /// Tokens at the end whose queries are asked.
+        num_steps: usize,
+    },
     /// A row that the token list does not have.
     #[error("row {row} is outside the {num_tokens} tokens")]
     NoSuchRow {
@@ -57,6 +76,22 @@ pub enum Error {
         /// Index of the token fed.
         step: usize,
     },
+    /// A cost by which formats cannot be compared.
+    #[error("what {format} keys cost in layer {layer}, KV head {kv_head} is not a finite number")]
+    Cost {
+        /// The format.
+        format: KeyFormat,
+        /// Layer of the head.
+        layer: usize,
+        /// KV head in the layer.
+        kv_head: usize,
+    },
+    /// A key format refused, or there is no mix of the size asked for.
+    #[error(transparent)]
+    Quant(#[from] heterokv_quant::Error),
+    /// A selection is impossible, or a weight is not a number.
+    #[error(transparent)]
+    Evict(#[from] heterokv_evict::Error),
     /// The model or a cache refused.
     #[error(transparent)]
     Model(#[from] heterokv_model::Error),

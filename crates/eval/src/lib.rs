@@ -4,14 +4,25 @@
 //! uses; then each cache is fed the same tokens one at a time, and its next-token distributions are
 //! compared with those of `full`.
 //!
+//! What a key format costs in the attention of a single head is measured too ([`ExactAttention`]), and by it
+//! formats are chosen head by head ([`measure_sensitivity`]).
+//!
 //! This crate prints nothing and reads no file.
 
+mod attention;
 mod compare;
 mod error;
+mod heads;
 mod logits;
 mod metrics;
+mod projected;
+mod selection;
+mod sensitivity;
 
+pub use attention::{AttentionError, ExactAttention, exact_scores};
 pub use compare::{CacheResult, Mode, Window, compare_caches};
 pub use error::{Error, Result};
+pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metrics::{Distribution, kl_divergence};
+pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};

@@ -61,6 +61,8 @@ pub struct PromptBlock<'a> {
     pub layer: usize,
     /// Position of the block's first token.
     pub first: usize,
+    /// What enters the layer, of the block: the residual stream `[n, hidden_size]`, f32.
+    pub hidden: &'a [f32],
     /// Post-RoPE queries of the block `[n, num_qo_heads, head_dim]`, f32.
     pub q: &'a [f32],
     /// Post-RoPE keys of the whole prompt `[num_tokens, num_kv_heads, head_dim]`, f32.
@@ -136,6 +138,13 @@ impl Model {
         self.level
     }
 
+    /// What a layer multiplies its attention outputs `[num_qo_heads, head_dim]` with before they are added to
+    /// the residual stream: `[hidden_size, num_qo_heads · head_dim]`. None where there is no such layer.
+    #[must_use]
+    pub fn output_projection(&self, layer: usize) -> Option<&WeightMatrix> {
+        self.layers.get(layer).map(|layer| &layer.o.weights)
+    }
+
     /// Bytes of the weight matrices as held.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
@@ -209,7 +218,7 @@ impl Model {
                 let (q, attended) = (&mut q[..len], &mut attended[..len]);
                 self.project_q(layer, hidden, first, q)?;
                 if let Some(observer) = &mut observer {
-                    observer(&PromptBlock { layer: index, first, q, k: &k, v: &v });
+                    observer(&PromptBlock { layer: index, first, hidden, q, k: &k, v: &v });
                 }
                 prompt.attend(first, q, attended)?;
                 self.finish_layer(layer, attended, hidden)?;

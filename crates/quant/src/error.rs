@@ -109,6 +109,32 @@ pub enum Error {
         /// Bytes of a row.
         expected: usize,
     },
+    /// A head for which nothing can be chosen.
+    #[error("head {head} has no candidates to choose from; give it one at least")]
+    NoCandidates {
+        /// Index of the head.
+        head: usize,
+    },
+    /// A distortion by which candidates cannot be ordered.
+    #[error(
+        "distortion {distortion} of candidate {candidate} of head {head} is not a finite number"
+    )]
+    Distortion {
+        /// Index of the head.
+        head: usize,
+        /// Index of the candidate.
+        candidate: usize,
+        /// The value found.
+        distortion: f64,
+    },
+    /// Fewer bytes than the cheapest choice takes.
+    #[error("a budget of {budget} bytes is too small, the cheapest choice takes {least}")]
+    Budget {
+        /// The budget.
+        budget: u64,
+        /// Bytes of the cheapest choice.
+        least: u128,
+    },
     /// A slice does not have the length that the shapes ask for.
     #[error("{what} has length {actual}, its shape needs {expected}")]
     LengthMismatch {

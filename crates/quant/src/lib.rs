@@ -10,6 +10,7 @@ mod bits;
 mod error;
 mod grouped;
 pub mod keys;
+pub mod mix;
 mod rotation;
 pub mod rows;
 mod saturate;

@@ -29,11 +29,11 @@ const PROMPT_TOKENS: usize = 400;
 /// Tokens fed behind them.
 const STEPS: usize = 12;
 
-fn tiny_model() -> Model {
+pub(crate) fn tiny_model() -> Model {
     load(&fixture("llama3-rope-scaling"), ComputeType::F32)
 }
 
-fn tokens(model: &Model, num_tokens: usize) -> Vec<u32> {
+pub(crate) fn tokens(model: &Model, num_tokens: usize) -> Vec<u32> {
     let vocab_size = model.config().vocab_size as u64;
     // Knuth's multiplier scatters the ids; the text does not have to mean anything.
     (1..=num_tokens as u64).map(|i| ((i * 2_654_435_761) >> 7) as u32 % vocab_size as u32).collect()
@@ -52,7 +52,7 @@ fn split(model: &Model) -> (Vec<u32>, Vec<u32>) {
     (prompt, fed)
 }
 
-fn check_twice(model: &Model, specs: &[&str]) {
+pub(crate) fn check_twice(model: &Model, specs: &[&str]) {
     let (prompt, _) = split(model);
     for spec in specs {
         let run = || {
@@ -102,6 +102,27 @@ fn forks_of_full_do_not_differ_on_the_default_model() {
     check_forks(&smollm.load(ComputeType::Q8));
 }
 
+/// What a layer takes in is what came out of the embedding: the same for the same token, wherever it stands.
+/// From the first layer on, every token has its own.
+#[test]
+fn an_observer_sees_what_enters_a_layer() {
+    let model = tiny_model();
+    let hidden_size = model.config().hidden_size;
+    let prompt = tokens(&model, 700);
+    let mut layers = vec![Vec::new(); model.config().num_layers];
+    let last = model.prefill_observed(&prompt, &mut [], &mut |block: &PromptBlock<'_>| {
+        layers[block.layer].extend_from_slice(block.hidden);
+    });
+    assert_eq!(layers[0].len(), last.unwrap().len());
+    let row =
+        |layer: usize, token: usize| bits(&layers[layer][token * hidden_size..][..hidden_size]);
+    let again = (1..700).find(|&token| prompt[token] == prompt[0]).expect("a small vocabulary");
+    assert_eq!(row(0, 0), row(0, again));
+    assert_ne!(row(1, 0), row(1, again));
+    let other = (1..700).find(|&token| prompt[token] != prompt[0]).expect("more than one token");
+    assert_ne!(row(0, 0), row(0, other));
+}
+
 fn check_threads(model: &Model, specs: &[&str]) {
     let (prompt, fed) = split(model);
     let run = |num_threads: usize| {
@@ -131,7 +152,7 @@ fn the_number_of_threads_does_not_show_on_the_default_model() {
 
 /// A cache that was prefilled alone, as generation does it, and one beside others, as comparisons do:
 /// the same bytes in use, and the same bits out of every later step.
-fn check_alone(model: &Model, specs: &[&str]) {
+pub(crate) fn check_alone(model: &Model, specs: &[&str]) {
     let (prompt, fed) = split(model);
     let (together_logits, together) = prefilled(model, specs, &prompt);
     let window =

@@ -14,6 +14,7 @@ mod distance;
 mod files;
 mod golden;
 mod hostile;
+mod mixes;
 mod passkey;
 mod quality;
 mod smollm;

@@ -12,16 +12,16 @@ use crate::files::is_long;
 use crate::smollm::{Smollm, cache, feed, timed};
 
 /// A cache, its promised share of a full cache's bytes, and the bars it is held to.
-struct Promise {
-    spec: &'static str,
+pub(crate) struct Promise {
+    pub(crate) spec: &'static str,
     /// Percent of the bytes; `None` where the promise begins beyond this length.
-    percent: Option<f64>,
-    plain_kl: f64,
-    recall_kl: Option<f64>,
+    pub(crate) percent: Option<f64>,
+    pub(crate) plain_kl: f64,
+    pub(crate) recall_kl: Option<f64>,
     /// Share of plain steps with the same most probable token, over all offsets together.
-    top1: Option<f64>,
+    pub(crate) top1: Option<f64>,
     /// Rows read per KV head over tokens held; `None` where all are.
-    rows_read: Option<f64>,
+    pub(crate) rows_read: Option<f64>,
 }
 
 const PROMISES: [Promise; 6] = [
@@ -142,14 +142,14 @@ impl Coded {
 }
 
 /// Where the windows begin, and how many tokens are fed behind each.
-struct Tier {
+pub(crate) struct Tier {
     offsets: &'static [usize],
     steps: usize,
 }
 
 impl Tier {
     /// Every bar in full; else one window, a quarter of the steps, and the same bars.
-    fn of(offsets: &'static [usize]) -> Self {
+    pub(crate) fn of(offsets: &'static [usize]) -> Self {
         if is_long() {
             Self { offsets, steps: 256 }
         } else {
@@ -208,7 +208,7 @@ fn key_codes_keep_their_bars() {
 }
 
 /// Measures every cache on every window and holds it to its bars.
-fn hold(promises: &[Promise], tier: &Tier) {
+pub(crate) fn hold(promises: &[Promise], tier: &Tier) {
     let Some(smollm) = Smollm::or_skip() else { return };
     let Some(corpus) = smollm.corpus_or_skip() else { return };
     let model = smollm.load(ComputeType::Q8);

@@ -1,9 +1,10 @@
 //! A data set: heads, each with the tokens that are coded, those that stay exact, and the queries that follow.
 
 use anyhow::{Result, ensure};
+use heterokv_eval::{HeadRows, HeadSample};
 
-use super::{HeadKeys, ProfileRows, RECENT, SINKS};
-use crate::synthetic::{self, HeadRows};
+use super::{EXACT, HeadKeys, ProfileRows};
+use crate::synthetic;
 
 /// Heads of one source.
 pub(crate) struct DataSet {
@@ -21,23 +22,13 @@ pub(crate) struct DataSet {
 /// One (layer, KV head).
 pub(crate) struct HeadData {
     index: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) group_size: usize,
-    /// Coded keys and their values `[num_coded, head_dim]`.
-    pub(crate) keys: Vec<f32>,
-    pub(crate) values: Vec<f32>,
-    /// Keys and values that stay exact, in order of position `[SINKS + RECENT - 1 + num_steps, head_dim]`.
-    pub(crate) resident_keys: Vec<f32>,
-    pub(crate) resident_values: Vec<f32>,
-    /// `[num_steps, group_size, head_dim]`.
-    pub(crate) queries: Vec<f32>,
-    query_energy: Vec<f32>,
+    pub(crate) sample: HeadSample,
     profile: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 /// Tokens of a head's rows of which `num_coded` are coded and `num_steps` ask.
 pub(crate) fn tokens_needed(num_coded: usize, num_steps: usize) -> usize {
-    SINKS + num_coded + RECENT - 1 + num_steps
+    EXACT.sinks + num_coded + EXACT.recent - 1 + num_steps
 }
 
 impl HeadData {
@@ -51,26 +42,10 @@ impl HeadData {
         num_coded: usize,
         num_steps: usize,
     ) -> Result<Self> {
-        let HeadRows { head_dim, group_size, .. } = *rows;
-        let num_tokens = rows.keys.len() / head_dim;
+        let num_tokens = rows.keys.len() / rows.head_dim;
         let needed = tokens_needed(num_coded, num_steps);
         ensure!(num_tokens == needed, "{num_tokens} tokens instead of {needed}");
-        let coded = SINKS * head_dim..(SINKS + num_coded) * head_dim;
-        let resident = |rows: &[f32]| [&rows[..coded.start], &rows[coded.end..]].concat();
-        let first_query = (num_tokens - num_steps) * group_size * head_dim;
-        let (context, queries) = rows.queries.split_at(first_query);
-        Ok(Self {
-            index,
-            head_dim,
-            group_size,
-            keys: rows.keys[coded.clone()].to_vec(),
-            values: rows.values[coded.clone()].to_vec(),
-            resident_keys: resident(&rows.keys),
-            resident_values: resident(&rows.values),
-            queries: queries.to_vec(),
-            query_energy: synthetic::energy(context, head_dim),
-            profile: None,
-        })
+        Ok(Self { index, sample: HeadSample::split(rows, EXACT, num_steps)?, profile: None })
     }
 
     /// The same head with keys of other text `[n, head_dim]` and the mean of q² over its queries.
@@ -79,20 +54,15 @@ impl HeadData {
         self
     }
 
-    /// Exact tokens that the queries of step `step` see.
-    pub(crate) fn visible(&self, step: usize) -> usize {
-        SINKS + RECENT + step
-    }
-
     pub(crate) fn as_keys(&self) -> HeadKeys<'_> {
         let profile = self.profile.as_ref();
         HeadKeys {
             index: self.index,
-            head_dim: self.head_dim,
-            keys: &self.keys,
-            query_energy: &self.query_energy,
-            queries: &self.queries,
-            sm_scale: 1.0 / (self.head_dim as f32).sqrt(),
+            head_dim: self.sample.head_dim(),
+            keys: self.sample.keys(),
+            query_energy: self.sample.query_energy(),
+            queries: self.sample.queries(),
+            sm_scale: self.sample.sm_scale(),
             profile: profile.map(|(keys, query_energy)| ProfileRows { keys, query_energy }),
         }
     }
@@ -126,17 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_token_is_coded_or_exact_and_the_last_ones_ask() {
+    fn as_many_tokens_are_coded_as_were_asked_for() {
         let (num_coded, num_steps) = (96, 5);
         let rows = synthetic::head(1, 8, 2, tokens_needed(num_coded, num_steps));
         let head = HeadData::split(0, &rows, num_coded, num_steps).expect("there are enough");
-        assert_eq!(head.keys[..8], rows.keys[SINKS * 8..][..8]);
-        let all = [&head.resident_keys[..SINKS * 8], &head.keys, &head.resident_keys[SINKS * 8..]];
-        assert_eq!(all.concat(), rows.keys);
-        assert_eq!(head.queries.len(), num_steps * 2 * 8);
-        // The last query is the last token's, and sees every exact token.
-        assert_eq!(head.queries[head.queries.len() - 8..], rows.queries[rows.queries.len() - 8..]);
-        assert_eq!(head.visible(num_steps - 1) * 8, head.resident_keys.len());
+        assert_eq!(head.as_keys().keys.len(), num_coded * 8);
+        assert_eq!(head.as_keys().queries.len(), num_steps * 2 * 8);
         assert!(HeadData::split(0, &rows, num_coded + 1, num_steps).is_err());
     }
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use heterokv_eval::{HeadRows, relative_energy, visit_layers};
 use heterokv_model::text::{EncodeOptions, ModelText};
 use heterokv_model::{Checkpoint, ComputeType, Model};
 use heterokv_quant::Level;
 
-use super::SINKS;
+use super::EXACT;
 use super::data::{DataSet, HeadData, tokens_needed};
-use crate::synthetic::{self, HeadRows};
 
 /// What is dumped.
 pub(crate) struct Dump<'a> {
@@ -109,33 +109,14 @@ fn spread(total: usize, num_layers: usize) -> Vec<usize> {
 
 /// The rows of every KV head of `layers`, layer by layer.
 fn capture(model: &Model, tokens: &[u32], layers: &[usize]) -> Result<Vec<HeadRows>> {
-    let heads = model.kv_shape().heads;
     let mut captured: Vec<HeadRows> = Vec::new();
-    model.prefill_observed(tokens, &mut [], &mut |block| {
-        if !layers.contains(&block.layer) {
-            return;
+    visit_layers(model, tokens, &mut |rows| {
+        if layers.contains(&rows.layer) {
+            captured.extend(rows.heads);
         }
-        if block.first == 0 {
-            captured.extend((0..heads.num_kv_heads).map(|head| HeadRows {
-                head_dim: heads.head_dim,
-                group_size: heads.group_size(),
-                keys: columns(block.k, heads.kv_row_len(), head, heads.head_dim),
-                values: columns(block.v, heads.kv_row_len(), head, heads.head_dim),
-                queries: Vec::new(),
-            }));
-        }
-        let group_len = heads.group_size() * heads.head_dim;
-        let first = captured.len() - heads.num_kv_heads;
-        for (head, rows) in captured[first..].iter_mut().enumerate() {
-            rows.queries.extend(columns(block.q, heads.qo_row_len(), head, group_len));
-        }
+        Ok(())
     })?;
     Ok(captured)
-}
-
-/// Columns `index · width..` of rows of `row_len`.
-fn columns(rows: &[f32], row_len: usize, index: usize, width: usize) -> Vec<f32> {
-    rows.chunks_exact(row_len).flat_map(|row| &row[index * width..][..width]).copied().collect()
 }
 
 /// What the pieces of the profile's text gave of one head.
@@ -148,14 +129,15 @@ struct Profile {
 impl Profile {
     fn add(&mut self, rows: &HeadRows) {
         // The first tokens of every piece are sinks, which no codec is asked to hold.
-        self.keys.extend_from_slice(rows.keys.get(SINKS * rows.head_dim..).unwrap_or_default());
-        self.energies.push(synthetic::energy(&rows.queries, rows.head_dim));
+        self.keys
+            .extend_from_slice(rows.keys.get(EXACT.sinks * rows.head_dim..).unwrap_or_default());
+        self.energies.push(relative_energy(&rows.queries, rows.head_dim));
     }
 
     fn given_to(self, head: HeadData) -> HeadData {
         let num_pieces = self.energies.len() as f32;
         let channel = |c: usize| self.energies.iter().map(|e| e[c]).sum::<f32>() / num_pieces;
-        let energy = (0..head.head_dim).map(channel).collect();
+        let energy = (0..head.sample.head_dim()).map(channel).collect();
         head.with_profile(self.keys, energy)
     }
 }
@@ -169,12 +151,6 @@ mod tests {
         assert_eq!(spread(30, 8), [0, 4, 8, 12, 17, 21, 25, 29]);
         assert_eq!(spread(30, 1), [0]);
         assert_eq!(spread(2, 8), [0, 1]);
-    }
-
-    #[test]
-    fn columns_are_those_of_the_head() {
-        let rows: Vec<f32> = (0..12).map(|x| x as f32).collect();
-        assert_eq!(columns(&rows, 6, 1, 2), [2.0, 3.0, 8.0, 9.0]);
     }
 
     #[test]

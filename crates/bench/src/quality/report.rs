@@ -1,10 +1,10 @@
 //! All codecs over a data set, measured and put into a table.
 
 use anyhow::{Context, Result, ensure};
+use heterokv_eval::{AttentionError, ExactAttention};
 use rayon::prelude::*;
 
 use super::front::is_on_front;
-use super::measure::{HeadError, Truth};
 use super::{DataSet, KeyCodec};
 use crate::sheet::{Cell, Sheet};
 
@@ -43,16 +43,18 @@ pub(crate) fn measure(
     codecs: &[(Origin, Box<dyn KeyCodec>)],
     say: &dyn Fn(&str),
 ) -> Result<Vec<QualityRow>> {
-    let truths: Vec<Truth> = data.heads.par_iter().map(Truth::of).collect();
+    let truths: Vec<ExactAttention> =
+        data.heads.par_iter().map(|head| ExactAttention::of(&head.sample)).collect();
     let mut rows = Vec::new();
     for (origin, codec) in codecs {
         let name = codec.name();
         say(&format!("{}: {name}", data.name));
         let heads = data.heads.par_iter().zip(&truths).map(|(head, truth)| {
             let coded = codec.scores(&head.as_keys()).with_context(|| name.clone())?;
-            Ok(coded.map(|coded| (coded.bits_per_element, truth.compare(head, &coded.scores))))
+            Ok(coded
+                .map(|coded| (coded.bits_per_element, truth.compare(&head.sample, &coded.scores))))
         });
-        let heads: Option<Vec<(f64, HeadError)>> =
+        let heads: Option<Vec<(f64, AttentionError)>> =
             heads.collect::<Result<Vec<_>>>()?.into_iter().collect();
         let Some(heads) = heads else { continue };
         let row = summarise(name, *origin, &heads);
@@ -67,9 +69,9 @@ pub(crate) fn measure(
     Ok(rows)
 }
 
-fn summarise(codec: String, origin: Origin, heads: &[(f64, HeadError)]) -> QualityRow {
+fn summarise(codec: String, origin: Origin, heads: &[(f64, AttentionError)]) -> QualityRow {
     let num_heads = heads.len() as f64;
-    let sum = |f: fn(&HeadError) -> f64| heads.iter().map(|(_, error)| f(error)).sum::<f64>();
+    let sum = |f: fn(&AttentionError) -> f64| heads.iter().map(|(_, error)| f(error)).sum::<f64>();
     let mut errors: Vec<f32> = heads.iter().flat_map(|(_, error)| &error.scores).copied().collect();
     let squares: f64 = errors.iter().map(|&e| f64::from(e) * f64::from(e)).sum();
     let rms = (squares / errors.len() as f64).sqrt();

@@ -3,6 +3,7 @@
 mod bytes;
 mod copies;
 mod exact;
+mod mixes;
 mod profiles;
 mod refusals;
 mod selection;

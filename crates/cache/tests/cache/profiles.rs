@@ -30,7 +30,7 @@ fn a_profile_read_back_attends_to_the_bit() {
     for keys in KEYS {
         let (profile, path) = saved(folder.path(), keys, &tokens);
         let loaded = Profile::load(&path).unwrap_or_else(|e| panic!("{keys}: {e}"));
-        assert_eq!(loaded.format(), keys.parse().unwrap());
+        assert_eq!(loaded.format(), Some(keys.parse().unwrap()));
         loaded.check_fingerprint("model-7").expect("the model it was fitted for");
         let run = |profile: &Profile| {
             let mut cache = cache_with(&spec_of(keys), tokens.shape, Some(profile));

@@ -120,7 +120,7 @@ fn configs_that_cannot_work_are_refused_before_anything_is_allocated() {
     let CacheConfig::Hca(good) = config("keys=int8-token", shape) else { panic!("not full") };
     let refused =
         |config| KvCache::new(shape, CacheConfig::Hca(config), Level::SCALAR, None).is_err();
-    assert!(!refused(good));
+    assert!(!refused(good.clone()));
     let mut bad = vec![good; 6];
     bad[0].recent = 0;
     bad[1].sinks = usize::MAX;
@@ -129,7 +129,7 @@ fn configs_that_cannot_work_are_refused_before_anything_is_allocated() {
     bad[4].max = 0;
     (bad[5].renormalise, bad[5].rescore) = (false, Some(heterokv_cache::RowFormat::F16));
     for config in bad {
-        assert!(refused(config), "{config}");
+        assert!(refused(config.clone()), "{config}");
     }
     for head_dim in [12, 60] {
         let odd = super::shape(1, 2, 1, head_dim);

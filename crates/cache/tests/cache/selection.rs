@@ -1,6 +1,6 @@
 //! What a step reads and how it weighs it, against the definition written out in f64.
 
-use heterokv_cache::{HcaConfig, KeyFormat, RowFormat};
+use heterokv_cache::{HcaConfig, KeyFormat, Keys, RowFormat};
 use heterokv_evict::{Rule, Union};
 use heterokv_quant::{FitInput, KeyCoder, Level, Precision, PreparedQueries, ScoreRows};
 use heterokv_testkit::{Tolerance, compare};
@@ -119,7 +119,8 @@ fn expected(
         let resident = |x: &[f32]| [&x[..coded_span.start], &x[coded_span.end..]].concat();
         let (resident_keys, resident_values) = (resident(&keys), resident(&values));
         let host_values = stored(config.values, dim, &values[coded_span.clone()]);
-        let device = Coded::new(config.keys, dim, &keys[coded_span.clone()]);
+        let Keys::Uniform(format) = config.keys else { panic!("one format") };
+        let device = Coded::new(format, dim, &keys[coded_span.clone()]);
         let device_keys = device.decoded(dim);
         let host_keys = match config.rescore {
             None => device_keys.clone(),

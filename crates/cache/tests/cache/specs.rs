@@ -166,6 +166,7 @@ fn the_grammar_names_every_option() {
         "hca",
         "hca-rescore",
         "keys=",
+        "keys=mix:",
         "values=",
         "rescore=",
         "select=",

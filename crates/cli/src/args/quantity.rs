@@ -14,6 +14,12 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
+/// Reads a number of bits, not necessarily whole.
+pub(super) fn parse_bits(text: &str) -> Result<f64, String> {
+    let bits = text.parse().ok().filter(|&bits: &f64| bits > 0.0 && bits <= 64.0);
+    bits.ok_or_else(|| "expected a number of bits above 0, such as 2.25".to_owned())
+}
+
 /// Reads the beginning of random numbers.
 pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
@@ -58,6 +64,14 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bits() {
+        assert_eq!(["2.25", "1"].map(parse_bits), [Ok(2.25), Ok(1.0)]);
+        for wrong in ["0", "-1", "nan", "inf", "65", "two", ""] {
+            assert!(parse_bits(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn tokens() {

@@ -4,6 +4,7 @@ mod chat;
 mod eval;
 mod generate;
 mod inspect;
+mod mix;
 mod plan;
 mod profile;
 
@@ -23,5 +24,6 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Mix(args) => mix::run(&args),
     }
 }

@@ -98,6 +98,11 @@ impl Shape {
         if has_weights {
             let checkpoint = open_checkpoint(path)?;
             let config = checkpoint.config().clone();
+            let (kv_shape, fingerprint) =
+                (kv_shape(&config)?, checkpoint.fingerprint().to_string());
+            for spec in &args.cache {
+                spec.resolve(&kv_shape)?.check_fingerprint(&fingerprint)?;
+            }
             let mut weights =
                 vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
             let form = args.compute.to_string();

@@ -1,6 +1,6 @@
 //! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use heterokv_cache::{CacheConfig, KvCache, Profile};
 
 use crate::args::ProfileArgs;
@@ -8,17 +8,19 @@ use crate::load::{Opened, read_text};
 use crate::output::{bytes, count, print_line, say, tokens as counted};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
-use crate::requirement::{check_memory, kv_shape, plan};
+use crate::requirement::{check_memory, plan};
 
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     Profile::check_writable(&args.out)?;
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
-    let resolved = args.cache.resolve(&kv_shape(config)?)?;
-    ensure!(
-        resolved != CacheConfig::Full,
-        "the full cache has no tables to fit; name one with coded keys, as in --cache hca:12.5%"
-    );
+    let resolved = opened.resolve(&args.cache)?;
+    let CacheConfig::Hca(hca) = &resolved else {
+        bail!(
+            "the full cache has no tables to fit; name one with coded keys, as in --cache hca:12.5%"
+        );
+    };
+    let keys = hca.keys.to_string();
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
     let end = args.token_offset.saturating_add(args.context);
     let window = tokens.get(args.token_offset..end).with_context(|| {
@@ -51,9 +53,8 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     })?;
     profile.save(&args.out)?;
     print_line(&format!(
-        "{}: tables of {} for {}, fitted on {}, {}; use with --profile",
+        "{}: tables of {keys} for {}, fitted on {}, {}; use with --profile",
         args.out.display(),
-        profile.format(),
         opened.name,
         counted(window.len()),
         bytes(std::fs::metadata(&args.out).map_or(0, |file| file.len()))

@@ -281,6 +281,63 @@ fn a_profile_that_cannot_be_written_or_used() {
 }
 
 #[test]
+fn a_mix_that_cannot_be_made() {
+    let corpus = file("unmixed.txt", &prose(500));
+    let out = file("unmixed.mix", "");
+    let mix = ["mix", "--model", model(), "--corpus", &corpus, "--context", "400", "--bits"];
+    let refused = |args: &[&str], parts: &[&str]| refuses(&[&mix[..], args].concat(), parts);
+    refused(&["2.25", "--out", &format!("{corpus}.d/x")], &["mix ", "No such file"]);
+    refused(&["2.25", "--out", model()], &["something else than a regular file"]);
+    let comma = format!("{corpus},mix");
+    refused(&["2.25", "--out", &comma], &["has a comma", "give --out a path without one"]);
+    refused(&["0", "--out", &out], &["expected a number of bits above 0, such as 2.25"]);
+    refused(&["2", "--out", &out, "--formats", "alloc/99"], &["unknown key format 'alloc/99'"]);
+    refused(&["2", "--out", &out, "--formats", "int4-token/128"], &["groups of 128 channels"]);
+    refused(
+        &["0.7", "--out", &out],
+        &["--bits 0.7 is less than the smallest of the formats takes: 0.79", "at 400 tokens"],
+    );
+    refused(
+        &["2.25", "--out", &out, "--token-offset", "50"],
+        &["unmixed.txt has 500 tokens, 464 from token 50 are asked for"],
+    );
+    let long = file("long-mix.txt", &prose(TRAINED_TOKENS + 64));
+    let context = TRAINED_TOKENS.to_string();
+    let args = ["--bits", "3", "--out", &out, "--corpus", &long, "--context", &context];
+    let parts = ["1024 tokens of context and 64 behind it are more", "--allow-beyond-trained"];
+    refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
+    let args = ["--corpus", &corpus, "--context", "300", "--bits", "4", "--out", &out];
+    let parts = ["alloc/0.5 needs at least 256 tokens to fit its tables, got 233"];
+    refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "", "nothing was written");
+}
+
+#[test]
+fn a_mix_of_another_model_or_none() {
+    let (corpus, out) = (file("mix-fit.txt", &prose(500)), file("other.mix", ""));
+    let args = ["--corpus", &corpus, "--context", "400", "--bits", "4", "--out", &out];
+    stdout_of(&[&["mix", "--model", other_model()][..], &args].concat());
+    let spec = format!("keys=mix:{out}");
+    let parts = ["the mix is for model ", "make one with `heterokv mix`"];
+    generate_refuses(&["--cache", &spec], &parts);
+    refuses(&["plan", "--model", model(), "--cache", &spec], &parts);
+    let args = ["--corpus", &corpus, "--context", "400", "--cache", &spec];
+    refuses(&[&["eval", "--model", model(), "--continuation", "8"][..], &args].concat(), &parts);
+    let profile = file("never-mixed.profile", "");
+    let args = [&args[..], &["--out", &profile]].concat();
+    refuses(&[&["profile", "--model", model()][..], &args].concat(), &parts);
+    let parts = ["the mix is for shape 2 layers of 1 KV heads of 64, not 32 layers of 8 KV heads"];
+    refuses(&["plan", "--model", "llama-3-8b", "--cache", &spec], &parts);
+    stdout_of(&["plan", "--model", other_model(), "--context", "500", "--cache", &spec]);
+    let spec = format!("keys=mix:{corpus}");
+    generate_refuses(&["--cache", &spec], &["mix-fit.txt is damaged or not a mix: expected"]);
+    generate_refuses(&["--cache", "keys=mix:nowhere"], &["mix nowhere: No such file"]);
+    generate_refuses(&["--cache", "keys=mix:a,b"], &["the path of a mix cannot hold one"]);
+    #[cfg(unix)]
+    generate_refuses(&["--cache", "keys=mix:/dev/zero"], &["else than a regular file"]);
+}
+
+#[test]
 fn a_folder_without_tokenizer() {
     let folder = format!("{}-without-tokenizer", model());
     std::fs::create_dir_all(&folder).unwrap();

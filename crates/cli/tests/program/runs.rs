@@ -152,6 +152,67 @@ fn eval_holds_caches_against_the_full_one() {
 }
 
 #[test]
+fn a_mix_is_measured_and_used_by_every_command() {
+    let corpus = file("mix.txt", &prose(1000));
+    let out = file("tiny.mix", "");
+    let measure = ["--corpus", &corpus, "--context", "700", "--steps", "20", "--bits"];
+    let mix = [&["mix", "--model", model()][..], &measure, &["8.5", "--out", &out]].concat();
+    let stdout = stdout_of(&mix);
+    let counts: Vec<usize> = stdout
+        .lines()
+        .filter(|line| line.starts_with("alloc/"))
+        .map(|line| line.split_whitespace().last().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(counts.iter().sum::<usize>(), 2, "two layers of one head: {stdout}");
+    let last = stdout.lines().last().unwrap();
+    assert!(last.starts_with(&format!("{out}: keys of ")), "{last}");
+    let reached = last.strip_prefix(&format!("{out}: keys of ")).unwrap();
+    let reached: f64 = reached.split(' ').next().unwrap().parse().unwrap();
+    assert!(reached > 2.0 && reached <= 8.5, "{last}");
+    assert!(last.contains(" bits at 700 tokens, tables included, for tiny; "), "{last}");
+    let spec = last.split("use with --cache ").nth(1).unwrap();
+    assert_eq!(spec, format!("hca,keys=mix:{out}"));
+    let file = std::fs::read_to_string(&out).unwrap();
+    assert_eq!(stdout_of(&mix), stdout, "the same text gives the same mix");
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), file);
+    // Other candidates: only these are chosen.
+    let few = [&measure[..], &["5", "--formats", "lm4,int4-token", "--out", &out]].concat();
+    let stdout = stdout_of(&[&["mix", "--model", model()][..], &few].concat());
+    assert!(stdout.contains("\nlm4 ") && !stdout.contains("alloc/"), "{stdout}");
+
+    // Where keys only select, other things count; and so does another text.
+    for option in [&["--rescore"][..], &["--token-offset", "100"]] {
+        let stdout = stdout_of(&[&mix[..], option].concat());
+        let preset = if option.len() == 1 { "hca-rescore" } else { "hca" };
+        let end = format!(" for tiny; use with --cache {preset},keys=mix:{out}\n");
+        assert!(stdout.ends_with(&end), "{stdout}");
+    }
+    let eval = ["eval", "--model", model(), "--corpus", &corpus, "--context", "700", "--cache"];
+    let object =
+        json_of(&[&eval[..], &[spec, "--json", "--continuation", "10"]].concat()).remove(1);
+    assert_eq!(object["cache"], spec);
+    assert!(object["spec"].as_str().unwrap().starts_with(&format!("keys=mix:{out},values=")));
+    assert!(object["kl_mean"].as_f64().unwrap() > 0.0);
+    // What is planned is what is held, byte for byte.
+    let book = crate::fixture::file("mix-book.txt", &prose(700));
+    let generate = ["generate", "--model", model(), "--file", &book, "--max-tokens", "1", "--json"];
+    let held = json_of(&[&generate[..], &["--cache", spec]].concat()).remove(0);
+    let plan = ["plan", "--model", model(), "--context", "700", "--json", "--cache", spec];
+    let planned = json_of(&plan).remove(0);
+    for part in ["resident", "codes", "tables"] {
+        assert_eq!(held["device"][part], planned["device"][part], "{part}");
+    }
+    assert!(held["device"]["codes"].as_u64().unwrap() > 0);
+    // A profile holds the tables of such a cache.
+    let profile = crate::fixture::file("mix.profile", "");
+    let args = ["--corpus", &corpus, "--context", "700", "--cache", spec, "--out", &profile];
+    let stdout = stdout_of(&[&["profile", "--model", model()][..], &args].concat());
+    assert!(stdout.contains(&format!("tables of mix:{out} for tiny")), "{stdout}");
+    let profiled = [&eval[..], &[spec, "--json", "--continuation", "10", "--profile", &profile]];
+    assert_eq!(json_of(&profiled.concat()).len(), 2);
+}
+
+#[test]
 fn eval_prints_logits_of_tokens() {
     let ids: Vec<u32> = (0..60).map(|i| i * 37 % 256).collect();
     let list = serde_json::to_string(&ids).unwrap();
@@ -281,7 +342,7 @@ fn inspect_shows_the_model() {
 
 #[test]
 fn help_shows_the_grammar() {
-    for command in ["generate", "chat", "eval", "plan", "profile"] {
+    for command in ["generate", "chat", "eval", "plan", "profile", "mix"] {
         let help = stdout_of(&[command, "--help"]);
         assert!(help.contains("SPEC   = PRESET[:R%]") && help.contains("hca-rescore:6.25%"));
     }

@@ -1,0 +1,168 @@
+//! From the words of a spec to its settings.
+
+use std::str::FromStr;
+
+use heterokv_evict::{Rule, Union};
+use heterokv_quant::RowFormat;
+
+use super::{Base, CacheSpec, Setting};
+use crate::presets::Preset;
+use crate::{Error, Result};
+
+const OPTIONS: &str =
+    "keys, values, rescore, select, min, max, union, renorm, sinks, recent (see `--help`)";
+
+/// Stands before the path of a mix of formats.
+const MIX: &str = "mix:";
+
+/// The option that names one.
+const MIX_OPTION: &str = "keys=mix:";
+
+impl FromStr for CacheSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let mut words = text.split(',').map(str::trim).peekable();
+        let first = words.peek().copied().unwrap_or_default();
+        let base = if first.contains('=') { Base::Options } else { parse_base(first)? };
+        if base != Base::Options {
+            words.next();
+        }
+        let words: Vec<&str> = words.collect();
+        check_mix_path(&words)?;
+        let overrides: Vec<Setting> =
+            words.iter().map(|word| parse_option(word)).collect::<Result<_>>()?;
+        check_once(&words)?;
+        if base == Base::Full && !overrides.is_empty() {
+            return Err(Error::Conflict {
+                conflict: "full takes no options; name another preset or none",
+            });
+        }
+        let names_keys = |setting: &Setting| matches!(setting, Setting::Keys(_) | Setting::Mix(_));
+        let keys_named = overrides.iter().any(names_keys);
+        if base == Base::Options && !keys_named {
+            return Err(Error::Conflict { conflict: "options without a preset need keys=FORMAT" });
+        }
+        if matches!(base, Base::Preset(_, Some(_))) && keys_named {
+            return Err(Error::Conflict {
+                conflict: "a ratio chooses the key format; give a preset one or keys=FORMAT, not both",
+            });
+        }
+        if matches!(base, Base::Preset(_, None)) && !keys_named {
+            return Err(Error::Conflict {
+                conflict: "a preset needs a ratio, as in hca:12.5%, or keys=FORMAT",
+            });
+        }
+        Ok(Self { text: text.to_owned(), base, overrides })
+    }
+}
+
+fn parse_base(word: &str) -> Result<Base> {
+    let (name, ratio) = match word.split_once(':') {
+        None => (word, None),
+        Some((name, ratio)) => (name, Some(ratio)),
+    };
+    if name == "full" && ratio.is_none() {
+        return Ok(Base::Full);
+    }
+    let preset = Preset::named(name).ok_or_else(|| {
+        unknown("preset", word, "full, hca, hca-rescore; with a ratio: hca:12.5%")
+    })?;
+    let bad_ratio =
+        || unknown("ratio", word, "a percentage above 0 and up to 100, as in hca:12.5%");
+    let ratio = match ratio {
+        None => None,
+        Some(ratio) => {
+            let percent = ratio.strip_suffix('%').and_then(|r| r.parse::<f64>().ok());
+            Some(percent.filter(|&r| r > 0.0 && r <= 100.0).ok_or_else(bad_ratio)?)
+        }
+    };
+    Ok(Base::Preset(preset, ratio))
+}
+
+/// Refuses an option that is given twice: which of the two was meant cannot be known.
+fn check_once(words: &[&str]) -> Result<()> {
+    let name = |word: &'_ &str| word.split('=').next().unwrap_or_default().to_owned();
+    let names: Vec<String> = words.iter().map(name).collect();
+    match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        Some((_, option)) => Err(Error::Repeated { option: option.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses the rest of a mix's path that had a comma in it, which ends an option.
+fn check_mix_path(words: &[&str]) -> Result<()> {
+    let is_cut = |pair: &[&str]| pair[0].starts_with(MIX_OPTION) && !pair[1].contains('=');
+    if words.windows(2).any(is_cut) {
+        return Err(Error::Conflict {
+            conflict: "a comma ends an option, so that the path of a mix cannot hold one; rename the file \
+                       or name it by another path",
+        });
+    }
+    Ok(())
+}
+
+fn parse_option(word: &str) -> Result<Setting> {
+    let (name, value) = word.split_once('=').ok_or_else(|| unknown("option", word, OPTIONS))?;
+    let count = || value.parse::<usize>().map_err(|_| unknown("count", word, "whole numbers"));
+    Ok(match name {
+        "keys" => match value.strip_prefix(MIX) {
+            Some("") => {
+                return Err(unknown("mix", word, "the path of a file, as in keys=mix:FILE"));
+            }
+            Some(file) => Setting::Mix(file.into()),
+            None => Setting::Keys(value.parse()?),
+        },
+        "values" => Setting::Values(host_values(value)?),
+        "rescore" if value == "none" => Setting::Rescore(None),
+        "rescore" => Setting::Rescore(Some(host_keys(value)?)),
+        "select" => Setting::Select(parse_rule(value)?),
+        "min" => Setting::Min(count()?),
+        "max" if value == "none" => Setting::Max(usize::MAX),
+        "max" => Setting::Max(count()?),
+        "union" => match value {
+            "group" => Setting::Union(Union::Group),
+            "head" => Setting::Union(Union::Head),
+            _ => return Err(unknown("union", value, "group, head")),
+        },
+        "renorm" => match value {
+            "on" => Setting::Renormalise(true),
+            "off" => Setting::Renormalise(false),
+            _ => return Err(unknown("renorm", value, "on, off")),
+        },
+        "sinks" => Setting::Sinks(count()?),
+        "recent" => Setting::Recent(count()?),
+        _ => return Err(unknown("option", name, OPTIONS)),
+    })
+}
+
+fn parse_rule(value: &str) -> Result<Rule> {
+    let bad = || unknown("selection", value, "none, top-p:T with T in (0, 1], top-k:N");
+    match value.split_once(':') {
+        None if value == "none" => Ok(Rule::All),
+        Some(("top-p", top_p)) => Ok(Rule::TopP(top_p.parse().map_err(|_| bad())?)),
+        Some(("top-k", k)) => Ok(Rule::TopK(k.parse().map_err(|_| bad())?)),
+        _ => Err(bad()),
+    }
+}
+
+fn host_values(value: &str) -> Result<RowFormat> {
+    let known = "f16@host, int8@host, int4@host, int4/{32,64,128}@host";
+    host_format(value).ok_or_else(|| unknown("host format", value, known))
+}
+
+/// Keys that re-score stand for the exact ones, which four bits cannot.
+fn host_keys(value: &str) -> Result<RowFormat> {
+    let exact = |format: &RowFormat| matches!(format, RowFormat::F16 | RowFormat::Int8);
+    let format = host_format(value).filter(exact);
+    format.ok_or_else(|| unknown("host format of keys", value, "f16@host, int8@host"))
+}
+
+fn host_format(value: &str) -> Option<RowFormat> {
+    value.strip_suffix("@host").and_then(|format| format.parse().ok())
+}
+
+fn unknown(what: &'static str, word: &str, known: &'static str) -> Error {
+    Error::UnknownWord { what, word: word.to_owned(), known }
+}
