@@ -214,7 +214,7 @@ impl Planes {
 }
 
 /// The byte of a plane in which the token of a slot lies, and the shift of its nibble.
-pub(crate) fn place_of(slot: usize) -> (usize, usize) {
+pub(crate) const fn place_of(slot: usize) -> (usize, usize) {
     (slot % 8 * 2 + slot / 8 % 2, slot / PLANE_BYTES * 4)
 }
 

@@ -16,6 +16,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
@@ -38,6 +40,12 @@ pub(crate) fn score(
 ) {
     let mut out = StripScores { num_tokens, stride, out };
     let blocks = &blocks[..num_tokens.div_ceil(STRIP) * planes.block_bytes()];
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx512() {
+        // SAFETY: an AVX-512 level exists only where F, BW, VBMI and VNNI do, and AVX2, FMA and F16C.
+        unsafe { avx512::score(planes, prepared, blocks, &mut out) };
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
