@@ -8,6 +8,7 @@ pub(crate) mod f16_keys;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub(crate) mod largest;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod planes;
