@@ -21,7 +21,7 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
-pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
+pub(crate) use planes::{ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 
@@ -113,9 +113,9 @@ pub struct PreparedQueries {
     steps: Vec<f32>,
     /// `[num_heads]`, the most that rounding to those units can move a sum.
     rounding: Vec<f32>,
-    /// Tables of entries that nibbles pick, `[num_heads, sets, num_planes, 16]`.
+    /// Tables of entries that nibbles pick, `[num_heads, sets, planes that are scored by them, 16]`.
     entries: Vec<u8>,
-    /// Queries in integers, filled up with zeros.
+    /// Queries in integers, one for each channel or for each plane that is scored by them.
     words: Vec<i16>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
