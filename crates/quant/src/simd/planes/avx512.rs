@@ -23,6 +23,9 @@ const HEADS: usize = 4;
 /// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
 const CACHED_STRIPS: usize = 16;
 
+/// How many bytes ahead of the codes that are scored memory is asked for: left to itself it comes too late.
+const AHEAD: usize = 2048;
+
 /// Sums of 32 tokens.
 type Sums = [__m512i; STRIP / TOKENS];
 
@@ -97,9 +100,11 @@ impl Strips<'_> {
             std::array::from_fn(|i| entries(planes, prepared, head + i / sets, i % sets));
         for (strip, block) in (first..).zip(blocks.chunks_exact(planes.block_bytes())) {
             let Parts { linear, tabled, tails } = parts(planes, prepared, block);
-            let tails = StripTails::read(planes.tail(), tails);
-            let picked = picked::<SETS>(tabled, tables, SETS == N);
+            fetch(block, AHEAD);
+            // In the order of memory, which it is fetched ahead in.
             let products = products::<N>(linear, words);
+            let picked = picked::<SETS>(tabled, tables, SETS == N);
+            let tails = StripTails::read(planes.tail(), tails);
             for i in 0..N {
                 let sums = if SETS == N {
                     picked[i]
@@ -252,5 +257,19 @@ unsafe fn load_up_to(bytes: &[u8], at: usize, is_whole: bool) -> __m512i {
     } else {
         // SAFETY: the caller's.
         _mm512_zextsi256_si512(unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) })
+    }
+}
+
+/// Asks for the memory that lies `ahead` bytes behind `bytes`, or for nothing where there is none.
+#[inline]
+#[target_feature(enable = "avx512f")]
+#[allow(
+    unused_unsafe,
+    reason = "the instruction needs no unsafe in a Rust later than the oldest supported"
+)]
+fn fetch(bytes: &[u8], ahead: usize) {
+    for line in bytes.chunks(BYTES) {
+        // SAFETY: an address that is asked for is not read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) };
     }
 }
