@@ -21,7 +21,7 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
-pub(crate) use planes::{PLANE_BYTES, Planes, STRIP, Sets, place_of};
+pub(crate) use planes::{ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, place_of};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 
@@ -31,6 +31,7 @@ use codec::Codec;
 use tables::bad_value;
 
 use crate::saturate::to_f16;
+use crate::simd::largest::largest;
 use crate::{Error, Level, Result};
 
 /// What the tables of a format are fitted on: keys of one (layer, KV head).
@@ -112,9 +113,9 @@ pub struct PreparedQueries {
     steps: Vec<f32>,
     /// `[num_heads]`, the most that rounding to those units can move a sum.
     rounding: Vec<f32>,
-    /// Tables of entries that nibbles pick, `[num_heads, sets, num_planes, 16]`.
+    /// Tables of entries that nibbles pick, `[num_heads, sets, planes that are scored by them, 16]`.
     entries: Vec<u8>,
-    /// Queries in integers, filled up with zeros.
+    /// Queries in integers, one for each channel or for each plane that is scored by them.
     words: Vec<i16>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
@@ -256,7 +257,7 @@ impl KeyCoder {
         let scores = &mut scores[..stride * (prepared.num_heads - 1) + num_tokens];
         self.codec.score(level, prepared, codes, num_tokens, scores, stride);
         for (maximum, row) in maxima.iter_mut().zip(scores.chunks(stride.max(num_tokens))) {
-            *maximum = largest(&row[..num_tokens], *maximum);
+            *maximum = largest(level, &row[..num_tokens], *maximum);
         }
     }
 }
@@ -286,20 +287,6 @@ pub struct ScoreRows<'a> {
     pub stride: usize,
     /// `[num_heads]`: raised to the largest score of each head; empty where nobody asks.
     pub maxima: &'a mut [f32],
-}
-
-/// The largest of `start` and `scores`, none of which is NaN. Lane by lane, which compilers turn into
-/// vector code as they do not a fold over `f32::max`.
-fn largest(scores: &[f32], start: f32) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (lanes, rest) = scores.as_chunks::<16>();
-    let mut largest = [start; 16];
-    for chunk in lanes {
-        for (lane, &score) in largest.iter_mut().zip(chunk) {
-            *lane = larger(*lane, score);
-        }
-    }
-    largest.iter().chain(rest).copied().fold(start, larger)
 }
 
 impl PreparedQueries {

@@ -6,6 +6,8 @@
 //! tails: the scales of all tokens, then their zeros. For a query, a nibble is an index into sixteen products
 //! that are known before any token is seen, so a plane costs one shuffle of bytes for 32 tokens
 //! (quick ADC, André, Kermarrec and Le Scouarnec, VLDB 2015) whatever the widths of the channels are.
+//! Products to 16 bits are two such tables; where a nibble is a number of one channel, it is multiplied by a
+//! word instead, the query rounded to 16 bits, which costs less.
 //!
 //! Channels come in chunks of eight of one width. A width is cut into parts of 4, 2 and 1 bits, the upper
 //! bits first; a plane holds one part of 1, 2 or 4 neighbouring channels, the first channel in the lowest
@@ -18,8 +20,10 @@
 //! | 3 | 4 of 2 channels (upper 2 bits), 2 of 4 channels (lowest bit) |
 //! | 4 | 8 of 1 channel |
 //! | 8 | 8 of 1 channel (upper 4 bits), 8 of 1 channel (lower 4 bits) |
+//!
+//! Parts of 4 bits come first in a strip.
 
-use super::{Precision, PreparedQueries, Tail};
+use super::{MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
 use crate::bits::CHUNK;
 use crate::simd::keys::Values;
 
@@ -34,6 +38,19 @@ const SELECT_MAX: f32 = 127.0;
 
 /// Largest entry of a table of two bytes, for [`Precision::Exact`].
 const EXACT_MAX: f32 = 65_535.0;
+
+/// Steps of words that a table of two bytes counts in: 15 times the largest word is about as much as the
+/// largest entry.
+pub(crate) const ENTRY_STEPS: u8 = 8;
+
+/// The sums of a token stay inside 32 bits: a channel has two planes at most.
+const _: () = {
+    let largest = 2 * MAX_CODED_HEAD_DIM * ENTRY_STEPS as usize * EXACT_MAX as usize;
+    assert!(largest < i32::MAX as usize);
+};
+
+/// Half of the largest nibble: what the nibbles of a plane are about on average.
+const MIDDLE: f32 = 7.5;
 
 /// One part of one to four neighbouring channels.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +77,8 @@ impl Plane {
 pub(crate) struct Planes {
     widths: Vec<u8>,
     planes: Vec<Plane>,
+    /// The first planes, whose nibbles are each a number of one channel; a multiple of 8.
+    num_linear: usize,
     values: Values,
     tail: Tail,
 }
@@ -87,19 +106,33 @@ impl Planes {
                 }));
             }
         }
-        Some(Self { widths: widths.to_vec(), planes, values: values.clone(), tail })
+        planes.sort_by_key(|plane| plane.bits != 4);
+        let num_linear = match values {
+            Values::Integer => planes.iter().filter(|plane| plane.bits == 4).count(),
+            Values::Levels(_) => 0,
+        };
+        Some(Self { widths: widths.to_vec(), planes, num_linear, values: values.clone(), tail })
     }
 
     /// Strips of an even number of planes whose nibbles mean what a caller of [`Planes::fill_tables`] says.
     pub(crate) fn of_nibbles(num_planes: usize) -> Self {
         let plane = |first_channel| Plane { first_channel, bits: 4, shift: 0 };
         let planes = (0..num_planes).map(plane).collect();
-        Self { widths: Vec::new(), planes, values: Values::Integer, tail: Tail::None }
+        let (widths, values) = (Vec::new(), Values::Integer);
+        Self { widths, planes, num_linear: 0, values, tail: Tail::None }
     }
 
     /// Planes of a strip; an even number.
     pub(crate) fn num_planes(&self) -> usize {
         self.planes.len()
+    }
+
+    /// The planes, first in a strip, that are scored by words; the others are scored by tables.
+    pub(crate) fn num_words(&self, precision: Precision) -> usize {
+        match precision {
+            Precision::Exact => self.num_linear,
+            Precision::Select => 0,
+        }
     }
 
     pub(crate) fn tail(&self) -> Tail {
@@ -148,7 +181,7 @@ impl Planes {
         self.tail.read(tails, slot)
     }
 
-    /// Fills the tables of `prepared`, whose queries are in the order of the codes.
+    /// Fills the words and tables of `prepared`, whose queries are in the order of the codes.
     pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
         let head_dim = self.widths.len() * CHUNK;
         let queries = std::mem::take(&mut prepared.queries);
@@ -158,39 +191,58 @@ impl Planes {
         prepared.queries = queries;
     }
 
-    /// Fills the tables of `prepared`: for each head and plane the sixteen `products(head, plane)` of its
-    /// query with what a nibble can stand for, in units of a step that the planes of the head share. What is
-    /// left out of the tables, the least product of each plane, goes to the offsets.
+    /// Fills the words and tables of `prepared`: for each head and plane the sixteen `products(head, plane)`
+    /// of its query with what a nibble can stand for, in units of a step that the planes of the head share,
+    /// or for a plane that is scored by words only the product with 1. What is left out of the tables, the
+    /// least product of each plane, goes to the offsets, and so does what the rounding of words leaves out
+    /// on average.
     pub(super) fn fill_tables(
         &self,
         prepared: &mut PreparedQueries,
         products: impl Fn(usize, usize) -> [f32; 16],
     ) {
         let sets = Sets::of(prepared.precision);
-        let (num_heads, set_len) = (prepared.num_heads, self.num_planes() * 16);
+        let num_words = self.num_words(prepared.precision);
+        let num_tables = self.num_planes() - num_words;
+        let (num_heads, set_len) = (prepared.num_heads, num_tables * 16);
         prepared.entries.clear();
         prepared.entries.resize(num_heads * sets.count * set_len, 0);
+        prepared.words.clear();
         prepared.offsets.resize(num_heads, 0.0);
-        let mut rows = vec![[0.0f32; 16]; self.num_planes()];
+        let mut slopes = vec![0.0f32; num_words];
+        let mut rows = vec![[0.0f32; 16]; num_tables];
         for head in 0..num_heads {
-            let mut range = 0.0f32;
-            for (plane, row) in rows.iter_mut().enumerate() {
+            let (mut largest, mut range) = (0.0f32, 0.0f32);
+            for (plane, slope) in slopes.iter_mut().enumerate() {
+                *slope = products(head, plane)[1];
+                largest = largest.max(slope.abs());
+            }
+            for (plane, row) in (num_words..).zip(&mut rows) {
                 *row = products(head, plane);
                 let (low, high) = bounds(row);
                 row.iter_mut().for_each(|x| *x -= low);
                 prepared.offsets[head] += low;
                 range = range.max(high - low);
             }
-            let step = range / sets.max_entry;
+            let step = (largest / f32::from(i16::MAX)).max(range / sets.max_entry / sets.steps);
             prepared.steps.push(step);
-            // An entry is off by half a step, and by the roundings of f32 beside it.
-            prepared.rounding.push(0.501 * step * self.num_planes() as f32);
+            // A word and an entry are off by half of their unit, and by the roundings of f32 beside it; a
+            // word meets nibbles that are at most their middle away from it.
+            let units = MIDDLE * num_words as f32 + sets.steps * num_tables as f32;
+            prepared.rounding.push(0.501 * step * units);
+            for slope in &slopes {
+                // A step of 0 gives NaN, which is cast to 0.
+                let word = (slope / step).round() as i16;
+                prepared.offsets[head] += MIDDLE * (slope - step * f32::from(word));
+                prepared.words.push(word);
+            }
             let tables = &mut prepared.entries[head * sets.count * set_len..];
             let (low, high) = tables[..sets.count * set_len].split_at_mut(set_len);
             let low = low.as_chunks_mut::<16>().0;
+            let unit = sets.steps * step;
             for (i, (row, low)) in rows.iter().zip(low).enumerate() {
-                // A step of 0 gives NaN, which is cast to 0.
-                let entries = row.map(|x| (x / step + 0.5) as u16);
+                // As above.
+                let entries = row.map(|x| (x / unit + 0.5) as u16);
                 *low = entries.map(|entry| entry as u8);
                 if let Some(high) = high.as_chunks_mut::<16>().0.get_mut(i) {
                     *high = entries.map(|entry| (entry >> 8) as u8);
@@ -214,22 +266,25 @@ impl Planes {
 }
 
 /// The byte of a plane in which the token of a slot lies, and the shift of its nibble.
-pub(crate) fn place_of(slot: usize) -> (usize, usize) {
+pub(crate) const fn place_of(slot: usize) -> (usize, usize) {
     (slot % 8 * 2 + slot / 8 % 2, slot / PLANE_BYTES * 4)
 }
 
-/// How many sets of tables of bytes a head has, and the largest entry that they say together: the first
-/// holds the lower bytes, the second the upper ones.
+/// How many sets of tables of bytes a head has, the largest entry that they say together, of which the first
+/// holds the lower byte and the second the upper one, and the steps that an entry counts in.
 pub(crate) struct Sets {
     pub(crate) count: usize,
     max_entry: f32,
+    steps: f32,
 }
 
 impl Sets {
     pub(crate) fn of(precision: Precision) -> Self {
         match precision {
-            Precision::Select => Self { count: 1, max_entry: SELECT_MAX },
-            Precision::Exact => Self { count: 2, max_entry: EXACT_MAX },
+            Precision::Select => Self { count: 1, max_entry: SELECT_MAX, steps: 1.0 },
+            Precision::Exact => {
+                Self { count: 2, max_entry: EXACT_MAX, steps: f32::from(ENTRY_STEPS) }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod f16_keys;
 pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub(crate) mod largest;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod planes;
@@ -27,6 +28,8 @@ enum Kind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -51,6 +54,18 @@ impl Level {
         has.then_some(Self(Kind::Avx2))
     }
 
+    /// AVX-512 with its look-ups and dot products of bytes (F, BW, VBMI and VNNI) beside all of
+    /// [`Level::avx2`], if this CPU has them. Kernels that have no form for it run their AVX2 one.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub fn avx512() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vnni");
+        Self::avx2().filter(|_| has).map(|_| Self(Kind::Avx512))
+    }
+
     /// NEON, if this CPU has it. Kernels that have no form for it run their scalar one.
     #[cfg(target_arch = "aarch64")]
     #[must_use]
@@ -63,7 +78,7 @@ impl Level {
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
-        levels.extend(Self::avx2());
+        levels.extend(Self::avx2().into_iter().chain(Self::avx512()));
         #[cfg(target_arch = "aarch64")]
         levels.extend(Self::neon());
         levels
@@ -74,7 +89,15 @@ impl Level {
     #[cfg(target_arch = "x86_64")]
     #[must_use]
     pub fn is_avx2(self) -> bool {
-        self.0 == Kind::Avx2
+        matches!(self.0, Kind::Avx2 | Kind::Avx512)
+    }
+
+    /// True when kernels may use AVX-512 F, BW, VBMI and VNNI beside what [`Level::is_avx2`] stands for; a
+    /// value of this level cannot be made on a CPU that lacks one of them.
+    #[cfg(target_arch = "x86_64")]
+    #[must_use]
+    pub fn is_avx512(self) -> bool {
+        self.0 == Kind::Avx512
     }
 
     /// True when kernels may use NEON; a value of this level cannot be made on a CPU that lacks it.
@@ -91,6 +114,8 @@ impl fmt::Display for Level {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2+fma+f16c",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512+vbmi+vnni",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
         })
@@ -110,11 +135,22 @@ mod tests {
         // The 64-bit ARM targets of Rust's standard library all have NEON.
         let expected: &[&str] = if cfg!(target_arch = "aarch64") {
             &["scalar", "neon"]
-        } else if cfg!(target_arch = "x86_64") && levels.len() == 2 {
-            &["scalar", "avx2+fma+f16c"]
+        } else if cfg!(target_arch = "x86_64") {
+            &["scalar", "avx2+fma+f16c", "avx512+vbmi+vnni"]
         } else {
             &["scalar"]
         };
-        assert_eq!(names, expected);
+        let is_all = cfg!(target_arch = "aarch64") || levels.len() == expected.len();
+        assert!(is_all || cfg!(target_arch = "x86_64"), "{names:?}");
+        assert_eq!(names, expected[..levels.len()]);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_level_may_use_what_those_below_it_may() {
+        let may = |level: Level| (level.is_avx2(), level.is_avx512());
+        let all = [(false, false), (true, false), (true, true)];
+        let levels = Level::available();
+        assert_eq!(levels.iter().copied().map(may).collect::<Vec<_>>(), all[..levels.len()]);
     }
 }

@@ -21,9 +21,9 @@ macro_rules! at_level {
     ($level:expr, $kernel:ident($($argument:expr),*)) => {
         match $level.0 {
             Kind::Scalar => scalar::$kernel($($argument),*),
-            // SAFETY: this level exists only where AVX2, FMA and F16C do.
+            // SAFETY: these levels exist only where AVX2, FMA and F16C do.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { avx2::$kernel($($argument),*) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::$kernel($($argument),*) },
             // SAFETY: this level exists only where NEON does.
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => unsafe { neon::$kernel($($argument),*) },

@@ -71,6 +71,8 @@ impl Tails {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 
@@ -115,6 +117,16 @@ pub(super) mod avx2 {
             let added = Self::of(sums);
             for (total, added) in self.0.iter_mut().zip(added.0) {
                 *total = _mm256_add_ps(*total, added);
+            }
+        }
+
+        /// Adds totals of which each counts `steps`.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        pub(in crate::simd) fn add_steps(&mut self, others: &Self, steps: u8) {
+            let steps = _mm256_set1_ps(f32::from(steps));
+            for (total, other) in self.0.iter_mut().zip(&others.0) {
+                *total = _mm256_fmadd_ps(*other, steps, *total);
             }
         }
     }

@@ -1,14 +1,17 @@
-//! Two planes at a time, one in each half of a vector.
+//! Two planes at a time, one in each half of a vector where they are scored by tables.
+
+mod words;
 
 use std::arch::x86_64::*;
 
-use super::{SEGMENT, entries};
-use crate::keys::{PLANE_BYTES, Planes, Precision, PreparedQueries};
+use super::{Parts, SEGMENT, entries, parts};
+use crate::keys::{ENTRY_STEPS, PLANE_BYTES, Planes, Precision, PreparedQueries};
 use crate::simd::tails::StripScores;
 use crate::simd::tails::avx2::{HeadTerms, StripTails, Totals};
 
-/// Heads that share one pass over the planes where each has one set of tables: what the registers hold.
-const SELECT_HEADS: usize = 3;
+/// Heads that share one pass over the planes where each has one set of tables or words: what the registers
+/// hold.
+const HEADS: usize = 3;
 
 /// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
 const CACHED_STRIPS: usize = 16;
@@ -25,16 +28,18 @@ pub(super) fn score(
     let cached = blocks.chunks(CACHED_STRIPS * planes.block_bytes()).enumerate();
     for (blocks, first) in cached.map(|(i, blocks)| (blocks, i * CACHED_STRIPS)) {
         let strips = Strips { planes, prepared, blocks, first };
+        let together = num_heads - num_heads % HEADS;
+        let (threes, rest) = ((0..together).step_by(HEADS), together..num_heads);
         match prepared.precision() {
-            Precision::Exact => (0..num_heads).for_each(|head| strips.exact(head, out)),
             Precision::Select => {
-                let mut head = 0;
-                while head + SELECT_HEADS <= num_heads {
-                    strips.select::<SELECT_HEADS>(head, out);
-                    head += SELECT_HEADS;
-                }
-                (head..num_heads).for_each(|head| strips.select::<1>(head, out));
+                threes.for_each(|head| strips.select::<HEADS>(head, out));
+                rest.for_each(|head| strips.select::<1>(head, out));
             }
+            Precision::Exact if planes.num_words(Precision::Exact) > 0 => {
+                threes.for_each(|head| strips.exact::<HEADS>(head, out));
+                rest.for_each(|head| strips.exact::<1>(head, out));
+            }
+            Precision::Exact => (0..num_heads).for_each(|head| strips.exact_by_tables(head, out)),
         }
     }
 }
@@ -56,29 +61,53 @@ impl<'a> Strips<'a> {
 
     /// Scores one head by tables of two bytes.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn exact(&self, head: usize, out: &mut StripScores<'_>) {
+    fn exact_by_tables(&self, head: usize, out: &mut StripScores<'_>) {
         let terms = HeadTerms::new(self.prepared, head);
         let tables = [0, 1].map(|set| entries(self.planes, self.prepared, head, set));
         for (strip, block) in self.iter() {
             let (codes, tails) = self.planes.split(block);
-            let totals = totals::<1, 2, false>(codes, tables)[0];
+            let mut totals = Totals::zero();
+            totals.add_steps(&self::totals::<1, 2, false>(codes, tables)[0], ENTRY_STEPS);
             let tails = StripTails::read(self.planes.tail(), tails);
             tails.finish(&terms, &totals, out.of(head, strip));
         }
     }
 
-    /// Scores `HEADS` heads by tables of one byte.
+    /// Scores the heads `head..head + N` by words, and by tables of two bytes what has no words.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn select<const HEADS: usize>(&self, head: usize, out: &mut StripScores<'_>) {
-        let terms: [HeadTerms; HEADS] =
+    fn exact<const N: usize>(&self, head: usize, out: &mut StripScores<'_>) {
+        let Self { planes, prepared, .. } = *self;
+        let terms: [HeadTerms; N] = std::array::from_fn(|i| HeadTerms::new(prepared, head + i));
+        let words: [&[i16]; N] = std::array::from_fn(|i| super::words(planes, prepared, head + i));
+        let tables: [[&[u8]; 2]; N] =
+            std::array::from_fn(|i| [0, 1].map(|set| entries(planes, prepared, head + i, set)));
+        for (strip, block) in self.iter() {
+            let Parts { linear, tabled, tails } = parts(planes, prepared, block);
+            let products = words::products(linear, words);
+            let tails = StripTails::read(planes.tail(), tails);
+            for i in 0..N {
+                let mut totals = Totals::of(products[i]);
+                if !tabled.is_empty() {
+                    let picked = self::totals::<1, 2, false>(tabled, tables[i])[0];
+                    totals.add_steps(&picked, ENTRY_STEPS);
+                }
+                tails.finish(&terms[i], &totals, out.of(head + i, strip));
+            }
+        }
+    }
+
+    /// Scores the heads `head..head + N` by tables of one byte.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn select<const N: usize>(&self, head: usize, out: &mut StripScores<'_>) {
+        let terms: [HeadTerms; N] =
             std::array::from_fn(|i| HeadTerms::new(self.prepared, head + i));
-        let tables: [&[u8]; HEADS] =
+        let tables: [&[u8]; N] =
             std::array::from_fn(|i| entries(self.planes, self.prepared, head + i, 0));
         for (strip, block) in self.iter() {
             let (codes, tails) = self.planes.split(block);
-            let totals = totals::<HEADS, HEADS, true>(codes, tables);
+            let totals = totals::<N, N, true>(codes, tables);
             let tails = StripTails::read(self.planes.tail(), tails);
-            for i in 0..HEADS {
+            for i in 0..N {
                 tails.finish(&terms[i], &totals[i], out.of(head + i, strip));
             }
         }
