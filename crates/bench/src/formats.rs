@@ -27,6 +27,9 @@ pub(crate) const TIMED: &[&str] = &[
     "pq/2x16",
     "pq/4x256",
     "pq/4x16",
+    "pq/8x256",
+    "opq/4x256",
+    "pq/4x256+x1",
 ];
 
 /// What the rate–distortion report measures: every size that may be the best of its bits.
@@ -82,6 +85,19 @@ pub(crate) const COMPARED: &[&str] = &[
     "pq/4x64",
     "pq/4x32",
     "pq/4x16",
+    "pq/2x4096",
+    "pq/2x1024",
+    "pq/4x4096",
+    "pq/8x256",
+    "pq/8x16",
+    "opq/2x256",
+    "opq/2x16",
+    "opq/4x256",
+    "opq/4x16",
+    "opq/8x256",
+    "pq/2x16+x1",
+    "pq/4x256+x1",
+    "opq/4x256+x1",
 ];
 
 /// Names turned into formats.

@@ -47,6 +47,9 @@ impl KeyCodec for OurCodec {
             (Tables::Profile, Some(rows)) => ((rows.keys, rows.query_energy), PROFILE_TOKENS),
             (Tables::Profile, None) => return Ok(None),
         };
+        if fit.0.len() / head_dim < layout.min_fit_tokens {
+            return Ok(None);
+        }
         let input =
             FitInput { head_dim, keys: fit.0, query_energy: fit.1, seed: head.index as u64 };
         let coder = KeyCoder::fit(self.format, &input)?;
