@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use heterokv_quant::{FitInput, KeyCoder, KeyFormat};
+use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
 use heterokv_testkit::normalised_mean_square_error;
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -20,6 +20,7 @@ pub(crate) struct Settings<'a> {
     /// How long a sample takes, about.
     pub(crate) sample_seconds: f64,
     pub(crate) pool: &'a ThreadPool,
+    pub(crate) level: Level,
 }
 
 /// Encodes in every format, the formats taking turns, and gives a table.
@@ -66,6 +67,7 @@ struct Encoder<'a> {
     coder: KeyCoder,
     keys: &'a ScanKeys,
     pool: &'a ThreadPool,
+    level: Level,
     /// The codes of each thread.
     lanes: Vec<Vec<u8>>,
     /// Times that the keys are encoded in a sample.
@@ -80,13 +82,14 @@ impl<'a> Encoder<'a> {
             keys: &keys.keys,
             query_energy: &keys.query_energy,
             seed: 0,
+            level: settings.level,
         };
         let coder = KeyCoder::fit(format, &input)?;
         let codes = vec![0xA5; coder.layout().bytes(PERIOD_TOKENS)];
         let lanes = vec![codes; settings.pool.current_num_threads()];
-        let pool = settings.pool;
+        let Settings { pool, level, .. } = *settings;
         let mut encoder =
-            Self { coder, keys, pool, lanes, num_passes: 1, rates: Samples::default() };
+            Self { coder, keys, pool, level, lanes, num_passes: 1, rates: Samples::default() };
         encoder.sample();
         encoder.check()?;
         let seconds = (PERIOD_TOKENS * encoder.lanes.len()) as f64 / encoder.rates.max();
@@ -96,7 +99,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn sample(&mut self) {
-        let Self { coder, keys, num_passes, .. } = self;
+        let Self { coder, keys, num_passes, level, .. } = self;
         let lanes = &mut self.lanes;
         let num_tokens = *num_passes * PERIOD_TOKENS * lanes.len();
         let start = Instant::now();
@@ -104,7 +107,7 @@ impl<'a> Encoder<'a> {
             lanes.par_iter_mut().for_each(|codes| {
                 for _ in 0..*num_passes {
                     // Finite keys of the right length, or the check after the timing fails.
-                    let _ = coder.encode(0, &keys.keys, codes);
+                    let _ = coder.encode(*level, 0, &keys.keys, codes);
                 }
             });
         });
@@ -118,7 +121,7 @@ impl<'a> Encoder<'a> {
         let name = self.coder.format().to_string();
         let mut expected = vec![0; layout.bytes(PERIOD_TOKENS)];
         for (i, group) in self.keys.keys.chunks_exact(layout.group_tokens * head_dim).enumerate() {
-            self.coder.encode(i * layout.group_tokens, group, &mut expected)?;
+            self.coder.encode(self.level, i * layout.group_tokens, group, &mut expected)?;
         }
         ensure!(self.lanes.iter().all(|codes| *codes == expected), "{name}: codes differ");
         let mut decoded = vec![0.0; self.keys.keys.len()];

@@ -45,15 +45,16 @@ pub(crate) fn throughput(
             num_rounds: size.num_rounds,
             sample_seconds: size.sample_seconds,
             pool,
+            level,
         },
         &say,
     )?;
     let trained = match ours.contains(&train::FORMAT) {
         true if arguments.test => {
-            let small = train::Settings { num_heads: 2, num_tokens: 1024, pool };
+            let small = train::Settings { num_heads: 2, num_tokens: 1024, pool, level };
             Some(train::measure(&small, &say)?)
         }
-        true => Some(train::measure(&train::Settings::full(pool), &say)?),
+        true => Some(train::measure(&train::Settings::full(pool, level), &say)?),
         false => None,
     };
     let mut tables = vec![

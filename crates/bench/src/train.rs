@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use heterokv_quant::{FitInput, KeyCoder, KeyFormat};
+use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -28,12 +28,13 @@ pub(crate) struct Settings<'a> {
     pub(crate) num_heads: usize,
     pub(crate) num_tokens: usize,
     pub(crate) pool: &'a ThreadPool,
+    pub(crate) level: Level,
 }
 
 impl<'a> Settings<'a> {
     /// What the bars are set for.
-    pub(crate) fn full(pool: &'a ThreadPool) -> Self {
-        Self { num_heads: SMOLLM2_HEADS, num_tokens: 4096, pool }
+    pub(crate) fn full(pool: &'a ThreadPool, level: Level) -> Self {
+        Self { num_heads: SMOLLM2_HEADS, num_tokens: 4096, pool, level }
     }
 }
 
@@ -55,7 +56,7 @@ impl Trained {
 /// # Errors
 /// Codes that are wrong, and what the format refuses.
 pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Trained> {
-    let Settings { num_heads, num_tokens, pool } = *settings;
+    let Settings { num_heads, num_tokens, pool, level } = *settings;
     say(&format!("fit: {FORMAT}, {num_heads} heads of {num_tokens} tokens"));
     let rows = pool.install(|| {
         let rows = (0..num_heads as u64).into_par_iter();
@@ -73,6 +74,7 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
                 keys: &rows.keys,
                 query_energy,
                 seed: head as u64,
+                level,
             };
             KeyCoder::fit(FORMAT, &input)
         });
@@ -85,6 +87,7 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
         .zip(&rows)
         .map(|(coder, rows)| Head {
             coder,
+            level,
             keys: &rows.keys,
             codes: vec![0; coder.layout().bytes(1) * tokens.len()],
         })
@@ -122,6 +125,7 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Tra
 /// One head and the codes of some of its tokens, each in blocks of its own.
 struct Head<'a> {
     coder: &'a KeyCoder,
+    level: Level,
     keys: &'a [f32],
     codes: Vec<u8>,
 }
@@ -131,7 +135,7 @@ impl Head<'_> {
         let key = &self.keys[token * SMOLLM2_HEAD_DIM..][..SMOLLM2_HEAD_DIM];
         let bytes = self.coder.layout().bytes(1);
         // A finite key of the right length, or the check of the codes fails.
-        let _ = self.coder.encode(0, key, &mut self.codes[nth * bytes..][..bytes]);
+        let _ = self.coder.encode(self.level, 0, key, &mut self.codes[nth * bytes..][..bytes]);
     }
 
     /// Whether the code is that of the token among its neighbours.
@@ -140,7 +144,7 @@ impl Head<'_> {
         let keys = &self.keys[first * SMOLLM2_HEAD_DIM..][..2 * SMOLLM2_HEAD_DIM];
         let layout = self.coder.layout();
         let mut codes = vec![0; layout.bytes(2)];
-        self.coder.encode(0, keys, &mut codes)?;
+        self.coder.encode(self.level, 0, keys, &mut codes)?;
         let decode = |coder: &KeyCoder, codes: &[u8], num_tokens: usize| {
             let mut out = vec![0.0; num_tokens * SMOLLM2_HEAD_DIM];
             coder.decode(0, codes, &mut out);

@@ -212,7 +212,7 @@ impl KvCache {
     pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [HeadCache], Stores<'_>) {
         let num_kv_heads = self.shape.heads.num_kv_heads;
         let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
-        (heads, Stores { device: &self.device, host: self.host.as_mut() })
+        (heads, Stores { level: self.level, device: &self.device, host: self.host.as_mut() })
     }
 
     /// Refuses a prompt that this cache cannot take.
@@ -245,7 +245,8 @@ impl KvCache {
         check_token("k", k, num_kv_heads * head_dim)?;
         check_token("v", v, num_kv_heads * head_dim)?;
         let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
-        let mut stores = Stores { device: &self.device, host: self.host.as_mut() };
+        let mut stores =
+            Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
         for ((head, key), value) in
             heads.iter_mut().zip(k.chunks_exact(head_dim)).zip(v.chunks_exact(head_dim))
         {

@@ -54,7 +54,13 @@ impl CodedKeys {
     }
 
     /// Encodes `keys [n, head_dim]`, n whole groups, behind those held.
-    pub(crate) fn append(&mut self, arena: &Arena, keys: &[f32], head_dim: usize) -> Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        level: Level,
+        arena: &Arena,
+        keys: &[f32],
+        head_dim: usize,
+    ) -> Result<()> {
         let layout = self.coder.layout();
         let mut rest = keys;
         while !rest.is_empty() {
@@ -65,7 +71,7 @@ impl CodedKeys {
             let count = (CODE_PAGE_TOKENS - slot).min(rest.len() / head_dim);
             let (now, later) = rest.split_at(count * head_dim);
             let bytes = self.pages.last_mut().expect("a page was just made sure of").bytes_mut();
-            self.coder.encode(slot, now, bytes)?;
+            self.coder.encode(level, slot, now, bytes)?;
             self.num_tokens += count;
             rest = later;
         }

@@ -2,7 +2,7 @@
 
 use heterokv_attn::ResidentRows;
 use heterokv_offload::{Arena, HostStore};
-use heterokv_quant::{FitInput, KeyCoder};
+use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::Result;
 use crate::coded::CodedKeys;
@@ -31,8 +31,9 @@ struct Tail {
     query_energy: Vec<f64>,
 }
 
-/// Where a head's tokens and bytes go.
+/// Where a head's tokens and bytes go, and what codes them.
 pub(crate) struct Stores<'a> {
+    pub(crate) level: Level,
     pub(crate) device: &'a Arena,
     pub(crate) host: Option<&'a mut HostStore>,
 }
@@ -218,12 +219,13 @@ impl Tail {
                         keys,
                         query_energy: &normalised(&self.query_energy),
                         seed: (layer as u64) << 32 | kv_head as u64,
+                        level: stores.level,
                     },
                 )?;
                 none.insert(CodedKeys::new(coder, stores.device)?)
             }
         };
-        coded.append(stores.device, keys, head_dim)?;
+        coded.append(stores.level, stores.device, keys, head_dim)?;
         if let Some(host) = &mut stores.host {
             host.append(layer, kv_head, keys, values)?;
         }

@@ -174,13 +174,19 @@ impl Probe<'_> {
         let (head_dim, sm_scale) = (sample.head_dim(), sample.sm_scale());
         let (keys, queries) = (sample.keys(), sample.queries());
         let seed = (self.rows.layer as u64) << 32 | self.kv_head as u64;
-        let input = FitInput { head_dim, keys, query_energy: sample.query_energy(), seed };
+        let input = FitInput {
+            head_dim,
+            keys,
+            query_energy: sample.query_energy(),
+            seed,
+            level: self.level,
+        };
         let coder = KeyCoder::fit(format, &input)?;
         let num_tokens = keys.len() / head_dim;
         let whole_groups = num_tokens / coder.layout().group_tokens * coder.layout().group_tokens;
         let (coded, rest) = keys.split_at(whole_groups * head_dim);
         let mut codes = vec![0; coder.layout().bytes(whole_groups)];
-        coder.encode(0, coded, &mut codes)?;
+        coder.encode(self.level, 0, coded, &mut codes)?;
         let mut prepared = PreparedQueries::default();
         coder.prepare(queries, sm_scale, precision, &mut prepared);
         let mut scores = vec![0.0; queries.len() / head_dim * num_tokens];

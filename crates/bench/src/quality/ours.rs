@@ -50,11 +50,16 @@ impl KeyCodec for OurCodec {
         if fit.0.len() / head_dim < layout.min_fit_tokens {
             return Ok(None);
         }
-        let input =
-            FitInput { head_dim, keys: fit.0, query_energy: fit.1, seed: head.index as u64 };
+        let input = FitInput {
+            head_dim,
+            keys: fit.0,
+            query_energy: fit.1,
+            seed: head.index as u64,
+            level: self.level,
+        };
         let coder = KeyCoder::fit(self.format, &input)?;
         let mut codes = vec![0; layout.bytes(num_tokens)];
-        coder.encode(0, keys, &mut codes)?;
+        coder.encode(self.level, 0, keys, &mut codes)?;
         let mut prepared = PreparedQueries::default();
         coder.prepare(queries, head.sm_scale, Precision::Exact, &mut prepared);
         let mut scores = vec![f32::NAN; queries.len() / head_dim * num_tokens];

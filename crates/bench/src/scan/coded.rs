@@ -30,10 +30,11 @@ impl ScanFormat for OurFormat {
             keys: &keys.keys,
             query_energy: &keys.query_energy,
             seed: 0,
+            level: Level::detect(),
         };
         let coder = KeyCoder::fit(self.0, &input)?;
         let mut codes = vec![0; coder.layout().bytes(PERIOD_TOKENS)];
-        coder.encode(0, &keys.keys, &mut codes)?;
+        coder.encode(input.level, 0, &keys.keys, &mut codes)?;
         let mut decoded = vec![0.0; keys.keys.len()];
         coder.decode(0, &codes, &mut decoded);
         Ok(Some(Box::new(Period { coder, codes, decoded })))

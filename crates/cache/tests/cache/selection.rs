@@ -28,11 +28,14 @@ struct Coded {
 impl Coded {
     fn new(format: KeyFormat, head_dim: usize, keys: &[f32]) -> Self {
         let query_energy = &vec![1.0; head_dim];
-        let coder = KeyCoder::fit(format, &FitInput { head_dim, keys: &[], query_energy, seed: 0 });
+        let coder = KeyCoder::fit(
+            format,
+            &FitInput { head_dim, keys: &[], query_energy, seed: 0, level: Level::detect() },
+        );
         let coder = coder.expect("nothing to fit");
         let num_tokens = keys.len() / head_dim;
         let mut codes = vec![0; coder.layout().bytes(num_tokens)];
-        coder.encode(0, keys, &mut codes).expect("finite");
+        coder.encode(Level::detect(), 0, keys, &mut codes).expect("finite");
         Self { coder, num_tokens, codes }
     }
 

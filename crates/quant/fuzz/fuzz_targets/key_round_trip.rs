@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use heterokv_quant::{Error, FitInput, KeyCoder, KeyFormat};
+use heterokv_quant::{Error, FitInput, KeyCoder, KeyFormat, Level};
 use heterokv_quant_fuzz::{fitted, floats, format, head_dim};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -45,7 +45,7 @@ fn fit(format: KeyFormat, head_dim: usize, pattern: &[f32]) -> Option<KeyCoder> 
         .cycle()
         .take(head_dim)
         .collect();
-    let input = FitInput { head_dim, keys: &keys, query_energy: &query_energy, seed: 1 };
+    let input = FitInput { head_dim, keys: &keys, query_energy: &query_energy, seed: 1, level: Level::detect() };
     match KeyCoder::fit(format, &input) {
         Ok(coder) => {
             assert!(keys.iter().all(|x| x.is_finite()));
@@ -70,7 +70,7 @@ fn encode_and_decode(coder: &KeyCoder, head_dim: usize, keys: &[f32]) {
     };
     let bits = |keys: &[f32]| keys.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let before = bits(&decoded(0, first, &codes));
-    if let Err(error) = coder.encode(first, keys, &mut codes) {
+    if let Err(error) = coder.encode(Level::detect(), first, keys, &mut codes) {
         assert_names_first(&error, keys, head_dim);
         assert!(codes.iter().all(|&byte| byte == POISON), "nothing is written");
         return;
@@ -79,7 +79,7 @@ fn encode_and_decode(coder: &KeyCoder, head_dim: usize, keys: &[f32]) {
     assert_eq!(bits(&decoded(0, first, &codes)), before, "other tokens stay as they are");
     let back = decoded(first, num_tokens, &codes);
     assert!(back.iter().all(|x| x.is_finite()), "{} of {keys:?} is {back:?}", coder.format());
-    coder.encode(first, &back, &mut codes).expect("decoded keys are finite");
+    coder.encode(Level::detect(), first, &back, &mut codes).expect("decoded keys are finite");
     let again = decoded(first, num_tokens, &codes);
     if matches!(coder.format(), KeyFormat::F16 | KeyFormat::Pq { .. }) {
         assert_eq!(back, again, "a second pass changes nothing");

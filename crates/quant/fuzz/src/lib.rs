@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 
-use heterokv_quant::{FitInput, GroupSize, KeyCoder, KeyFormat, SharedScale};
+use heterokv_quant::{FitInput, GroupSize, KeyCoder, KeyFormat, Level, SharedScale};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 
 /// One of every family, and of every width where widths take different ways through the code.
@@ -117,7 +117,7 @@ pub fn fitted(format: KeyFormat, head_dim: usize) -> Option<&'static KeyCoder> {
         let num_tokens = format.layout(head_dim).ok()?.min_fit_tokens.max(256);
         let wave = |i: usize| (i as f32 * 0.37).sin() * (1 + i % head_dim % 5) as f32;
         let keys: Vec<f32> = (0..num_tokens * head_dim).map(wave).collect();
-        let input = FitInput { head_dim, keys: &keys, query_energy: &vec![1.0; head_dim], seed: 0 };
+        let input = FitInput { head_dim, keys: &keys, query_energy: &vec![1.0; head_dim], seed: 0, level: Level::detect() };
         Some(Box::leak(Box::new(KeyCoder::fit(format, &input).expect("these keys can be fitted"))))
     })
 }

@@ -23,7 +23,7 @@ impl PerToken {
 }
 
 impl Codec for PerToken {
-    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
         let mut codes = vec![0; self.codes.head_dim()];
         for (i, key) in keys.chunks_exact(self.codes.head_dim()).enumerate() {
             let affine = Affine::of(key.iter().copied(), self.bits);

@@ -203,7 +203,7 @@ impl Codec for Alloc {
         ]
     }
 
-    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
         for (i, key) in keys.chunks_exact(self.order.len()).enumerate() {
             let (codes, exponent) = self.codes_of(key);
             self.codes.write(blocks, first_token + i, &codes, &[exponent]);

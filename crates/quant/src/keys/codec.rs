@@ -23,7 +23,7 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
     }
 
     /// Encodes whole groups `keys [n, head_dim]` as the tokens from `first_token` on of `codes`.
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]);
+    fn encode(&self, level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]);
 
     /// Decodes the tokens from `first_token` on of `codes` into `out [n, head_dim]`.
     fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]);

@@ -98,7 +98,7 @@ impl Codec for LloydMax {
         if self.is_centred { vec![("centre", self.centre.clone())] } else { vec![] }
     }
 
-    fn encode(&self, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
         for (i, key) in keys.chunks_exact(self.centre.len()).enumerate() {
             let (codes, scale) = self.codes_of(key);
             self.codes.write(blocks, first_token + i, &codes, &scale.to_le_bytes());

@@ -46,6 +46,8 @@ pub struct FitInput<'a> {
     pub query_energy: &'a [f32],
     /// Seed of whatever the fit draws.
     pub seed: u64,
+    /// The instruction set of its kernels.
+    pub level: Level,
 }
 
 /// The fitted coder of the keys of one (layer, KV head).
@@ -55,13 +57,14 @@ pub struct FitInput<'a> {
 ///
 /// // 320 keys of 16 channels, and nothing known of the queries.
 /// let keys: Vec<f32> = (0..320 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
-/// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0 };
+/// let level = Level::detect();
+/// let input = FitInput { head_dim: 16, keys: &keys, query_energy: &[1.0; 16], seed: 0, level };
 /// let coder = KeyCoder::fit("alloc/4".parse()?, &input)?;
 ///
 /// // Four bits a channel and a byte of scale: 9 bytes a key, in blocks of 32 keys.
 /// let mut codes = vec![0; coder.layout().bytes(320)];
 /// assert_eq!(codes.len(), 320 * 9);
-/// coder.encode(0, &keys, &mut codes)?;
+/// coder.encode(level, 0, &keys, &mut codes)?;
 ///
 /// // Two queries against all keys, without decoding them.
 /// let queries = &keys[..32];
@@ -69,7 +72,7 @@ pub struct FitInput<'a> {
 ///     (PreparedQueries::default(), vec![0.0; 2 * 320], [f32::NEG_INFINITY; 2]);
 /// coder.prepare(queries, 0.25, Precision::Exact, &mut prepared);
 /// let out = ScoreRows { scores: &mut scores, stride: 320, maxima: &mut maxima };
-/// coder.score(Level::detect(), &prepared, &codes, 320, out);
+/// coder.score(level, &prepared, &codes, 320, out);
 ///
 /// let exact: f32 = 0.25 * queries[..16].iter().zip(&keys).map(|(q, k)| q * k).sum::<f32>();
 /// assert!((scores[0] - exact).abs() < 0.1, "{} and {exact}", scores[0]);
@@ -181,10 +184,16 @@ impl KeyCoder {
     ///
     /// # Panics
     /// When the lengths do not agree.
-    pub fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) -> Result<()> {
+    pub fn encode(
+        &self,
+        level: Level,
+        first_token: usize,
+        keys: &[f32],
+        codes: &mut [u8],
+    ) -> Result<()> {
         self.check_span(first_token, keys.len(), codes.len());
         check_finite(keys, self.head_dim)?;
-        self.codec.encode(first_token, keys, codes);
+        self.codec.encode(level, first_token, keys, codes);
         Ok(())
     }
 

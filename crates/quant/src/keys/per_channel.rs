@@ -85,7 +85,7 @@ impl PerChannel {
 }
 
 impl Codec for PerChannel {
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         let first = first_token / self.group_tokens * self.block_bytes();
         let blocks = codes[first..].chunks_exact_mut(self.block_bytes());
         for (keys, block) in keys.chunks_exact(self.group_tokens * self.head_dim).zip(blocks) {

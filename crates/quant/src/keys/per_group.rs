@@ -12,7 +12,7 @@ pub(super) struct PerGroup {
 }
 
 impl Codec for PerGroup {
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         let row_bytes = self.rows.num_bytes();
         let rows = codes[first_token * row_bytes..].chunks_exact_mut(row_bytes);
         for (key, row) in keys.chunks_exact(self.rows.head_dim()).zip(rows) {

@@ -37,7 +37,7 @@ impl Plain {
 }
 
 impl Codec for Plain {
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         let codes = &mut codes[self.row_bytes() * first_token..];
         match self.float {
             Float::F16 => write(keys, codes, |x| to_f16(x).to_le_bytes()),

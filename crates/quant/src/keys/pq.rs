@@ -15,7 +15,6 @@ mod exact;
 mod fit;
 mod frame;
 mod kmeans;
-mod nearest;
 mod orthogonal;
 mod rows;
 
@@ -26,7 +25,6 @@ pub(crate) use exact::EXACT_BLOCK_TOKENS;
 use codebooks::Codebooks;
 use exact::ExactSlots;
 use frame::Frame;
-use nearest::{Nearest, nearest_of_each};
 use rows::CodeRows;
 
 use super::codec::Codec;
@@ -81,8 +79,6 @@ pub(super) struct Pq {
     rotation: Option<Vec<f16>>,
     frame: Frame,
     codebooks: Codebooks,
-    /// Of every group.
-    nearest: Vec<Nearest>,
     rows: CodeRows,
     slots: ExactSlots,
 }
@@ -103,9 +99,7 @@ impl Pq {
         let frame = shape.frame(&weights, rotation.as_deref())?;
         let codebooks = Codebooks::new(&codebooks, shape.width, shape.num_centroids());
         let num_groups = codebooks.num_groups();
-        let nearest = (0..num_groups).map(|g| Nearest::new(codebooks.rows(g), shape.width));
         Ok(Self {
-            nearest: nearest.collect(),
             rows: CodeRows::new(num_groups, shape.code_bits),
             slots: ExactSlots { count: shape.num_exact, head_dim: weights.len() },
             weights,
@@ -119,6 +113,7 @@ impl Pq {
     /// error.
     fn encode_rows(
         &self,
+        level: Level,
         first_token: usize,
         keys: &[f32],
         blocks: &mut [u8],
@@ -126,10 +121,10 @@ impl Pq {
     ) {
         let head_dim = self.frame.head_dim();
         let mut coordinates = vec![0.0; head_dim];
-        let mut codes = vec![0; self.nearest.len()];
+        let mut codes = vec![0; self.codebooks.num_groups()];
         for (i, key) in keys.chunks_exact(head_dim).enumerate() {
             self.frame.of_key(key, &mut coordinates);
-            let error = nearest_of_each(&self.nearest, &coordinates, &mut codes);
+            let error = self.codebooks.nearest(level, &coordinates, &mut codes);
             self.rows.write(blocks, first_token + i, &codes);
             see(&coordinates, error);
         }
@@ -138,7 +133,7 @@ impl Pq {
     /// Decodes tokens from `first_token` on of blocks without slots.
     fn decode_rows(&self, first_token: usize, blocks: &[u8], out: &mut [f32]) {
         let head_dim = self.frame.head_dim();
-        let mut codes = vec![0; self.nearest.len()];
+        let mut codes = vec![0; self.codebooks.num_groups()];
         let mut coordinates = vec![0.0; head_dim];
         for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
             self.rows.read(blocks, first_token + i, &mut codes);
@@ -169,9 +164,9 @@ impl Codec for Pq {
         tables
     }
 
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+    fn encode(&self, level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         if self.slots.count == 0 {
-            self.encode_rows(first_token, keys, codes, |_, _| ());
+            self.encode_rows(level, first_token, keys, codes, |_, _| ());
             return;
         }
         let head_dim = self.frame.head_dim();
@@ -180,7 +175,7 @@ impl Codec for Pq {
         for (keys, block) in keys.chunks_exact(EXACT_BLOCK_TOKENS * head_dim).zip(blocks) {
             let (rows, slots) = block.split_at_mut(self.code_bytes());
             let (mut all, mut errors) = (Vec::new(), Vec::new());
-            self.encode_rows(0, keys, rows, |coordinates, error| {
+            self.encode_rows(level, 0, keys, rows, |coordinates, error| {
                 all.extend_from_slice(coordinates);
                 errors.push(error);
             });

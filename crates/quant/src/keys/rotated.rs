@@ -27,10 +27,10 @@ impl Rotated {
 }
 
 impl Codec for Rotated {
-    fn encode(&self, first_token: usize, keys: &[f32], codes: &mut [u8]) {
+    fn encode(&self, level: Level, first_token: usize, keys: &[f32], codes: &mut [u8]) {
         let mut rotated: Vec<f32> = keys.iter().map(|&x| in_f16_range(x)).collect();
         rotated.chunks_exact_mut(self.head_dim).for_each(|key| self.rotation.forward(key));
-        self.inner.encode(first_token, &rotated, codes);
+        self.inner.encode(level, first_token, &rotated, codes);
     }
 
     fn decode(&self, first_token: usize, codes: &[u8], out: &mut [f32]) {

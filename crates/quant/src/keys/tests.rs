@@ -47,12 +47,16 @@ fn fit_tokens(format: KeyFormat, head_dim: usize) -> usize {
 
 fn fitted(format: KeyFormat, head_dim: usize, keys: &[f32]) -> KeyCoder {
     let query_energy = &vec![1.0; head_dim];
-    KeyCoder::fit(format, &FitInput { head_dim, keys, query_energy, seed: 11 }).unwrap()
+    KeyCoder::fit(
+        format,
+        &FitInput { head_dim, keys, query_energy, seed: 11, level: Level::detect() },
+    )
+    .unwrap()
 }
 
 fn encoded(coder: &KeyCoder, keys: &[f32]) -> Vec<u8> {
     let mut out = Guarded::new(coder.layout().bytes(keys.len() / coder.head_dim));
-    coder.encode(0, keys, out.payload_mut()).unwrap();
+    coder.encode(Level::detect(), 0, keys, out.payload_mut()).unwrap();
     out.check_bands().unwrap().to_vec()
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod keys;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub(crate) mod largest;
+pub(crate) mod nearest;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod planes;

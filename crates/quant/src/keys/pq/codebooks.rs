@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use crate::Level;
+use crate::simd::nearest::nearest;
 use crate::simd::rows::halves;
 
 /// Centroids `[num_groups, num_centroids, width]`.
@@ -12,6 +14,8 @@ pub(super) struct Codebooks {
     num_groups: usize,
     /// Little-endian f16.
     bytes: Vec<u8>,
+    /// The same group by group, coordinate by coordinate `[num_groups, width, num_centroids]`, for searches.
+    columns: Vec<f16>,
 }
 
 impl Codebooks {
@@ -19,7 +23,10 @@ impl Codebooks {
     pub(super) fn new(values: &[f16], width: usize, num_centroids: usize) -> Self {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let num_groups = values.len() / (width * num_centroids);
-        Self { width, num_centroids, num_groups, bytes }
+        let columns = values.chunks_exact(width * num_centroids).flat_map(|rows| {
+            (0..width * num_centroids).map(|i| rows[i % num_centroids * width + i / num_centroids])
+        });
+        Self { width, num_centroids, num_groups, bytes, columns: columns.collect() }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -43,9 +50,18 @@ impl Codebooks {
         self.bytes.as_chunks::<2>().0.iter().map(|x| f16::from_le_bytes(*x)).collect()
     }
 
-    /// The centroids of a group `[num_centroids, width]`.
-    pub(super) fn rows(&self, group: usize) -> Vec<f32> {
-        halves(self.group(group)).collect()
+    /// Writes the number of the centroid nearest to each group's part of `coordinates [head_dim]`; returns the sum of the
+    /// squared distances.
+    pub(super) fn nearest(&self, level: Level, coordinates: &[f32], codes: &mut [u16]) -> f32 {
+        let groups = self.columns.chunks_exact(self.width * self.num_centroids);
+        let mut error = 0.0;
+        for ((columns, point), code) in groups.zip(coordinates.chunks_exact(self.width)).zip(codes)
+        {
+            let (place, distance) = nearest(level, columns, point);
+            *code = place as u16;
+            error += distance;
+        }
+        error
     }
 
     /// A centroid `[width]`.

@@ -4,13 +4,14 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::frame::weights_of;
-use super::kmeans::{kmeans, lloyd};
-use super::nearest::{Nearest, order};
+use super::kmeans::{columns_of, kmeans, lloyd};
 use super::orthogonal::{eigen, identity, procrustes};
 use super::{EXACT_BLOCK_TOKENS, PqShape, PqTables};
+use crate::Level;
 use crate::keys::FitInput;
 use crate::rotation::SplitMix64;
 use crate::saturate::{in_f16_range, to_f16};
+use crate::simd::nearest::nearest;
 
 /// Tokens on which a rotation is learned.
 const ROTATION_TOKENS: usize = 4096;
@@ -36,10 +37,10 @@ pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<PqTables, usiz
     let keys = input.keys.par_chunks_exact(head_dim);
     rows.par_chunks_exact_mut(head_dim).zip(keys).for_each(|(row, key)| frame.of_key(key, row));
     let seed = random.next();
-    let mut codebooks = fit_codebooks(shape, &rows, head_dim, seed);
+    let mut codebooks = fit_codebooks(shape, input.level, &rows, head_dim, seed);
     if shape.num_exact > 0 {
-        let kept = without_outliers(shape, &codebooks, &rows, head_dim);
-        codebooks = fit_codebooks(shape, &kept, head_dim, seed);
+        let kept = without_outliers(shape, input.level, &codebooks, &rows, head_dim);
+        codebooks = fit_codebooks(shape, input.level, &kept, head_dim, seed);
     }
     let codebooks = codebooks.concat().iter().map(|&x| to_f16(x)).collect();
     Ok(PqTables { codebooks, weights, rotation })
@@ -51,14 +52,18 @@ fn points_of(rows: &[f32], head_dim: usize, width: usize, group: usize) -> Vec<f
 }
 
 /// The centroids of every group.
-fn fit_codebooks(shape: PqShape, rows: &[f32], head_dim: usize, seed: u64) -> Vec<Vec<f32>> {
+fn fit_codebooks(
+    shape: PqShape,
+    level: Level,
+    rows: &[f32],
+    head_dim: usize,
+    seed: u64,
+) -> Vec<Vec<f32>> {
     let mut random = SplitMix64(seed);
     let seeds: Vec<u64> = (0..head_dim / shape.width).map(|_| random.next()).collect();
     let groups = seeds.into_par_iter().enumerate().map(|(group, seed)| {
         let points = points_of(rows, head_dim, shape.width, group);
-        let mut centroids = kmeans(&points, shape.width, shape.num_centroids(), seed);
-        order(&mut centroids, shape.width);
-        centroids
+        kmeans(level, &points, shape.width, shape.num_centroids(), seed)
     });
     groups.collect()
 }
@@ -66,14 +71,18 @@ fn fit_codebooks(shape: PqShape, rows: &[f32], head_dim: usize, seed: u64) -> Ve
 /// The rows without those that blocks will keep exactly: the share of them with the largest errors.
 fn without_outliers(
     shape: PqShape,
+    level: Level,
     codebooks: &[Vec<f32>],
     rows: &[f32],
     head_dim: usize,
 ) -> Vec<f32> {
-    let nearest: Vec<Nearest> =
-        codebooks.iter().map(|rows| Nearest::new(rows.clone(), shape.width)).collect();
+    let columns: Vec<Vec<f32>> =
+        codebooks.iter().map(|rows| columns_of(rows, shape.width)).collect();
     let error = |row: &[f32]| -> f32 {
-        row.chunks_exact(shape.width).zip(&nearest).map(|(x, nearest)| nearest.of(x).1).sum()
+        row.chunks_exact(shape.width)
+            .zip(&columns)
+            .map(|(x, columns)| nearest(level, columns, x).1)
+            .sum()
     };
     let errors: Vec<f32> = rows.par_chunks_exact(head_dim).map(error).collect();
     let num_exact = errors.len() * shape.num_exact / EXACT_BLOCK_TOKENS;
@@ -103,14 +112,25 @@ fn learn_rotation(shape: PqShape, input: &FitInput<'_>, weights: &[f16], seed: u
         let codebook = |group: usize| {
             let points = points_of(&rows, n, shape.width, group);
             let centroids = match &codebooks {
-                None => kmeans(&points, shape.width, shape.num_centroids(), seed ^ group as u64),
-                Some(codebooks) => {
-                    lloyd(&points, shape.width, codebooks[group].clone(), ROUND_ITERATIONS)
-                }
+                None => kmeans(
+                    input.level,
+                    &points,
+                    shape.width,
+                    shape.num_centroids(),
+                    seed ^ group as u64,
+                ),
+                Some(codebooks) => lloyd(
+                    input.level,
+                    &points,
+                    shape.width,
+                    codebooks[group].clone(),
+                    ROUND_ITERATIONS,
+                ),
             };
-            let nearest = Nearest::new(centroids, shape.width);
-            let coded = points.chunks_exact(shape.width).map(|x| nearest.of(x).0).collect();
-            (nearest.into_rows(), coded)
+            let columns = columns_of(&centroids, shape.width);
+            let code = |x| nearest(input.level, &columns, x).0;
+            let coded = points.chunks_exact(shape.width).map(code).collect();
+            (centroids, coded)
         };
         let groups: Vec<(Vec<f32>, Vec<usize>)> =
             (0..n / shape.width).into_par_iter().map(codebook).collect();

@@ -3,8 +3,9 @@
 //!
 //! Deterministic by seed, whatever the number of threads: one call is sequential, and callers run many.
 
-use super::nearest::Nearest;
+use crate::Level;
 use crate::rotation::SplitMix64;
+use crate::simd::nearest::{LANES, nearest};
 
 /// Iterations after which Lloyd's algorithm stops even if it still moves, and the share of the error that one has to
 /// gain to be followed by another.
@@ -24,20 +25,27 @@ const NUM_BATCHES: usize = 30;
 const BATCH_POINTS_PER_CENTROID: usize = 4;
 
 /// Finds `num_centroids` centroids `[num_centroids, width]` of `points [n, width]`, n ≥ 1.
-pub(super) fn kmeans(points: &[f32], width: usize, num_centroids: usize, seed: u64) -> Vec<f32> {
+pub(super) fn kmeans(
+    level: Level,
+    points: &[f32],
+    width: usize,
+    num_centroids: usize,
+    seed: u64,
+) -> Vec<f32> {
     let mut random = SplitMix64(seed);
     let seeds = seed_centroids(points, width, num_centroids, &mut random);
     let (centroids, iterations) = if points.len() / width < BATCH_FROM {
         (seeds, MAX_ITERATIONS)
     } else {
-        (run_batches(points, width, seeds, &mut random), ITERATIONS_AFTER_BATCHES)
+        (run_batches(level, points, width, seeds, &mut random), ITERATIONS_AFTER_BATCHES)
     };
-    lloyd(points, width, centroids, iterations)
+    lloyd(level, points, width, centroids, iterations)
 }
 
 /// At most `iterations` rounds of assigning every point to its nearest centroid and moving each centroid to
 /// the mean of its points, from `centroids [count, width]` on; fewer where they gain little any more.
 pub(super) fn lloyd(
+    level: Level,
     points: &[f32],
     width: usize,
     mut centroids: Vec<f32>,
@@ -47,12 +55,11 @@ pub(super) fn lloyd(
     let mut distances = vec![0.0f32; owners.len()];
     let mut error = f64::INFINITY;
     for _ in 0..iterations {
-        let nearest = Nearest::new(centroids, width);
+        let columns = columns_of(&centroids, width);
         let own = owners.iter_mut().zip(&mut distances);
         for (point, (owner, distance)) in points.chunks_exact(width).zip(own) {
-            (*owner, *distance) = nearest.of(point);
+            (*owner, *distance) = nearest(level, &columns, point);
         }
-        centroids = nearest.into_rows();
         let before = error;
         error = distances.iter().map(|&distance| f64::from(distance)).sum();
         if error >= (1.0 - LEAST_GAIN) * before {
@@ -61,6 +68,17 @@ pub(super) fn lloyd(
         update(&mut centroids, points, width, &owners, &mut distances);
     }
     centroids
+}
+
+/// Centroids `[count, width]` coordinate by coordinate, filled up to whole lanes with what is never nearest.
+pub(super) fn columns_of(centroids: &[f32], width: usize) -> Vec<f32> {
+    let count = centroids.len() / width;
+    let padded = count.next_multiple_of(LANES);
+    let coordinate = |i: usize| {
+        let (e, c) = (i / padded, i % padded);
+        if c < count { centroids[c * width + e] } else { f32::INFINITY }
+    };
+    (0..width * padded).map(coordinate).collect()
 }
 
 /// k-means++ (Arthur and Vassilvitskii 2007): each next centroid is a point drawn with probability
@@ -121,6 +139,7 @@ fn draw(weights: &[f32], random: &mut SplitMix64) -> usize {
 /// Mini-batch k-means (Sculley 2010): each point of a batch pulls its centroid by one over the number of
 /// points that the centroid has had.
 fn run_batches(
+    level: Level,
     points: &[f32],
     width: usize,
     mut centroids: Vec<f32>,
@@ -130,12 +149,11 @@ fn run_batches(
     let count = centroids.len() / width;
     let mut counts = vec![0u32; count];
     for _ in 0..NUM_BATCHES {
-        let nearest = Nearest::new(centroids, width);
+        let columns = columns_of(&centroids, width);
         let batch: Vec<(usize, &[f32])> = (0..BATCH_POINTS_PER_CENTROID * count)
             .map(|_| &points[random.below(num_points) * width..][..width])
-            .map(|point| (nearest.of(point).0, point))
+            .map(|point| (nearest(level, &columns, point).0, point))
             .collect();
-        centroids = nearest.into_rows();
         for (owner, point) in batch {
             counts[owner] += 1;
             let rate = 1.0 / counts[owner] as f32;

@@ -22,7 +22,7 @@ const LANES: usize = 4;
 const PART_BYTES: usize = 16 << 10;
 
 /// Tokens whose codes are unpacked together, and whose sums lie beside a part of a table.
-const BLOCK_TOKENS: usize = 64;
+const BLOCK_TOKENS: usize = 128;
 
 /// Where the codes of tokens lie.
 #[derive(Clone, Debug)]
@@ -245,24 +245,26 @@ impl Packed {
         stride: usize,
     ) {
         let (table, _) = table.as_chunks::<HEADS>();
-        let num_centroids = 1 << self.bits;
-        let part = (PART_BYTES / (4 * HEADS * num_centroids)).clamp(1, self.num_groups);
-        let mut sums = [[0.0f32; HEADS]; BLOCK_TOKENS];
-        self.for_each_block(rows, |first_token, codes| {
-            let sums = &mut sums[..codes.len() / self.num_groups];
-            sums.fill([0.0; HEADS]);
-            for (i, table) in table.chunks(part * num_centroids).enumerate() {
-                let codes = &codes[i * part..];
-                // A number of centroids that the compiler knows makes for shorter code.
-                match self.bits {
-                    8 => add_entries(sums, table, 256, codes, self.num_groups),
-                    _ => add_entries(sums, table, num_centroids, codes, self.num_groups),
-                }
-            }
+        let mut sums = [[0.0; HEADS]; BLOCK_TOKENS];
+        let mut finish = |first_token: usize, sums: &[[f32; HEADS]]| {
             for head in 0..num_heads {
                 let out = &mut out[head * stride + first_token..];
-                out.iter_mut().zip(sums.iter()).for_each(|(out, sum)| *out = sum[head]);
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum[head]);
             }
+        };
+        if self.bits == 8 {
+            // The bytes are the codes, and a number of centroids that the compiler knows makes for shorter code.
+            for (block, codes) in rows.chunks(BLOCK_TOKENS * self.num_groups).enumerate() {
+                let sums = &mut sums[..codes.len() / self.num_groups];
+                sum_entries(sums, table, 256, codes, self.num_groups);
+                finish(block * BLOCK_TOKENS, sums);
+            }
+            return;
+        }
+        self.for_each_block(rows, |first_token, codes| {
+            let sums = &mut sums[..codes.len() / self.num_groups];
+            sum_entries(sums, table, 1 << self.bits, codes, self.num_groups);
+            finish(first_token, sums);
         });
     }
 
@@ -290,24 +292,25 @@ impl Packed {
     }
 }
 
-/// Adds to the sums of each token the entries of `table [groups, num_centroids, HEADS]` that its codes pick, which begin
-/// every `stride` codes.
+/// The sums for each token of the entries of `table [num_groups, num_centroids, HEADS]` that its codes pick, which are
+/// `codes [n, num_groups]`.
 #[inline(always)]
-fn add_entries<const HEADS: usize>(
+fn sum_entries<const HEADS: usize, C: Copy + Into<usize>>(
     sums: &mut [[f32; HEADS]],
     table: &[[f32; HEADS]],
     num_centroids: usize,
-    codes: &[u16],
-    stride: usize,
+    codes: &[C],
+    num_groups: usize,
 ) {
-    let num_groups = table.len() / num_centroids;
-    for (token, sums) in sums.iter_mut().enumerate() {
-        let codes = &codes[token * stride..][..num_groups];
-        let mut own = *sums;
-        for (entries, &code) in table.chunks_exact(num_centroids).zip(codes) {
-            let entry = &entries[usize::from(code)];
-            own.iter_mut().zip(entry).for_each(|(sum, entry)| *sum += entry);
+    let part = (PART_BYTES / (4 * HEADS * num_centroids)).clamp(1, num_groups);
+    sums.fill([0.0; HEADS]);
+    for (i, table) in table.chunks(part * num_centroids).enumerate() {
+        let first = i * part;
+        for (sums, codes) in sums.iter_mut().zip(codes.chunks_exact(num_groups)) {
+            for (entries, &code) in table.chunks_exact(num_centroids).zip(&codes[first..]) {
+                let entry = &entries[code.into()];
+                sums.iter_mut().zip(entry).for_each(|(sum, entry)| *sum += entry);
+            }
         }
-        *sums = own;
     }
 }

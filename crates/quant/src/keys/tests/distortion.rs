@@ -161,7 +161,8 @@ fn allocation_follows_the_queries() {
     let mut query_energy = vec![1e-3; head_dim];
     query_energy[hot] = 1e3;
     let fit = |query_energy: &[f32]| {
-        let input = FitInput { head_dim, keys: &keys, query_energy, seed: 0 };
+        let input =
+            FitInput { head_dim, keys: &keys, query_energy, seed: 0, level: Level::detect() };
         KeyCoder::fit("alloc/1".parse().unwrap(), &input).unwrap()
     };
     let coder = fit(&query_energy);

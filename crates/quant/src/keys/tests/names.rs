@@ -157,7 +157,13 @@ fn head_dims_that_do_not_fit_are_refused_by_name() {
                 _ => 8,
             };
             let fits = head_dim > 0 && head_dim % multiple == 0;
-            let input = FitInput { head_dim, keys: &[], query_energy: &[], seed: 0 };
+            let input = FitInput {
+                head_dim,
+                keys: &[],
+                query_energy: &[],
+                seed: 0,
+                level: Level::detect(),
+            };
             match format.layout(head_dim) {
                 Ok(layout) => {
                     assert!(fits && layout.block_bytes > 0 && layout.group_tokens > 0);

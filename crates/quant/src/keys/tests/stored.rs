@@ -38,7 +38,7 @@ fn every_byte_of_a_group_is_written() {
         let coder = fitted(format, head_dim, &keys);
         let codes = |fill: u8| {
             let mut out = vec![fill; encoded(&coder, &keys[..128 * head_dim]).len()];
-            coder.encode(0, &keys[..128 * head_dim], &mut out).unwrap();
+            coder.encode(Level::detect(), 0, &keys[..128 * head_dim], &mut out).unwrap();
             out
         };
         assert_eq!(codes(0x00), codes(0xFF), "{format} {head_dim}");
@@ -57,7 +57,7 @@ fn a_code_depends_on_its_group_alone_and_lies_in_its_slot() {
         let mut codes = vec![0xA5; together.len()];
         for first in (0..128).step_by(layout.group_tokens).rev() {
             let group = &keys[first * head_dim..][..layout.group_tokens * head_dim];
-            coder.encode(first, group, &mut codes).unwrap();
+            coder.encode(Level::detect(), first, group, &mut codes).unwrap();
         }
         assert_eq!(codes, together, "{format} {head_dim}");
         let expected = decoded(&coder, &together);
@@ -166,11 +166,12 @@ fn keys_that_are_not_finite_are_refused_by_token_and_channel() {
             let coded = &keys[..128 * head_dim];
             let len = encoded(&coder, &keys_of(format, head_dim)[..128 * head_dim]).len();
             let mut out = Guarded::<u8>::new(len);
-            let error = coder.encode(0, coded, out.payload_mut()).unwrap_err();
+            let error = coder.encode(Level::detect(), 0, coded, out.payload_mut()).unwrap_err();
             assert!(named(&error), "{format}: {error}");
             assert!(out.payload().iter().all(|&b| b == 0xA5), "{format}: nothing is written");
             let query_energy = &vec![1.0; head_dim];
-            let input = FitInput { head_dim, keys: &keys, query_energy, seed: 0 };
+            let input =
+                FitInput { head_dim, keys: &keys, query_energy, seed: 0, level: Level::detect() };
             let error = KeyCoder::fit(format, &input).unwrap_err();
             assert!(named(&error), "{format}: {error}");
         }
@@ -182,7 +183,10 @@ fn a_fit_refuses_what_does_not_agree() {
     for (format, head_dim) in shapes(&[16]) {
         let keys = keys_of(format, head_dim);
         let fit = |keys: &[f32], query_energy: &[f32]| {
-            KeyCoder::fit(format, &FitInput { head_dim, keys, query_energy, seed: 0 })
+            KeyCoder::fit(
+                format,
+                &FitInput { head_dim, keys, query_energy, seed: 0, level: Level::detect() },
+            )
         };
         let ones = vec![1.0; head_dim];
         assert!(fit(&keys, &ones).is_ok());
@@ -214,7 +218,13 @@ fn a_fit_depends_on_its_seed_and_on_nothing_else() {
         let query_energy: Vec<f32> = (0..head_dim).map(|c| 0.1 + c as f32).collect();
         let fit = |seed, num_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-            let input = FitInput { head_dim, keys: &keys, query_energy: &query_energy, seed };
+            let input = FitInput {
+                head_dim,
+                keys: &keys,
+                query_energy: &query_energy,
+                seed,
+                level: Level::detect(),
+            };
             pool.install(|| KeyCoder::fit(format, &input).unwrap().tables())
         };
         let tables = fit(1, 1);

@@ -6,8 +6,9 @@ use super::*;
 
 /// The mean squared distance of points from their nearest centroids.
 fn error(points: &[f32], centroids: &[f32], width: usize) -> f64 {
-    let nearest = Nearest::new(centroids.to_vec(), width);
-    let distances = points.chunks(width).map(|point| f64::from(nearest.of(point).1));
+    let columns = columns_of(centroids, width);
+    let distance = |point| f64::from(nearest(Level::SCALAR, &columns, point).1);
+    let distances = points.chunks(width).map(distance);
     distances.sum::<f64>() / (points.len() / width) as f64
 }
 
@@ -25,7 +26,7 @@ fn clusters(width: usize, count: usize, each: usize) -> Vec<f32> {
 fn separate_clusters_are_all_found() {
     for width in [2, 4, 8] {
         let points = clusters(width, 16, 50);
-        let found = error(&points, &kmeans(&points, width, 16, 1), width);
+        let found = error(&points, &kmeans(Level::detect(), &points, width, 16, 1), width);
         assert!(found < 1.1 * 1e-4 * width as f64, "{width}: {found}");
     }
 }
@@ -33,9 +34,10 @@ fn separate_clusters_are_all_found() {
 #[test]
 fn mini_batches_end_near_where_all_points_do() {
     let points = Inputs::new(9).gaussian_rows(BATCH_FROM, 4, 1.0);
-    let in_batches = error(&points, &kmeans(&points, 4, 64, 1), 4);
+    let in_batches = error(&points, &kmeans(Level::detect(), &points, 4, 64, 1), 4);
     let seeds = seed_centroids(&points, 4, 64, &mut SplitMix64(1));
-    let with_all = error(&points, &lloyd(&points, 4, seeds.clone(), MAX_ITERATIONS), 4);
+    let with_all =
+        error(&points, &lloyd(Level::detect(), &points, 4, seeds.clone(), MAX_ITERATIONS), 4);
     assert!(in_batches < 1.02 * with_all, "{in_batches} and {with_all}");
     assert!(with_all < 0.95 * error(&points, &seeds, 4), "the iterations help");
 }
@@ -44,7 +46,7 @@ fn mini_batches_end_near_where_all_points_do() {
 fn an_empty_cluster_takes_over_the_point_that_is_farthest_from_its_own() {
     // Two centroids on one spot, of which the second gets no point.
     let points = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 50.0, 50.0];
-    let found = lloyd(&points, 2, vec![0.3, 0.3, 0.3, 0.3], 10);
+    let found = lloyd(Level::detect(), &points, 2, vec![0.3, 0.3, 0.3, 0.3], 10);
     assert!(found.chunks(2).any(|c| c == [50.0, 50.0]), "{found:?}");
     assert!(error(&points, &found, 2) < 0.5);
 }
@@ -52,7 +54,7 @@ fn an_empty_cluster_takes_over_the_point_that_is_farthest_from_its_own() {
 #[test]
 fn points_fewer_than_centroids_are_all_met() {
     let points = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-    let found = kmeans(&points, 2, 16, 3);
+    let found = kmeans(Level::detect(), &points, 2, 16, 3);
     assert_eq!(found.len(), 32);
     assert_eq!(error(&points, &found, 2), 0.0);
 }
@@ -60,8 +62,14 @@ fn points_fewer_than_centroids_are_all_met() {
 #[test]
 fn a_seed_says_everything() {
     let points = Inputs::new(2).gaussian_rows(500, 4, 1.0);
-    assert_eq!(kmeans(&points, 4, 32, 7), kmeans(&points, 4, 32, 7));
-    assert_ne!(kmeans(&points, 4, 32, 7), kmeans(&points, 4, 32, 8));
+    assert_eq!(
+        kmeans(Level::detect(), &points, 4, 32, 7),
+        kmeans(Level::detect(), &points, 4, 32, 7)
+    );
+    assert_ne!(
+        kmeans(Level::detect(), &points, 4, 32, 7),
+        kmeans(Level::detect(), &points, 4, 32, 8)
+    );
 }
 
 #[test]
