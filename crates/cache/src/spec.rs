@@ -30,7 +30,8 @@ SPEC   = PRESET[:R%][,OPTION]... | OPTION[,OPTION]...
 PRESET = full | hca | hca-rescore            hca and hca-rescore with a ratio or with keys=...
 OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp8, int{8,6,4,3,2}-token[/{32,64,128}],
                                               int{8,6,4,3,2}-channel/{32,64,128}, these rotated: rot-int...,
-                                              lm1..lm4 and lm1-plain..lm4-plain, pq/2xC, pq/4xC, alloc/BITS
+                                              lm1..lm4 and lm1-plain..lm4-plain, alloc/BITS, pq/{2,4,8}xC and
+                                              opq/{2,4,8}xC, C from 16 to 4096, both also with +xN behind them
        | keys=mix:FILE                        a format for each head, chosen by `heterokv mix`; no comma in the path
        | values=f16@host|int8@host|int4@host  values in host memory; int4 is int4/32, groups of 32 channels,
                                               beside int4/64 and int4/128
