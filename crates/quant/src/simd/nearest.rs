@@ -1,10 +1,20 @@
 //! The nearest of many short vectors, by trying all of them: what product quantization encodes and is fitted by.
 //!
-//! Every candidate is read once, from end to end, which memory serves faster than the few scattered reads of an index
-//! (measured: a grid of cells tried a thirtieth of the candidates and took three times as long from memory).
+//! Every candidate is read once, from end to end: the codebooks of a whole model do not fit a near cache, and memory
+//! serves them faster that way than the few scattered reads of an index, of which a grid of cells was tried.
 //! Distances are sums of squares in f32 in one order on every level, so that all levels find the same.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "AVX2 intrinsics behind a Level"))]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
+)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(test)]
+mod tests;
 
 use half::f16;
 
@@ -143,128 +153,3 @@ impl Coordinate for f16 {
         std::arch::x86_64::_mm512_cvtph_ps(halves)
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    use super::{Coordinate, LANES, first_of};
-
-    /// Candidates per turn of the loop: two chains of minima.
-    const CHAINS: usize = 2;
-
-    #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
-        columns: [&[C]; WIDTH],
-        point: [f32; WIDTH],
-    ) -> (usize, f32) {
-        let count = columns[0].len();
-        assert!(columns.iter().all(|column| column.len() == count));
-        let point = point.map(|x| _mm256_set1_ps(x));
-        let mut least = [_mm256_set1_ps(f32::INFINITY); CHAINS];
-        let mut blocks = [_mm256_setzero_si256(); CHAINS];
-        let mut block = 0;
-        while (block + CHAINS) * LANES <= count {
-            for chain in 0..CHAINS {
-                // SAFETY: the block lies within the columns.
-                let distance = unsafe { distances(&columns, &point, block + chain) };
-                (least[chain], blocks[chain]) =
-                    nearer(least[chain], blocks[chain], distance, block + chain);
-            }
-            block += CHAINS;
-        }
-        if block * LANES < count {
-            // SAFETY: the block lies within the columns.
-            let distance = unsafe { distances(&columns, &point, block) };
-            (least[0], blocks[0]) = nearer(least[0], blocks[0], distance, block);
-        }
-        let ends: [(usize, f32); CHAINS] = std::array::from_fn(|chain| {
-            let (mut distances, mut places) = ([0.0; LANES], [0; LANES]);
-            // SAFETY: the arrays have the 32 bytes of these unaligned stores.
-            unsafe {
-                _mm256_storeu_ps(distances.as_mut_ptr(), least[chain]);
-                _mm256_storeu_si256(places.as_mut_ptr().cast(), blocks[chain]);
-            }
-            first_of(distances, places)
-        });
-        let [a, b] = ends;
-        if b.1 < a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a }
-    }
-
-    /// Squared distances of the candidates of a block.
-    ///
-    /// # Safety
-    /// - the block lies within every column.
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn distances<const WIDTH: usize, C: Coordinate>(
-        columns: &[&[C]; WIDTH],
-        point: &[__m256; WIDTH],
-        block: usize,
-    ) -> __m256 {
-        let mut sum = _mm256_setzero_ps();
-        for (column, &x) in columns.iter().zip(point) {
-            // SAFETY: the caller's; the features are those of this function.
-            let candidates = unsafe { C::load(column.as_ptr().add(block * LANES)) };
-            let apart = _mm256_sub_ps(x, candidates);
-            sum = _mm256_add_ps(sum, _mm256_mul_ps(apart, apart));
-        }
-        sum
-    }
-
-    /// The lesser distances, and the blocks that they are from.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn nearer(least: __m256, blocks: __m256i, distance: __m256, block: usize) -> (__m256, __m256i) {
-        let is_less = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(distance, least));
-        let block = _mm256_set1_epi32(block as i32);
-        (_mm256_min_ps(distance, least), _mm256_blendv_epi8(blocks, block, is_less))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::Coordinate;
-
-    /// Candidates of a vector.
-    const WIDE: usize = 16;
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
-        columns: [&[C]; WIDTH],
-        point: [f32; WIDTH],
-    ) -> (usize, f32) {
-        let count = columns[0].len();
-        assert!(columns.iter().all(|column| column.len() == count));
-        let point = point.map(|x| _mm512_set1_ps(x));
-        let mut least = _mm512_set1_ps(f32::INFINITY);
-        let mut blocks = _mm512_setzero_si512();
-        let (mut this, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
-        for block in 0..count / WIDE {
-            // SAFETY: sixteen coordinates of the block lie in every column.
-            let square = |e: usize| unsafe {
-                let candidates = C::load_16(columns[e].as_ptr().add(block * WIDE));
-                let apart = _mm512_sub_ps(point[e], candidates);
-                _mm512_mul_ps(apart, apart)
-            };
-            let mut sum = square(0);
-            for e in 1..WIDTH {
-                sum = _mm512_add_ps(sum, square(e));
-            }
-            let is_less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, least);
-            least = _mm512_min_ps(sum, least);
-            blocks = _mm512_mask_mov_epi32(blocks, is_less, this);
-            this = _mm512_add_epi32(this, one);
-        }
-        let distance = _mm512_reduce_min_ps(least);
-        let is_first = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(least, _mm512_set1_ps(distance));
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let places = _mm512_add_epi32(_mm512_slli_epi32::<4>(blocks), lanes);
-        (_mm512_mask_reduce_min_epu32(is_first, places) as usize, distance)
-    }
-}
-
-#[cfg(test)]
-mod tests;
