@@ -38,6 +38,7 @@ const FORMATS: &[&str] = &[
     "pq/4x128",
     "pq/4x256",
     "pq/8x16",
+    "pq/8x1024",
     "opq/4x32",
     "pq/2x16+x2",
     "opq/2x16+x1",

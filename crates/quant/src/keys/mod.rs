@@ -243,10 +243,12 @@ impl KeyCoder {
     }
 
     /// Scores `sm_scale · q·k` of the prepared queries against the first `num_tokens` keys of `codes`,
-    /// whole blocks. Accumulates in f32. No queries or no tokens: nothing is written.
+    /// whole blocks. What sums are kept in is said by the [`Precision`] that the queries were prepared for. No
+    /// queries or no tokens: nothing is written.
     ///
     /// # Panics
-    /// When `codes` or `out` is too short for `num_tokens`, or `num_tokens` is not whole groups.
+    /// When `codes` or `out` is too short for `num_tokens`, rows of scores would overlap, or `num_tokens` is not
+    /// whole groups.
     pub fn score(
         &self,
         level: Level,
@@ -262,6 +264,7 @@ impl KeyCoder {
         if prepared.num_heads == 0 || num_tokens == 0 {
             return;
         }
+        assert!(prepared.num_heads == 1 || stride >= num_tokens, "rows of scores side by side");
         let codes = &codes[..self.layout.bytes(num_tokens)];
         let scores = &mut scores[..stride * (prepared.num_heads - 1) + num_tokens];
         self.codec.score(level, prepared, codes, num_tokens, scores, stride);

@@ -21,6 +21,7 @@ mod rows;
 use half::f16;
 
 pub(crate) use exact::EXACT_BLOCK_TOKENS;
+pub(crate) use frame::WEIGHTS;
 
 use codebooks::Codebooks;
 use exact::ExactSlots;
@@ -64,7 +65,7 @@ impl PqShape {
     /// The frame of stored weights and rotation.
     ///
     /// # Errors
-    /// A row of the rotation that depends on those above it.
+    /// The number of a row of the rotation that is none of an orthonormal matrix.
     fn frame(self, weights: &[f16], rotation: Option<&[f16]>) -> Result<Frame, usize> {
         match rotation {
             None => Ok(Frame::of_rotary_planes(weights, self.width)),
@@ -93,7 +94,7 @@ impl Pq {
     /// From tables of the lengths of [`PqTables`].
     ///
     /// # Errors
-    /// A row of the rotation that depends on those above it.
+    /// The number of a row of the rotation that is none of an orthonormal matrix.
     pub(super) fn restore(shape: PqShape, tables: PqTables) -> Result<Self, usize> {
         let PqTables { codebooks, weights, rotation } = tables;
         let frame = shape.frame(&weights, rotation.as_deref())?;

@@ -63,8 +63,8 @@ impl KeyCoder {
                         .then(|| table("rotation", head_dim * head_dim))
                         .transpose()?,
                 };
-                let free = |w: &f16| *w <= f16::ZERO;
-                if let Some(place) = tables.weights.iter().position(free) {
+                let is_bad = |w: &f16| !pq::WEIGHTS.contains(&w.to_f32());
+                if let Some(place) = tables.weights.iter().position(is_bad) {
                     return Err(bad_value(format, "weights", place));
                 }
                 let coder = pq::Pq::restore(shape, tables);

@@ -27,7 +27,8 @@ fn formats() -> Vec<KeyFormat> {
         names.extend([16, 32, 64, 128, 256].map(|centroids| format!("pq/{width}x{centroids}")));
     }
     names.extend(
-        ["pq/8x16", "pq/8x256", "pq/4x512", "opq/2x16", "opq/4x256", "opq/8x64"].map(String::from),
+        ["pq/8x16", "pq/8x256", "pq/4x512", "pq/8x2048", "opq/2x16", "opq/4x256", "opq/8x64"]
+            .map(String::from),
     );
     names.extend(["pq/2x16+x1", "pq/4x256+x2", "opq/4x32+x8"].map(String::from));
     names.extend(["0.5", "1", "1.25", "2", "3.25", "4", "6", "8"].map(|b| format!("alloc/{b}")));

@@ -8,7 +8,7 @@
 //!    integers: where their lanes have 16 bits, they are emptied after [`SEGMENT`] planes; over the planes
 //!    that have words instead, the sum of nibbles times words in 32 bits;
 //! 2. sets of one head are joined (`low + 256 · high`), in steps of words added to the sum of the words' and
-//!    become f32, still exact but for the longest rows;
+//!    become f32: exactly below 2^24, which only words can pass, else rounded once or twice;
 //! 3. `scale · (step · sum + offset) + zero · Σ q + bias`.
 //!
 //! The integers are the same on every level; step 3 may round a product once or twice.

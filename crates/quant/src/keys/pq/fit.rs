@@ -23,7 +23,7 @@ const ROUND_ITERATIONS: usize = 2;
 /// Fits all tables of `shape`.
 ///
 /// # Errors
-/// A row of the rotation that depends on those above it, which no rotation has.
+/// The number of a row of the rotation that is none of an orthonormal matrix, of which there is none.
 pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<PqTables, usize> {
     let weights = weights_of(input.query_energy);
     let mut random = SplitMix64(input.seed);

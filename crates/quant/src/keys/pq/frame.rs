@@ -10,8 +10,14 @@ use half::f16;
 use super::orthogonal::orthonormalise;
 use crate::saturate::in_f16_range;
 
-/// Smallest weight of a channel against the largest: no channel is free.
+/// Smallest energy of a channel against the largest: no channel is free.
 const MIN_RELATIVE_ENERGY: f32 = 1e-4;
+
+/// What weights can be: square roots of such energies, with room for their rounding.
+pub(crate) const WEIGHTS: std::ops::RangeInclusive<f32> = 0.0099..=1.0;
+
+/// How far the rounding to f16 takes an entry of an orthonormal matrix from it, well above it.
+const ROTATION_ROUNDING: f64 = 0.01;
 
 /// From keys to coordinates `[num_groups, width]` and back.
 #[derive(Clone, Debug)]
@@ -44,11 +50,15 @@ impl Frame {
     /// to the rounding to f16, which is undone here.
     ///
     /// # Errors
-    /// A row that depends on those above it.
+    /// The number of a row that is not.
     pub(super) fn of_rotation(weights: &[f16], rotation: &[f16]) -> Result<Self, usize> {
         let n = weights.len();
         let mut rows: Vec<f64> = rotation.iter().map(|x| x.to_f64()).collect();
         orthonormalise(&mut rows, n)?;
+        let is_far = |(x, y): (&f64, &f16)| (x - y.to_f64()).abs() > ROTATION_ROUNDING;
+        if let Some(place) = rows.iter().zip(rotation).position(is_far) {
+            return Err(place / n);
+        }
         let rows: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
         let columns = (0..n * n).map(|i| rows[i % n * n + i / n]).collect();
         Ok(Self::new(weights, Basis::Learned { rows, columns }))

@@ -10,7 +10,7 @@ pub(super) fn eigen(mut matrix: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     let size = matrix.iter().map(|x| x * x).sum::<f64>();
     for _ in 0..MAX_SWEEPS {
         let off: f64 = (0..n).flat_map(|i| matrix[i * n..i * n + i].iter()).map(|x| x * x).sum();
-        if off <= 1e-24 * size {
+        if off <= 1e-30 * size {
             break;
         }
         for p in 0..n {
@@ -88,6 +88,7 @@ pub(super) fn procrustes(matrix: &[f64], n: usize) -> Option<Vec<f64>> {
     // R = M (MᵀM)^(-1/2) = Σ over eigenvectors v of MᵀM of (M v / |M v|) vᵀ.
     let mut rotation = vec![0.0; n * n];
     for (value, vector) in values.iter().zip(vectors.chunks_exact(n)) {
+        // Squares of singular values, which Jacobi's rotations resolve down to the rounding of the largest.
         if *value <= 1e-14 * values[0] {
             return None;
         }

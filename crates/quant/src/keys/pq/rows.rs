@@ -314,3 +314,32 @@ fn sum_entries<const HEADS: usize, C: Copy + Into<usize>>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use heterokv_testkit::Inputs;
+
+    use super::*;
+
+    #[test]
+    fn codes_of_every_width_are_read_back_and_leave_others_as_they_are() {
+        let mut inputs = Inputs::new(3);
+        for bits in 4..=12 {
+            for num_groups in [2, 6, 8, 10, 32, 34] {
+                let rows = CodeRows::new(num_groups, bits);
+                let mut blocks = vec![0xA5; rows.bytes(70)];
+                let tokens: Vec<Vec<u16>> = (0..70)
+                    .map(|_| (0..num_groups).map(|_| inputs.below(1 << bits) as u16).collect())
+                    .collect();
+                for (token, codes) in tokens.iter().enumerate().rev() {
+                    rows.write(&mut blocks, token, codes);
+                }
+                for (token, codes) in tokens.iter().enumerate() {
+                    let mut back = vec![0; num_groups];
+                    rows.read(&blocks, token, &mut back);
+                    assert_eq!(&back, codes, "{bits} bits, {num_groups} groups, token {token}");
+                }
+            }
+        }
+    }
+}

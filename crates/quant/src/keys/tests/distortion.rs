@@ -181,3 +181,54 @@ fn allocation_follows_the_queries() {
     let error = error / keys.len() as f64;
     assert!(error < 1.1 * UNIFORM[1], "queries without energy leave an error of {error}");
 }
+
+/// Squared error of a format on keys that it was fitted on.
+fn fitted_error(name: &str, head_dim: usize, keys: &[f32]) -> f64 {
+    let coder = fitted(name.parse().unwrap(), head_dim, keys);
+    let back = decoded(&coder, &encoded(&coder, keys));
+    keys.iter().zip(&back).map(|(x, y)| f64::from(x - y).powi(2)).sum()
+}
+
+#[test]
+fn a_learned_rotation_follows_keys_that_few_directions_hold() {
+    // Energy in directions of which no group has its share: each key is a mix of eight fixed vectors.
+    let (head_dim, mut inputs) = (32, Inputs::new(23));
+    let directions = inputs.gaussian_rows(8, head_dim, 1.0);
+    let mut keys = inputs.gaussian_rows(1024, head_dim, 0.05);
+    for key in keys.chunks_mut(head_dim) {
+        for direction in directions.chunks(head_dim) {
+            let along = inputs.gaussian();
+            key.iter_mut().zip(direction).for_each(|(x, d)| *x += along * d);
+        }
+    }
+    for shape in ["2x16", "4x64", "8x64"] {
+        let [plain, rotated] =
+            ["pq", "opq"].map(|f| fitted_error(&format!("{f}/{shape}"), head_dim, &keys));
+        assert!(rotated < 0.6 * plain, "{shape}: {rotated} and {plain}");
+    }
+}
+
+#[test]
+fn tokens_that_no_centroid_is_near_are_kept_exactly() {
+    let (head_dim, mut inputs) = (32, Inputs::new(29));
+    let mut keys = inputs.gaussian_rows(512, head_dim, 1.0);
+    let far: Vec<usize> = (0..4).map(|block| 128 * block + 31 * block + 7).collect();
+    for &token in &far {
+        keys[token * head_dim..][..head_dim].iter_mut().for_each(|x| *x *= 40.0);
+    }
+    for name in ["pq/4x16+x1", "opq/4x16+x1"] {
+        let coder = fitted(name.parse().unwrap(), head_dim, &keys);
+        let back = decoded(&coder, &encoded(&coder, &keys));
+        for &token in &far {
+            let rows = [&keys, &back].map(|rows| &rows[token * head_dim..][..head_dim]);
+            let largest = rows[0].iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            for (x, y) in rows[0].iter().zip(rows[1]) {
+                assert!((x - y).abs() < 4e-3 * largest, "{name} token {token}: {x} and {y}");
+            }
+        }
+        // The codebooks do not stretch for what they need not hold.
+        let plain = fitted_error(name.trim_end_matches("+x1"), head_dim, &keys);
+        let error = fitted_error(name, head_dim, &keys);
+        assert!(error < plain, "{name}: {error} and {plain}");
+    }
+}

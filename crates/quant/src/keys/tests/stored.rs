@@ -216,22 +216,45 @@ fn a_fit_depends_on_its_seed_and_on_nothing_else() {
     for (format, head_dim) in shapes(&[16, 64]) {
         let keys = keys_of(format, head_dim);
         let query_energy: Vec<f32> = (0..head_dim).map(|c| 0.1 + c as f32).collect();
-        let fit = |seed, num_threads| {
+        let fit = |seed, num_threads, level| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
-            let input = FitInput {
-                head_dim,
-                keys: &keys,
-                query_energy: &query_energy,
-                seed,
-                level: Level::detect(),
-            };
-            pool.install(|| KeyCoder::fit(format, &input).unwrap().tables())
+            let query_energy = &query_energy;
+            let input = FitInput { head_dim, keys: &keys, query_energy, seed, level };
+            let coder = pool.install(|| KeyCoder::fit(format, &input).unwrap());
+            let mut codes = vec![0; coder.layout().bytes(128)];
+            coder.encode(level, 0, &keys[..128 * head_dim], &mut codes).unwrap();
+            (coder.tables(), codes)
         };
-        let tables = fit(1, 1);
-        assert_eq!(tables, fit(1, 1), "{format}");
-        assert_eq!(tables, fit(1, 3), "{format} on three threads");
-        if matches!(format, KeyFormat::Pq { .. }) {
-            assert_ne!(tables, fit(2, 1), "{format} draws");
+        let tables = fit(1, 1, Level::SCALAR);
+        for level in Level::available() {
+            assert_eq!(tables, fit(1, 1, level), "{format} on {level}");
         }
+        assert_eq!(tables, fit(1, 3, Level::SCALAR), "{format} on three threads");
+        if matches!(format, KeyFormat::Pq { .. }) {
+            assert_ne!(tables, fit(2, 1, Level::SCALAR), "{format} draws");
+        }
+    }
+}
+
+#[test]
+fn a_rotation_or_weight_that_no_fit_gives_is_refused() {
+    let (format, head_dim) = ("opq/2x16".parse::<KeyFormat>().unwrap(), 16);
+    let tables = fitted(format, head_dim, &keys_of(format, head_dim)).tables();
+    let with = |name: &str, change: &dyn Fn(&mut [f16])| {
+        let mut tables = tables.clone();
+        change(&mut tables.iter_mut().find(|(n, _)| *n == name).unwrap().1);
+        KeyCoder::restore(format, head_dim, &tables).map_err(|error| error.to_string())
+    };
+    assert!(with("rotation", &|_| ()).is_ok());
+    let first = |rotation: &mut [f16]| rotation[..head_dim].fill(f16::ZERO);
+    let twice = |rotation: &mut [f16]| rotation.copy_within(..head_dim, head_dim);
+    let longer = |rotation: &mut [f16]| rotation.iter_mut().for_each(|x| *x *= f16::from_f32(3.0));
+    let changes: [&dyn Fn(&mut [f16]); 3] = [&first, &twice, &longer];
+    for change in changes {
+        assert!(with("rotation", change).unwrap_err().contains("'rotation'"));
+    }
+    for bad in [0.0, -0.5, 1e-7, 2.0] {
+        let error = with("weights", &|weights| weights[3] = f16::from_f32(bad)).unwrap_err();
+        assert!(error.contains("'weights'") && error.ends_with('3'), "{bad}: {error}");
     }
 }
