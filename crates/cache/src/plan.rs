@@ -69,6 +69,9 @@ pub struct CachePlan {
     pub score_scratch_bytes: usize,
     /// Bytes of the same tokens in a full f16 cache.
     pub full_bytes: usize,
+    /// Tokens from which the keys of every head are coded, if the tables are fitted on the prompt; the keys of a
+    /// shorter one stay exact in heads whose tables it is too short for. 0 where nothing is coded.
+    pub coded_from_tokens: usize,
 }
 
 impl CachePlan {
@@ -83,6 +86,7 @@ impl CachePlan {
             host_bytes: 0,
             score_scratch_bytes: 0,
             full_bytes: full_bytes(shape, num_tokens),
+            coded_from_tokens: 0,
         };
         match config {
             CacheConfig::Full => {
@@ -102,6 +106,8 @@ impl CachePlan {
                     plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
                     plan.host_bytes += host.bytes(coded);
                     most_coded = most_coded.max(coded);
+                    plan.coded_from_tokens =
+                        plan.coded_from_tokens.max(of_head.coded_from_tokens());
                 }
                 plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded);
             }
@@ -166,6 +172,11 @@ impl DevicePlan {
             0 => self.layout.group_tokens,
             tokens => tokens.max(FIT_TOKENS),
         }
+    }
+
+    /// Tokens of the shortest prompt of which some are coded.
+    fn coded_from_tokens(&self) -> usize {
+        self.sinks + self.recent + self.fit_tokens()
     }
 
     /// Coded tokens after a prompt of `num_tokens`.

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use heterokv_cache::{CachePlan, CacheSpec, KvShape};
 use heterokv_model::{ModelConfig, prefill_bytes};
 
-use crate::output::{bytes, count};
+use crate::output::{bytes, count, say, tokens};
 
 /// No context is longer; up to here no product of a length and a model's axes overflows.
 const MAX_TOKENS: usize = 1 << 32;
@@ -36,6 +36,18 @@ pub(crate) fn plan(config: &ModelConfig, spec: &CacheSpec, num_tokens: usize) ->
         count(MAX_TOKENS)
     );
     Ok(CachePlan::new(&spec.resolve(&shape)?, &shape, num_tokens)?)
+}
+
+/// Says so where a prompt is too short for the tables of a cache, whose keys then stay exact.
+pub(crate) fn say_uncoded(spec: &CacheSpec, plan: &CachePlan) {
+    if plan.num_tokens < plan.coded_from_tokens {
+        say(&format!(
+            "{spec}: {} are too few to fit the tables of all heads on, whose keys stay exact until there are {}; \
+             a profile has them from the start",
+            tokens(plan.num_tokens),
+            count(plan.coded_from_tokens)
+        ));
+    }
 }
 
 /// Refuses a run that needs more memory than the machine has free.

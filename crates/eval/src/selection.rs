@@ -67,7 +67,7 @@ fn highest(scores: &[f32], count: usize) -> Vec<usize> {
 }
 
 /// How far leaving out the tokens that are not taken moves an output: what they held of it is missing, and the
-/// weights of the others rise until they sum to one.
+/// weights of the others rise until they sum to one. Where nothing else has weight to speak of, as much as all of it.
 fn left_out(weights: &[f64], taken: &[bool], values: &[f32], out: &[f64]) -> Vec<f64> {
     let (mut mass, mut held) = (0.0, vec![0.0; out.len()]);
     for ((weight, taken), value) in weights.iter().zip(taken).zip(values.chunks_exact(out.len())) {
@@ -76,7 +76,13 @@ fn left_out(weights: &[f64], taken: &[bool], values: &[f32], out: &[f64]) -> Vec
             held.iter_mut().zip(value).for_each(|(held, &v)| *held += weight * f64::from(v));
         }
     }
-    held.iter().zip(out).map(|(held, out)| (out * mass - held) / (1.0 - mass)).collect()
+    // Below this the difference is rounding, and what is left says nothing of the values.
+    const LEAST_KEPT: f64 = 1e-9;
+    let kept = 1.0 - mass;
+    if kept < LEAST_KEPT {
+        return out.iter().map(|out| -out).collect();
+    }
+    held.iter().zip(out).map(|(held, out)| (out * mass - held) / kept).collect()
 }
 
 #[cfg(test)]

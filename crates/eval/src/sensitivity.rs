@@ -108,9 +108,11 @@ impl Sensitivity {
     /// [`Error::Quant`] where even the smallest formats take more, and where there are none.
     pub fn mix(&self, bits: f64, num_tokens: usize, fingerprint: &str) -> Result<KeyMix> {
         let KvShape { num_layers, heads } = self.shape;
+        // As the bits of a mix are counted; fractions of a byte in a head are left out.
+        let elements_of_head = heads.head_dim as f64 * num_tokens as f64;
         let bytes = |format: &KeyFormat| {
-            let layout = format.layout(heads.head_dim)?;
-            Ok((layout.bytes(num_tokens) + layout.table_bytes) as u64)
+            let bits = format.bits_per_element(heads.head_dim, num_tokens)?;
+            Ok((bits * elements_of_head / 8.0 + 1e-6) as u64)
         };
         let bytes: Vec<u64> = self.formats.iter().map(bytes).collect::<Result<_>>()?;
         let num_heads = num_layers * heads.num_kv_heads;
@@ -120,8 +122,8 @@ impl Sensitivity {
             pairs.map(|(&bytes, &distortion)| Candidate { bytes, distortion }).collect()
         });
         let candidates: Vec<Vec<Candidate>> = candidates.collect();
-        let elements = num_heads as f64 * heads.head_dim as f64 * num_tokens as f64;
-        let chosen = choose(&candidates, (bits * elements / 8.0) as u64)?;
+        let budget = (bits * num_heads as f64 * elements_of_head / 8.0 + 1e-6) as u64;
+        let chosen = choose(&candidates, budget)?;
         let formats = chosen.iter().map(|&index| self.formats[index]).collect();
         Ok(KeyMix::new(fingerprint, &self.shape, formats)?)
     }

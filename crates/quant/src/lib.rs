@@ -5,6 +5,10 @@
 //!
 //! This crate knows no model, no device and no cache. It never allocates pages and never does I/O.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod affine;
 mod bits;
 mod error;

@@ -12,7 +12,7 @@ use crate::load::{Opened, check_ratio, read_text};
 use crate::output::{bytes, count, is_above_promise, percent, print_line, say, table, tokens};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
-use crate::requirement::{check_memory, kv_shape, plan};
+use crate::requirement::{check_memory, kv_shape, plan, say_uncoded};
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     match (&args.tokens, &args.corpus) {
@@ -47,6 +47,9 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
     }
     let profile = opened.profile(args.terms.profile.as_ref())?;
     for spec in &args.cache {
+        if profile.is_none() {
+            say_uncoded(spec, &plan(config, spec, held_tokens)?);
+        }
         // What does not fit is refused before the weights are read.
         let is_full = spec.resolve(&kv_shape(config)?)? == CacheConfig::Full;
         opened.cache(spec, profile.as_ref().filter(|_| !is_full))?;

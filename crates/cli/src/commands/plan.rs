@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::args::PlanArgs;
 use crate::load::{model_name, open_checkpoint, read_text};
 use crate::output::{bytes, count, print_line, ratio, table, tokens};
-use crate::requirement::{kv_shape, plan};
+use crate::requirement::{kv_shape, plan, say_uncoded};
 
 /// Weights in one form.
 #[derive(Clone, Serialize)]
@@ -65,6 +65,9 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let planned: Result<Vec<Planned>> =
         args.cache.iter().map(|spec| shape.plan(spec, num_tokens, args.device_memory)).collect();
     let planned = planned?;
+    for (planned, spec) in planned.iter().zip(&args.cache) {
+        say_uncoded(spec, &planned.plan);
+    }
     if args.json {
         for planned in &planned {
             print_line(&serde_json::to_string(planned)?)?;

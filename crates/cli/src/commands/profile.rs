@@ -39,6 +39,13 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     }
     let plan = plan(config, &args.cache, window.len())?;
     check_memory(config, opened.weight_bytes()?, &[plan], window.len())?;
+    ensure!(
+        plan.num_tokens >= plan.coded_from_tokens,
+        "{} are too few to fit the tables of {} on, which take {}; use a longer --context",
+        counted(plan.num_tokens),
+        args.cache,
+        count(plan.coded_from_tokens)
+    );
     say(&opened.first_line());
     let model = opened.load()?;
     let mut caches = [KvCache::new(model.kv_shape(), resolved, model.level(), None)?];
@@ -48,9 +55,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         model.prefill(window, &mut caches, Some(&mut show))?;
     }
     let fingerprint = opened.checkpoint.fingerprint().to_string();
-    let profile = Profile::of(&caches[0], &fingerprint).with_context(|| {
-        format!("{} are too few to fit tables on; use a longer --context", counted(window.len()))
-    })?;
+    let profile = Profile::of(&caches[0], &fingerprint).context("the text fitted no tables")?;
     profile.save(&args.out)?;
     print_line(&format!(
         "{}: tables of {keys} for {}, fitted on {}, {}; use with --profile",

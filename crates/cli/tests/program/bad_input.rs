@@ -147,7 +147,7 @@ fn a_corpus_that_ends_too_soon() {
     );
     refuses(
         &["profile", "--model", model(), "--corpus", &corpus, "--context", "100", "--out", &out],
-        &["100 tokens are too few to fit tables on"],
+        &["100 tokens are too few to fit the tables of"],
     );
 }
 

@@ -114,7 +114,8 @@ pub struct KeyLayout {
     pub block_tokens: usize,
     /// Bytes of a block.
     pub block_bytes: usize,
-    /// Bytes of the fitted tables of one (layer, KV head).
+    /// Bytes of the fitted tables of one (layer, KV head), as they are stored. What an encoder or a kernel lays out
+    /// from them in other orders is memory of the host.
     pub table_bytes: usize,
     /// Tokens without which the tables cannot be fitted.
     pub min_fit_tokens: usize,

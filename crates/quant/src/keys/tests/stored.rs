@@ -246,13 +246,13 @@ fn a_rotation_or_weight_that_no_fit_gives_is_refused() {
         KeyCoder::restore(format, head_dim, &tables).map_err(|error| error.to_string())
     };
     assert!(with("rotation", &|_| ()).is_ok());
-    let first = |rotation: &mut [f16]| rotation[..head_dim].fill(f16::ZERO);
-    let twice = |rotation: &mut [f16]| rotation.copy_within(..head_dim, head_dim);
-    let longer = |rotation: &mut [f16]| rotation.iter_mut().for_each(|x| *x *= f16::from_f32(3.0));
-    let changes: [&dyn Fn(&mut [f16]); 3] = [&first, &twice, &longer];
-    for change in changes {
-        assert!(with("rotation", change).unwrap_err().contains("'rotation'"));
-    }
+    let refused = |change: &dyn Fn(&mut [f16])| {
+        let error = with("rotation", change).unwrap_err();
+        assert!(error.contains("'rotation'"), "{error}");
+    };
+    refused(&|rotation| rotation[..head_dim].fill(f16::ZERO));
+    refused(&|rotation| rotation.copy_within(..head_dim, head_dim));
+    refused(&|rotation| rotation.iter_mut().for_each(|x| *x *= f16::from_f32(3.0)));
     for bad in [0.0, -0.5, 1e-7, 2.0] {
         let error = with("weights", &|weights| weights[3] = f16::from_f32(bad)).unwrap_err();
         assert!(error.contains("'weights'") && error.ends_with('3'), "{bad}: {error}");
