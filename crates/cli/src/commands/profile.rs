@@ -1,6 +1,6 @@
 //! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use heterokv_cache::{CacheConfig, KvCache, Profile};
 
 use crate::args::ProfileArgs;
