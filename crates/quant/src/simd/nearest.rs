@@ -16,6 +16,8 @@ mod avx512;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::Level;
@@ -52,14 +54,121 @@ pub(crate) trait Coordinate: Copy {
 /// When the columns are not of such lengths, or the width is not 2, 4 or 8.
 pub(crate) fn nearest<C: Coordinate>(level: Level, columns: &[C], point: &[f32]) -> (usize, f32) {
     match point.len() {
-        2 => nearest_of::<2, C>(level, columns, point),
-        4 => nearest_of::<4, C>(level, columns, point),
-        8 => nearest_of::<8, C>(level, columns, point),
+        2 => of_width::<2, C>(level, columns, point),
+        4 => of_width::<4, C>(level, columns, point),
+        8 => of_width::<8, C>(level, columns, point),
         width => panic!("vectors of {width} coordinates"),
     }
 }
 
-fn nearest_of<const WIDTH: usize, C: Coordinate>(
+/// Candidates in rising order along one axis: few of them have to be tried.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    axis: usize,
+    /// Where along the axis each block of [`BLOCK`] candidates begins, two blocks at least.
+    lows: Vec<f32>,
+}
+
+/// Candidates that an [`Order`] counts by.
+const BLOCK: usize = 2 * LANES;
+
+impl Order {
+    /// That of `columns [width, count]`; `None` where there is none, or too few candidates or a number of them
+    /// that is not whole blocks.
+    pub(crate) fn of<C: Coordinate>(columns: &[C], width: usize) -> Option<Self> {
+        let count = columns.len() / width;
+        if count < 2 * BLOCK || !count.is_multiple_of(BLOCK) {
+            return None;
+        }
+        let is_sorted = |column: &&[C]| column.is_sorted_by(|a, b| a.to_f32() <= b.to_f32());
+        let axis = columns.chunks_exact(count).position(|column| is_sorted(&column))?;
+        let column = columns[axis * count..][..count].iter().step_by(BLOCK);
+        Some(Self { axis, lows: column.map(|x| x.to_f32()).collect() })
+    }
+}
+
+/// As [`nearest`], of candidates in the plane that are in order: those of the two blocks around the point first, and
+/// those of others only where they can be as near. A distance is never rounded below the square of its part along
+/// the axis, so that this finds the same.
+pub(crate) fn nearest_in_order<C: Coordinate>(
+    level: Level,
+    columns: &[C],
+    order: &Order,
+    point: [f32; 2],
+) -> (usize, f32) {
+    let (first_column, second_column) = columns.split_at(columns.len() / 2);
+    let columns = [first_column, second_column];
+    assert!(columns.iter().all(|column| column.len() == order.lows.len() * BLOCK));
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx512() {
+        // SAFETY: an AVX-512 level exists only where AVX-512F does.
+        let (first, best) = unsafe { avx512::around(columns, order, point) };
+        return beyond(level, columns, order, point, first, best);
+    }
+    let x = point[order.axis];
+    let reached = order.lows.iter().filter(|&&low| low <= x).count();
+    let first = order.first_of_two(reached, x);
+    let best = tried(level, columns, point, first..first + 2);
+    beyond(level, columns, order, point, first, best)
+}
+
+impl Order {
+    /// The first of the two blocks around a place along the axis: of that in which it lies, given how many begin
+    /// up to it, and of the neighbour that is nearer.
+    #[inline]
+    fn first_of_two(&self, reached: usize, x: f32) -> usize {
+        // Without branches that depend on the place, which cannot be foretold.
+        let last = self.lows.len() - 1;
+        let here = reached.saturating_sub(1);
+        let above = if here < last { self.lows[(here + 1).min(last)] } else { f32::INFINITY };
+        let is_below_nearer = x - self.lows[here] <= above - x;
+        here - usize::from(is_below_nearer & (here > 0))
+    }
+}
+
+/// The nearest of some blocks.
+fn tried<C: Coordinate>(
+    level: Level,
+    columns: [&[C]; 2],
+    point: [f32; 2],
+    blocks: Range<usize>,
+) -> (usize, f32) {
+    let span = blocks.start * BLOCK..blocks.end * BLOCK;
+    let columns = columns.map(|column| &column[span.clone()]);
+    let (place, distance) = nearest_of(level, columns, point);
+    (span.start + place, distance)
+}
+
+/// Goes on from the nearest of the two blocks from `first` on, to either side, as far as something can be as near.
+#[inline]
+fn beyond<C: Coordinate>(
+    level: Level,
+    columns: [&[C]; 2],
+    order: &Order,
+    point: [f32; 2],
+    first: usize,
+    mut best: (usize, f32),
+) -> (usize, f32) {
+    let Order { axis, lows } = order;
+    let square_to = |low: f32| (low - point[*axis]) * (low - point[*axis]);
+    let (mut from, mut to) = (first, first + 2);
+    while to < lows.len() && square_to(lows[to]) < best.1 {
+        best = nearer(best, tried(level, columns, point, to..to + 1));
+        to += 1;
+    }
+    while from > 0 && square_to(lows[from]) <= best.1 {
+        from -= 1;
+        best = nearer(best, tried(level, columns, point, from..from + 1));
+    }
+    best
+}
+
+/// The nearer of two, the first candidate of equals.
+fn nearer(a: (usize, f32), b: (usize, f32)) -> (usize, f32) {
+    if b.1 < a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a }
+}
+
+fn of_width<const WIDTH: usize, C: Coordinate>(
     level: Level,
     columns: &[C],
     point: &[f32],
@@ -68,6 +177,16 @@ fn nearest_of<const WIDTH: usize, C: Coordinate>(
     assert!(count > 0 && count.is_multiple_of(LANES) && columns.len() == WIDTH * count);
     let point: [f32; WIDTH] = std::array::from_fn(|e| point[e]);
     let columns: [&[C]; WIDTH] = std::array::from_fn(|e| &columns[e * count..][..count]);
+    nearest_of(level, columns, point)
+}
+
+/// Of columns of one length, a multiple of [`LANES`].
+fn nearest_of<const WIDTH: usize, C: Coordinate>(
+    level: Level,
+    columns: [&[C]; WIDTH],
+    point: [f32; WIDTH],
+) -> (usize, f32) {
+    let count = columns[0].len();
     #[cfg(target_arch = "x86_64")]
     if level.is_avx512() && count.is_multiple_of(2 * LANES) {
         // SAFETY: an AVX-512 level exists only where AVX-512F does.

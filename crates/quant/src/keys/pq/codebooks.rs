@@ -3,7 +3,7 @@
 use half::f16;
 
 use crate::Level;
-use crate::simd::nearest::nearest;
+use crate::simd::nearest::{Order, nearest, nearest_in_order};
 use crate::simd::rows::halves;
 
 /// Centroids `[num_groups, num_centroids, width]`.
@@ -16,6 +16,8 @@ pub(super) struct Codebooks {
     bytes: Vec<u8>,
     /// The same group by group, coordinate by coordinate `[num_groups, width, num_centroids]`, for searches.
     columns: Vec<f16>,
+    /// The orders of all groups, where these are pairs of coordinates and all in order.
+    orders: Option<Vec<Order>>,
 }
 
 impl Codebooks {
@@ -26,7 +28,11 @@ impl Codebooks {
         let columns = values.chunks_exact(width * num_centroids).flat_map(|rows| {
             (0..width * num_centroids).map(|i| rows[i % num_centroids * width + i / num_centroids])
         });
-        Self { width, num_centroids, num_groups, bytes, columns: columns.collect() }
+        let columns: Vec<f16> = columns.collect();
+        let groups = columns.chunks_exact(width * num_centroids);
+        let orders = groups.map(|columns| Order::of(columns, width));
+        let orders = if width == 2 { orders.collect() } else { None };
+        Self { width, num_centroids, num_groups, bytes, columns, orders }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -55,11 +61,20 @@ impl Codebooks {
     pub(super) fn nearest(&self, level: Level, coordinates: &[f32], codes: &mut [u16]) -> f32 {
         let groups = self.columns.chunks_exact(self.width * self.num_centroids);
         let mut error = 0.0;
-        for ((columns, point), code) in groups.zip(coordinates.chunks_exact(self.width)).zip(codes)
-        {
-            let (place, distance) = nearest(level, columns, point);
+        let mut write = |code: &mut u16, (place, distance): (usize, f32)| {
             *code = place as u16;
             error += distance;
+        };
+        if let Some(orders) = &self.orders {
+            let points = coordinates.as_chunks::<2>().0;
+            for (((columns, order), &point), code) in groups.zip(orders).zip(points).zip(codes) {
+                write(code, nearest_in_order(level, columns, order, point));
+            }
+        } else {
+            let points = coordinates.chunks_exact(self.width);
+            for ((columns, point), code) in groups.zip(points).zip(codes) {
+                write(code, nearest(level, columns, point));
+            }
         }
         error
     }

@@ -42,7 +42,7 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
         first_of(distances, places)
     });
     let [a, b] = ends;
-    if b.1 < a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a }
+    super::nearer(a, b)
 }
 
 /// Squared distances of the candidates of a block.

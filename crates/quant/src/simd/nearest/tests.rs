@@ -64,6 +64,57 @@ fn halves_are_found_as_the_numbers_that_they_are() {
     }
 }
 
+/// `rows [count, 2]` sorted along an axis.
+fn sorted(mut rows: Vec<f32>, axis: usize) -> Vec<f32> {
+    let (pairs, _) = rows.as_chunks_mut::<2>();
+    pairs.sort_by(|a, b| a[axis].total_cmp(&b[axis]));
+    rows
+}
+
+fn assert_same_in_order(rows: &[f32], point: [f32; 2]) {
+    let columns = columns_of(rows, 2);
+    let order = Order::of(&columns, 2).expect("they are in order");
+    let expected = nearest(Level::SCALAR, &columns, &point);
+    for level in Level::available() {
+        assert_eq!(nearest_in_order(level, &columns, &order, point), expected, "{level} {point:?}");
+    }
+}
+
+#[test]
+fn candidates_in_order_are_found_as_without() {
+    let mut inputs = Inputs::new(6);
+    for count in [32, 64, 256, 4096] {
+        for axis in [0, 1] {
+            // Round, flat along the axis, and flat across it.
+            for shape in [[1.0, 1.0], [0.01, 1.0], [1.0, 0.01]] {
+                let mut rows = inputs.gaussian_rows(count, 2, 1.0);
+                rows.iter_mut().enumerate().for_each(|(i, x)| *x *= shape[i % 2]);
+                let rows = sorted(rows, axis);
+                for scale in [0.3, 1.0, 5.0] {
+                    for point in inputs.gaussian_rows(100, 2, scale).as_chunks::<2>().0 {
+                        assert_same_in_order(&rows, *point);
+                    }
+                }
+            }
+        }
+    }
+    // Many on one spot, of which the first is meant.
+    let spots: Vec<f32> = (0..128).flat_map(|i| [(i / 50) as f32, 1.0]).collect();
+    for x in [-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0] {
+        assert_same_in_order(&spots, [x, 1.0]);
+    }
+}
+
+#[test]
+fn what_is_not_in_order_or_not_whole_blocks_has_none() {
+    let rows = Inputs::new(1).gaussian_rows(64, 2, 1.0);
+    assert!(Order::of(&columns_of(&rows, 2), 2).is_none());
+    let rows = sorted(rows, 1);
+    assert!(Order::of(&columns_of(&rows, 2), 2).is_some_and(|order| order.axis == 1));
+    assert!(Order::of(&columns_of(&rows[..32], 2), 2).is_none());
+    assert!(Order::of(&columns_of(&rows[..80], 2), 2).is_none());
+}
+
 #[test]
 fn of_equals_the_first_is_found_wherever_it_lies() {
     for first in 0..32 {
@@ -89,6 +140,10 @@ proptest! {
             if count > 0 {
                 assert_nearest(&rows[..count * width], width, &point[..width]);
             }
+        }
+        let whole = rows.len() / (2 * BLOCK) * 2 * BLOCK;
+        if whole >= 4 * BLOCK {
+            assert_same_in_order(&sorted(rows[..whole].to_vec(), 0), [point[0], point[1]]);
         }
     }
 }
