@@ -1,7 +1,9 @@
-//! The nearest of many short vectors, by trying all of them: what product quantization encodes and is fitted by.
+//! The nearest of many short vectors: what product quantization encodes and is fitted by.
 //!
-//! Every candidate is read once, from end to end: the codebooks of a whole model do not fit a near cache, and memory
-//! serves them faster that way than the few scattered reads of an index, of which a grid of cells was tried.
+//! Candidates are read from end to end, or, in the plane and in order along one axis, as far around the point as
+//! they can be as near. An index makes for fewer candidates but for more to read, and the codebooks of a whole
+//! model do not fit a near cache as it is.
+//!
 //! Distances are sums of squares in f32 in one order on every level, so that all levels find the same.
 
 #![cfg_attr(
@@ -61,65 +63,87 @@ pub(crate) fn nearest<C: Coordinate>(level: Level, columns: &[C], point: &[f32])
     }
 }
 
-/// Candidates in rising order along one axis: few of them have to be tried.
+/// Groups of as many candidates each, those of each in rising order along an axis of its own: few of them have to be
+/// tried.
 #[derive(Clone, Debug)]
-pub(crate) struct Order {
-    axis: usize,
-    /// Where along the axis each block of [`BLOCK`] candidates begins, two blocks at least.
+pub(crate) struct Orders {
+    axes: Vec<u8>,
+    /// Where along its axis each block of [`BLOCK`] candidates begins `[num_groups, num_blocks]`, two blocks at
+    /// least.
     lows: Vec<f32>,
+    num_blocks: usize,
+}
+
+/// That of one group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order<'a> {
+    axis: usize,
+    lows: &'a [f32],
 }
 
 /// Candidates that an [`Order`] counts by.
-const BLOCK: usize = 2 * LANES;
+pub(crate) const BLOCK: usize = 2 * LANES;
 
-impl Order {
-    /// That of `columns [width, count]`; `None` where there is none, or too few candidates or a number of them
-    /// that is not whole blocks.
-    pub(crate) fn of<C: Coordinate>(columns: &[C], width: usize) -> Option<Self> {
-        let count = columns.len() / width;
+impl Orders {
+    /// Those of `columns [num_groups, width, count]`; `None` where a group has none, or there are too few candidates
+    /// or a number of them that is not whole blocks.
+    pub(crate) fn of<C: Coordinate>(columns: &[C], width: usize, count: usize) -> Option<Self> {
         if count < 2 * BLOCK || !count.is_multiple_of(BLOCK) {
             return None;
         }
-        let is_sorted = |column: &&[C]| column.is_sorted_by(|a, b| a.to_f32() <= b.to_f32());
-        let axis = columns.chunks_exact(count).position(|column| is_sorted(&column))?;
-        let column = columns[axis * count..][..count].iter().step_by(BLOCK);
-        Some(Self { axis, lows: column.map(|x| x.to_f32()).collect() })
+        let (mut axes, mut lows) = (Vec::new(), Vec::new());
+        for group in columns.chunks_exact(width * count) {
+            let is_sorted = |column: &[C]| column.is_sorted_by(|a, b| a.to_f32() <= b.to_f32());
+            let axis = group.chunks_exact(count).position(is_sorted)?;
+            axes.push(axis as u8);
+            lows.extend(group[axis * count..][..count].iter().step_by(BLOCK).map(|x| x.to_f32()));
+        }
+        Some(Self { axes, lows, num_blocks: count / BLOCK })
+    }
+
+    /// That of every group.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Order<'_>> {
+        let lows = self.lows.chunks_exact(self.num_blocks);
+        self.axes.iter().zip(lows).map(|(&axis, lows)| Order { axis: axis.into(), lows })
     }
 }
 
-/// As [`nearest`], of candidates in the plane that are in order: those of the two blocks around the point first, and
-/// those of others only where they can be as near. A distance is never rounded below the square of its part along
-/// the axis, so that this finds the same.
+/// As [`nearest`], of candidates in the plane that are in order: those of the two blocks from `first` on, which are
+/// [around the point](Order::around), and those of others only where they can be as near. A distance is never rounded
+/// below the square of its part along the axis, so that this finds the same.
 pub(crate) fn nearest_in_order<C: Coordinate>(
     level: Level,
     columns: &[C],
-    order: &Order,
+    order: Order<'_>,
+    first: usize,
     point: [f32; 2],
 ) -> (usize, f32) {
     let (first_column, second_column) = columns.split_at(columns.len() / 2);
     let columns = [first_column, second_column];
     assert!(columns.iter().all(|column| column.len() == order.lows.len() * BLOCK));
+    let two = columns.map(|column| &column[first * BLOCK..][..2 * BLOCK]);
     #[cfg(target_arch = "x86_64")]
-    if level.is_avx512() {
+    let (place, distance) = if level.is_avx512() {
         // SAFETY: an AVX-512 level exists only where AVX-512F does.
-        let (first, best) = unsafe { avx512::around(columns, order, point) };
-        return beyond(level, columns, order, point, first, best);
-    }
-    let x = point[order.axis];
-    let reached = order.lows.iter().filter(|&&low| low <= x).count();
-    let first = order.first_of_two(reached, x);
-    let best = tried(level, columns, point, first..first + 2);
-    beyond(level, columns, order, point, first, best)
+        unsafe { avx512::nearest_of_two(two, point) }
+    } else {
+        nearest_of(level, two, point)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let (place, distance) = nearest_of(level, two, point);
+    beyond(level, columns, order, point, first, (first * BLOCK + place, distance))
 }
 
-impl Order {
-    /// The first of the two blocks around a place along the axis: of that in which it lies, given how many begin
-    /// up to it, and of the neighbour that is nearer.
+impl Order<'_> {
+    /// The first of the two blocks around a point: of that in which it lies along the axis, and of the neighbour that
+    /// is nearer.
     #[inline]
-    fn first_of_two(&self, reached: usize, x: f32) -> usize {
+    pub(crate) fn around(&self, point: [f32; 2]) -> usize {
         // Without branches that depend on the place, which cannot be foretold.
+        let x = point[self.axis];
+        let reached: u32 = self.lows.iter().map(|&low| u32::from(low <= x)).sum();
         let last = self.lows.len() - 1;
-        let here = reached.saturating_sub(1);
+        let here = (reached as usize).saturating_sub(1);
         let above = if here < last { self.lows[(here + 1).min(last)] } else { f32::INFINITY };
         let is_below_nearer = x - self.lows[here] <= above - x;
         here - usize::from(is_below_nearer & (here > 0))
@@ -140,17 +164,17 @@ fn tried<C: Coordinate>(
 }
 
 /// Goes on from the nearest of the two blocks from `first` on, to either side, as far as something can be as near.
-#[inline]
+#[inline(always)]
 fn beyond<C: Coordinate>(
     level: Level,
     columns: [&[C]; 2],
-    order: &Order,
+    order: Order<'_>,
     point: [f32; 2],
     first: usize,
     mut best: (usize, f32),
 ) -> (usize, f32) {
     let Order { axis, lows } = order;
-    let square_to = |low: f32| (low - point[*axis]) * (low - point[*axis]);
+    let square_to = |low: f32| (low - point[axis]) * (low - point[axis]);
     let (mut from, mut to) = (first, first + 2);
     while to < lows.len() && square_to(lows[to]) < best.1 {
         best = nearer(best, tried(level, columns, point, to..to + 1));

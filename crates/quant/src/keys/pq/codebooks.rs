@@ -3,7 +3,7 @@
 use half::f16;
 
 use crate::Level;
-use crate::simd::nearest::{Order, nearest, nearest_in_order};
+use crate::simd::nearest::{Order, Orders, nearest, nearest_in_order};
 use crate::simd::rows::halves;
 
 /// Centroids `[num_groups, num_centroids, width]`.
@@ -17,7 +17,7 @@ pub(super) struct Codebooks {
     /// The same group by group, coordinate by coordinate `[num_groups, width, num_centroids]`, for searches.
     columns: Vec<f16>,
     /// The orders of all groups, where these are pairs of coordinates and all in order.
-    orders: Option<Vec<Order>>,
+    orders: Option<Orders>,
 }
 
 impl Codebooks {
@@ -29,9 +29,7 @@ impl Codebooks {
             (0..width * num_centroids).map(|i| rows[i % num_centroids * width + i / num_centroids])
         });
         let columns: Vec<f16> = columns.collect();
-        let groups = columns.chunks_exact(width * num_centroids);
-        let orders = groups.map(|columns| Order::of(columns, width));
-        let orders = if width == 2 { orders.collect() } else { None };
+        let orders = if width == 2 { Orders::of(&columns, width, num_centroids) } else { None };
         Self { width, num_centroids, num_groups, bytes, columns, orders }
     }
 
@@ -66,9 +64,15 @@ impl Codebooks {
             error += distance;
         };
         if let Some(orders) = &self.orders {
+            // Where to begin in every group first: what is read for it does not wait for the searches.
             let points = coordinates.as_chunks::<2>().0;
-            for (((columns, order), &point), code) in groups.zip(orders).zip(points).zip(codes) {
-                write(code, nearest_in_order(level, columns, order, point));
+            let begin = |(order, &point): (Order<'_>, &[f32; 2])| order.around(point) as u16;
+            codes.iter_mut().zip(orders.iter().zip(points).map(begin)).for_each(|(c, b)| *c = b);
+            for (((columns, order), &point), code) in
+                groups.zip(orders.iter()).zip(points).zip(codes)
+            {
+                let first = usize::from(*code);
+                write(code, nearest_in_order(level, columns, order, first, point));
             }
         } else {
             let points = coordinates.chunks_exact(self.width);

@@ -30,7 +30,7 @@ pub(super) struct Frame {
 #[derive(Clone, Debug)]
 enum Basis {
     /// The channel of each coordinate.
-    RotaryPlanes(Vec<usize>),
+    RotaryPlanes(Vec<u16>),
     /// An orthonormal matrix `[head_dim, head_dim]`, a row per coordinate, and its transpose.
     Learned { rows: Vec<f32>, columns: Vec<f32> },
 }
@@ -41,7 +41,7 @@ impl Frame {
         let (half, head_dim) = (width / 2, weights.len());
         let channel = |i: usize| {
             let (group, e) = (i / width, i % width);
-            group * half + e % half + e / half * (head_dim / 2)
+            (group * half + e % half + e / half * (head_dim / 2)) as u16
         };
         Self::new(weights, Basis::RotaryPlanes((0..head_dim).map(channel).collect()))
     }
@@ -79,7 +79,7 @@ impl Frame {
         let weighted = |c: usize| in_f16_range(key[c]) * self.weights[c];
         match &self.basis {
             Basis::RotaryPlanes(channels) => {
-                out.iter_mut().zip(channels).for_each(|(x, &c)| *x = weighted(c));
+                out.iter_mut().zip(channels).for_each(|(x, &c)| *x = weighted(c.into()));
             }
             Basis::Learned { columns, .. } => {
                 multiply(columns, (0..key.len()).map(weighted), out);
@@ -91,7 +91,7 @@ impl Frame {
     pub(super) fn to_key(&self, coordinates: &[f32], key: &mut [f32]) {
         match &self.basis {
             Basis::RotaryPlanes(channels) => {
-                channels.iter().zip(coordinates).for_each(|(&c, &x)| key[c] = x);
+                channels.iter().zip(coordinates).for_each(|(&c, &x)| key[usize::from(c)] = x);
             }
             Basis::Learned { rows, .. } => multiply(rows, coordinates.iter().copied(), key),
         }
@@ -103,7 +103,7 @@ impl Frame {
         let weighted = |c: usize| query[c] * self.inverse_weights[c];
         match &self.basis {
             Basis::RotaryPlanes(channels) => {
-                out.iter_mut().zip(channels).for_each(|(x, &c)| *x = weighted(c));
+                out.iter_mut().zip(channels).for_each(|(x, &c)| *x = weighted(c.into()));
             }
             Basis::Learned { columns, .. } => {
                 multiply(columns, (0..query.len()).map(weighted), out);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Coordinate, Order};
+use super::Coordinate;
 
 /// Candidates of a vector.
 const WIDE: usize = 16;
@@ -34,32 +34,16 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
     (_mm512_mask_reduce_min_epu32(is_first, places) as usize, distance)
 }
 
-/// The first of the two blocks around a point, and the nearest of their candidates. The columns are as long as the
-/// order says.
+/// Of columns of 32 candidates.
 #[target_feature(enable = "avx512f")]
-pub(super) fn around<C: Coordinate>(
-    columns: [&[C]; 2],
-    order: &Order,
-    point: [f32; 2],
-) -> (usize, (usize, f32)) {
-    let x = point[order.axis];
-    let mut reached = 0;
-    for lows in order.lows.chunks(WIDE) {
-        let some = u16::MAX >> (WIDE - lows.len());
-        // SAFETY: only the lanes are loaded that there are.
-        let lows = unsafe { _mm512_maskz_loadu_ps(some, lows.as_ptr()) };
-        let up_to = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(some, lows, _mm512_set1_ps(x));
-        reached += up_to.count_ones() as usize;
-    }
-    let first = order.first_of_two(reached, x);
-    assert!(columns.iter().all(|column| column.len() >= (first + 2) * BLOCK));
+pub(super) fn nearest_of_two<C: Coordinate>(columns: [&[C]; 2], point: [f32; 2]) -> (usize, f32) {
+    assert!(columns[0].len() == 2 * WIDE && columns[1].len() == 2 * WIDE);
     let point = [_mm512_set1_ps(point[0]), _mm512_set1_ps(point[1])];
     // SAFETY: both blocks lie within the columns.
-    let (a, b) =
-        unsafe { (distances(&columns, &point, first), distances(&columns, &point, first + 1)) };
+    let (a, b) = unsafe { (distances(&columns, &point, 0), distances(&columns, &point, 1)) };
     let distance = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
     let places = equal(a, distance) | equal(b, distance) << WIDE;
-    (first, (first * BLOCK + places.trailing_zeros() as usize, distance))
+    (places.trailing_zeros() as usize, distance)
 }
 
 /// The lanes that hold the least of them.

@@ -73,10 +73,16 @@ fn sorted(mut rows: Vec<f32>, axis: usize) -> Vec<f32> {
 
 fn assert_same_in_order(rows: &[f32], point: [f32; 2]) {
     let columns = columns_of(rows, 2);
-    let order = Order::of(&columns, 2).expect("they are in order");
+    let orders = Orders::of(&columns, 2, rows.len() / 2).expect("they are in order");
+    let order = orders.iter().next().expect("there is one group");
+    let first = order.around(point);
     let expected = nearest(Level::SCALAR, &columns, &point);
     for level in Level::available() {
-        assert_eq!(nearest_in_order(level, &columns, &order, point), expected, "{level} {point:?}");
+        assert_eq!(
+            nearest_in_order(level, &columns, order, first, point),
+            expected,
+            "{level} {point:?}"
+        );
     }
 }
 
@@ -107,12 +113,13 @@ fn candidates_in_order_are_found_as_without() {
 
 #[test]
 fn what_is_not_in_order_or_not_whole_blocks_has_none() {
+    let orders = |rows: &[f32]| Orders::of(&columns_of(rows, 2), 2, rows.len() / 2);
     let rows = Inputs::new(1).gaussian_rows(64, 2, 1.0);
-    assert!(Order::of(&columns_of(&rows, 2), 2).is_none());
+    assert!(orders(&rows).is_none());
     let rows = sorted(rows, 1);
-    assert!(Order::of(&columns_of(&rows, 2), 2).is_some_and(|order| order.axis == 1));
-    assert!(Order::of(&columns_of(&rows[..32], 2), 2).is_none());
-    assert!(Order::of(&columns_of(&rows[..80], 2), 2).is_none());
+    assert!(orders(&rows).is_some_and(|orders| orders.axes == [1]));
+    assert!(orders(&rows[..32]).is_none());
+    assert!(orders(&rows[..80]).is_none());
 }
 
 #[test]
