@@ -108,7 +108,7 @@ const CODED: [Coded; 6] = [
     Coded {
         keys: "alloc/2",
         bits: 2.25,
-        rest: Rest::Selection { options: "select=top-p:0.95,min=128", rows_read: 0.25 },
+        rest: Rest::Selection { options: "select=top-p:0.95,min=256", rows_read: 0.25 },
         plain_kl: 0.0013,
         recall_kl: 0.006,
     },
