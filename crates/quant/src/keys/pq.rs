@@ -74,6 +74,7 @@ impl PqShape {
     }
 }
 
+/// The fitted coder of one (layer, KV head): its tables as they are stored, and what is worked with.
 #[derive(Clone, Debug)]
 pub(super) struct Pq {
     weights: Vec<f16>,
@@ -85,6 +86,8 @@ pub(super) struct Pq {
 }
 
 impl Pq {
+    /// Fits the tables of `shape`.
+    ///
     /// # Errors
     /// As [`Pq::restore`].
     pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<Self, usize> {

@@ -192,6 +192,7 @@ fn nearer(a: (usize, f32), b: (usize, f32)) -> (usize, f32) {
     if b.1 < a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a }
 }
 
+/// [`nearest`] of `WIDTH` coordinates.
 fn of_width<const WIDTH: usize, C: Coordinate>(
     level: Level,
     columns: &[C],

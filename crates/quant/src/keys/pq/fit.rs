@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::frame::weights_of;
 use super::kmeans::{columns_of, kmeans, lloyd};
-use super::orthogonal::{eigen, identity, procrustes};
+use super::orthogonal::{eigen, procrustes};
 use super::{EXACT_BLOCK_TOKENS, PqShape, PqTables};
 use crate::Level;
 use crate::keys::FitInput;
@@ -169,6 +169,7 @@ fn learn_rotation(shape: PqShape, input: &FitInput<'_>, weights: &[f16], seed: u
     rotation
 }
 
+/// Keys `[num_tokens, n]` under a rotation `[n, n]`, a row of which gives a coordinate.
 fn rotated(rotation: &[f64], keys: &[f32], n: usize) -> Vec<f32> {
     let columns: Vec<f32> = (0..n * n).map(|i| rotation[i % n * n + i / n] as f32).collect();
     let mut rows = vec![0.0; keys.len()];
@@ -206,6 +207,5 @@ fn balanced_axes(keys: &[f32], n: usize, width: usize) -> Vec<f64> {
         }
     }
     let axes = groups.iter().flat_map(|(_, axes)| axes);
-    let rows: Vec<f64> = axes.flat_map(|&axis| vectors[axis * n..][..n].to_vec()).collect();
-    if rows.iter().all(|x| x.is_finite()) { rows } else { identity(n) }
+    axes.flat_map(|&axis| vectors[axis * n..][..n].to_vec()).collect()
 }

@@ -101,7 +101,7 @@ pub(super) fn procrustes(matrix: &[f64], n: usize) -> Option<Vec<f64>> {
     orthonormalise(&mut rotation, n).ok().map(|()| rotation)
 }
 
-pub(super) fn identity(n: usize) -> Vec<f64> {
+fn identity(n: usize) -> Vec<f64> {
     (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect()
 }
 
