@@ -3,7 +3,7 @@
 use half::f16;
 
 use crate::Level;
-use crate::simd::nearest::{Order, Orders, nearest, nearest_in_order};
+use crate::simd::nearest::{SortedPairs, nearest};
 use crate::simd::rows::halves;
 
 /// Centroids `[num_groups, num_centroids, width]`.
@@ -14,10 +14,16 @@ pub(super) struct Codebooks {
     num_groups: usize,
     /// Little-endian f16.
     bytes: Vec<u8>,
-    /// The same group by group, coordinate by coordinate `[num_groups, width, num_centroids]`, for searches.
-    columns: Vec<f16>,
-    /// The orders of all groups, where these are pairs of coordinates and all in order.
-    orders: Option<Orders>,
+    candidates: Candidates,
+}
+
+/// The same as they are searched.
+#[derive(Clone, Debug)]
+enum Candidates {
+    /// Pairs of coordinates, each group in order, as they are fitted.
+    Sorted(SortedPairs),
+    /// Coordinate by coordinate `[num_groups, width, num_centroids]`.
+    Columns(Vec<f16>),
 }
 
 impl Codebooks {
@@ -25,12 +31,14 @@ impl Codebooks {
     pub(super) fn new(values: &[f16], width: usize, num_centroids: usize) -> Self {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let num_groups = values.len() / (width * num_centroids);
-        let columns = values.chunks_exact(width * num_centroids).flat_map(|rows| {
-            (0..width * num_centroids).map(|i| rows[i % num_centroids * width + i / num_centroids])
-        });
-        let columns: Vec<f16> = columns.collect();
-        let orders = if width == 2 { Orders::of(&columns, width, num_centroids) } else { None };
-        Self { width, num_centroids, num_groups, bytes, columns, orders }
+        let columns = || {
+            let groups = values.chunks_exact(width * num_centroids);
+            let place = |i: usize| i % num_centroids * width + i / num_centroids;
+            groups.flat_map(|rows| (0..rows.len()).map(|i| rows[place(i)])).collect()
+        };
+        let sorted = (width == 2).then(|| SortedPairs::of(values, num_centroids)).flatten();
+        let candidates = sorted.map_or_else(|| Candidates::Columns(columns()), Candidates::Sorted);
+        Self { width, num_centroids, num_groups, bytes, candidates }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -57,30 +65,20 @@ impl Codebooks {
     /// Writes the number of the centroid nearest to each group's part of `coordinates [head_dim]`; returns the sum of the
     /// squared distances.
     pub(super) fn nearest(&self, level: Level, coordinates: &[f32], codes: &mut [u16]) -> f32 {
-        let groups = self.columns.chunks_exact(self.width * self.num_centroids);
-        let mut error = 0.0;
-        let mut write = |code: &mut u16, (place, distance): (usize, f32)| {
-            *code = place as u16;
-            error += distance;
-        };
-        if let Some(orders) = &self.orders {
-            // Where to begin in every group first: what is read for it does not wait for the searches.
-            let points = coordinates.as_chunks::<2>().0;
-            let begin = |(order, &point): (Order<'_>, &[f32; 2])| order.around(point) as u16;
-            codes.iter_mut().zip(orders.iter().zip(points).map(begin)).for_each(|(c, b)| *c = b);
-            for (((columns, order), &point), code) in
-                groups.zip(orders.iter()).zip(points).zip(codes)
-            {
-                let first = usize::from(*code);
-                write(code, nearest_in_order(level, columns, order, first, point));
-            }
-        } else {
-            let points = coordinates.chunks_exact(self.width);
-            for ((columns, point), code) in groups.zip(points).zip(codes) {
-                write(code, nearest(level, columns, point));
+        match &self.candidates {
+            Candidates::Sorted(pairs) => pairs.nearest(level, coordinates.as_chunks().0, codes),
+            Candidates::Columns(columns) => {
+                let groups = columns.chunks_exact(self.width * self.num_centroids);
+                let points = coordinates.chunks_exact(self.width);
+                let found =
+                    groups.zip(points).map(|(columns, point)| nearest(level, columns, point));
+                let write = |((place, distance), code): ((usize, f32), &mut u16)| {
+                    *code = place as u16;
+                    distance
+                };
+                found.zip(codes).map(write).sum()
             }
         }
-        error
     }
 
     /// A centroid `[width]`.

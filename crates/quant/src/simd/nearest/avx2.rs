@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps, of_each};
 use super::{Coordinate, LANES, first_of};
 
 /// Candidates per turn of the loop: two chains of minima.
@@ -43,6 +44,31 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
     });
     let [a, b] = ends;
     super::nearer(a, b)
+}
+
+/// As [`SortedPairs::nearest`].
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn nearest_of_sorted(
+    pairs: &SortedPairs,
+    points: &[[f32; 2]],
+    codes: &mut [u16],
+) -> f32 {
+    let nearest = |block: &Block, point: [f32; 2]| {
+        nearest(block.0.each_ref().map(|column| column.as_slice()), point)
+    };
+    let steps = Steps {
+        reached: |lows: &Lows, x| {
+            lows.0.iter().map(|&low| u32::from(low <= x)).sum::<u32>() as usize
+        },
+        fetch: |blocks: &[Block; BEGIN]| {
+            for block in blocks {
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(block).cast());
+            }
+        },
+        nearest,
+        nearest_of_begin: |blocks: &[Block; BEGIN], point| of_each(blocks, point, nearest),
+    };
+    pairs.search(points, codes, steps)
 }
 
 /// Squared distances of the candidates of a block.

@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::Coordinate;
+use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps};
 
 /// Candidates of a vector.
 const WIDE: usize = 16;
@@ -34,16 +37,54 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
     (_mm512_mask_reduce_min_epu32(is_first, places) as usize, distance)
 }
 
-/// Of columns of 32 candidates.
+/// As [`SortedPairs::nearest`].
 #[target_feature(enable = "avx512f")]
-pub(super) fn nearest_of_two<C: Coordinate>(columns: [&[C]; 2], point: [f32; 2]) -> (usize, f32) {
-    assert!(columns[0].len() == 2 * WIDE && columns[1].len() == 2 * WIDE);
-    let point = [_mm512_set1_ps(point[0]), _mm512_set1_ps(point[1])];
-    // SAFETY: both blocks lie within the columns.
-    let (a, b) = unsafe { (distances(&columns, &point, 0), distances(&columns, &point, 1)) };
-    let distance = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
-    let places = equal(a, distance) | equal(b, distance) << WIDE;
-    (places.trailing_zeros() as usize, distance)
+pub(super) fn nearest_of_sorted(
+    pairs: &SortedPairs,
+    points: &[[f32; 2]],
+    codes: &mut [u16],
+) -> f32 {
+    let steps = Steps {
+        reached: |lows: &Lows, x| {
+            // SAFETY: sixteen floats can be read there.
+            let lows = unsafe { _mm512_loadu_ps(lows.0.as_ptr()) };
+            _mm512_cmp_ps_mask::<_CMP_LE_OQ>(lows, _mm512_set1_ps(x)).trailing_ones() as usize
+        },
+        fetch: |blocks: &[Block; BEGIN]| {
+            for block in blocks {
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(block).cast());
+            }
+        },
+        nearest: |block: &Block, point: [f32; 2]| {
+            let distances = distances_of_pairs(block, point);
+            let least = _mm512_reduce_min_ps(distances);
+            (equal(distances, least).trailing_zeros() as usize, least)
+        },
+        nearest_of_begin: |[a, b, c]: &[Block; BEGIN], point: [f32; 2]| {
+            let (a, b, c) = (
+                distances_of_pairs(a, point),
+                distances_of_pairs(b, point),
+                distances_of_pairs(c, point),
+            );
+            let least = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(a, b), c));
+            let places = u64::from(equal(a, least) | equal(b, least) << WIDE)
+                | u64::from(equal(c, least)) << (2 * WIDE);
+            (places.trailing_zeros() as usize, least)
+        },
+    };
+    pairs.search(points, codes, steps)
+}
+
+/// Squared distances of the pairs of a block.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn distances_of_pairs(block: &Block, point: [f32; 2]) -> __m512 {
+    let [along, across] = &block.0;
+    // SAFETY: sixteen coordinates can be read at each; the features are those of this function.
+    let pairs = unsafe { (f16::load_16(along.as_ptr()), f16::load_16(across.as_ptr())) };
+    let along = _mm512_sub_ps(_mm512_set1_ps(point[0]), pairs.0);
+    let across = _mm512_sub_ps(_mm512_set1_ps(point[1]), pairs.1);
+    _mm512_add_ps(_mm512_mul_ps(along, along), _mm512_mul_ps(across, across))
 }
 
 /// The lanes that hold the least of them.

@@ -64,41 +64,43 @@ fn halves_are_found_as_the_numbers_that_they_are() {
     }
 }
 
-/// `rows [count, 2]` sorted along an axis.
-fn sorted(mut rows: Vec<f32>, axis: usize) -> Vec<f32> {
-    let (pairs, _) = rows.as_chunks_mut::<2>();
-    pairs.sort_by(|a, b| a[axis].total_cmp(&b[axis]));
+/// `rows [count, 2]` in f16, sorted along an axis.
+fn sorted(rows: &[f32], axis: usize) -> Vec<f16> {
+    let mut rows: Vec<f16> = rows.iter().map(|&x| f16::from_f32(x)).collect();
+    rows.as_chunks_mut::<2>().0.sort_by(|a, b| a[axis].total_cmp(&b[axis]));
     rows
 }
 
-fn assert_same_in_order(rows: &[f32], point: [f32; 2]) {
-    let columns = columns_of(rows, 2);
-    let orders = Orders::of(&columns, 2, rows.len() / 2).expect("they are in order");
-    let order = orders.iter().next().expect("there is one group");
-    let first = order.around(point);
-    let expected = nearest(Level::SCALAR, &columns, &point);
+/// Of groups `rows [points.len(), count, 2]`.
+fn assert_same_sorted(rows: &[f16], points: &[[f32; 2]]) {
+    let count = rows.len() / 2 / points.len();
+    let pairs = SortedPairs::of(rows, count).expect("they are sorted");
+    let floats: Vec<f32> = rows.iter().map(|x| x.to_f32()).collect();
+    let groups = floats.chunks_exact(2 * count).zip(points);
+    let expected: Vec<(usize, f32)> =
+        groups.map(|(rows, point)| nearest(Level::SCALAR, &columns_of(rows, 2), point)).collect();
+    let places: Vec<u16> = expected.iter().map(|&(place, _)| place as u16).collect();
+    let distance: f32 = expected.iter().fold(0.0, |sum, &(_, distance)| sum + distance);
     for level in Level::available() {
-        assert_eq!(
-            nearest_in_order(level, &columns, order, first, point),
-            expected,
-            "{level} {point:?}"
-        );
+        let mut codes = vec![0; points.len()];
+        let found = pairs.nearest(level, points, &mut codes);
+        assert_eq!((found, codes), (distance, places.clone()), "{level} {points:?}");
     }
 }
 
 #[test]
-fn candidates_in_order_are_found_as_without() {
+fn sorted_pairs_are_found_as_without_order() {
     let mut inputs = Inputs::new(6);
-    for count in [32, 64, 256, 4096] {
+    for count in [48, 64, 256, 4096] {
         for axis in [0, 1] {
             // Round, flat along the axis, and flat across it.
             for shape in [[1.0, 1.0], [0.01, 1.0], [1.0, 0.01]] {
                 let mut rows = inputs.gaussian_rows(count, 2, 1.0);
                 rows.iter_mut().enumerate().for_each(|(i, x)| *x *= shape[i % 2]);
-                let rows = sorted(rows, axis);
+                let rows = sorted(&rows, axis);
                 for scale in [0.3, 1.0, 5.0] {
                     for point in inputs.gaussian_rows(100, 2, scale).as_chunks::<2>().0 {
-                        assert_same_in_order(&rows, *point);
+                        assert_same_sorted(&rows, &[*point]);
                     }
                 }
             }
@@ -107,19 +109,27 @@ fn candidates_in_order_are_found_as_without() {
     // Many on one spot, of which the first is meant.
     let spots: Vec<f32> = (0..128).flat_map(|i| [(i / 50) as f32, 1.0]).collect();
     for x in [-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0] {
-        assert_same_in_order(&spots, [x, 1.0]);
+        assert_same_sorted(&sorted(&spots, 0), &[[x, 1.0]]);
+    }
+    // Groups along either axis, side by side.
+    for count in [48, 80, 288] {
+        let groups = (0..6).flat_map(|i| sorted(&inputs.gaussian_rows(count, 2, 1.0), i % 2));
+        let groups: Vec<f16> = groups.collect();
+        assert_same_sorted(&groups, inputs.gaussian_rows(6, 2, 1.5).as_chunks::<2>().0);
     }
 }
 
 #[test]
-fn what_is_not_in_order_or_not_whole_blocks_has_none() {
-    let orders = |rows: &[f32]| Orders::of(&columns_of(rows, 2), 2, rows.len() / 2);
+fn what_is_not_sorted_or_not_whole_blocks_is_not_taken() {
     let rows = Inputs::new(1).gaussian_rows(64, 2, 1.0);
-    assert!(orders(&rows).is_none());
-    let rows = sorted(rows, 1);
-    assert!(orders(&rows).is_some_and(|orders| orders.axes == [1]));
-    assert!(orders(&rows[..32]).is_none());
-    assert!(orders(&rows[..80]).is_none());
+    let is_taken = |rows: &[f16]| SortedPairs::of(rows, rows.len() / 2).is_some();
+    let halves: Vec<f16> = rows.iter().map(|&x| f16::from_f32(x)).collect();
+    assert!(!is_taken(&halves));
+    let rows = sorted(&rows, 1);
+    assert!(is_taken(&rows));
+    assert!(is_taken(&rows[..96]));
+    assert!(!is_taken(&rows[..64]));
+    assert!(!is_taken(&rows[..80]));
 }
 
 #[test]
@@ -139,7 +149,7 @@ fn of_equals_the_first_is_found_wherever_it_lies() {
 proptest! {
     #[test]
     fn any_candidates_and_points_agree_with_the_definition(
-        rows in prop::collection::vec(-1e4f32..1e4, 16..200),
+        rows in prop::collection::vec(-1e4f32..1e4, 16..400),
         point in prop::collection::vec(-2e4f32..2e4, 8),
     ) {
         for width in [2, 4, 8] {
@@ -148,9 +158,9 @@ proptest! {
                 assert_nearest(&rows[..count * width], width, &point[..width]);
             }
         }
-        let whole = rows.len() / (2 * BLOCK) * 2 * BLOCK;
-        if whole >= 4 * BLOCK {
-            assert_same_in_order(&sorted(rows[..whole].to_vec(), 0), [point[0], point[1]]);
+        let whole = rows.len() / 32 * 32;
+        if whole >= 96 {
+            assert_same_sorted(&sorted(&rows[..whole], 0), &[[point[0], point[1]]]);
         }
     }
 }
