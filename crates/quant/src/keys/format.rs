@@ -189,8 +189,9 @@ impl KeyFormat {
                     _ => per_token(block_tokens, row, 0, 0),
                 }
             }
-            Self::Pq { .. } => {
-                let PqShape { width, code_bits, is_rotated, num_exact } = self.pq_shape();
+            Self::Pq { width, code_bits, is_rotated, num_exact } => {
+                let PqShape { width, code_bits, num_exact, .. } =
+                    PqShape::new(width, code_bits, is_rotated, num_exact);
                 let row = (head_dim / width * code_bits).div_ceil(8);
                 let centroids = 1 << code_bits;
                 let rotation = if is_rotated { head_dim * f16_row } else { 0 };
@@ -238,15 +239,6 @@ impl KeyFormat {
     pub(super) fn alloc_code_bytes(self, head_dim: usize) -> usize {
         let Self::Alloc { centibits } = self else { return 0 };
         (usize::from(centibits) * head_dim / 800).max(1)
-    }
-
-    /// The parts of a `pq` or `opq` format.
-    pub(super) fn pq_shape(self) -> PqShape {
-        let Self::Pq { width, code_bits, is_rotated, num_exact } = self else {
-            unreachable!("{self} is no product quantization")
-        };
-        let (width, code_bits) = (width.into(), code_bits.into());
-        PqShape { width, code_bits, is_rotated, num_exact: num_exact.into() }
     }
 
     /// The affine format that holds the rotated keys; any other format itself.

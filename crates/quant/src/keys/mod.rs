@@ -151,9 +151,11 @@ impl KeyCoder {
         let head_dim = input.head_dim;
         let codec: Arc<dyn Codec> = match format {
             KeyFormat::LloydMax { bits } => Arc::new(lloyd_max::LloydMax::fit(bits, input)?),
-            KeyFormat::Pq { .. } => {
-                let fitted = pq::Pq::fit(format.pq_shape(), input);
-                Arc::new(fitted.map_err(|row| bad_value(format, "rotation", row * head_dim))?)
+            KeyFormat::Pq { width, code_bits, is_rotated, num_exact } => {
+                let shape = pq::PqShape::new(width, code_bits, is_rotated, num_exact);
+                let fitted = pq::Pq::fit(shape, input);
+                let bad = |e: pq::NotOrthonormal| bad_value(format, "rotation", e.row * head_dim);
+                Arc::new(fitted.map_err(bad)?)
             }
             KeyFormat::Alloc { .. } => {
                 Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))

@@ -22,6 +22,7 @@ use half::f16;
 
 pub(crate) use exact::EXACT_BLOCK_TOKENS;
 pub(crate) use frame::WEIGHTS;
+pub(super) use orthogonal::NotOrthonormal;
 
 use codebooks::Codebooks;
 use exact::ExactSlots;
@@ -58,6 +59,12 @@ pub(super) struct PqTables {
 }
 
 impl PqShape {
+    /// From the parts of [`KeyFormat::Pq`](super::KeyFormat).
+    pub(super) fn new(width: u8, code_bits: u8, is_rotated: bool, num_exact: u8) -> Self {
+        let (width, code_bits, num_exact) = (width.into(), code_bits.into(), num_exact.into());
+        Self { width, code_bits, is_rotated, num_exact }
+    }
+
     pub(super) fn num_centroids(self) -> usize {
         1 << self.code_bits
     }
@@ -65,8 +72,8 @@ impl PqShape {
     /// The frame of stored weights and rotation.
     ///
     /// # Errors
-    /// The number of a row of the rotation that is none of an orthonormal matrix.
-    fn frame(self, weights: &[f16], rotation: Option<&[f16]>) -> Result<Frame, usize> {
+    /// [`NotOrthonormal`] for another rotation.
+    fn frame(self, weights: &[f16], rotation: Option<&[f16]>) -> Result<Frame, NotOrthonormal> {
         match rotation {
             None => Ok(Frame::of_rotary_planes(weights, self.width)),
             Some(rotation) => Frame::of_rotation(weights, rotation),
@@ -90,15 +97,15 @@ impl Pq {
     ///
     /// # Errors
     /// As [`Pq::restore`].
-    pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<Self, usize> {
+    pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<Self, NotOrthonormal> {
         Self::restore(shape, fit::fit(shape, input)?)
     }
 
     /// From tables of the lengths of [`PqTables`].
     ///
     /// # Errors
-    /// The number of a row of the rotation that is none of an orthonormal matrix.
-    pub(super) fn restore(shape: PqShape, tables: PqTables) -> Result<Self, usize> {
+    /// [`NotOrthonormal`] for another rotation.
+    pub(super) fn restore(shape: PqShape, tables: PqTables) -> Result<Self, NotOrthonormal> {
         let PqTables { codebooks, weights, rotation } = tables;
         let frame = shape.frame(&weights, rotation.as_deref())?;
         let codebooks = Codebooks::new(&codebooks, shape.width, shape.num_centroids());

@@ -54,8 +54,8 @@ impl KeyCoder {
             KeyFormat::LloydMax { bits } => {
                 Arc::new(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
             }
-            KeyFormat::Pq { is_rotated, .. } => {
-                let shape = format.pq_shape();
+            KeyFormat::Pq { width, code_bits, is_rotated, num_exact } => {
+                let shape = pq::PqShape::new(width, code_bits, is_rotated, num_exact);
                 let tables = pq::PqTables {
                     codebooks: table("codebooks", head_dim * shape.num_centroids())?,
                     weights: table("weights", head_dim)?,
@@ -68,7 +68,8 @@ impl KeyCoder {
                     return Err(bad_value(format, "weights", place));
                 }
                 let coder = pq::Pq::restore(shape, tables);
-                Arc::new(coder.map_err(|row| bad_value(format, "rotation", row * head_dim))?)
+                let bad = |e: pq::NotOrthonormal| bad_value(format, "rotation", e.row * head_dim);
+                Arc::new(coder.map_err(bad)?)
             }
             KeyFormat::Alloc { .. } => {
                 let code_bytes = format.alloc_code_bytes(head_dim);

@@ -25,8 +25,11 @@ pub(crate) use sorted::SortedPairs;
 
 use crate::Level;
 
+/// Candidates come in multiples of so many.
+const BLOCK: usize = 16;
+
 /// Candidates that are tried side by side.
-pub(crate) const LANES: usize = 8;
+const LANES: usize = 8;
 
 /// A coordinate as candidates are stored.
 pub(crate) trait Coordinate: Copy {
@@ -51,7 +54,7 @@ pub(crate) trait Coordinate: Copy {
 }
 
 /// The candidate nearest to `point [width]`, the first of equals, and its squared distance. `columns [width, count]`
-/// holds the candidates coordinate by coordinate, `count` a multiple of [`LANES`] that is not 0.
+/// holds the candidates coordinate by coordinate, `count` a multiple of [`BLOCK`] that is not 0.
 ///
 /// # Panics
 /// When the columns are not of such lengths, or the width is not 2, 4 or 8.
@@ -76,21 +79,20 @@ fn of_width<const WIDTH: usize, C: Coordinate>(
     point: &[f32],
 ) -> (usize, f32) {
     let count = columns.len() / WIDTH;
-    assert!(count > 0 && count.is_multiple_of(LANES) && columns.len() == WIDTH * count);
+    assert!(count > 0 && count.is_multiple_of(BLOCK) && columns.len() == WIDTH * count);
     let point: [f32; WIDTH] = std::array::from_fn(|e| point[e]);
     let columns: [&[C]; WIDTH] = std::array::from_fn(|e| &columns[e * count..][..count]);
     nearest_of(level, columns, point)
 }
 
-/// Of columns of one length, a multiple of [`LANES`].
+/// Of columns of one length, a multiple of [`BLOCK`].
 fn nearest_of<const WIDTH: usize, C: Coordinate>(
     level: Level,
     columns: [&[C]; WIDTH],
     point: [f32; WIDTH],
 ) -> (usize, f32) {
-    let count = columns[0].len();
     #[cfg(target_arch = "x86_64")]
-    if level.is_avx512() && count.is_multiple_of(2 * LANES) {
+    if level.is_avx512() {
         // SAFETY: an AVX-512 level exists only where AVX-512F does.
         return unsafe { avx512::nearest(columns, point) };
     }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::frame::weights_of;
 use super::kmeans::{columns_of, kmeans, lloyd};
-use super::orthogonal::{eigen, procrustes};
+use super::orthogonal::{NotOrthonormal, eigen, procrustes};
 use super::{EXACT_BLOCK_TOKENS, PqShape, PqTables};
 use crate::Level;
 use crate::keys::FitInput;
@@ -23,8 +23,8 @@ const ROUND_ITERATIONS: usize = 2;
 /// Fits all tables of `shape`.
 ///
 /// # Errors
-/// The number of a row of the rotation that is none of an orthonormal matrix, of which there is none.
-pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<PqTables, usize> {
+/// [`NotOrthonormal`] of the learned rotation, which does not come about.
+pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<PqTables, NotOrthonormal> {
     let weights = weights_of(input.query_energy);
     let mut random = SplitMix64(input.seed);
     let rotation = shape.is_rotated.then(|| {
@@ -121,45 +121,29 @@ fn learn_rotation(shape: PqShape, input: &FitInput<'_>, weights: &[f16], seed: u
         .flat_map(|key| key.iter().zip(weights).map(weighted))
         .collect();
     let mut rotation = balanced_axes(&keys, n, shape.width);
-    let mut codebooks: Option<Vec<Vec<f32>>> = None;
+    let rows = rotated(&rotation, &keys, n);
+    let mut codebooks = fit_codebooks(shape, input.level, &rows, n, seed);
     for _ in 0..ROTATION_ROUNDS {
         let rows = rotated(&rotation, &keys, n);
-        let codebook = |group: usize| {
+        let follow = |(group, centroids): (usize, &mut Vec<f32>)| {
             let points = points_of(&rows, n, shape.width, group);
-            let centroids = match &codebooks {
-                None => kmeans(
-                    input.level,
-                    &points,
-                    shape.width,
-                    shape.num_centroids(),
-                    seed ^ group as u64,
-                ),
-                Some(codebooks) => lloyd(
-                    input.level,
-                    &points,
-                    shape.width,
-                    codebooks[group].clone(),
-                    ROUND_ITERATIONS,
-                ),
-            };
-            let columns = columns_of(&centroids, shape.width);
+            let before = std::mem::take(centroids);
+            *centroids = lloyd(input.level, &points, shape.width, before, ROUND_ITERATIONS);
+            let columns = columns_of(centroids, shape.width);
             let code = |x| nearest(input.level, &columns, x).0;
-            let coded = points.chunks_exact(shape.width).map(code).collect();
-            (centroids, coded)
+            points.chunks_exact(shape.width).map(code).collect()
         };
-        let groups: Vec<(Vec<f32>, Vec<usize>)> =
-            (0..n / shape.width).into_par_iter().map(codebook).collect();
+        let codes: Vec<Vec<usize>> = codebooks.par_iter_mut().enumerate().map(follow).collect();
         let mut products = vec![0.0f64; n * n];
         for (token, key) in keys.chunks_exact(n).enumerate() {
-            for (group, (rows, codes)) in groups.iter().enumerate() {
-                let centroid = &rows[codes[token] * shape.width..][..shape.width];
+            for (group, (centroids, codes)) in codebooks.iter().zip(&codes).enumerate() {
+                let centroid = &centroids[codes[token] * shape.width..][..shape.width];
                 for (e, &y) in centroid.iter().enumerate() {
                     let products = &mut products[(group * shape.width + e) * n..][..n];
                     products.iter_mut().zip(key).for_each(|(sum, &x)| *sum += f64::from(y * x));
                 }
             }
         }
-        codebooks = Some(groups.into_iter().map(|(rows, _)| rows).collect());
         match procrustes(&products, n) {
             Some(better) => rotation = better,
             // Keys that leave a direction open have no better rotation than one that leaves it where it is.
@@ -183,7 +167,8 @@ fn rotated(rotation: &[f64], keys: &[f32], n: usize) -> Vec<f32> {
 }
 
 /// Principal axes of the keys as rows, those of each group of `width` together: the axis with the next largest
-/// variance goes to the group whose variances have the smallest product so far and that has room.
+/// variance goes to the group whose variances, each over the least of all, have the smallest product so far and that
+/// has room.
 fn balanced_axes(keys: &[f32], n: usize, width: usize) -> Vec<f64> {
     let count = (keys.len() / n).max(1) as f64;
     let mut mean = vec![0.0f64; n];
@@ -198,14 +183,19 @@ fn balanced_axes(keys: &[f32], n: usize, width: usize) -> Vec<f64> {
         }
     }
     let (values, vectors) = eigen(covariance, n);
+    let floor = (1e-12 * values[0]).max(f64::MIN_POSITIVE);
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min).max(floor);
     let mut groups: Vec<(f64, Vec<usize>)> = vec![(0.0, Vec::new()); n / width];
     for (axis, value) in values.iter().enumerate() {
         let open = groups.iter_mut().filter(|(_, axes)| axes.len() < width);
         if let Some((log, axes)) = open.min_by(|a, b| a.0.total_cmp(&b.0)) {
-            *log += value.max(1e-12 * values[0]).max(f64::MIN_POSITIVE).ln();
+            *log += (value.max(least) / least).ln();
             axes.push(axis);
         }
     }
     let axes = groups.iter().flat_map(|(_, axes)| axes);
     axes.flat_map(|&axis| vectors[axis * n..][..n].to_vec()).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use super::orthogonal::orthonormalise;
+use super::orthogonal::{NotOrthonormal, orthonormalise};
 use crate::saturate::in_f16_range;
 
 /// Smallest energy of a channel against the largest: no channel is free.
@@ -50,14 +50,14 @@ impl Frame {
     /// to the rounding to f16, which is undone here.
     ///
     /// # Errors
-    /// The number of a row that is not.
-    pub(super) fn of_rotation(weights: &[f16], rotation: &[f16]) -> Result<Self, usize> {
+    /// [`NotOrthonormal`] where they are not.
+    pub(super) fn of_rotation(weights: &[f16], rotation: &[f16]) -> Result<Self, NotOrthonormal> {
         let n = weights.len();
         let mut rows: Vec<f64> = rotation.iter().map(|x| x.to_f64()).collect();
         orthonormalise(&mut rows, n)?;
         let is_far = |(x, y): (&f64, &f16)| (x - y.to_f64()).abs() > ROTATION_ROUNDING;
         if let Some(place) = rows.iter().zip(rotation).position(is_far) {
-            return Err(place / n);
+            return Err(NotOrthonormal { row: place / n });
         }
         let rows: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
         let columns = (0..n * n).map(|i| rows[i % n * n + i / n]).collect();

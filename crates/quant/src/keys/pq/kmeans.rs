@@ -5,7 +5,7 @@
 
 use crate::Level;
 use crate::rotation::SplitMix64;
-use crate::simd::nearest::{LANES, nearest};
+use crate::simd::nearest::nearest;
 
 /// Iterations after which Lloyd's algorithm stops even if it still moves, and the share of the error that one has to
 /// gain to be followed by another.
@@ -24,7 +24,7 @@ const ITERATIONS_AFTER_BATCHES: usize = 6;
 const NUM_BATCHES: usize = 30;
 const BATCH_POINTS_PER_CENTROID: usize = 4;
 
-/// Finds `num_centroids` centroids `[num_centroids, width]` of `points [n, width]`, n ≥ 1.
+/// Finds `num_centroids` centroids `[num_centroids, width]`, a multiple of 16, of `points [n, width]`, n ≥ 1.
 pub(super) fn kmeans(
     level: Level,
     points: &[f32],
@@ -70,15 +70,10 @@ pub(super) fn lloyd(
     centroids
 }
 
-/// Centroids `[count, width]` coordinate by coordinate, filled up to whole lanes with what is never nearest.
+/// Centroids `[count, width]` coordinate by coordinate.
 pub(super) fn columns_of(centroids: &[f32], width: usize) -> Vec<f32> {
     let count = centroids.len() / width;
-    let padded = count.next_multiple_of(LANES);
-    let coordinate = |i: usize| {
-        let (e, c) = (i / padded, i % padded);
-        if c < count { centroids[c * width + e] } else { f32::INFINITY }
-    };
-    (0..width * padded).map(coordinate).collect()
+    (0..width * count).map(|i| centroids[i % count * width + i / count]).collect()
 }
 
 /// k-means++ (Arthur and Vassilvitskii 2007): each next centroid is a point drawn with probability

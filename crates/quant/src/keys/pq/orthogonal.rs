@@ -49,11 +49,18 @@ fn turn_rows(matrix: &mut [f64], n: usize, p: usize, q: usize, (cosine, sine): (
     }
 }
 
+/// A matrix is not orthonormal, nor near one that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::keys) struct NotOrthonormal {
+    /// The first row that shows it.
+    pub(in crate::keys) row: usize,
+}
+
 /// Makes the rows of a matrix orthonormal, each from what the rows above it leave of it.
 ///
 /// # Errors
-/// The first row of which they leave nothing.
-pub(super) fn orthonormalise(matrix: &mut [f64], n: usize) -> Result<(), usize> {
+/// [`NotOrthonormal`] with the first row of which they leave nothing.
+pub(super) fn orthonormalise(matrix: &mut [f64], n: usize) -> Result<(), NotOrthonormal> {
     for i in 0..n {
         let (above, rest) = matrix.split_at_mut(i * n);
         let row = &mut rest[..n];
@@ -67,7 +74,7 @@ pub(super) fn orthonormalise(matrix: &mut [f64], n: usize) -> Result<(), usize> 
         }
         let after = norm(row);
         if !(after.is_finite() && after > 1e-6 * before) {
-            return Err(i);
+            return Err(NotOrthonormal { row: i });
         }
         row.iter_mut().for_each(|x| *x /= after);
     }

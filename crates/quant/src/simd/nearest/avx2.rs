@@ -3,10 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps, of_each};
-use super::{Coordinate, LANES, first_of};
+use super::{BLOCK, Coordinate, LANES, first_of};
 
-/// Candidates per turn of the loop: two chains of minima.
-const CHAINS: usize = 2;
+/// Vectors of candidates per turn of the loop: two chains of minima.
+const CHAINS: usize = BLOCK / LANES;
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
@@ -18,20 +18,13 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
     let point = point.map(|x| _mm256_set1_ps(x));
     let mut least = [_mm256_set1_ps(f32::INFINITY); CHAINS];
     let mut blocks = [_mm256_setzero_si256(); CHAINS];
-    let mut block = 0;
-    while (block + CHAINS) * LANES <= count {
+    for block in (0..count / LANES).step_by(CHAINS) {
         for chain in 0..CHAINS {
             // SAFETY: the block lies within the columns.
             let distance = unsafe { distances(&columns, &point, block + chain) };
             (least[chain], blocks[chain]) =
                 nearer(least[chain], blocks[chain], distance, block + chain);
         }
-        block += CHAINS;
-    }
-    if block * LANES < count {
-        // SAFETY: the block lies within the columns.
-        let distance = unsafe { distances(&columns, &point, block) };
-        (least[0], blocks[0]) = nearer(least[0], blocks[0], distance, block);
     }
     let ends: [(usize, f32); CHAINS] = std::array::from_fn(|chain| {
         let (mut distances, mut places) = ([0.0; LANES], [0; LANES]);

@@ -4,11 +4,8 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::Coordinate;
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps};
-
-/// Candidates of a vector.
-const WIDE: usize = 16;
+use super::{BLOCK, Coordinate};
 
 /// Of columns of one length, a multiple of 16.
 #[target_feature(enable = "avx512f")]
@@ -22,7 +19,7 @@ pub(super) fn nearest<const WIDTH: usize, C: Coordinate>(
     let mut least = _mm512_set1_ps(f32::INFINITY);
     let mut blocks = _mm512_setzero_si512();
     let (mut this, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
-    for block in 0..count / WIDE {
+    for block in 0..count / BLOCK {
         // SAFETY: the block lies within the columns.
         let sum = unsafe { distances(&columns, &point, block) };
         let is_less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(sum, least);
@@ -67,8 +64,8 @@ pub(super) fn nearest_of_sorted(
                 distances_of_pairs(c, point),
             );
             let least = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(a, b), c));
-            let places = u64::from(equal(a, least) | equal(b, least) << WIDE)
-                | u64::from(equal(c, least)) << (2 * WIDE);
+            let places = u64::from(equal(a, least) | equal(b, least) << BLOCK)
+                | u64::from(equal(c, least)) << (2 * BLOCK);
             (places.trailing_zeros() as usize, least)
         },
     };
@@ -107,7 +104,7 @@ unsafe fn distances<const WIDTH: usize, C: Coordinate>(
 ) -> __m512 {
     let square = |e: usize| {
         // SAFETY: the caller's; the features are those of this function.
-        let candidates = unsafe { C::load_16(columns[e].as_ptr().add(block * WIDE)) };
+        let candidates = unsafe { C::load_16(columns[e].as_ptr().add(block * BLOCK)) };
         let apart = _mm512_sub_ps(point[e], candidates);
         _mm512_mul_ps(apart, apart)
     };

@@ -7,11 +7,8 @@
 
 use half::f16;
 
-use super::nearer;
+use super::{BLOCK, nearer};
 use crate::Level;
-
-/// Pairs of a block.
-pub(super) const BLOCK: usize = 16;
 
 /// Blocks that are tried at once: after so many, few searches go on, which costs a branch that was not foretold.
 pub(super) const BEGIN: usize = 3;

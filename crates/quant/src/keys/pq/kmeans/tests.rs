@@ -44,9 +44,10 @@ fn mini_batches_end_near_where_all_points_do() {
 
 #[test]
 fn an_empty_cluster_takes_over_the_point_that_is_farthest_from_its_own() {
-    // Two centroids on one spot, of which the second gets no point.
-    let points = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 50.0, 50.0];
-    let found = lloyd(Level::detect(), &points, 2, vec![0.3, 0.3, 0.3, 0.3], 10);
+    // Sixteen centroids on one spot, of which all but the first get no point; as many points, and one far away.
+    let mut points: Vec<f32> = (0..16).flat_map(|i| [(i % 4) as f32, (i / 4) as f32]).collect();
+    points.extend([50.0, 50.0]);
+    let found = lloyd(Level::detect(), &points, 2, vec![0.3; 32], 20);
     assert!(found.chunks(2).any(|c| c == [50.0, 50.0]), "{found:?}");
     assert!(error(&points, &found, 2) < 0.5);
 }

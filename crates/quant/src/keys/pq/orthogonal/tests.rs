@@ -56,11 +56,28 @@ fn the_closest_rotation_is_found_and_open_directions_are_refused() {
 }
 
 #[test]
+fn directions_of_little_weight_are_turned_as_well() {
+    let n = 7;
+    let orthonormal = |seed| {
+        let mut matrix = random(n, seed);
+        orthonormalise(&mut matrix, n).expect("its rows are independent");
+        matrix
+    };
+    let (rotation, axes) = (orthonormal(7), orthonormal(8));
+    // A positive matrix with singular values from 1 down to 1e-6.
+    let scaled: Vec<f64> =
+        axes.iter().enumerate().map(|(i, x)| x * 10f64.powi(-((i / n) as i32))).collect();
+    let positive = product(&transposed(&axes, n), &scaled, n);
+    let found = procrustes(&product(&rotation, &positive, n), n).expect("they fill the space");
+    assert_same(&found, &rotation, 1e-3);
+}
+
+#[test]
 fn a_row_that_depends_on_others_is_named() {
     let mut matrix = random(6, 1);
     let sum: Vec<f64> = (0..6).map(|i| matrix[i] - 2.0 * matrix[6 + i]).collect();
     matrix[18..24].copy_from_slice(&sum);
-    assert_eq!(orthonormalise(&mut matrix, 6), Err(3));
-    assert_eq!(orthonormalise(&mut [f64::NAN; 9], 3), Err(0));
-    assert_eq!(orthonormalise(&mut [0.0; 9], 3), Err(0));
+    assert_eq!(orthonormalise(&mut matrix, 6), Err(NotOrthonormal { row: 3 }));
+    assert_eq!(orthonormalise(&mut [f64::NAN; 9], 3), Err(NotOrthonormal { row: 0 }));
+    assert_eq!(orthonormalise(&mut [0.0; 9], 3), Err(NotOrthonormal { row: 0 }));
 }
