@@ -33,6 +33,7 @@ mod suite;
 pub mod synthetic;
 mod throughput;
 mod train;
+mod values;
 
 pub use args::Options;
 pub use suite::{Peers, run};

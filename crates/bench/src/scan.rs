@@ -15,6 +15,8 @@ mod grid;
 mod probe;
 mod report;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::Result;
 use heterokv_quant::{Level, Precision};
 use rayon::ThreadPool;
@@ -25,6 +27,7 @@ pub(crate) use bars::{Judgement, judge};
 pub(crate) use coded::OurFormat;
 pub use expected::Expected;
 pub(crate) use grid::{Grid, measure};
+pub(crate) use probe::Probe;
 pub(crate) use report::{bandwidth_sheet, samples_sheet, scan_sheet, shapes_sheet};
 
 /// Tokens of which the scores exist at a time, in every thread.
@@ -76,6 +79,11 @@ impl ScanKeys {
     pub fn sm_scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
+}
+
+/// What a thread of the pool works on; a panic in another run has ended this one anyway.
+pub(crate) fn locked<T>(lane: &Mutex<T>) -> MutexGuard<'_, T> {
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A way of coding keys whose scan can be timed: one of our formats, or a peer.

@@ -1,4 +1,4 @@
-//! The suite of speed: scan, encode and fit.
+//! The suite of speed: scan, encode, values and fit.
 
 use anyhow::Result;
 use heterokv_quant::{KeyFormat, Level};
@@ -8,9 +8,9 @@ use crate::args::QuantArgs;
 use crate::bars::{self, Bar};
 use crate::outcome::{Outcome, Reach, Table};
 use crate::scan::{self, Grid, OurFormat, Place, ScanFormat};
-use crate::{encode, formats, train};
+use crate::{encode, formats, train, values};
 
-/// Scan, encode and fit.
+/// Scan, encode, values and fit.
 pub(crate) fn throughput(
     arguments: &QuantArgs,
     peers: Vec<Box<dyn ScanFormat>>,
@@ -49,6 +49,18 @@ pub(crate) fn throughput(
         },
         &say,
     )?;
+    let values = values::measure(
+        &values::Settings {
+            head_dims: &size.head_dims,
+            group_sizes: &size.group_sizes,
+            num_rounds: size.num_rounds,
+            memory_bytes: size.memory_bytes,
+            sample_seconds: size.sample_seconds,
+            level,
+            pool,
+        },
+        &say,
+    )?;
     let trained = match ours.contains(&train::FORMAT) {
         true if arguments.test => {
             let small = train::Settings { num_heads: 2, num_tokens: 1024, pool, level };
@@ -63,6 +75,7 @@ pub(crate) fn throughput(
         Table::new("quant-scan-cache", scan::shapes_sheet(&result, Place::Cache)),
         Table::new("quant-scan-memory", scan::shapes_sheet(&result, Place::Memory)),
         Table::new("quant-encode", encoded),
+        Table::new("quant-values", values),
         Table::new("quant-bandwidth", scan::bandwidth_sheet(&result)),
     ];
     let judgement = scan::judge(&result);

@@ -1,6 +1,6 @@
 //! Our own formats as the scan takes them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::Result;
 use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, PreparedQueries, ScoreRows};
@@ -8,6 +8,7 @@ use rayon::ThreadPool;
 
 use super::{
     Arithmetic, Coded, Expected, PERIOD_TOKENS, SCORE_BLOCK, Scan, ScanFormat, ScanKeys, ScanTask,
+    locked,
 };
 
 use crate::rounding;
@@ -174,9 +175,4 @@ impl Scan for CodedScan<'_> {
         }
         Ok(())
     }
-}
-
-/// The lane of a thread; a panic elsewhere has ended the run anyway.
-fn locked(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,15 +1,17 @@
 //! The read bandwidth of this machine: sums over a stretch as large as a case's codes, on the same threads.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
 use rayon::ThreadPool;
+
+use super::locked;
 
 /// Words that are summed side by side: enough for every load unit and the latency of an addition.
 const LANES: usize = 32;
 
 /// A stretch per thread.
-pub(super) struct Probe<'a> {
+pub(crate) struct Probe<'a> {
     pool: &'a ThreadPool,
     stretches: Vec<Mutex<Stretch>>,
 }
@@ -25,7 +27,7 @@ struct Stretch {
 
 impl<'a> Probe<'a> {
     /// Lays out `num_bytes`, each thread its share.
-    pub(super) fn new(num_bytes: usize, pool: &'a ThreadPool) -> Self {
+    pub(crate) fn new(num_bytes: usize, pool: &'a ThreadPool) -> Self {
         let num_words = (num_bytes / 8 / pool.current_num_threads()).next_multiple_of(LANES);
         let stretches = pool.broadcast(|_| {
             let words: Vec<u64> =
@@ -37,11 +39,10 @@ impl<'a> Probe<'a> {
     }
 
     /// Reads everything `num_passes` times; returns the bytes read.
-    pub(super) fn run(&mut self, num_passes: usize) -> usize {
+    pub(crate) fn run(&mut self, num_passes: usize) -> usize {
         let stretches = &self.stretches;
         let read = self.pool.broadcast(|thread| {
-            let mut stretch =
-                stretches[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut stretch = locked(&stretches[thread.index()]);
             for _ in 0..num_passes {
                 let sum = sum_of(&stretch.words);
                 stretch.sum = stretch.sum.wrapping_add(sum);
@@ -56,9 +57,9 @@ impl<'a> Probe<'a> {
     ///
     /// # Errors
     /// If one is not.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         for stretch in &self.stretches {
-            let stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
+            let stretch = locked(stretch);
             let expected = stretch.once.wrapping_mul(stretch.num_passes);
             ensure!(stretch.sum == expected, "the bandwidth probe did not read what is there");
         }
