@@ -16,7 +16,7 @@ pub struct Options {
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Suite {
-    /// Key formats: scan, encode and fit; with --quality, what their bits cost
+    /// Key formats: scan, encode, values and fit; with --quality, what their bits cost
     Quant(QuantArgs),
 }
 
