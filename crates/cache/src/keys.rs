@@ -53,7 +53,7 @@ impl fmt::Display for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uniform(format) => format.fmt(f),
-            Self::Mix(mix) => write!(f, "mix:{}", mix.file().display()),
+            Self::Mix(mix) => write!(f, "mix:{}", mix.file()),
         }
     }
 }

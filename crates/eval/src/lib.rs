@@ -7,7 +7,7 @@
 //! What a key format costs in the attention of a single head is measured too ([`ExactAttention`]), and by it
 //! formats are chosen head by head ([`measure_sensitivity`]).
 //!
-//! This crate prints nothing, and reads no file but the mix that a spec names.
+//! This crate prints nothing and reads no file.
 
 mod attention;
 mod compare;

@@ -10,7 +10,7 @@
 //! attention distributions, for which all heads are equal, have several times the divergence of predictions
 //! where a text repeats itself; `docs/methods/hca.md` has the figures.)
 
-use heterokv_cache::{KeyFormat, KeyMix, KvShape};
+use heterokv_cache::{KeyFormat, KvShape};
 use heterokv_evict::Selector;
 use heterokv_model::{Model, Progress};
 use heterokv_quant::mix::{Candidate, choose};
@@ -101,12 +101,12 @@ impl Sensitivity {
         &self.costs[(layer * num_kv_heads + kv_head) * num_formats..][..num_formats]
     }
 
-    /// The mix of least cost whose keys take at most `bits` per element at `num_tokens` coded tokens, the mean
-    /// over all heads with scales and tables in it, for the model of `fingerprint`.
+    /// A format for each head, `[num_layers, num_kv_heads]`, of least cost, with which the keys take at most
+    /// `bits` per element at `num_tokens` coded tokens, the mean over all heads with scales and tables in it.
     ///
     /// # Errors
     /// [`Error::Quant`] where even the smallest formats take more, and where there are none.
-    pub fn mix(&self, bits: f64, num_tokens: usize, fingerprint: &str) -> Result<KeyMix> {
+    pub fn mix(&self, bits: f64, num_tokens: usize) -> Result<Vec<KeyFormat>> {
         let KvShape { num_layers, heads } = self.shape;
         // As the bits of a mix are counted; fractions of a byte in a head are left out.
         let elements_of_head = heads.head_dim as f64 * num_tokens as f64;
@@ -124,8 +124,7 @@ impl Sensitivity {
         let candidates: Vec<Vec<Candidate>> = candidates.collect();
         let budget = (bits * num_heads as f64 * elements_of_head / 8.0 + 1e-6) as u64;
         let chosen = choose(&candidates, budget)?;
-        let formats = chosen.iter().map(|&index| self.formats[index]).collect();
-        Ok(KeyMix::new(fingerprint, &self.shape, formats)?)
+        Ok(chosen.iter().map(|&index| self.formats[index]).collect())
     }
 }
 

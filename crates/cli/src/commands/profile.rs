@@ -37,7 +37,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         let held_tokens = window.len();
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
     }
-    let plan = plan(config, &args.cache, window.len())?;
+    let plan = plan(config, &resolved, window.len())?;
     check_memory(config, opened.weight_bytes()?, &[plan], window.len())?;
     ensure!(
         plan.num_tokens >= plan.coded_from_tokens,
@@ -54,8 +54,8 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         let mut show = |done, total| bar.set(done, total);
         model.prefill(window, &mut caches, Some(&mut show))?;
     }
-    let fingerprint = opened.checkpoint.fingerprint().to_string();
-    let profile = Profile::of(&caches[0], &fingerprint).context("the text fitted no tables")?;
+    let profile =
+        Profile::of(&caches[0], &opened.fingerprint()).context("the text fitted no tables")?;
     profile.save(&args.out)?;
     print_line(&format!(
         "{}: tables of {keys} for {}, fitted on {}, {}; use with --profile",

@@ -232,7 +232,8 @@ fn what_is_no_regular_file_is_not_read() {
         let out = if command == "profile" { &["--out", "never.profile"][..] } else { &[] };
         refuses(&[&args[..], out].concat(), &["/dev/zero is not a regular file"]);
     }
-    generate_refuses(&["--cache", "keys=lm2", "--profile", zeros], &["not a regular file"]);
+    let parts = ["profile /dev/zero: ", "else than a regular file"];
+    generate_refuses(&["--cache", "keys=lm2", "--profile", zeros], &parts);
     for command in
         [&["generate", "--prompt", "a", "--model"][..], &["inspect"], &["plan", "--model"]]
     {
@@ -278,6 +279,8 @@ fn a_profile_that_cannot_be_written_or_used() {
     stdout_of(&[&["profile", "--model", model()][..], &args].concat());
     let parts = ["full codes no keys and takes no profile"];
     generate_refuses(&["--profile", &out, "--cache", "full"], &parts);
+    let parts = ["unwritten.txt is damaged or not a profile", "make one with `heterokv profile`"];
+    generate_refuses(&["--profile", &corpus, "--cache", "keys=pq/4x16"], &parts);
 }
 
 #[test]
@@ -289,7 +292,7 @@ fn a_mix_that_cannot_be_made() {
     refused(&["2.25", "--out", &format!("{corpus}.d/x")], &["mix ", "No such file"]);
     refused(&["2.25", "--out", model()], &["something else than a regular file"]);
     let comma = format!("{corpus},mix");
-    refused(&["2.25", "--out", &comma], &["has a comma", "give --out a path without one"]);
+    refused(&["2.25", "--out", &comma], &["it has a comma", "give the file another name"]);
     refused(&["0", "--out", &out], &["expected a number of bits above 0, such as 2.25"]);
     refused(&["2", "--out", &out, "--formats", "alloc/99"], &["unknown key format 'alloc/99'"]);
     refused(&["2", "--out", &out, "--formats", "int4-token/128"], &["groups of 128 channels"]);
@@ -329,6 +332,10 @@ fn a_mix_of_another_model_or_none() {
     let parts = ["the mix is for shape 2 layers of 1 KV heads of 64, not 32 layers of 8 KV heads"];
     refuses(&["plan", "--model", "llama-3-8b", "--cache", &spec], &parts);
     stdout_of(&["plan", "--model", other_model(), "--context", "500", "--cache", &spec]);
+    generate_refuses(
+        &["--cache", "keys=lm2", "--profile", &out],
+        &["other.mix", "it is a mix, which"],
+    );
     let spec = format!("keys=mix:{corpus}");
     generate_refuses(&["--cache", &spec], &["mix-fit.txt is damaged or not a mix: expected"]);
     generate_refuses(&["--cache", "keys=mix:nowhere"], &["mix nowhere: No such file"]);
