@@ -89,6 +89,25 @@ pub struct ExactTokens {
     pub recent: usize,
 }
 
+impl ExactTokens {
+    /// Tokens between the exact ones of a text of `num_tokens`, of which the last `num_steps` ask.
+    ///
+    /// # Errors
+    /// [`Error::ShortSample`] where no token is left to be coded, and [`Error::NoContinuation`] where none
+    /// asks.
+    pub(crate) fn num_coded(self, num_tokens: usize, num_steps: usize) -> Result<usize> {
+        if num_steps == 0 {
+            return Err(Error::NoContinuation);
+        }
+        let behind = self.recent.saturating_sub(1).saturating_add(num_steps);
+        let num_coded = num_tokens.saturating_sub(behind).saturating_sub(self.sinks);
+        if num_coded == 0 {
+            return Err(Error::ShortSample { num_tokens, exact: self, num_steps });
+        }
+        Ok(num_coded)
+    }
+}
+
 /// One (layer, KV head) over a text as a cache holds it: sinks and recent tokens exact, those between them to
 /// be coded, and the queries of the last tokens, before which the same tokens are coded for all of them.
 #[derive(Clone, Debug)]
@@ -122,17 +141,9 @@ impl HeadSample {
     /// asks.
     pub fn split(rows: &HeadRows, exact: ExactTokens, num_steps: usize) -> Result<Self> {
         let HeadRows { head_dim, group_size, sm_scale, .. } = *rows;
-        if num_steps == 0 {
-            return Err(Error::NoContinuation);
-        }
         let num_tokens = rows.keys.len() / head_dim;
-        let ExactTokens { sinks, recent } = exact;
-        let behind = recent.saturating_sub(1).saturating_add(num_steps);
-        let coded_end = num_tokens.saturating_sub(behind);
-        if coded_end <= sinks {
-            return Err(Error::ShortSample { num_tokens, exact, num_steps });
-        }
-        let (first, end) = (sinks * head_dim, coded_end * head_dim);
+        let num_coded = exact.num_coded(num_tokens, num_steps)?;
+        let (first, end) = (exact.sinks * head_dim, (exact.sinks + num_coded) * head_dim);
         let coded = |rows: &[f32]| rows[first..end].to_vec();
         let resident = |rows: &[f32]| [&rows[..first], &rows[end..]].concat();
         let first_query = (num_tokens - num_steps) * group_size * head_dim;

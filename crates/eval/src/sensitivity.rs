@@ -35,6 +35,25 @@ pub struct SensitivitySettings {
     pub num_steps: usize,
 }
 
+impl SensitivitySettings {
+    /// Refuses a text of `num_tokens` on which heads of `head_dim` cannot be measured, before the work of it.
+    ///
+    /// # Errors
+    /// [`Error::ShortSample`] and [`Error::NoContinuation`] where too few tokens are coded or ask; what a format
+    /// refuses, too few coded tokens for its tables among it.
+    pub fn check(&self, head_dim: usize, num_tokens: usize) -> Result<()> {
+        let tokens = self.exact.num_coded(num_tokens, self.num_steps)?;
+        for format in &self.formats {
+            let needed = format.layout(head_dim)?.min_fit_tokens;
+            if tokens < needed {
+                let format = format.to_string();
+                Err(heterokv_quant::Error::TooFewTokens { format, tokens, needed })?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the scores of coded keys are for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KeyUse {
@@ -58,8 +77,7 @@ pub struct Sensitivity {
 /// layers)`. Tables are fitted on the coded keys themselves.
 ///
 /// # Errors
-/// [`Error::ShortSample`] and [`Error::NoContinuation`] where too few tokens are coded or ask; what a format
-/// refuses, too few tokens for its tables among it; and what the model refuses.
+/// As [`SensitivitySettings::check`], before anything is computed; what the model refuses; and [`Error::Cost`].
 pub fn measure_sensitivity(
     model: &Model,
     tokens: &[u32],
@@ -67,9 +85,7 @@ pub fn measure_sensitivity(
     mut progress: Option<Progress<'_>>,
 ) -> Result<Sensitivity> {
     let shape = model.kv_shape();
-    for format in &settings.formats {
-        format.layout(shape.heads.head_dim)?;
-    }
+    settings.check(shape.heads.head_dim, tokens.len())?;
     let mut costs = Vec::new();
     visit_layers(model, tokens, &mut |rows| {
         let group_len = shape.heads.group_size() * shape.heads.head_dim;

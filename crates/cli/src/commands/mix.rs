@@ -36,8 +36,6 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })?;
     }
     check_memory(config, opened.weight_bytes()?, &[], num_tokens)?;
-    say(&opened.first_line());
-    let model = opened.load()?;
     let preset = preset(args, &opened)?;
     let settings = SensitivitySettings {
         formats: args.formats.clone(),
@@ -48,6 +46,9 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
         },
         num_steps: args.steps,
     };
+    settings.check(head_dim, window.len())?;
+    say(&opened.first_line());
+    let model = opened.load()?;
     let sensitivity = {
         let bar = Bar::new("measuring the heads");
         let mut show = |done, total| bar.set(done, total);

@@ -311,6 +311,13 @@ fn a_mix_that_cannot_be_made() {
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     let args = ["--corpus", &corpus, "--context", "300", "--bits", "4", "--out", &out];
     let parts = ["alloc/0.5 needs at least 256 tokens to fit its tables, got 233"];
+    let short = [&["mix", "--model", model()][..], &args].concat();
+    refuses(&short, &parts);
+    let stderr = String::from_utf8(run(&short).stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "no model was loaded before: {stderr}");
+    let args = ["--corpus", &corpus, "--context", "67", "--bits", "20", "--out", &out];
+    let parts = ["too few to code any", "4 first and 64 recent ones", "use a longer context"];
+    let args = [&args[..], &["--formats", "f16", "--steps", "1"]].concat();
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "", "nothing was written");
 }
