@@ -15,7 +15,7 @@ use heterokv_quant::{KeyCoder, KeyFormat};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
-use crate::cache::{KvCache, KvShape};
+use crate::cache::{KvCache, KvShape, check_len};
 use crate::model_file::{FileKind, ModelIdentity};
 use crate::{Keys, Result};
 
@@ -40,6 +40,17 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Fitted coders `[num_layers, num_kv_heads]` for the model of `fingerprint`, which is of `shape`.
+    ///
+    /// # Errors
+    /// [`Error::HeadCount`](crate::Error::HeadCount), and [`Error::Length`](crate::Error::Length) for another number of coders or one for keys of another length.
+    pub fn new(fingerprint: &str, shape: &KvShape, coders: Vec<KeyCoder>) -> Result<Self> {
+        let model = ModelIdentity::of(fingerprint, shape)?;
+        check_len("coders", coders.len(), model.num_heads())?;
+        coders.iter().try_for_each(|c| check_len("a key", c.head_dim(), model.head_dim))?;
+        Ok(Self { model, coders })
+    }
+
     /// The tables that `cache` has fitted, for the model of `fingerprint`. None while any of its heads
     /// has coded nothing, and for more heads than any model has.
     #[must_use]
@@ -48,7 +59,7 @@ impl Profile {
         let places = (0..num_layers).flat_map(|l| (0..heads.num_kv_heads).map(move |h| (l, h)));
         let coders: Option<Vec<KeyCoder>> =
             places.map(|(layer, head)| cache.coder(layer, head).cloned()).collect();
-        Some(Self { model: ModelIdentity::of(fingerprint, &cache.shape()).ok()?, coders: coders? })
+        Self::new(fingerprint, &cache.shape(), coders?).ok()
     }
 
     /// The key format that was fitted; none where heads have different ones.

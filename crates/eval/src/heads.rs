@@ -26,26 +26,29 @@ pub struct HeadRows {
 pub struct LayerRows {
     /// Index of the layer.
     pub layer: usize,
+    /// Index of the text.
+    pub text: usize,
     /// `[num_kv_heads]`.
     pub heads: Vec<HeadRows>,
     /// Squared length of what enters the layer, of each token `[num_tokens]`.
     pub residual_energy: Vec<f64>,
 }
 
-/// Runs `tokens` through the model with exact attention and gives `visit` the heads of each layer in turn;
-/// those of one layer exist at a time. After an error of `visit` it is not called again.
+/// Runs `texts` through the model with exact attention, each by itself, and gives `visit` the heads of each
+/// layer in turn, text after text; those of one layer and text exist at a time. After an error of `visit` it is
+/// not called again. No texts: no visit.
 ///
 /// # Errors
-/// As [`Model::prefill`], and the error of `visit`.
+/// As [`Model::observe`], and the error of `visit`.
 pub fn visit_layers(
     model: &Model,
-    tokens: &[u32],
+    texts: &[&[u32]],
     visit: &mut dyn FnMut(LayerRows) -> Result<()>,
 ) -> Result<()> {
     let shape = model.kv_shape().heads;
     let (mut queries, mut residual_energy) = (Vec::new(), Vec::new());
     let mut visited = Ok(());
-    model.prefill_observed(tokens, &mut [], &mut |block| {
+    model.observe(texts, &mut |block| {
         if visited.is_err() {
             return;
         }
@@ -53,7 +56,7 @@ pub fn visit_layers(
         let squares = block.hidden.chunks_exact(model.config().hidden_size);
         let energy = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         residual_energy.extend(squares.map(energy));
-        if queries.len() < tokens.len() * shape.qo_row_len() {
+        if queries.len() < texts[block.text].len() * shape.qo_row_len() {
             return;
         }
         let group_len = shape.group_size() * shape.head_dim;
@@ -67,6 +70,7 @@ pub fn visit_layers(
         });
         visited = visit(LayerRows {
             layer: block.layer,
+            text: block.text,
             heads: heads.collect(),
             residual_energy: std::mem::take(&mut residual_energy),
         });

@@ -87,7 +87,7 @@ pub fn measure_sensitivity(
     let shape = model.kv_shape();
     settings.check(shape.heads.head_dim, tokens.len())?;
     let mut costs = Vec::new();
-    visit_layers(model, tokens, &mut |rows| {
+    visit_layers(model, &[tokens], &mut |rows| {
         let group_len = shape.heads.group_size() * shape.heads.head_dim;
         let projection = model.output_projection(rows.layer).expect("a layer of this model");
         let columns = OutputColumns::of_heads(projection, group_len)?;

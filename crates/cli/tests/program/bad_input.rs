@@ -110,6 +110,12 @@ fn longer_than_the_trained_context() {
             "--allow-beyond-trained",
         ],
     );
+    let profile = file("never-long.profile", "");
+    let args = ["--corpus", &corpus, "--tokens", "1100", "--piece", "1025", "--out", &profile];
+    refuses(
+        &[&["profile", "--model", model()][..], &args].concat(),
+        &["1025 tokens of context", "more than the 1024", "--allow-beyond-trained"],
+    );
     let mut chat = crate::fixture::program(&["chat", "--model", model(), "--file", &book]);
     let output = chat.stdin(std::process::Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -142,13 +148,16 @@ fn a_corpus_that_ends_too_soon() {
     );
     let out = file("never.profile", "");
     refuses(
-        &["profile", "--model", model(), "--corpus", &corpus, "--context", "1k", "--out", &out],
+        &["profile", "--model", model(), "--corpus", &corpus, "--tokens", "1k", "--out", &out],
         &["short.txt has 100 tokens, 1,000 from token 0 are asked for"],
     );
-    refuses(
-        &["profile", "--model", model(), "--corpus", &corpus, "--context", "100", "--out", &out],
-        &["100 tokens are too few to fit the tables of"],
-    );
+    let profile = ["profile", "--model", model(), "--corpus", &corpus, "--out", &out];
+    let parts = ["100 tokens are too few to fit the tables of", "need 256: 96 are left of them"];
+    refuses(&[&profile[..], &["--tokens", "100"]].concat(), &parts);
+    let parts = ["need 256: 60 are left of them", "first 4 of every piece of 10", "more tokens"];
+    refuses(&[&profile[..], &["--tokens", "100", "--piece", "10"]].concat(), &parts);
+    let parts = ["pieces of 4 tokens leave none to fit tables on", "use longer pieces"];
+    refuses(&[&profile[..], &["--tokens", "100", "--piece", "4"]].concat(), &parts);
 }
 
 #[test]
@@ -275,7 +284,7 @@ fn a_profile_that_cannot_be_written_or_used() {
     refuses(&[&profile[..], &[folder]].concat(), &["something else than a regular file"]);
 
     let out = file("unused.profile", "");
-    let args = ["--corpus", &corpus, "--context", "400", "--cache", "keys=pq/4x16", "--out", &out];
+    let args = ["--corpus", &corpus, "--tokens", "400", "--cache", "keys=pq/4x16", "--out", &out];
     stdout_of(&[&["profile", "--model", model()][..], &args].concat());
     let parts = ["full codes no keys and takes no profile"];
     generate_refuses(&["--profile", &out, "--cache", "full"], &parts);
@@ -334,7 +343,7 @@ fn a_mix_of_another_model_or_none() {
     let args = ["--corpus", &corpus, "--context", "400", "--cache", &spec];
     refuses(&[&["eval", "--model", model(), "--continuation", "8"][..], &args].concat(), &parts);
     let profile = file("never-mixed.profile", "");
-    let args = [&args[..], &["--out", &profile]].concat();
+    let args = ["--corpus", &corpus, "--tokens", "400", "--cache", &spec, "--out", &profile];
     refuses(&[&["profile", "--model", model()][..], &args].concat(), &parts);
     let parts = ["the mix is for shape 2 layers of 1 KV heads of 64, not 32 layers of 8 KV heads"];
     refuses(&["plan", "--model", "llama-3-8b", "--cache", &spec], &parts);
@@ -378,7 +387,7 @@ fn a_profile_of_another_model_or_format() {
         other_model(),
         "--corpus",
         &corpus,
-        "--context",
+        "--tokens",
         "400",
         "--cache",
         "keys=pq/4x16",
