@@ -140,8 +140,7 @@ impl KvCache {
     }
 
     /// The instruction set that it computes with.
-    #[must_use]
-    pub fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> Level {
         self.level
     }
 

@@ -31,7 +31,7 @@ mod spec;
 pub use cache::{KvCache, KvShape, ReadStats};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
-pub use heterokv_quant::{KEY_FORMATS, KeyFormat, Level, RowFormat};
+pub use heterokv_quant::{KeyFormat, Level, RowFormat};
 pub use keys::Keys;
 pub use mix::KeyMix;
 pub use model_file::FileKind;
