@@ -105,7 +105,10 @@ pub enum Error {
         step: usize,
     },
     /// A cost by which formats cannot be compared.
-    #[error("what {format} keys cost in layer {layer}, KV head {kv_head} is not a finite number")]
+    #[error(
+        "what {format} keys cost in layer {layer}, KV head {kv_head} is not a finite number; leave the format out, \
+         or measure on another text"
+    )]
     Cost {
         /// The format.
         format: KeyFormat,

@@ -125,6 +125,14 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
 }
 
 #[test]
+fn a_format_has_one_spelling() {
+    for (spec, right) in [("keys=alloc/2.00", "alloc/2"), ("hca,keys=pq/02x256", "pq/2x256")] {
+        let error = spec.parse::<CacheSpec>().unwrap_err().to_string();
+        assert!(error.ends_with(&format!(" is written {right}; write it so")), "{spec}: {error}");
+    }
+}
+
+#[test]
 fn options_that_do_not_go_together_are_refused() {
     for spec in ["full,recent=3", "hca", "hca-rescore,recent=64", "recent=64"] {
         let error = spec.parse::<CacheSpec>().unwrap_err();

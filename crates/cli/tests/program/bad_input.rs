@@ -302,7 +302,9 @@ fn a_mix_that_cannot_be_made() {
     refused(&["2.25", "--out", model()], &["something else than a regular file"]);
     let comma = format!("{corpus},mix");
     refused(&["2.25", "--out", &comma], &["it has a comma", "give the file another name"]);
-    refused(&["0", "--out", &out], &["expected a number of bits above 0, such as 2.25"]);
+    let range = ["expected a number of bits above 0 and up to 64, such as 2.25"];
+    refused(&["0", "--out", &out], &range);
+    refused(&["65", "--out", &out], &range);
     refused(&["2", "--out", &out, "--formats", "alloc/99"], &["unknown key format 'alloc/99'"]);
     refused(&["2", "--out", &out, "--formats", "int4-token/128"], &["groups of 128 channels"]);
     refused(
