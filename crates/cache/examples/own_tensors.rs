@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (q, k, v) = own_tensors(num_tokens);
 
     // A spec becomes a config once the shape is known, and a config a cache.
-    let config = spec.resolve(&shape)?;
+    let config = spec.resolve(&shape, None)?;
     let mut cache = KvCache::new(shape, config, Level::detect(), None)?;
 
     // The prompt: exact causal attention, whose outputs are of no interest here.

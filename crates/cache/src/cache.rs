@@ -57,7 +57,7 @@ impl ReadStats {
 /// // One layer of four query heads, two KV heads, eight channels.
 /// let shape = KvShape { num_layers: 1, heads: HeadShape::new(4, 2, 8)? };
 /// let spec: CacheSpec = "keys=int4-token,values=int8@host,select=none,sinks=2,recent=4".parse()?;
-/// let mut cache = KvCache::new(shape, spec.resolve(&shape)?, Level::detect(), None)?;
+/// let mut cache = KvCache::new(shape, spec.resolve(&shape, None)?, Level::detect(), None)?;
 ///
 /// for token in 0..20 {
 ///     let k: Vec<f32> = (0..16).map(|i| ((token * 16 + i) as f32).sin()).collect();
@@ -140,8 +140,7 @@ impl KvCache {
     }
 
     /// The instruction set that it computes with.
-    #[must_use]
-    pub fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> Level {
         self.level
     }
 

@@ -1,5 +1,9 @@
 //! What can go wrong in this crate.
 
+use std::path::PathBuf;
+
+use crate::FileKind;
+
 /// The result of a fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -78,55 +82,57 @@ pub enum Error {
         /// Values needed.
         expected: usize,
     },
-    /// A profile made for something else.
-    #[error("the profile is for {field} {found}, not {expected}; make one with `heterokv profile`")]
-    ProfileMismatch {
+    /// A shape of no heads, or of more than any model has.
+    #[error(
+        "{num_layers} layers of {num_kv_heads} KV heads are no model's; give a shape of 1 to {max} KV heads in all"
+    )]
+    HeadCount {
+        /// Layers.
+        num_layers: usize,
+        /// KV heads of each.
+        num_kv_heads: usize,
+        /// Most heads of all layers.
+        max: usize,
+    },
+    /// A path of a mix that does not go into a cache spec.
+    #[error(
+        "a cache spec cannot hold the path '{path}' of a mix: {reason}; give the file another name"
+    )]
+    MixPath {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A profile or mix made for something else.
+    #[error("the {kind} is for {field} {found}, not {expected}; make one with `heterokv {kind}`")]
+    Mismatch {
+        /// Which of the two.
+        kind: FileKind,
         /// What differs.
         field: &'static str,
-        /// What the profile says.
+        /// What the file says.
         found: String,
         /// What is needed.
         expected: String,
     },
-    /// A profile that cannot be read or written.
-    #[error("profile {path}: {source}")]
-    ProfileIo {
+    /// A profile or mix that cannot be read or written.
+    #[error("{kind} {path}: {source}")]
+    FileIo {
+        /// Which of the two.
+        kind: FileKind,
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The reason.
         source: std::io::Error,
     },
-    /// A file that is not a profile.
-    #[error("profile {path} is damaged or not a profile: {reason}")]
-    ProfileFormat {
+    /// A file that is not a profile or mix.
+    #[error("{kind} {path} is damaged or not a {kind}: {reason}; make one with `heterokv {kind}`")]
+    FileFormat {
+        /// What it was read as.
+        kind: FileKind,
         /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong in it.
-        reason: String,
-    },
-    /// A mix made for something else.
-    #[error("the mix is for {field} {found}, not {expected}; make one with `heterokv mix`")]
-    MixMismatch {
-        /// What differs.
-        field: &'static str,
-        /// What the mix says.
-        found: String,
-        /// What is needed.
-        expected: String,
-    },
-    /// A mix that cannot be read or written.
-    #[error("mix {path}: {source}")]
-    MixIo {
-        /// The file.
-        path: std::path::PathBuf,
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// A file that is not a mix.
-    #[error("mix {path} is damaged or not a mix: {reason}")]
-    MixFormat {
-        /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What is wrong in it.
         reason: String,
     },

@@ -17,6 +17,17 @@ pub enum Keys {
 }
 
 impl Keys {
+    /// The format of each head of a model of `shape`, `[num_layers, num_kv_heads]`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`](crate::Error::Mismatch) for a mix of another shape.
+    pub fn formats(&self, shape: &KvShape) -> Result<Vec<KeyFormat>> {
+        self.check(shape)?;
+        let KvShape { num_layers, heads } = *shape;
+        let places = (0..num_layers).flat_map(|l| (0..heads.num_kv_heads).map(move |h| (l, h)));
+        Ok(places.map(|place| self.format(place)).collect())
+    }
+
     /// The format of a (layer, KV head) that the shape has.
     pub(crate) fn format(&self, (layer, kv_head): (usize, usize)) -> KeyFormat {
         match self {
@@ -53,7 +64,7 @@ impl fmt::Display for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uniform(format) => format.fmt(f),
-            Self::Mix(mix) => write!(f, "mix:{}", mix.file().display()),
+            Self::Mix(mix) => write!(f, "mix:{}", mix.file()),
         }
     }
 }

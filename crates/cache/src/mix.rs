@@ -5,12 +5,13 @@
 //! [`Profile`](crate::Profile), as with any other keys.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use heterokv_quant::KeyFormat;
 use serde::Deserialize;
 
-use crate::{Error, KvShape, Result, whole_file};
+use crate::model_file::{FileKind, ModelIdentity};
+use crate::{Error, KvShape, Result};
 
 /// Version of the file's layout.
 const VERSION: u64 = 1;
@@ -18,10 +19,8 @@ const VERSION: u64 = 1;
 /// Most bytes of a file, some times what the largest shape needs.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// Most heads that a mix is for, as of a profile.
-const MAX_HEADS: usize = 65_536;
-
-/// The key format of every (layer, KV head) of one model.
+/// The key format of every (layer, KV head) of one model, and the file that keeps it, by whose path a cache
+/// spec names it.
 ///
 /// ```
 /// use heterokv_cache::{HeadShape, KeyFormat, KeyMix, KvShape};
@@ -30,7 +29,9 @@ const MAX_HEADS: usize = 65_536;
 /// let shape = KvShape { num_layers: 2, heads: HeadShape::new(4, 2, 64)? };
 /// let names = ["alloc/1.5", "alloc/3", "alloc/2", "alloc/1.5"];
 /// let formats: Result<Vec<KeyFormat>, _> = names.iter().map(|name| name.parse()).collect();
-/// let mix = KeyMix::new("fingerprint of a model", &shape, formats?)?;
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.mix");
+/// let mix = KeyMix::create(&path, "fingerprint of a model", &shape, formats?)?;
 ///
 /// assert_eq!(mix.format(0, 1).to_string(), "alloc/3");
 /// assert_eq!(mix.counts()[0], ("alloc/1.5".parse()?, 2));
@@ -40,11 +41,9 @@ const MAX_HEADS: usize = 65_536;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyMix {
-    file: PathBuf,
-    fingerprint: String,
-    num_layers: usize,
-    num_kv_heads: usize,
-    head_dim: usize,
+    /// A path that a spec can hold.
+    file: String,
+    model: ModelIdentity,
     /// `[num_layers, num_kv_heads]`.
     formats: Vec<KeyFormat>,
 }
@@ -70,34 +69,26 @@ struct Versioned {
 }
 
 impl KeyMix {
-    /// `formats [num_layers, num_kv_heads]` for the model of `fingerprint`, which is of `shape`. It has no
-    /// file until it is [saved](KeyMix::save).
+    /// Writes a mix to a file: `formats [num_layers, num_kv_heads]` for the model of `fingerprint`, which is of
+    /// `shape`. A file of that name is replaced whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Length`] for another number of formats, [`Error::MixMismatch`] for a shape of no or too many
-    /// heads, and a format's refusal of the `head_dim`.
-    pub fn new(fingerprint: &str, shape: &KvShape, formats: Vec<KeyFormat>) -> Result<Self> {
-        let KvShape { num_layers, heads } = *shape;
-        let mix = Self {
-            file: PathBuf::new(),
-            fingerprint: fingerprint.to_owned(),
-            num_layers,
-            num_kv_heads: heads.num_kv_heads,
-            head_dim: heads.head_dim,
-            formats,
-        };
-        let num_heads = num_layers.checked_mul(heads.num_kv_heads);
-        let expected = num_heads.filter(|heads| (1..=MAX_HEADS).contains(heads));
-        let expected = expected.ok_or_else(|| Error::MixMismatch {
-            field: "shape",
-            found: mix.shape_in_words(),
-            expected: format!("1 to {MAX_HEADS} heads"),
-        })?;
-        let actual = mix.formats.len();
+    /// [`Error::MixPath`] for a path that no spec can hold, [`Error::HeadCount`], [`Error::Length`] for another
+    /// number of formats, a format's refusal of the `head_dim`, and [`Error::FileIo`].
+    pub fn create(
+        path: &Path,
+        fingerprint: &str,
+        shape: &KvShape,
+        formats: Vec<KeyFormat>,
+    ) -> Result<Self> {
+        let model = ModelIdentity::of(fingerprint, shape)?;
+        let (actual, expected) = (formats.len(), model.num_heads());
         if actual != expected {
             return Err(Error::Length { tensor: "formats", actual, expected });
         }
-        mix.formats.iter().try_for_each(|format| format.layout(heads.head_dim).map(drop))?;
+        formats.iter().try_for_each(|format| format.layout(model.head_dim).map(drop))?;
+        let mix = Self { file: path_in_spec(path)?, model, formats };
+        FileKind::Mix.replace(path, mix.text().as_bytes())?;
         Ok(mix)
     }
 
@@ -107,8 +98,8 @@ impl KeyMix {
     /// When there is no such head.
     #[must_use]
     pub fn format(&self, layer: usize, kv_head: usize) -> KeyFormat {
-        assert!(kv_head < self.num_kv_heads, "a KV head of the layer");
-        self.formats[layer * self.num_kv_heads + kv_head]
+        assert!(kv_head < self.model.num_kv_heads, "a KV head of the layer");
+        self.formats[layer * self.model.num_kv_heads + kv_head]
     }
 
     /// Every format and the number of heads that have it, in the order of first appearance.
@@ -132,73 +123,52 @@ impl KeyMix {
     pub fn bits_per_element(&self, num_tokens: usize) -> Result<f64> {
         let mut bits = 0.0;
         for (format, count) in self.counts() {
-            bits += count as f64 * format.bits_per_element(self.head_dim, num_tokens)?;
+            bits += count as f64 * format.bits_per_element(self.model.head_dim, num_tokens)?;
         }
         Ok(bits / self.formats.len() as f64)
     }
 
-    /// Where it was read from or saved to; empty where neither was done. A cache spec names the mix by it.
-    #[must_use]
-    pub fn file(&self) -> &Path {
+    /// The path of its file.
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
-    /// Refuses a model other than the one whose heads were measured.
-    ///
-    /// # Errors
-    /// [`Error::MixMismatch`].
-    pub fn check_fingerprint(&self, fingerprint: &str) -> Result<()> {
-        mismatch("model", self.fingerprint.clone(), fingerprint.to_owned())
+    /// Refuses another model than the one whose heads were measured.
+    pub(crate) fn check_fingerprint(&self, fingerprint: &str) -> Result<()> {
+        self.model.check_fingerprint(FileKind::Mix, fingerprint)
     }
 
     /// Refuses a model of another shape.
     pub(crate) fn check_shape(&self, shape: &KvShape) -> Result<()> {
-        let heads = shape.heads;
-        let expected = in_words(shape.num_layers, heads.num_kv_heads, heads.head_dim);
-        mismatch("shape", self.shape_in_words(), expected)
+        self.model.check_shape(FileKind::Mix, shape)
     }
 
-    fn shape_in_words(&self) -> String {
-        in_words(self.num_layers, self.num_kv_heads, self.head_dim)
-    }
-
-    /// Refuses a path that [`KeyMix::save`] could not write to, before the work of measuring for one.
+    /// Refuses a path that [`KeyMix::create`] could not write to, before the work of measuring for one.
     ///
     /// # Errors
-    /// [`Error::MixIo`]: a folder that is missing or not writable, and a path that is there and not a
-    /// regular file.
+    /// [`Error::MixPath`], and [`Error::FileIo`]: a folder that is missing or not writable, and a path that is
+    /// there and not a regular file.
     pub fn check_writable(path: &Path) -> Result<()> {
-        whole_file::check_writable(path)
-            .map_err(|source| Error::MixIo { path: path.to_owned(), source })
-    }
-
-    /// Writes the mix; a file of that name is replaced whole or not at all. From here on the mix is of
-    /// that file.
-    ///
-    /// # Errors
-    /// [`Error::MixIo`].
-    pub fn save(&mut self, path: &Path) -> Result<()> {
-        whole_file::replace(path, self.text().as_bytes())
-            .map_err(|source| Error::MixIo { path: path.to_owned(), source })?;
-        self.file = path.to_owned();
-        Ok(())
+        path_in_spec(path)?;
+        FileKind::Mix.check_writable(path)
     }
 
     /// The file's text: a line for each field, and one for each layer.
     fn text(&self) -> String {
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
-        let layers = self.formats.chunks_exact(self.num_kv_heads).map(|layer| {
+        let layers = self.formats.chunks_exact(self.model.num_kv_heads).map(|layer| {
             let names: Vec<String> =
                 layer.iter().map(|format| quoted(&format.to_string())).collect();
             format!("    [{}]", names.join(", "))
         });
         format!(
-            "{{\n  \"heterokv_mix\": {VERSION},\n  \"model\": {},\n  \"num_layers\": {},\n  \
+            "{{\n  \"{}\": {VERSION},\n  \"model\": {},\n  \"num_layers\": {},\n  \
              \"num_kv_heads\": {},\n  \"head_dim\": {},\n  \"keys\": [\n{}\n  ]\n}}\n",
-            quoted(&self.fingerprint),
-            self.num_layers,
-            self.num_kv_heads,
-            self.head_dim,
+            FileKind::Mix.mark(),
+            quoted(self.model.fingerprint()),
+            self.model.num_layers,
+            self.model.num_kv_heads,
+            self.model.head_dim,
             layers.collect::<Vec<_>>().join(",\n")
         )
     }
@@ -206,28 +176,39 @@ impl KeyMix {
     /// Reads a mix.
     ///
     /// # Errors
-    /// [`Error::MixIo`], and [`Error::MixFormat`] for a file that is damaged, of another version or no mix at
-    /// all.
+    /// [`Error::MixPath`], [`Error::FileIo`], and [`Error::FileFormat`] for a file that is damaged, too large, of
+    /// another version or no mix at all.
     pub fn load(path: &Path) -> Result<Self> {
-        let io = |source| Error::MixIo { path: path.to_owned(), source };
-        let damaged = |reason| Error::MixFormat { path: path.to_owned(), reason };
-        if path.exists() && !path.is_file() {
-            let reason = "there is something else than a regular file at this path";
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason)));
-        }
+        let kind = FileKind::Mix;
+        let file = path_in_spec(path)?;
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(io)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(damaged(format!("it has more than {MAX_FILE_BYTES} bytes")));
-        }
-        let mix = parse(&bytes).map_err(damaged)?;
-        Ok(Self { file: path.to_owned(), ..mix })
+        let mut opened = kind.open(path)?.take(MAX_FILE_BYTES + 1);
+        opened.read_to_end(&mut bytes).map_err(|source| kind.io(path, source))?;
+        let parsed = if bytes.len() as u64 > MAX_FILE_BYTES {
+            Err(format!("it has more than {MAX_FILE_BYTES} bytes"))
+        } else {
+            parse(&bytes)
+        };
+        let (model, formats) = parsed.map_err(|reason| kind.damaged(path, &bytes, reason))?;
+        Ok(Self { file, model, formats })
     }
 }
 
+/// A path as a spec holds it: between the `keys=mix:` before it and a comma or the end.
+fn path_in_spec(path: &Path) -> Result<String> {
+    let refused = |reason| Error::MixPath { path: path.to_owned(), reason };
+    let text = path.to_str().ok_or_else(|| refused("it is not UTF-8"))?;
+    let reason = match text {
+        "" => "it is empty",
+        _ if text.contains(',') => "it has a comma, which ends an option",
+        _ if text.trim_end() != text => "it ends in white space",
+        _ => return Ok(text.to_owned()),
+    };
+    Err(refused(reason))
+}
+
 /// Reads a mix from the bytes of its file, or says what is wrong with them.
-fn parse(bytes: &[u8]) -> std::result::Result<KeyMix, String> {
+fn parse(bytes: &[u8]) -> Result<(ModelIdentity, Vec<KeyFormat>), String> {
     let in_words = |error: serde_json::Error| error.to_string();
     let Versioned { heterokv_mix: version } = serde_json::from_slice(bytes).map_err(in_words)?;
     if version != VERSION {
@@ -253,17 +234,6 @@ fn parse(bytes: &[u8]) -> std::result::Result<KeyMix, String> {
             formats.push(format);
         }
     }
-    if formats.is_empty() || formats.len() > MAX_HEADS {
-        return Err(format!("{num_layers} layers of {num_kv_heads} KV heads are no model's"));
-    }
-    let (file, fingerprint) = (PathBuf::new(), contents.model);
-    Ok(KeyMix { file, fingerprint, num_layers, num_kv_heads, head_dim, formats })
-}
-
-fn in_words(num_layers: usize, num_kv_heads: usize, head_dim: usize) -> String {
-    format!("{num_layers} layers of {num_kv_heads} KV heads of {head_dim}")
-}
-
-fn mismatch(field: &'static str, found: String, expected: String) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::MixMismatch { field, found, expected }) }
+    let model = ModelIdentity::new(contents.model, [num_layers, num_kv_heads, head_dim]);
+    Ok((model.map_err(|error| error.to_string())?, formats))
 }

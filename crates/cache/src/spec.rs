@@ -51,12 +51,12 @@ Examples: full   hca:12.5%   hca-rescore:6.25%   hca:25%,recent=128
 ///
 /// let shape = KvShape { num_layers: 30, heads: HeadShape::new(9, 3, 64)? };
 /// let spec: CacheSpec = "hca:25%,recent=128".parse()?;
-/// let CacheConfig::Hca(config) = spec.resolve(&shape)? else { unreachable!("not `full`") };
+/// let CacheConfig::Hca(config) = spec.resolve(&shape, None)? else { unreachable!("not `full`") };
 /// assert_eq!(config.recent, 128);
 ///
 /// // Written out, a config is a spec again.
 /// let again: CacheSpec = config.to_string().parse()?;
-/// assert_eq!(again.resolve(&shape)?, CacheConfig::Hca(config));
+/// assert_eq!(again.resolve(&shape, None)?, CacheConfig::Hca(config));
 ///
 /// // What is not known is refused with what is.
 /// let error = "hca:25%,union=all".parse::<CacheSpec>().unwrap_err();
@@ -155,14 +155,15 @@ impl CacheSpec {
         }
     }
 
-    /// Fits the spec to a model's shape. The file of a mix is read here, each time; whether it is for the
-    /// model itself [`CacheConfig::check_fingerprint`] says.
+    /// Fits the spec to a model. The file of a mix is read here, and held against the model's `fingerprint` where
+    /// one is given; without one, as for plans of models of which only the shape is known, a mix of any model of
+    /// that shape will do.
     ///
     /// # Errors
     /// [`Error::Ratio`] when a preset cannot keep its ratio for this shape, [`Error::Conflict`] for
     /// options that do not go together, a key format's refusal of the `head_dim`, and for a mix what
-    /// [`KeyMix::load`] refuses and [`Error::MixMismatch`] where it is of another shape.
-    pub fn resolve(&self, shape: &KvShape) -> Result<CacheConfig> {
+    /// [`KeyMix::load`] refuses and [`Error::Mismatch`] where it is for another model or shape.
+    pub fn resolve(&self, shape: &KvShape, fingerprint: Option<&str>) -> Result<CacheConfig> {
         let mut config = match self.base {
             Base::Full => return Ok(CacheConfig::Full),
             Base::Options => HcaConfig::PLAIN,
@@ -175,20 +176,10 @@ impl CacheSpec {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?.into();
         }
         config.check(shape)?;
-        Ok(CacheConfig::Hca(config))
-    }
-}
-
-impl CacheConfig {
-    /// Refuses a mix of formats that was measured on another model; other caches are for any model.
-    ///
-    /// # Errors
-    /// [`Error::MixMismatch`].
-    pub fn check_fingerprint(&self, fingerprint: &str) -> Result<()> {
-        match self {
-            Self::Hca(HcaConfig { keys: Keys::Mix(mix), .. }) => mix.check_fingerprint(fingerprint),
-            _ => Ok(()),
+        if let (Keys::Mix(mix), Some(fingerprint)) = (&config.keys, fingerprint) {
+            mix.check_fingerprint(fingerprint)?;
         }
+        Ok(CacheConfig::Hca(config))
     }
 }
 

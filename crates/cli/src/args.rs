@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Show what a model file holds
     Inspect(InspectArgs),
     /// Fit a key format's tables on a text, once for all contexts
+    ///
+    /// The text may be longer than any context: it is read in pieces. Memory goes to the residual stream of all
+    /// tokens and to the keys of one layer.
     #[command(after_long_help = cache_help())]
     Profile(ProfileArgs),
     /// Choose a key format for each head by what it costs on a text, for caches with keys=mix:FILE
@@ -293,9 +296,13 @@ pub(crate) struct ProfileArgs {
     /// A text file to fit on
     #[arg(long, value_name = "FILE")]
     pub(crate) corpus: PathBuf,
-    /// Tokens of it to use
+    /// Tokens of it to use, in all pieces together
     #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
-    pub(crate) context: usize,
+    pub(crate) tokens: usize,
+    /// Tokens of a piece, which is read by itself, with positions from 0 on [default: 4096, or the trained context
+    /// where that is shorter]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens, allow_negative_numbers = true)]
+    pub(crate) piece: Option<usize>,
     /// First of these tokens in the corpus
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) token_offset: usize,
@@ -305,7 +312,7 @@ pub(crate) struct ProfileArgs {
     /// Where to write the profile
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Go on where the context is longer than what the model was trained for
+    /// Go on where a piece is longer than what the model was trained for
     #[arg(long)]
     pub(crate) allow_beyond_trained: bool,
 }

@@ -69,13 +69,8 @@ impl Opened {
     /// A file that is no profile, or one for another model.
     pub(crate) fn profile(&self, path: Option<&PathBuf>) -> Result<Option<Profile>> {
         let Some(path) = path else { return Ok(None) };
-        ensure!(
-            !path.exists() || path.is_file(),
-            "profile {} is not a regular file",
-            path.display()
-        );
         let profile = Profile::load(path)?;
-        profile.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
+        profile.check_fingerprint(&self.fingerprint())?;
         Ok(Some(profile))
     }
 
@@ -84,18 +79,22 @@ impl Opened {
     /// # Errors
     /// A spec that does not fit the model, and a mix of formats for another one.
     pub(crate) fn resolve(&self, spec: &CacheSpec) -> Result<CacheConfig> {
-        let config = spec.resolve(&kv_shape(self.checkpoint.config())?)?;
-        config.check_fingerprint(&self.checkpoint.fingerprint().to_string())?;
-        Ok(config)
+        let fingerprint = self.fingerprint();
+        Ok(spec.resolve(&kv_shape(self.checkpoint.config())?, Some(&fingerprint))?)
     }
 
     /// An empty cache for this model.
     ///
     /// # Errors
-    /// As [`Opened::resolve`], and a profile that does not fit the spec.
-    pub(crate) fn cache(&self, spec: &CacheSpec, profile: Option<&Profile>) -> Result<KvCache> {
+    /// A profile that does not fit the cache.
+    pub(crate) fn cache(&self, config: CacheConfig, profile: Option<&Profile>) -> Result<KvCache> {
         let shape = kv_shape(self.checkpoint.config())?;
-        Ok(KvCache::new(shape, self.resolve(spec)?, self.level, profile)?)
+        Ok(KvCache::new(shape, config, self.level, profile)?)
+    }
+
+    /// What tells the model from every other one, for files that are for one only.
+    pub(crate) fn fingerprint(&self) -> String {
+        self.checkpoint.fingerprint().to_string()
     }
 
     /// What is running: model, form, instruction set, threads.

@@ -1,7 +1,7 @@
 //! What a run will need, held against the machine before anything large is allocated.
 
 use anyhow::{Result, ensure};
-use heterokv_cache::{CachePlan, CacheSpec, KvShape};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, KvShape};
 use heterokv_model::{ModelConfig, prefill_bytes};
 
 use crate::output::{bytes, count, say, tokens};
@@ -19,12 +19,16 @@ pub(crate) fn kv_shape(config: &ModelConfig) -> Result<KvShape> {
     Ok(KvShape { num_layers, heads: heads.map_err(heterokv_cache::Error::from)? })
 }
 
-/// What `spec` takes for `num_tokens` tokens of a model.
+/// What a cache takes for `num_tokens` tokens of a model.
 ///
 /// # Errors
-/// A spec that does not fit the model, and a length beyond all bounds.
-pub(crate) fn plan(config: &ModelConfig, spec: &CacheSpec, num_tokens: usize) -> Result<CachePlan> {
-    let shape = kv_shape(config)?;
+/// A cache that does not fit the model, and a length beyond all bounds.
+pub(crate) fn plan(
+    model: &ModelConfig,
+    cache: &CacheConfig,
+    num_tokens: usize,
+) -> Result<CachePlan> {
+    let shape = kv_shape(model)?;
     // Everything that is planned is at most some ten times the full cache.
     let per_token = 64u128
         * (shape.num_layers * shape.heads.num_qo_heads) as u128
@@ -35,7 +39,7 @@ pub(crate) fn plan(config: &ModelConfig, spec: &CacheSpec, num_tokens: usize) ->
         count(num_tokens),
         count(MAX_TOKENS)
     );
-    Ok(CachePlan::new(&spec.resolve(&shape)?, &shape, num_tokens)?)
+    Ok(CachePlan::new(cache, &shape, num_tokens)?)
 }
 
 /// Says so where a prompt is too short for the tables of a cache, whose keys then stay exact.
@@ -140,8 +144,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let config = ModelConfig::builtin("llama-3-8b").unwrap();
-        let spec = CacheSpec::full();
-        let plan = plan(&config, &spec, MAX_TOKENS).unwrap();
+        let plan = plan(&config, &CacheConfig::Full, MAX_TOKENS).unwrap();
         if available_memory_bytes().is_some() {
             let error = check_memory(&config, 1 << 34, &[plan], MAX_TOKENS).unwrap_err();
             assert!(error.to_string().starts_with("this needs 608.0 TiB of memory"), "{error}");
@@ -175,7 +178,7 @@ mod tests {
     fn absurd_lengths_are_refused() {
         let config = ModelConfig::builtin("llama-3-8b").unwrap();
         for num_tokens in [MAX_TOKENS + 1, usize::MAX] {
-            assert!(plan(&config, &CacheSpec::full(), num_tokens).is_err());
+            assert!(plan(&config, &CacheConfig::Full, num_tokens).is_err());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use heterokv_cache::{CacheConfig, CacheSpec, KvCache, ReadStats};
+use heterokv_cache::{CacheConfig, KvCache, Profile, ReadStats};
 use heterokv_model::{Model, Progress};
 use serde::Serialize;
 
@@ -93,9 +93,7 @@ impl Window {
 /// What one cache did on one window.
 #[derive(Clone, Debug, Serialize)]
 pub struct CacheResult {
-    /// The spec as given.
-    pub cache: String,
-    /// The spec with every option written out.
+    /// The cache as a spec with every option written out.
     pub spec: String,
     /// Index of the context's first token in the corpus.
     pub offset: usize,
@@ -125,39 +123,35 @@ pub struct CacheResult {
     pub tok_s: f64,
 }
 
-/// Prefills the window's context once, into `full` and a cache per spec, and feeds each the continuation.
+/// Prefills the window's context once, into `full` and a cache of each of `configs`, and feeds each the
+/// continuation. With a `profile`, its tables are used in all caches that are not `full`.
 ///
-/// The result for `full` comes first, then one per spec in order; a spec that is `full` itself is decoded
+/// The result for `full` comes first, then those of `configs` in order; one that is `full` itself is decoded
 /// again, independently.
 ///
 /// # Errors
-/// A spec that does not fit the model, or a distribution that is not finite.
+/// A cache or profile that does not fit the model, or a distribution that is not finite.
 pub fn compare_caches(
     model: &Model,
     window: &Window,
-    specs: &[CacheSpec],
-    profile: Option<&heterokv_cache::Profile>,
+    configs: &[CacheConfig],
+    profile: Option<&Profile>,
     progress: Option<Progress<'_>>,
 ) -> Result<Vec<CacheResult>> {
-    let reference = CacheSpec::full();
-    let all = || std::iter::once(&reference).chain(specs);
-    let shape = model.kv_shape();
     let mut caches = Vec::new();
-    for spec in all() {
-        let config = spec.resolve(&shape)?;
-        let profile = profile.filter(|_| config != CacheConfig::Full);
-        caches.push(KvCache::new(shape, config, model.level(), profile)?);
+    for config in std::iter::once(&CacheConfig::Full).chain(configs) {
+        let profile = profile.filter(|_| *config != CacheConfig::Full);
+        caches.push(KvCache::new(model.kv_shape(), config.clone(), model.level(), profile)?);
     }
     model.prefill(&window.context, &mut caches, progress)?;
     let mut results = Vec::new();
     let mut full: Vec<Distribution> = Vec::new();
-    for (spec, mut cache) in all().zip(caches) {
+    for mut cache in caches {
         let run = feed(model, window, &mut cache)?;
         if results.is_empty() {
             full.clone_from(&run.distributions);
         }
-        let result = summarise(window, spec, &cache, &run, &full)?;
-        results.push(result);
+        results.push(summarise(window, &cache, &run, &full)?);
     }
     Ok(results)
 }
@@ -185,7 +179,6 @@ fn feed(model: &Model, window: &Window, cache: &mut KvCache) -> Result<Run> {
 
 fn summarise(
     window: &Window,
-    spec: &CacheSpec,
     cache: &KvCache,
     run: &Run,
     full: &[Distribution],
@@ -205,7 +198,6 @@ fn summarise(
         agreements += usize::from(own.top() == full.top());
     }
     Ok(CacheResult {
-        cache: spec.to_string(),
         spec: cache.config().to_string(),
         offset: window.offset,
         context: window.context.len(),

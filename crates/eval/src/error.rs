@@ -2,7 +2,7 @@
 
 use heterokv_cache::KeyFormat;
 
-use crate::ExactTokens;
+use crate::{ExactTokens, Pieces};
 
 /// The result of a fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,6 +57,34 @@ pub enum Error {
         /// Tokens at the end whose queries are asked.
         num_steps: usize,
     },
+    /// Pieces of a text that are all sinks.
+    #[error(
+        "pieces of {} tokens leave none to fit tables on, since the first {} stay exact; use longer pieces",
+        pieces.tokens,
+        pieces.sinks
+    )]
+    ShortPieces {
+        /// The pieces.
+        pieces: Pieces,
+    },
+    /// A text too short to fit tables on.
+    #[error(
+        "{num_tokens} tokens are too few to fit the tables of {format} on, which need {needed}: {num_fitted} are left          of them, since the first {} of every piece of {} stay exact; use more tokens",
+        pieces.sinks,
+        pieces.tokens
+    )]
+    ShortProfile {
+        /// Tokens of the text.
+        num_tokens: usize,
+        /// Its pieces.
+        pieces: Pieces,
+        /// Tokens whose keys are left to fit on.
+        num_fitted: usize,
+        /// The format.
+        format: KeyFormat,
+        /// Tokens that its tables need.
+        needed: usize,
+    },
     /// A row that the token list does not have.
     #[error("row {row} is outside the {num_tokens} tokens")]
     NoSuchRow {
@@ -77,7 +105,10 @@ pub enum Error {
         step: usize,
     },
     /// A cost by which formats cannot be compared.
-    #[error("what {format} keys cost in layer {layer}, KV head {kv_head} is not a finite number")]
+    #[error(
+        "what {format} keys cost in layer {layer}, KV head {kv_head} is not a finite number; leave the format out, \
+         or measure on another text"
+    )]
     Cost {
         /// The format.
         format: KeyFormat,

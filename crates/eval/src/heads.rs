@@ -26,26 +26,29 @@ pub struct HeadRows {
 pub struct LayerRows {
     /// Index of the layer.
     pub layer: usize,
+    /// Index of the text.
+    pub text: usize,
     /// `[num_kv_heads]`.
     pub heads: Vec<HeadRows>,
     /// Squared length of what enters the layer, of each token `[num_tokens]`.
     pub residual_energy: Vec<f64>,
 }
 
-/// Runs `tokens` through the model with exact attention and gives `visit` the heads of each layer in turn;
-/// those of one layer exist at a time. After an error of `visit` it is not called again.
+/// Runs `texts` through the model with exact attention, each by itself, and gives `visit` the heads of each
+/// layer in turn, text after text; those of one layer and text exist at a time. After an error of `visit` it is
+/// not called again. No texts: no visit.
 ///
 /// # Errors
-/// As [`Model::prefill`], and the error of `visit`.
+/// As [`Model::observe`], and the error of `visit`.
 pub fn visit_layers(
     model: &Model,
-    tokens: &[u32],
+    texts: &[&[u32]],
     visit: &mut dyn FnMut(LayerRows) -> Result<()>,
 ) -> Result<()> {
     let shape = model.kv_shape().heads;
     let (mut queries, mut residual_energy) = (Vec::new(), Vec::new());
     let mut visited = Ok(());
-    model.prefill_observed(tokens, &mut [], &mut |block| {
+    model.observe(texts, &mut |block| {
         if visited.is_err() {
             return;
         }
@@ -53,7 +56,7 @@ pub fn visit_layers(
         let squares = block.hidden.chunks_exact(model.config().hidden_size);
         let energy = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         residual_energy.extend(squares.map(energy));
-        if queries.len() < tokens.len() * shape.qo_row_len() {
+        if queries.len() < texts[block.text].len() * shape.qo_row_len() {
             return;
         }
         let group_len = shape.group_size() * shape.head_dim;
@@ -67,6 +70,7 @@ pub fn visit_layers(
         });
         visited = visit(LayerRows {
             layer: block.layer,
+            text: block.text,
             heads: heads.collect(),
             residual_energy: std::mem::take(&mut residual_energy),
         });
@@ -87,6 +91,25 @@ pub struct ExactTokens {
     pub sinks: usize,
     /// Before a query, its own included; one at least.
     pub recent: usize,
+}
+
+impl ExactTokens {
+    /// Tokens between the exact ones of a text of `num_tokens`, of which the last `num_steps` ask.
+    ///
+    /// # Errors
+    /// [`Error::ShortSample`] where no token is left to be coded, and [`Error::NoContinuation`] where none
+    /// asks.
+    pub(crate) fn num_coded(self, num_tokens: usize, num_steps: usize) -> Result<usize> {
+        if num_steps == 0 {
+            return Err(Error::NoContinuation);
+        }
+        let behind = self.recent.saturating_sub(1).saturating_add(num_steps);
+        let num_coded = num_tokens.saturating_sub(behind).saturating_sub(self.sinks);
+        if num_coded == 0 {
+            return Err(Error::ShortSample { num_tokens, exact: self, num_steps });
+        }
+        Ok(num_coded)
+    }
 }
 
 /// One (layer, KV head) over a text as a cache holds it: sinks and recent tokens exact, those between them to
@@ -122,17 +145,9 @@ impl HeadSample {
     /// asks.
     pub fn split(rows: &HeadRows, exact: ExactTokens, num_steps: usize) -> Result<Self> {
         let HeadRows { head_dim, group_size, sm_scale, .. } = *rows;
-        if num_steps == 0 {
-            return Err(Error::NoContinuation);
-        }
         let num_tokens = rows.keys.len() / head_dim;
-        let ExactTokens { sinks, recent } = exact;
-        let behind = recent.saturating_sub(1).saturating_add(num_steps);
-        let coded_end = num_tokens.saturating_sub(behind);
-        if coded_end <= sinks {
-            return Err(Error::ShortSample { num_tokens, exact, num_steps });
-        }
-        let (first, end) = (sinks * head_dim, coded_end * head_dim);
+        let num_coded = exact.num_coded(num_tokens, num_steps)?;
+        let (first, end) = (exact.sinks * head_dim, (exact.sinks + num_coded) * head_dim);
         let coded = |rows: &[f32]| rows[first..end].to_vec();
         let resident = |rows: &[f32]| [&rows[..first], &rows[end..]].concat();
         let first_query = (num_tokens - num_steps) * group_size * head_dim;

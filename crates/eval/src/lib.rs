@@ -5,13 +5,15 @@
 //! compared with those of `full`.
 //!
 //! What a key format costs in the attention of a single head is measured too ([`ExactAttention`]), and by it
-//! formats are chosen head by head ([`measure_sensitivity`]).
+//! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
+//! ([`fit_profile`]).
 //!
-//! This crate prints nothing, and reads no file but the mix that a spec names.
+//! This crate prints nothing and reads no file.
 
 mod attention;
 mod compare;
 mod error;
+mod fit;
 mod heads;
 mod logits;
 mod metrics;
@@ -22,6 +24,7 @@ mod sensitivity;
 pub use attention::{AttentionError, ExactAttention, exact_scores};
 pub use compare::{CacheResult, Mode, Window, compare_caches};
 pub use error::{Error, Result};
+pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metrics::{Distribution, kl_divergence};

@@ -49,7 +49,7 @@ pub fn logits_report(model: &Model, tokens: &[u32], rows: &[i64]) -> Result<Logi
         wanted.push(place.ok_or(Error::NoSuchRow { row, num_tokens })?);
     }
     let shape = model.kv_shape();
-    let config = CacheSpec::full().resolve(&shape)?;
+    let config = CacheSpec::full().resolve(&shape, None)?;
     let mut caches = [KvCache::new(shape, config, model.level(), None)?];
     let hidden = model.prefill(tokens, &mut caches, None)?;
     let hidden_size = model.config().hidden_size;

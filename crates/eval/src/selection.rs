@@ -12,7 +12,7 @@ impl ExactAttention {
     ///
     /// # Errors
     /// Weights that are not numbers.
-    pub fn taken(&self, sample: &HeadSample, selector: &Selector) -> Result<Vec<usize>> {
+    pub(crate) fn taken(&self, sample: &HeadSample, selector: &Selector) -> Result<Vec<usize>> {
         let mut scratch = SelectScratch::default();
         let mut counts = Vec::new();
         for weights in self.weights.chunks_exact(sample.num_coded()) {
@@ -31,8 +31,12 @@ impl ExactAttention {
     ///
     /// # Panics
     /// When there is not a count for every query, and a score for every query and coded token.
-    #[must_use]
-    pub fn selected(&self, sample: &HeadSample, coded: &[f32], counts: &[usize]) -> Vec<f64> {
+    pub(crate) fn selected(
+        &self,
+        sample: &HeadSample,
+        coded: &[f32],
+        counts: &[usize],
+    ) -> Vec<f64> {
         let (num_coded, head_dim) = (sample.num_coded(), sample.head_dim);
         assert_eq!(coded.len(), self.weights.len(), "a score per query and coded token");
         assert_eq!(counts.len() * num_coded, coded.len(), "a count per query");

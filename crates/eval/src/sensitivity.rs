@@ -10,7 +10,7 @@
 //! attention distributions, for which all heads are equal, have several times the divergence of predictions
 //! where a text repeats itself; `docs/methods/hca.md` has the figures.)
 
-use heterokv_cache::{KeyFormat, KeyMix, KvShape};
+use heterokv_cache::{KeyFormat, KvShape};
 use heterokv_evict::Selector;
 use heterokv_model::{Model, Progress};
 use heterokv_quant::mix::{Candidate, choose};
@@ -33,6 +33,25 @@ pub struct SensitivitySettings {
     pub key_use: KeyUse,
     /// Tokens at the end of the text whose queries are asked.
     pub num_steps: usize,
+}
+
+impl SensitivitySettings {
+    /// Refuses a text of `num_tokens` on which heads of `head_dim` cannot be measured, before the work of it.
+    ///
+    /// # Errors
+    /// [`Error::ShortSample`] and [`Error::NoContinuation`] where too few tokens are coded or ask; what a format
+    /// refuses, too few coded tokens for its tables among it.
+    pub fn check(&self, head_dim: usize, num_tokens: usize) -> Result<()> {
+        let tokens = self.exact.num_coded(num_tokens, self.num_steps)?;
+        for format in &self.formats {
+            let needed = format.layout(head_dim)?.min_fit_tokens;
+            if tokens < needed {
+                let format = format.to_string();
+                Err(heterokv_quant::Error::TooFewTokens { format, tokens, needed })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the scores of coded keys are for.
@@ -58,8 +77,7 @@ pub struct Sensitivity {
 /// layers)`. Tables are fitted on the coded keys themselves.
 ///
 /// # Errors
-/// [`Error::ShortSample`] and [`Error::NoContinuation`] where too few tokens are coded or ask; what a format
-/// refuses, too few tokens for its tables among it; and what the model refuses.
+/// As [`SensitivitySettings::check`], before anything is computed; what the model refuses; and [`Error::Cost`].
 pub fn measure_sensitivity(
     model: &Model,
     tokens: &[u32],
@@ -67,11 +85,9 @@ pub fn measure_sensitivity(
     mut progress: Option<Progress<'_>>,
 ) -> Result<Sensitivity> {
     let shape = model.kv_shape();
-    for format in &settings.formats {
-        format.layout(shape.heads.head_dim)?;
-    }
+    settings.check(shape.heads.head_dim, tokens.len())?;
     let mut costs = Vec::new();
-    visit_layers(model, tokens, &mut |rows| {
+    visit_layers(model, &[tokens], &mut |rows| {
         let group_len = shape.heads.group_size() * shape.heads.head_dim;
         let projection = model.output_projection(rows.layer).expect("a layer of this model");
         let columns = OutputColumns::of_heads(projection, group_len)?;
@@ -101,12 +117,12 @@ impl Sensitivity {
         &self.costs[(layer * num_kv_heads + kv_head) * num_formats..][..num_formats]
     }
 
-    /// The mix of least cost whose keys take at most `bits` per element at `num_tokens` coded tokens, the mean
-    /// over all heads with scales and tables in it, for the model of `fingerprint`.
+    /// A format for each head, `[num_layers, num_kv_heads]`, of least cost, with which the keys take at most
+    /// `bits` per element at `num_tokens` coded tokens, the mean over all heads with scales and tables in it.
     ///
     /// # Errors
     /// [`Error::Quant`] where even the smallest formats take more, and where there are none.
-    pub fn mix(&self, bits: f64, num_tokens: usize, fingerprint: &str) -> Result<KeyMix> {
+    pub fn mix(&self, bits: f64, num_tokens: usize) -> Result<Vec<KeyFormat>> {
         let KvShape { num_layers, heads } = self.shape;
         // As the bits of a mix are counted; fractions of a byte in a head are left out.
         let elements_of_head = heads.head_dim as f64 * num_tokens as f64;
@@ -124,8 +140,7 @@ impl Sensitivity {
         let candidates: Vec<Vec<Candidate>> = candidates.collect();
         let budget = (bits * num_heads as f64 * elements_of_head / 8.0 + 1e-6) as u64;
         let chosen = choose(&candidates, budget)?;
-        let formats = chosen.iter().map(|&index| self.formats[index]).collect();
-        Ok(KeyMix::new(fingerprint, &self.shape, formats)?)
+        Ok(chosen.iter().map(|&index| self.formats[index]).collect())
     }
 }
 

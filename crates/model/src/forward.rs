@@ -54,20 +54,22 @@ struct Projection {
 /// What reports how far a piece of work is: `(done, total)`, for a prompt in tokens times layers.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// One block of a prompt on its way through the attention of one layer.
+/// One block of a prompt, or of one of several texts, on its way through the attention of one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct PromptBlock<'a> {
     /// Index of the layer.
     pub layer: usize,
+    /// Index of the text; 0 for a prompt.
+    pub text: usize,
     /// Position of the block's first token.
     pub first: usize,
     /// What enters the layer, of the block: the residual stream `[n, hidden_size]`, f32.
     pub hidden: &'a [f32],
     /// Post-RoPE queries of the block `[n, num_qo_heads, head_dim]`, f32.
     pub q: &'a [f32],
-    /// Post-RoPE keys of the whole prompt `[num_tokens, num_kv_heads, head_dim]`, f32.
+    /// Post-RoPE keys of the whole text `[num_tokens, num_kv_heads, head_dim]`, f32.
     pub k: &'a [f32],
-    /// Values of the whole prompt, of the same shape.
+    /// Values of the whole text, of the same shape.
     pub v: &'a [f32],
 }
 
@@ -171,7 +173,7 @@ impl Model {
         caches: &mut [KvCache],
         progress: Option<Progress<'_>>,
     ) -> Result<Vec<f32>> {
-        self.process_prompt(tokens, caches, progress, None)
+        Ok(self.process(&[tokens], caches, progress, None)?.remove(0))
     }
 
     /// [`Model::prefill`] under the eyes of `observer`: what statistics, dumps and policies are made of that
@@ -185,26 +187,44 @@ impl Model {
         caches: &mut [KvCache],
         observer: Observer<'_>,
     ) -> Result<Vec<f32>> {
-        self.process_prompt(tokens, caches, None, Some(observer))
+        Ok(self.process(&[tokens], caches, None, Some(observer))?.remove(0))
     }
 
-    fn process_prompt(
+    /// Shows several texts to `observer`, each as a prompt of its own, with positions from 0 on: all of them in one
+    /// layer before any in the next, so that what is made of a layer can be freed before there is more. Besides
+    /// that, the hidden states of all texts are held, and the exact keys and values of one text and layer.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`] and [`Error::TokenId`].
+    pub fn observe(&self, texts: &[&[u32]], observer: Observer<'_>) -> Result<()> {
+        self.process(texts, &mut [], None, Some(observer)).map(drop)
+    }
+
+    /// The last hidden states of each of `texts`, of which there is one where there are `caches`.
+    fn process(
         &self,
-        tokens: &[u32],
+        texts: &[&[u32]],
         caches: &mut [KvCache],
         mut progress: Option<Progress<'_>>,
         mut observer: Option<Observer<'_>>,
-    ) -> Result<Vec<f32>> {
-        let mut hidden = self.embed(tokens)?;
-        let num_tokens = tokens.len();
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut streams: Vec<Vec<f32>> =
+            texts.iter().map(|tokens| self.embed(tokens)).collect::<Result<_>>()?;
+        let longest = texts.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        let steps = self.layers.len() * texts.iter().map(|tokens| tokens.len()).sum::<usize>();
+        let mut done = 0;
         let hidden_size = self.config.hidden_size;
         let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
-        let mut k = vec![0.0; num_tokens * kv_len];
-        let mut v = vec![0.0; num_tokens * kv_len];
-        let block_tokens = num_tokens.min(BLOCK_TOKENS);
+        let mut k = vec![0.0; longest * kv_len];
+        let mut v = vec![0.0; longest * kv_len];
+        let block_tokens = longest.min(BLOCK_TOKENS);
         let mut q = vec![0.0; block_tokens * qo_len];
         let mut attended = vec![0.0; block_tokens * qo_len];
-        for (index, layer) in self.layers.iter().enumerate() {
+        let places = (0..self.layers.len()).flat_map(|l| (0..texts.len()).map(move |t| (l, t)));
+        for (index, text) in places {
+            let (layer, hidden) = (&self.layers[index], &mut streams[text]);
+            let rows = hidden.len() / hidden_size * kv_len;
+            let (k, v) = (&mut k[..rows], &mut v[..rows]);
             // Every query needs the keys and values of all tokens before it, so these come first.
             let rows = k.chunks_mut(BLOCK_TOKENS * kv_len).zip(v.chunks_mut(BLOCK_TOKENS * kv_len));
             for (block, (hidden, (k, v))) in
@@ -212,24 +232,24 @@ impl Model {
             {
                 self.project_kv(layer, hidden, block * BLOCK_TOKENS, k, v)?;
             }
-            let mut prompt = PromptLayer::new(self.shape.heads, self.level, &k, &v)?;
+            let mut prompt = PromptLayer::new(self.shape.heads, self.level, k, v)?;
             for (block, hidden) in hidden.chunks_mut(BLOCK_TOKENS * hidden_size).enumerate() {
                 let (first, len) = (block * BLOCK_TOKENS, hidden.len() / hidden_size * qo_len);
                 let (q, attended) = (&mut q[..len], &mut attended[..len]);
                 self.project_q(layer, hidden, first, q)?;
                 if let Some(observer) = &mut observer {
-                    observer(&PromptBlock { layer: index, first, hidden, q, k: &k, v: &v });
+                    observer(&PromptBlock { layer: index, text, first, hidden, q, k, v });
                 }
                 prompt.attend(first, q, attended)?;
                 self.finish_layer(layer, attended, hidden)?;
+                done += len / qo_len;
                 if let Some(progress) = &mut progress {
-                    let done = (first + BLOCK_TOKENS).min(num_tokens);
-                    progress(index * num_tokens + done, self.layers.len() * num_tokens);
+                    progress(done, steps);
                 }
             }
             prompt.store(caches, index)?;
         }
-        Ok(hidden)
+        Ok(streams)
     }
 
     /// Runs further tokens through the model behind what `cache` holds, each attending over the cache

@@ -40,7 +40,7 @@ fn tokenizer() -> Tokenizer {
 
 fn cache(model: &Model) -> KvCache {
     let shape = model.kv_shape();
-    let config = CacheSpec::full().resolve(&shape).unwrap();
+    let config = CacheSpec::full().resolve(&shape, None).unwrap();
     KvCache::new(shape, config, model.level(), None).unwrap()
 }
 

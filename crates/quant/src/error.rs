@@ -49,6 +49,14 @@ pub enum Error {
         /// The names that would be accepted.
         known: &'static str,
     },
+    /// A name that spells a format otherwise than it is called.
+    #[error("the key format '{name}' is written {canonical}; write it so")]
+    Spelling {
+        /// The name as given.
+        name: String,
+        /// The one name of the format.
+        canonical: String,
+    },
     /// A vector to be encoded holds NaN or an infinity.
     #[error("value {value} at token {token}, channel {channel} cannot be encoded")]
     NotFinite {
@@ -117,7 +125,8 @@ pub enum Error {
     },
     /// A distortion by which candidates cannot be ordered.
     #[error(
-        "distortion {distortion} of candidate {candidate} of head {head} is not a finite number"
+        "distortion {distortion} of candidate {candidate} of head {head} is not a finite number; leave out \
+         candidates without one"
     )]
     Distortion {
         /// Index of the head.

@@ -105,11 +105,7 @@ pub fn choose(heads: &[Vec<Candidate>], budget: u64) -> Result<Vec<usize>> {
 }
 
 /// Distortion of one choice per head, summed.
-///
-/// # Panics
-/// When a choice is not among its candidates.
-#[must_use]
-pub fn total_distortion(heads: &[Vec<Candidate>], chosen: &[usize]) -> f64 {
+fn total_distortion(heads: &[Vec<Candidate>], chosen: &[usize]) -> f64 {
     heads.iter().zip(chosen).map(|(candidates, &index)| candidates[index].distortion).sum()
 }
 

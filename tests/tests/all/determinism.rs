@@ -3,13 +3,13 @@
 //!
 //! Each law is held on a small checkpoint of ours and, where it is there, on the default model.
 
-use heterokv_cache::{CacheSpec, KvCache, PrefillInput, prefill_layer};
+use heterokv_cache::{CacheConfig, KvCache, PrefillInput, prefill_layer};
 use heterokv_eval::{Distribution, Mode, Window, compare_caches, kl_divergence};
 use heterokv_model::{ComputeType, Model, PromptBlock};
 
 use crate::distance::{bits, max_distance};
 use crate::files::fixture;
-use crate::smollm::{Smollm, cache, feed, greedy, last_logits};
+use crate::smollm::{Smollm, cache, config, feed, greedy, last_logits};
 use crate::tiny::load;
 
 /// One of each kind: uncompressed, as published, re-scored, and with a selection of its own.
@@ -84,7 +84,7 @@ fn check_forks(model: &Model) {
         assert_eq!(kl_divergence(&Distribution::of_logits(p), &Distribution::of_logits(q)), 0.0);
     }
     let window = Window { offset: 0, context: prompt, continuation: fed, mode: Mode::Plain };
-    let results = compare_caches(model, &window, &[CacheSpec::full()], None, None).unwrap();
+    let results = compare_caches(model, &window, &[CacheConfig::Full], None, None).unwrap();
     assert_eq!(results.len(), 2);
     for result in results {
         assert_eq!((result.kl_mean, result.kl_p99, result.top1), (0.0, 0.0, 1.0));
@@ -157,8 +157,8 @@ pub(crate) fn check_alone(model: &Model, specs: &[&str]) {
     let (together_logits, together) = prefilled(model, specs, &prompt);
     let window =
         Window { offset: 0, context: prompt.clone(), continuation: fed, mode: Mode::Plain };
-    let parsed: Vec<CacheSpec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
-    let results = compare_caches(model, &window, &parsed, None, None).unwrap();
+    let configs: Vec<CacheConfig> = specs.iter().map(|spec| config(model, spec)).collect();
+    let results = compare_caches(model, &window, &configs, None, None).unwrap();
     let fed = &window.continuation[..window.steps()];
     let mut full = Vec::new();
     for ((spec, together), result) in specs.iter().zip(together).zip(&results[1..]) {

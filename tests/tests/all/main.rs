@@ -16,6 +16,7 @@ mod golden;
 mod hostile;
 mod mixes;
 mod passkey;
+mod profiles;
 mod quality;
 mod smollm;
 mod speed;

@@ -107,20 +107,19 @@ fn what_cannot_be_measured_or_chosen_is_an_error() {
     assert!(matches!(error, Error::Quant(QuantError::TooFewTokens { .. })), "{error}");
     let error = measure(&model, 300, &["f16", "int4-token/64"]).unwrap_err();
     assert!(matches!(error, Error::Quant(QuantError::GroupTooLong { .. })), "{error}");
-    let error = measure(&model, 300, &[]).unwrap().mix(8.0, 4096, "m").unwrap_err();
+    let error = measure(&model, 300, &[]).unwrap().mix(8.0, 4096).unwrap_err();
     assert!(matches!(error, Error::Quant(QuantError::NoCandidates { .. })), "{error}");
     let measured = measure(&model, 400, &["alloc/1", "alloc/4"]).unwrap();
     for bits in [0.0, -1.0, f64::NAN, 2.0] {
-        let error = measured.mix(bits, 4096, "m").unwrap_err();
+        let error = measured.mix(bits, 4096).unwrap_err();
         assert!(matches!(error, Error::Quant(QuantError::Budget { .. })), "{bits}: {error}");
     }
 }
 
 /// A mix in a file, and the beginning of a spec that names it.
-fn saved(mut mix: KeyMix, folder: &Path, name: &str) -> String {
-    let path = folder.join(name);
-    mix.save(&path).unwrap();
-    format!("keys=mix:{}", path.display())
+fn saved(model: &Model, formats: Vec<KeyFormat>, path: &Path) -> (KeyMix, String) {
+    let mix = KeyMix::create(path, "measured", &model.kv_shape(), formats).unwrap();
+    (mix, format!("keys=mix:{}", path.display()))
 }
 
 #[test]
@@ -128,16 +127,16 @@ fn a_mix_keeps_its_bits_and_is_a_cache_like_any_other() {
     let model = tiny_model();
     let measured = measure(&model, 500, &["alloc/1", "alloc/2", "alloc/4", "alloc/8"]).unwrap();
     let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.mix");
     let mut last = 0.0;
     for bits in [2.25, 3.0, 4.5, 9.5, f64::INFINITY] {
-        let mix = measured.mix(bits, 4096, "m").unwrap();
+        let (mix, _) = saved(&model, measured.mix(bits, 4096).unwrap(), &path);
         let reached = mix.bits_per_element(4096).unwrap();
         assert!(reached <= bits && reached >= last, "{reached} of {bits}");
         last = reached;
     }
-    let mix = measured.mix(4.0, 4096, "m").unwrap();
+    let (mix, keys) = saved(&model, measured.mix(4.0, 4096).unwrap(), &path);
     assert!(mix.counts().len() > 1, "heads are not alike: {:?}", mix.counts());
-    let keys = saved(mix, folder.path(), "tiny.mix");
     let specs = ["rescore=none", "rescore=int8@host"]
         .map(|rest| format!("{keys},values=int8@host,{rest},select=top-p:0.9,min=8,recent=16"));
     let specs = [specs[0].as_str(), &specs[1]];
@@ -170,7 +169,7 @@ fn mixes_keep_the_bars_of_their_size() {
     let model = smollm.load(ComputeType::Q8);
     let selector = Selector::new(Rule::TopP(0.95), 256, usize::MAX).unwrap();
     let bars = |plain_kl, recall_kl, rows_read| Promise {
-        spec: "",
+        spec: "".into(),
         percent: None,
         plain_kl,
         recall_kl: Some(recall_kl),
@@ -204,15 +203,16 @@ fn mixes_keep_the_bars_of_their_size() {
         let format: KeyFormat = uniform.parse().unwrap();
         let uniform_bits = format.bits_per_element(64, MIN_TOKENS).unwrap();
         println!("{uniform} takes {uniform_bits:.3} bits");
-        let spec = |keys: String| Promise { spec: format!("{keys},{rest}").leak(), ..bars };
+        let spec = |keys: String| Promise { spec: format!("{keys},{rest}").into(), ..bars };
         for bits in [bits, uniform_bits] {
-            let mix = measured.mix(bits, MIN_TOKENS, "measured").unwrap();
+            let path = folder.path().join(format!("{bits:.3}.mix"));
+            let (mix, keys) = saved(&model, measured.mix(bits, MIN_TOKENS).unwrap(), &path);
             let reached = mix.bits_per_element(MIN_TOKENS).unwrap();
             assert!(reached <= bits, "{reached} bits of {bits}");
             let counts = mix.counts();
             let counts = counts.iter().map(|(format, heads)| format!(" {heads} {format}"));
             println!("a mix of {reached:.3} bits of {bits:.3}:{}", counts.collect::<String>());
-            promises.push(spec(saved(mix, folder.path(), &format!("{bits:.3}.mix"))));
+            promises.push(spec(keys));
         }
         promises.push(spec(format!("keys={uniform}")));
     }

@@ -2,6 +2,8 @@
 //!
 //! The bars are the contract. They are never loosened, and nothing is tuned on these windows.
 
+use std::borrow::Cow;
+
 use heterokv_cache::{KvCache, MIN_TOKENS};
 use heterokv_eval::{Distribution, Mode, Window, kl_divergence};
 use heterokv_model::{ComputeType, Model};
@@ -13,7 +15,7 @@ use crate::smollm::{Smollm, cache, feed, timed};
 
 /// A cache, its promised share of a full cache's bytes, and the bars it is held to.
 pub(crate) struct Promise {
-    pub(crate) spec: &'static str,
+    pub(crate) spec: Cow<'static, str>,
     /// Percent of the bytes; `None` where the promise begins beyond this length.
     pub(crate) percent: Option<f64>,
     pub(crate) plain_kl: f64,
@@ -26,7 +28,7 @@ pub(crate) struct Promise {
 
 const PROMISES: [Promise; 6] = [
     Promise {
-        spec: "hca:25%",
+        spec: Cow::Borrowed("hca:25%"),
         percent: Some(25.0),
         plain_kl: 0.002,
         recall_kl: Some(0.01),
@@ -34,7 +36,7 @@ const PROMISES: [Promise; 6] = [
         rows_read: Some(0.30),
     },
     Promise {
-        spec: "hca:12.5%",
+        spec: Cow::Borrowed("hca:12.5%"),
         percent: Some(12.5),
         plain_kl: 0.010,
         recall_kl: Some(0.25),
@@ -42,7 +44,7 @@ const PROMISES: [Promise; 6] = [
         rows_read: Some(0.30),
     },
     Promise {
-        spec: "hca:6.25%",
+        spec: Cow::Borrowed("hca:6.25%"),
         percent: None,
         plain_kl: 0.06,
         recall_kl: None,
@@ -50,7 +52,7 @@ const PROMISES: [Promise; 6] = [
         rows_read: Some(0.30),
     },
     Promise {
-        spec: "hca-rescore:25%",
+        spec: Cow::Borrowed("hca-rescore:25%"),
         percent: Some(25.0),
         plain_kl: 0.0015,
         recall_kl: Some(0.008),
@@ -58,7 +60,7 @@ const PROMISES: [Promise; 6] = [
         rows_read: Some(0.30),
     },
     Promise {
-        spec: "hca-rescore:12.5%",
+        spec: Cow::Borrowed("hca-rescore:12.5%"),
         percent: Some(12.5),
         plain_kl: 0.0015,
         recall_kl: Some(0.010),
@@ -66,7 +68,7 @@ const PROMISES: [Promise; 6] = [
         rows_read: Some(0.30),
     },
     Promise {
-        spec: "hca-rescore:6.25%",
+        spec: Cow::Borrowed("hca-rescore:6.25%"),
         percent: Some(6.25),
         plain_kl: 0.004,
         recall_kl: Some(0.025),
@@ -131,7 +133,7 @@ impl Coded {
             }
         };
         Promise {
-            spec: format!("keys={},{rest},sinks=4,recent=64", self.keys).leak(),
+            spec: format!("keys={},{rest},sinks=4,recent=64", self.keys).into(),
             percent: None,
             plain_kl: self.plain_kl,
             recall_kl: Some(self.recall_kl),
@@ -219,7 +221,7 @@ pub(crate) fn hold(promises: &[Promise], tier: &Tier) {
         let (plain, recall) = (cut(Mode::Plain), cut(Mode::Recall));
         assert_eq!(plain.context, recall.context);
         let mut caches = vec![cache(&model, "full")];
-        caches.extend(promises.iter().map(|promise| cache(&model, promise.spec)));
+        caches.extend(promises.iter().map(|promise| cache(&model, &promise.spec)));
         let (hidden, seconds) = timed(|| model.prefill(&plain.context, &mut caches, None));
         assert!(hidden.is_ok());
         let rate = MIN_TOKENS as f64 / seconds;
@@ -228,7 +230,7 @@ pub(crate) fn hold(promises: &[Promise], tier: &Tier) {
         let full_plain = distributions(&model, &plain, &mut full.fork().unwrap());
         let full_recall = distributions(&model, &recall, &mut full);
         for ((promise, cache), num_agreeing) in promises.iter().zip(caches).zip(&mut num_agreeing) {
-            let Promise { spec, percent, plain_kl, recall_kl, rows_read, .. } = *promise;
+            let Promise { ref spec, percent, plain_kl, recall_kl, rows_read, .. } = *promise;
             let mut fork = cache.fork().unwrap();
             let fed = feed_and_compare(&model, &plain, &mut fork, &full_plain);
             *num_agreeing += fed.num_agreeing;

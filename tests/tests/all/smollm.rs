@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use heterokv_cache::{CacheSpec, KvCache, Level};
+use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level};
 use heterokv_model::text::{EncodeOptions, ModelText, Tokenizer};
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
@@ -55,12 +55,17 @@ impl Smollm {
     }
 }
 
+/// What a spec means for a model.
+#[track_caller]
+pub(crate) fn config(model: &Model, spec: &str) -> CacheConfig {
+    let spec: CacheSpec = spec.parse().unwrap();
+    spec.resolve(&model.kv_shape(), None).unwrap()
+}
+
 /// An empty cache for a model.
 #[track_caller]
 pub(crate) fn cache(model: &Model, spec: &str) -> KvCache {
-    let spec: CacheSpec = spec.parse().unwrap();
-    let config = spec.resolve(&model.kv_shape()).unwrap();
-    KvCache::new(model.kv_shape(), config, model.level(), None).unwrap()
+    KvCache::new(model.kv_shape(), config(model, spec), model.level(), None).unwrap()
 }
 
 /// The logits behind the last of these hidden states.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heterokv_eval::{HeadRows, relative_energy, visit_layers};
+use heterokv_eval::{FitRows, HeadRows, Pieces, visit_fit_rows, visit_layers};
 use heterokv_model::text::{EncodeOptions, ModelText};
 use heterokv_model::{Checkpoint, ComputeType, Model};
 use heterokv_quant::Level;
@@ -69,15 +69,18 @@ pub(crate) fn dump(dump: &Dump<'_>, say: &dyn Fn(&str)) -> Result<DataSet> {
         .map(|(index, rows)| HeadData::split(index, rows, num_coded, num_steps))
         .collect::<Result<_>>()?;
     if profile_tokens > 0 {
-        let mut profiles: Vec<Profile> = heads.iter().map(|_| Profile::default()).collect();
+        say(&format!("profile: tokens 0..{profile_tokens}"));
         // In pieces of the window's length, so that positions are those of the window.
-        for (i, piece) in tokens[..profile_tokens].chunks(num_coded).enumerate() {
-            say(&format!("profile: tokens from {} on", i * num_coded));
-            for (profile, rows) in profiles.iter_mut().zip(capture(&model, piece, &layers)?) {
-                profile.add(&rows);
+        let pieces = Pieces { tokens: num_coded, sinks: EXACT.sinks };
+        let mut profiles: Vec<FitRows> = Vec::new();
+        visit_fit_rows(&model, &tokens[..profile_tokens], pieces, &mut |layer, rows| {
+            if layers.contains(&layer) {
+                profiles.extend(rows);
             }
-        }
-        heads = heads.into_iter().zip(profiles).map(|(head, p)| p.given_to(head)).collect();
+            Ok(())
+        })?;
+        let with_profiles = heads.into_iter().zip(profiles);
+        heads = with_profiles.map(|(head, p)| head.with_profile(p.keys, p.query_energy)).collect();
     }
     Ok(DataSet {
         name: "Keys of the model".to_owned(),
@@ -110,36 +113,13 @@ fn spread(total: usize, num_layers: usize) -> Vec<usize> {
 /// The rows of every KV head of `layers`, layer by layer.
 fn capture(model: &Model, tokens: &[u32], layers: &[usize]) -> Result<Vec<HeadRows>> {
     let mut captured: Vec<HeadRows> = Vec::new();
-    visit_layers(model, tokens, &mut |rows| {
+    visit_layers(model, &[tokens], &mut |rows| {
         if layers.contains(&rows.layer) {
             captured.extend(rows.heads);
         }
         Ok(())
     })?;
     Ok(captured)
-}
-
-/// What the pieces of the profile's text gave of one head.
-#[derive(Default)]
-struct Profile {
-    keys: Vec<f32>,
-    energies: Vec<Vec<f32>>,
-}
-
-impl Profile {
-    fn add(&mut self, rows: &HeadRows) {
-        // The first tokens of every piece are sinks, which no codec is asked to hold.
-        self.keys
-            .extend_from_slice(rows.keys.get(EXACT.sinks * rows.head_dim..).unwrap_or_default());
-        self.energies.push(relative_energy(&rows.queries, rows.head_dim));
-    }
-
-    fn given_to(self, head: HeadData) -> HeadData {
-        let num_pieces = self.energies.len() as f32;
-        let channel = |c: usize| self.energies.iter().map(|e| e[c]).sum::<f32>() / num_pieces;
-        let energy = (0..head.sample.head_dim()).map(channel).collect();
-        head.with_profile(self.keys, energy)
-    }
 }
 
 #[cfg(test)]

@@ -148,6 +148,6 @@ fn the_allocator_keeps_hca_at_a_sixteenth_over_32768_synthetic_keys() {
 #[test]
 fn a_ratio_that_cannot_be_kept_is_refused_with_the_least() {
     let spec: CacheSpec = "hca:0.5%".parse().unwrap();
-    let error = spec.resolve(&shape(1, 1, 1, 64)).unwrap_err().to_string();
+    let error = spec.resolve(&shape(1, 1, 1, 64), None).unwrap_err().to_string();
     assert!(error.contains("0.50 %") && error.contains("the least it can keep"), "{error}");
 }

@@ -103,7 +103,7 @@ fn shape(num_layers: usize, num_qo_heads: usize, num_kv_heads: usize, head_dim: 
 
 fn config(spec: &str, shape: KvShape) -> CacheConfig {
     let spec: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
-    spec.resolve(&shape).unwrap_or_else(|e| panic!("{spec}: {e}"))
+    spec.resolve(&shape, None).unwrap_or_else(|e| panic!("{spec}: {e}"))
 }
 
 fn cache(spec: &str, shape: KvShape) -> KvCache {

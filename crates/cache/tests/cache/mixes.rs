@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use heterokv_cache::{CachePlan, Error, KeyFormat, KeyMix};
+use heterokv_cache::{CachePlan, Error, FileKind, KeyFormat, KeyMix};
 use heterokv_testkit::Inputs;
 
 use super::*;
@@ -22,9 +22,9 @@ fn mixed_shape(head_dim: usize) -> KvShape {
 
 /// A mix of [`FORMATS`] in a file; and the spec that names it.
 fn saved(folder: &Path, shape: &KvShape) -> (KeyMix, String) {
-    let mut mix = KeyMix::new("model-7", shape, formats(&FORMATS)).expect("formats of this shape");
     let path = folder.join(format!("{}.mix", shape.heads.head_dim));
-    mix.save(&path).expect("a writable folder");
+    let mix = KeyMix::create(&path, "model-7", shape, formats(&FORMATS));
+    let mix = mix.expect("formats of this shape and a writable folder");
     let spec = format!("keys=mix:{},values=int8@host,sinks=2,recent=16", path.display());
     (mix, spec)
 }
@@ -39,17 +39,18 @@ fn a_spec_names_the_file_and_is_written_out_with_it() {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert_eq!(parsed.to_string(), spec);
         assert!(parsed.promise().is_none());
-        let config = parsed.resolve(&shape).unwrap_or_else(|e| panic!("{spec}: {e}"));
+        let config = parsed.resolve(&shape, None).unwrap_or_else(|e| panic!("{spec}: {e}"));
         let CacheConfig::Hca(hca) = &config else { panic!("not full") };
         assert_eq!(hca.keys, heterokv_cache::Keys::Mix(mix.clone().into()));
         let again: CacheSpec = config.to_string().parse().unwrap();
-        assert_eq!(again.resolve(&shape).unwrap(), config);
-        config.check_fingerprint("model-7").expect("the model it is for");
-        let error = config.check_fingerprint("model-8").unwrap_err();
-        assert!(matches!(error, Error::MixMismatch { field: "model", .. }), "{error}");
-        assert!(error.to_string().contains("model-7, not model-8"), "{error}");
+        assert_eq!(again.resolve(&shape, None).unwrap(), config);
+        assert_eq!(parsed.resolve(&shape, Some("model-7")).expect("the model it is for"), config);
+        let error = parsed.resolve(&shape, Some("model-8")).unwrap_err();
+        assert!(matches!(error, Error::Mismatch { field: "model", .. }), "{error}");
+        assert!(error.to_string().contains("mix is for model model-7, not model-8"), "{error}");
     }
-    config("hca:50%", shape).check_fingerprint("any").expect("a cache for any model");
+    let uniform: CacheSpec = "hca:50%".parse().unwrap();
+    uniform.resolve(&shape, Some("any")).expect("a cache for any model");
 }
 
 #[test]
@@ -61,12 +62,30 @@ fn paths_that_a_spec_cannot_hold_are_refused_with_the_reason() {
     }
     let error = "keys=mix:".parse::<CacheSpec>().unwrap_err();
     assert!(error.to_string().contains("keys=mix:FILE"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    for (name, reason) in [
+        ("", "it is empty"),
+        ("a,b", "it has a comma"),
+        ("a ", "it ends in white space"),
+        ("a\n", "it ends in white space"),
+    ] {
+        let path = if name.is_empty() { name.into() } else { folder.path().join(name) };
+        let shape = mixed_shape(16);
+        for error in [
+            KeyMix::create(&path, "m", &shape, formats(&FORMATS)).unwrap_err(),
+            KeyMix::check_writable(&path).unwrap_err(),
+            KeyMix::load(&path).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::MixPath { .. }), "{name:?}: {error}");
+            assert!(error.to_string().contains(reason), "{name:?}: {error}");
+        }
+    }
     for spec in ["hca:25%,keys=mix:x", "full,keys=mix:x", "keys=mix:a=b,keys=f16"] {
         assert!(spec.parse::<CacheSpec>().is_err(), "{spec}");
     }
     let spec: CacheSpec = "keys=mix:no such file".parse().unwrap();
-    let error = spec.resolve(&mixed_shape(16)).unwrap_err();
-    assert!(matches!(error, Error::MixIo { .. }), "{error}");
+    let error = spec.resolve(&mixed_shape(16), None).unwrap_err();
+    assert!(matches!(error, Error::FileIo { kind: FileKind::Mix, .. }), "{error}");
     assert!(error.to_string().starts_with("mix no such file: "), "{error}");
 }
 
@@ -152,7 +171,10 @@ fn a_profile_holds_the_tables_of_mixed_formats() {
     let refused = |spec: &str, profile: &Profile, parts: &[&str]| {
         let config = config(spec, shape);
         let error = KvCache::new(shape, config, Level::SCALAR, Some(profile)).unwrap_err();
-        assert!(matches!(error, Error::ProfileMismatch { field: "key format", .. }), "{error}");
+        assert!(
+            matches!(error, Error::Mismatch { kind: FileKind::Profile, field: "key format", .. }),
+            "{error}"
+        );
         parts.iter().for_each(|part| assert!(error.to_string().contains(part), "{error}"));
     };
     refused("keys=alloc/1", &loaded, &["alloc/3 in layer 0, KV head 1, not alloc/1 in"]);
@@ -160,9 +182,8 @@ fn a_profile_holds_the_tables_of_mixed_formats() {
     refused(&spec, &uniform, &["lm2 in layer 0, KV head 0, not alloc/1 in layer 0"]);
     let mut swapped = formats(&FORMATS);
     swapped.swap(4, 6);
-    let mut mix = KeyMix::new("model-7", &shape, swapped).unwrap();
     let path = folder.path().join("swapped.mix");
-    mix.save(&path).unwrap();
+    KeyMix::create(&path, "model-7", &shape, swapped).unwrap();
     refused(&format!("keys=mix:{}", path.display()), &loaded, &["lm3 in layer 2, KV head 0"]);
 }
 
@@ -172,10 +193,8 @@ fn a_mix_is_read_back_as_it_was_written() {
     let path = folder.path().join("a.mix");
     for fingerprint in ["model-7", "", "quotes \" and \\ and \n", "größer"] {
         let shape = mixed_shape(64);
-        let mut mix = KeyMix::new(fingerprint, &shape, formats(&FORMATS)).unwrap();
-        mix.save(&path).unwrap();
+        let mix = KeyMix::create(&path, fingerprint, &shape, formats(&FORMATS)).unwrap();
         assert_eq!(KeyMix::load(&path).unwrap(), mix);
-        assert_eq!(mix.file(), path);
     }
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains("\n    [\"alloc/1\", \"alloc/3\"],\n"), "a line for each layer: {text}");
@@ -188,7 +207,7 @@ fn a_mix_is_read_back_as_it_was_written() {
         KeyMix::load(folder.path()).unwrap_err(),
         KeyMix::load(&missing).unwrap_err(),
     ] {
-        assert!(matches!(error, Error::MixIo { .. }), "{error}");
+        assert!(matches!(error, Error::FileIo { kind: FileKind::Mix, .. }), "{error}");
     }
     KeyMix::check_writable(&path).expect("a file that can be replaced");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "and is left alone");
@@ -197,26 +216,33 @@ fn a_mix_is_read_back_as_it_was_written() {
 #[test]
 fn mixes_that_cannot_be_are_refused() {
     let eight = || formats(&FORMATS);
-    let error = KeyMix::new("m", &mixed_shape(16), eight()[1..].to_vec()).unwrap_err();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("never.mix");
+    let create = |shape, formats| KeyMix::create(&path, "m", &shape, formats);
+    let error = create(mixed_shape(16), eight()[1..].to_vec()).unwrap_err();
     assert!(matches!(error, Error::Length { actual: 7, expected: 8, .. }), "{error}");
-    assert!(KeyMix::new("m", &mixed_shape(12), eight()).is_err(), "alloc holds no 12 channels");
+    assert!(create(mixed_shape(12), eight()).is_err(), "alloc holds no 12 channels");
     let mut none = mixed_shape(16);
     for num_layers in [0, usize::MAX, 40_000] {
         none.num_layers = num_layers;
-        let error = KeyMix::new("m", &none, eight()).unwrap_err();
-        assert!(matches!(error, Error::MixMismatch { field: "shape", .. }), "{error}");
+        let error = create(none, eight()).unwrap_err();
+        assert!(matches!(error, Error::HeadCount { .. }), "{error}");
+        assert!(error.to_string().contains("give a shape of 1 to 65536 KV heads"), "{error}");
     }
-    let folder = tempfile::tempdir().unwrap();
+    assert!(!path.exists(), "nothing was written");
     let (_, spec) = saved(folder.path(), &mixed_shape(16));
     let mixed = config(&spec, mixed_shape(16));
     for other in [shape(2, 4, 2, 16), shape(4, 4, 4, 16), mixed_shape(8)] {
         let refused = [
-            spec.parse::<CacheSpec>().unwrap().resolve(&other).unwrap_err(),
+            spec.parse::<CacheSpec>().unwrap().resolve(&other, None).unwrap_err(),
             KvCache::new(other, mixed.clone(), Level::SCALAR, None).unwrap_err(),
             CachePlan::new(&mixed, &other, 100).unwrap_err(),
         ];
         for error in refused {
-            assert!(matches!(error, Error::MixMismatch { field: "shape", .. }), "{error}");
+            assert!(
+                matches!(error, Error::Mismatch { kind: FileKind::Mix, field: "shape", .. }),
+                "{error}"
+            );
             assert!(error.to_string().contains("4 layers of 2 KV heads of 16"), "{error}");
         }
     }
@@ -230,13 +256,12 @@ fn damaged_files_are_typed_errors() {
         std::fs::write(&path, bytes).unwrap();
         KeyMix::load(&path)
     };
-    let mut mix = KeyMix::new("model-7", &mixed_shape(16), formats(&FORMATS)).unwrap();
-    mix.save(&path).unwrap();
+    KeyMix::create(&path, "model-7", &mixed_shape(16), formats(&FORMATS)).unwrap();
     let good = std::fs::read(&path).unwrap();
     // The last byte is the end of the last line.
     for len in 0..good.len() - 1 {
         let error = load(&good[..len]).unwrap_err();
-        assert!(matches!(error, Error::MixFormat { .. }), "{len}: {error}");
+        assert!(matches!(error, Error::FileFormat { kind: FileKind::Mix, .. }), "{len}: {error}");
     }
     // Any byte may be wrong: an error or another mix, never a panic.
     let mut inputs = Inputs::new(6);
@@ -245,7 +270,7 @@ fn damaged_files_are_typed_errors() {
         let place = inputs.below(broken.len());
         broken[place] = inputs.below(256) as u8;
         if let Err(error) = load(&broken) {
-            assert!(matches!(error, Error::MixFormat { .. }), "{error}");
+            assert!(matches!(error, Error::FileFormat { kind: FileKind::Mix, .. }), "{error}");
         }
     }
     let text = String::from_utf8(good).unwrap();
@@ -266,14 +291,17 @@ fn damaged_files_are_typed_errors() {
     ] {
         assert!(text.contains(from), "{from}");
         let error = load(text.replacen(from, to, 1).as_bytes()).unwrap_err();
-        assert!(matches!(error, Error::MixFormat { .. }), "{error}");
+        assert!(matches!(error, Error::FileFormat { kind: FileKind::Mix, .. }), "{error}");
         assert!(error.to_string().contains(reason), "{to}: {error}");
     }
     let empty = "{\"heterokv_mix\":1,\"model\":\"m\",\"num_layers\":0,\"num_kv_heads\":9,\"head_dim\":16,\
                  \"keys\":[]}";
     assert!(load(empty.as_bytes()).unwrap_err().to_string().contains("no model's"));
     let deep = "[".repeat(100_000);
-    assert!(matches!(load(deep.as_bytes()).unwrap_err(), Error::MixFormat { .. }));
+    assert!(matches!(
+        load(deep.as_bytes()).unwrap_err(),
+        Error::FileFormat { kind: FileKind::Mix, .. }
+    ));
     let many = format!(
         "{{\"heterokv_mix\":1,\"model\":\"m\",\"num_layers\":1,\"num_kv_heads\":65537,\"head_dim\":16,\
          \"keys\":[[{}\"f16\"]]}}",
@@ -284,4 +312,10 @@ fn damaged_files_are_typed_errors() {
     huge.set_len(1 << 40).unwrap();
     let error = KeyMix::load(&path).unwrap_err();
     assert!(error.to_string().contains("more than 4194304 bytes"), "{error}");
+    let tokens = Tokens::new(4, mixed_shape(16), 400);
+    let profile = Profile::of(&tokens.cache("keys=lm2", 400, 400), "model-7").expect("coded");
+    profile.save(&path).unwrap();
+    let error = KeyMix::load(&path).unwrap_err().to_string();
+    let parts = ["not a mix: it is a profile, which --profile takes", "with `heterokv mix`"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
 }

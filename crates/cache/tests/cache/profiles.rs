@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use heterokv_cache::Error;
+use heterokv_cache::{Error, FileKind, KeyMix};
 use heterokv_testkit::Inputs;
 
 use super::*;
@@ -64,7 +64,7 @@ fn a_profile_for_something_else_is_refused() {
     let mismatch = |result: Result<KvCache, Error>, name: &str| {
         let error = result.unwrap_err();
         assert!(
-            matches!(&error, Error::ProfileMismatch { field, .. } if *field == name),
+            matches!(&error, Error::Mismatch { kind: FileKind::Profile, field, .. } if *field == name),
             "{error}"
         );
     };
@@ -93,7 +93,10 @@ fn damaged_files_are_typed_errors() {
         assert!(load(&bytes).is_ok());
         for len in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
             let error = load(&bytes[..len]).unwrap_err();
-            assert!(matches!(error, Error::ProfileFormat { .. }), "{keys} {len}: {error}");
+            assert!(
+                matches!(error, Error::FileFormat { kind: FileKind::Profile, .. }),
+                "{keys} {len}: {error}"
+            );
         }
         let mut longer = bytes.clone();
         longer.push(0);
@@ -105,7 +108,10 @@ fn damaged_files_are_typed_errors() {
             let place = inputs.below(broken.len().min(2000));
             broken[place] ^= 1 << inputs.below(8);
             if let Err(error) = load(&broken) {
-                assert!(matches!(error, Error::ProfileFormat { .. }), "{keys}: {error}");
+                assert!(
+                    matches!(error, Error::FileFormat { kind: FileKind::Profile, .. }),
+                    "{keys}: {error}"
+                );
             }
         }
         for (from, to, reason) in [
@@ -123,7 +129,7 @@ fn damaged_files_are_typed_errors() {
         }
     }
     let error = Profile::load(&folder.path().join("absent")).unwrap_err();
-    assert!(matches!(error, Error::ProfileIo { .. }), "{error}");
+    assert!(matches!(error, Error::FileIo { kind: FileKind::Profile, .. }), "{error}");
 }
 
 /// Replaces the first `from` by `to`, taking what a longer one needs from the header's padding.
@@ -150,5 +156,47 @@ fn counts_that_no_model_has_are_refused_at_once() {
         std::fs::write(&path, bytes).unwrap();
         let error = Profile::load(&path).unwrap_err();
         assert!(error.to_string().contains("no model's"), "{error}");
+    }
+}
+
+#[test]
+fn files_of_another_kind_or_length_are_refused_with_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = Tokens::new(7, shape(1, 2, 2, 16), 400);
+    let refused = |path: &Path, parts: &[&str]| {
+        let error = Profile::load(path).unwrap_err();
+        assert!(matches!(error, Error::FileFormat { kind: FileKind::Profile, .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.ends_with("; make one with `heterokv profile`"), "{error}");
+        parts.iter().for_each(|part| assert!(error.contains(part), "{part}: {error}"));
+    };
+    let path = folder.path().join("model.mix");
+    KeyMix::create(&path, "model-7", &tokens.shape, vec!["f16".parse().unwrap(); 2]).unwrap();
+    refused(&path, &["model.mix", "it is a mix, which a cache names by keys=mix:FILE"]);
+    let not_begun = "it does not begin with the length of a header";
+    for text in
+        ["", "{}", "a text that is longer than the first look at a file, if not by very much"]
+    {
+        std::fs::write(&path, text).unwrap();
+        refused(&path, &[not_begun]);
+    }
+    // Much more than could be held, all of it zeros.
+    std::fs::File::create(&path).unwrap().set_len(1 << 42).unwrap();
+    refused(&path, &[not_begun]);
+    std::fs::write(&path, [&(1u64 << 25).to_le_bytes()[..], &[b' '; 200]].concat()).unwrap();
+    refused(&path, &["EOF while parsing"]);
+    // A header that is right, before too few tables or too many.
+    let (_, good) = saved(folder.path(), "lm3", &tokens);
+    let len = std::fs::metadata(&good).unwrap().len();
+    let file = std::fs::File::options().write(true).open(&good).unwrap();
+    for wrong in [len - 2, len + 2, 1 << 42] {
+        file.set_len(wrong).unwrap();
+        let (found, needed) = (format!("it has {wrong} bytes"), format!("would have {len}"));
+        refused(&good, &[&found, &needed]);
+    }
+    for path in [folder.path(), Path::new("/dev/zero")] {
+        let error = Profile::load(path).unwrap_err();
+        let is_io = matches!(error, Error::FileIo { kind: FileKind::Profile, .. });
+        assert!(is_io && error.to_string().contains("else than a regular file"), "{error}");
     }
 }

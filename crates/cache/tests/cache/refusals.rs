@@ -133,7 +133,7 @@ fn configs_that_cannot_work_are_refused_before_anything_is_allocated() {
     }
     for head_dim in [12, 60] {
         let odd = super::shape(1, 2, 1, head_dim);
-        assert!("keys=lm2".parse::<CacheSpec>().unwrap().resolve(&odd).is_err());
+        assert!("keys=lm2".parse::<CacheSpec>().unwrap().resolve(&odd, None).is_err());
     }
     let mut heads = shape.heads;
     heads.num_kv_heads = 0;

@@ -1,6 +1,6 @@
 //! Specs: what is written is what is read, and what is not known is named with what is.
 
-use heterokv_cache::{Error, SPEC_GRAMMAR};
+use heterokv_cache::{Error, KeyMix, SPEC_GRAMMAR};
 use proptest::prelude::*;
 
 use super::*;
@@ -33,10 +33,14 @@ fn specs_are_shown_as_given_and_configs_written_out() {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert_eq!(parsed.to_string(), spec);
         assert_eq!(parsed, spec.parse().unwrap());
-        let config = parsed.resolve(&smollm2()).unwrap_or_else(|e| panic!("{spec}: {e}"));
+        let config = parsed.resolve(&smollm2(), None).unwrap_or_else(|e| panic!("{spec}: {e}"));
         let written = config.to_string();
         let again: CacheSpec = written.parse().unwrap_or_else(|e| panic!("{written}: {e}"));
-        assert_eq!(again.resolve(&smollm2()).unwrap(), config, "{spec} written out as {written}");
+        assert_eq!(
+            again.resolve(&smollm2(), None).unwrap(),
+            config,
+            "{spec} written out as {written}"
+        );
     }
     assert_eq!(CacheSpec::full(), "full".parse().unwrap());
     assert_eq!(
@@ -121,6 +125,14 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
 }
 
 #[test]
+fn a_format_has_one_spelling() {
+    for (spec, right) in [("keys=alloc/2.00", "alloc/2"), ("hca,keys=pq/02x256", "pq/2x256")] {
+        let error = spec.parse::<CacheSpec>().unwrap_err().to_string();
+        assert!(error.ends_with(&format!(" is written {right}; write it so")), "{spec}: {error}");
+    }
+}
+
+#[test]
 fn options_that_do_not_go_together_are_refused() {
     for spec in ["full,recent=3", "hca", "hca-rescore,recent=64", "recent=64"] {
         let error = spec.parse::<CacheSpec>().unwrap_err();
@@ -140,7 +152,7 @@ fn options_that_do_not_go_together_are_refused() {
         "keys=f16,sinks=9223372036854775807,recent=9223372036854775809",
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
-        assert!(parsed.resolve(&smollm2()).is_err(), "{spec}");
+        assert!(parsed.resolve(&smollm2(), None).is_err(), "{spec}");
     }
 }
 
@@ -184,6 +196,11 @@ fn the_grammar_names_every_option() {
     }
 }
 
+/// Paths of mixes, odd ones among them, that a spec can hold.
+fn paths() -> impl Strategy<Value = String> {
+    "[ =:%@a-zß.\\\\\"-]{0,6}[=:%@a-zß.\\\\\"-]"
+}
+
 /// A spec that is right, or nearly.
 fn near_specs() -> impl Strategy<Value = String> {
     let word =
@@ -205,8 +222,34 @@ proptest! {
     #[test]
     fn no_near_spec_panics_and_what_resolves_is_written_out_and_read_back(text in near_specs()) {
         let Ok(spec) = text.parse::<CacheSpec>() else { return Ok(()) };
-        let Ok(config) = spec.resolve(&smollm2()) else { return Ok(()) };
-        let again = config.to_string().parse::<CacheSpec>().unwrap().resolve(&smollm2()).unwrap();
+        let Ok(config) = spec.resolve(&smollm2(), None) else { return Ok(()) };
+        let again = config.to_string().parse::<CacheSpec>().unwrap().resolve(&smollm2(), None).unwrap();
         prop_assert_eq!(again, config);
+    }
+
+    #[test]
+    fn every_spec_that_is_read_is_printed_and_read_back(text in near_specs()) {
+        let Ok(spec) = text.parse::<CacheSpec>() else { return Ok(()) };
+        prop_assert_eq!(spec.to_string().parse::<CacheSpec>().unwrap(), spec);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn a_mix_of_any_path_that_a_spec_holds_is_printed_and_read_back(name in paths()) {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = shape(1, 2, 2, 16);
+        let path = folder.path().join(&name);
+        prop_assume!(!path.is_dir());
+        KeyMix::create(&path, "m", &shape, vec!["lm2".parse().unwrap(); 2]).unwrap();
+        for rest in ["", ",sinks=3"] {
+            let spec: CacheSpec = format!("keys=mix:{}{rest}", path.display()).parse().unwrap();
+            prop_assert_eq!(&spec.to_string().parse::<CacheSpec>().unwrap(), &spec);
+            let config = spec.resolve(&shape, None).unwrap();
+            let again: CacheSpec = config.to_string().parse().unwrap();
+            prop_assert_eq!(again.resolve(&shape, None).unwrap(), config);
+        }
     }
 }

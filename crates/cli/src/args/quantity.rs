@@ -17,7 +17,7 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
 /// Reads a number of bits, not necessarily whole.
 pub(super) fn parse_bits(text: &str) -> Result<f64, String> {
     let bits = text.parse().ok().filter(|&bits: &f64| bits > 0.0 && bits <= 64.0);
-    bits.ok_or_else(|| "expected a number of bits above 0, such as 2.25".to_owned())
+    bits.ok_or_else(|| "expected a number of bits above 0 and up to 64, such as 2.25".to_owned())
 }
 
 /// Reads the beginning of random numbers.

@@ -5,14 +5,23 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, CacheSpec};
 use heterokv_eval::{CacheResult, Mode, Window, compare_caches, logits_report};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::EvalArgs;
 use crate::load::{Opened, check_ratio, read_text};
 use crate::output::{bytes, count, is_above_promise, percent, print_line, say, table, tokens};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
-use crate::requirement::{check_memory, kv_shape, plan, say_uncoded};
+use crate::requirement::{check_memory, plan, say_uncoded};
+
+/// What `--json` prints of a cache.
+#[derive(Serialize)]
+struct Output<'a> {
+    /// As it was named.
+    cache: String,
+    #[serde(flatten)]
+    result: &'a CacheResult,
+}
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     match (&args.tokens, &args.corpus) {
@@ -34,25 +43,26 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
     if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained {
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })?;
     }
-    let full = CacheSpec::full();
-    let plans: Result<Vec<CachePlan>> = std::iter::once(&full)
-        .chain(&args.cache)
-        .map(|spec| plan(config, spec, held_tokens + max_tokens))
+    let configs: Result<Vec<CacheConfig>> =
+        args.cache.iter().map(|spec| opened.resolve(spec)).collect();
+    let configs = configs?;
+    let plans: Result<Vec<CachePlan>> = std::iter::once(&CacheConfig::Full)
+        .chain(&configs)
+        .map(|cache| plan(config, cache, held_tokens + max_tokens))
         .collect();
     check_memory(config, opened.weight_bytes()?, &plans?, held_tokens)?;
-    if args.terms.strict_ratio {
-        for spec in &args.cache {
-            check_ratio(spec, plan(config, spec, held_tokens)?.ratio(), held_tokens)?;
-        }
-    }
     let profile = opened.profile(args.terms.profile.as_ref())?;
-    for spec in &args.cache {
+    for (spec, cache) in args.cache.iter().zip(&configs) {
+        let at_context = plan(config, cache, held_tokens)?;
+        if args.terms.strict_ratio {
+            check_ratio(spec, at_context.ratio(), held_tokens)?;
+        }
         if profile.is_none() {
-            say_uncoded(spec, &plan(config, spec, held_tokens)?);
+            say_uncoded(spec, &at_context);
         }
         // What does not fit is refused before the weights are read.
-        let is_full = spec.resolve(&kv_shape(config)?)? == CacheConfig::Full;
-        opened.cache(spec, profile.as_ref().filter(|_| !is_full))?;
+        let profile = profile.as_ref().filter(|_| *cache != CacheConfig::Full);
+        opened.cache(cache.clone(), profile)?;
     }
     let line = opened.first_line();
     if args.json {
@@ -64,12 +74,13 @@ fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
     let results = {
         let bar = Bar::new("reading the context");
         let mut show = |done, total| bar.set(done, total);
-        compare_caches(&model, &window, &args.cache, profile.as_ref(), Some(&mut show))?
+        compare_caches(&model, &window, &configs, profile.as_ref(), Some(&mut show))?
     };
+    let full = CacheSpec::full();
     let specs: Vec<&CacheSpec> = std::iter::once(&full).chain(&args.cache).collect();
     if args.json {
-        for result in &results {
-            print_line(&serde_json::to_string(result)?)?;
+        for (result, spec) in results.iter().zip(&specs) {
+            print_line(&serde_json::to_string(&Output { cache: spec.to_string(), result })?)?;
         }
     } else {
         print_line(&format!("\n{}", show(&results, &specs, &window)))?;
@@ -121,7 +132,7 @@ fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> Strin
         .zip(specs)
         .map(|(result, spec)| {
             vec![
-                result.cache.clone(),
+                spec.to_string(),
                 format!("{:.5}", result.kl_mean),
                 format!("{:.5}", result.kl_p99),
                 percent(result.top1),
@@ -172,7 +183,7 @@ fn logits(args: &EvalArgs, path: &Path) -> Result<()> {
         let held_tokens = ids.len();
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
     }
-    let plan = plan(config, &CacheSpec::full(), ids.len())?;
+    let plan = plan(config, &CacheConfig::Full, ids.len())?;
     check_memory(config, opened.weight_bytes()?, &[plan], ids.len())?;
     say(&opened.first_line());
     let model = opened.load()?;

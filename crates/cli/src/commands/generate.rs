@@ -105,14 +105,15 @@ pub(super) fn prepare(
 ) -> Result<(Model, KvCache)> {
     let (spec, terms) = (&args.cache, &args.terms);
     let config = opened.checkpoint.config();
-    let at_prompt = plan(config, spec, num_prompt_tokens)?;
-    let at_end = plan(config, spec, num_prompt_tokens.saturating_add(max_tokens))?;
+    let resolved = opened.resolve(spec)?;
+    let at_prompt = plan(config, &resolved, num_prompt_tokens)?;
+    let at_end = plan(config, &resolved, num_prompt_tokens.saturating_add(max_tokens))?;
     check_memory(config, opened.weight_bytes()?, &[at_end], num_prompt_tokens)?;
     if terms.strict_ratio {
         check_ratio(spec, at_prompt.ratio(), num_prompt_tokens)?;
     }
     let profile = opened.profile(terms.profile.as_ref())?;
-    let cache = opened.cache(spec, profile.as_ref())?;
+    let cache = opened.cache(resolved, profile.as_ref())?;
     say(&format!(
         "{}; {} of prompt, cache {spec}: {}",
         opened.first_line(),

@@ -13,14 +13,10 @@ use crate::requirement::{check_memory, kv_shape};
 
 pub(super) fn run(args: &MixArgs) -> Result<()> {
     KeyMix::check_writable(&args.out)?;
-    let out = args.out.display().to_string();
-    ensure!(
-        !out.contains(','),
-        "{out} has a comma, which ends an option of a cache spec; give --out a path without one"
-    );
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
-    let head_dim = kv_shape(config)?.heads.head_dim;
+    let shape = kv_shape(config)?;
+    let head_dim = shape.heads.head_dim;
     check_bits(args, head_dim)?;
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
     let num_tokens = args.context.saturating_add(args.steps);
@@ -40,8 +36,6 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })?;
     }
     check_memory(config, opened.weight_bytes()?, &[], num_tokens)?;
-    say(&opened.first_line());
-    let model = opened.load()?;
     let preset = preset(args, &opened)?;
     let settings = SensitivitySettings {
         formats: args.formats.clone(),
@@ -52,15 +46,18 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
         },
         num_steps: args.steps,
     };
+    settings.check(head_dim, window.len())?;
+    say(&opened.first_line());
+    let model = opened.load()?;
     let sensitivity = {
         let bar = Bar::new("measuring the heads");
         let mut show = |done, total| bar.set(done, total);
         measure_sensitivity(&model, window, &settings, Some(&mut show))?
     };
-    let fingerprint = opened.checkpoint.fingerprint().to_string();
-    let mut mix = sensitivity.mix(args.bits, args.context, &fingerprint)?;
-    mix.save(&args.out)?;
+    let formats = sensitivity.mix(args.bits, args.context)?;
+    let mix = KeyMix::create(&args.out, &opened.fingerprint(), &shape, formats)?;
     print_line(&format!("{}\n", histogram(&mix, head_dim, args.context)?))?;
+    let out = args.out.display();
     print_line(&format!(
         "{out}: keys of {:.3} bits at {}, tables included, for {}; use with --cache {},keys=mix:{out}",
         mix.bits_per_element(args.context)?,

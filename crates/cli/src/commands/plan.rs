@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CachePlan, CacheSpec, KvShape};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec};
 use heterokv_model::{
     ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
 };
@@ -55,6 +55,8 @@ struct Planned {
 struct Shape {
     name: String,
     config: ModelConfig,
+    /// Of the weights, where they are there.
+    fingerprint: Option<String>,
     weights: Vec<Weights>,
 }
 
@@ -101,11 +103,7 @@ impl Shape {
         if has_weights {
             let checkpoint = open_checkpoint(path)?;
             let config = checkpoint.config().clone();
-            let (kv_shape, fingerprint) =
-                (kv_shape(&config)?, checkpoint.fingerprint().to_string());
-            for spec in &args.cache {
-                spec.resolve(&kv_shape)?.check_fingerprint(&fingerprint)?;
-            }
+            let fingerprint = Some(checkpoint.fingerprint().to_string());
             let mut weights =
                 vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
             let form = args.compute.to_string();
@@ -113,7 +111,7 @@ impl Shape {
                 weights
                     .push(Weights { form, bytes: held_weight_bytes(&checkpoint, args.compute)? });
             }
-            return Ok(Self { name: model_name(path), config, weights });
+            return Ok(Self { name: model_name(path), config, fingerprint, weights });
         }
         let config = if path.exists() {
             let config = ModelConfig::from_hf_json(&read_text(&config_file)?);
@@ -125,12 +123,12 @@ impl Shape {
             })?
         };
         let weights = vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
-        Ok(Self { name: args.model.clone(), config, weights })
+        Ok(Self { name: args.model.clone(), config, fingerprint: None, weights })
     }
 
     fn plan(&self, spec: &CacheSpec, num_tokens: usize, memory: Option<u64>) -> Result<Planned> {
-        let kv_shape: KvShape = kv_shape(&self.config)?;
-        let plan = plan(&self.config, spec, num_tokens)?;
+        let cache = spec.resolve(&kv_shape(&self.config)?, self.fingerprint.as_deref())?;
+        let plan = plan(&self.config, &cache, num_tokens)?;
         let prefill = prefill_bytes(&self.config, num_tokens);
         let fits = self.weights.iter().zip(std::iter::repeat(memory));
         let fit: Vec<Fit> = fits
@@ -144,14 +142,14 @@ impl Shape {
                     fits: device_bytes <= memory,
                     peak_bytes,
                     peak_fits: peak_bytes <= memory,
-                    largest_context_tokens: self.largest_context(spec, memory, weights.bytes),
+                    largest_context_tokens: self.largest_context(&cache, memory, weights.bytes),
                 })
             })
             .collect();
         Ok(Planned {
             model: self.name.clone(),
             cache: spec.to_string(),
-            spec: spec.resolve(&kv_shape)?.to_string(),
+            spec: cache.to_string(),
             device_total_bytes: plan.device.total(),
             ratio: plan.ratio(),
             plan,
@@ -163,9 +161,9 @@ impl Shape {
     }
 
     /// The longest context that fits beside the weights, by bisection; 0 where none does.
-    fn largest_context(&self, spec: &CacheSpec, memory: u64, weight_bytes: u64) -> usize {
+    fn largest_context(&self, cache: &CacheConfig, memory: u64, weight_bytes: u64) -> usize {
         let fits = |num_tokens: usize| {
-            plan(&self.config, spec, num_tokens)
+            plan(&self.config, cache, num_tokens)
                 .is_ok_and(|plan| held(&plan).saturating_add(weight_bytes) <= memory)
         };
         let (mut low, mut high) = (0, 1);

@@ -1,67 +1,65 @@
 //! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
 
-use anyhow::{Context, Result, bail, ensure};
-use heterokv_cache::{CacheConfig, KvCache, Profile};
+use anyhow::{Context, Result, bail};
+use heterokv_cache::{CacheConfig, Profile};
+use heterokv_eval::{Pieces, fit_profile};
 
 use crate::args::ProfileArgs;
 use crate::load::{Opened, read_text};
 use crate::output::{bytes, count, print_line, say, tokens as counted};
 use crate::progress::Bar;
 use crate::prompt::encode_plain;
-use crate::requirement::{check_memory, plan};
+use crate::requirement::{check_memory, kv_shape};
+
+/// Tokens of a piece where none are asked for: a context that most models know.
+const PIECE_TOKENS: usize = 4096;
 
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     Profile::check_writable(&args.out)?;
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
-    let resolved = opened.resolve(&args.cache)?;
-    let CacheConfig::Hca(hca) = &resolved else {
+    let CacheConfig::Hca(hca) = opened.resolve(&args.cache)? else {
         bail!(
             "the full cache has no tables to fit; name one with coded keys, as in --cache hca:12.5%"
         );
     };
-    let keys = hca.keys.to_string();
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
-    let end = args.token_offset.saturating_add(args.context);
-    let window = tokens.get(args.token_offset..end).with_context(|| {
+    let end = args.token_offset.saturating_add(args.tokens);
+    let text = tokens.get(args.token_offset..end).with_context(|| {
         format!(
-            "{} has {}, {} from token {} are asked for; use a longer text or a lower --context",
+            "{} has {}, {} from token {} are asked for; use a longer text or fewer --tokens",
             args.corpus.display(),
             counted(tokens.len()),
-            count(args.context),
+            count(args.tokens),
             count(args.token_offset)
         )
     })?;
     let limit_tokens = config.max_context_tokens;
-    if window.len() > limit_tokens && !args.allow_beyond_trained {
-        let held_tokens = window.len();
+    let piece_tokens = args.piece.unwrap_or(PIECE_TOKENS.min(limit_tokens));
+    let held_tokens = piece_tokens.min(text.len());
+    if held_tokens > limit_tokens && !args.allow_beyond_trained {
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
     }
-    let plan = plan(config, &args.cache, window.len())?;
-    check_memory(config, opened.weight_bytes()?, &[plan], window.len())?;
-    ensure!(
-        plan.num_tokens >= plan.coded_from_tokens,
-        "{} are too few to fit the tables of {} on, which take {}; use a longer --context",
-        counted(plan.num_tokens),
-        args.cache,
-        count(plan.coded_from_tokens)
-    );
+    let pieces = Pieces { tokens: piece_tokens, sinks: hca.sinks };
+    pieces.check(&hca.keys, &kv_shape(config)?, text.len())?;
+    // The keys of one layer, and the hidden states, are those of all pieces, as of one prompt.
+    check_memory(config, opened.weight_bytes()?, &[], text.len())?;
     say(&opened.first_line());
     let model = opened.load()?;
-    let mut caches = [KvCache::new(model.kv_shape(), resolved, model.level(), None)?];
-    {
+    let profile = {
         let bar = Bar::new("fitting on the text");
         let mut show = |done, total| bar.set(done, total);
-        model.prefill(window, &mut caches, Some(&mut show))?;
-    }
-    let fingerprint = opened.checkpoint.fingerprint().to_string();
-    let profile = Profile::of(&caches[0], &fingerprint).context("the text fitted no tables")?;
+        let fingerprint = opened.fingerprint();
+        fit_profile(&model, text, pieces, &hca.keys, &fingerprint, Some(&mut show))?
+    };
     profile.save(&args.out)?;
     print_line(&format!(
-        "{}: tables of {keys} for {}, fitted on {}, {}; use with --profile",
+        "{}: tables of {} for {}, fitted on {} in pieces of {}, {}; use with --profile",
         args.out.display(),
+        hca.keys,
         opened.name,
-        counted(window.len()),
+        counted(text.len()),
+        count(held_tokens),
         bytes(std::fs::metadata(&args.out).map_or(0, |file| file.len()))
     ))?;
     Ok(())

@@ -110,6 +110,12 @@ fn longer_than_the_trained_context() {
             "--allow-beyond-trained",
         ],
     );
+    let profile = file("never-long.profile", "");
+    let args = ["--corpus", &corpus, "--tokens", "1100", "--piece", "1025", "--out", &profile];
+    refuses(
+        &[&["profile", "--model", model()][..], &args].concat(),
+        &["1025 tokens of context", "more than the 1024", "--allow-beyond-trained"],
+    );
     let mut chat = crate::fixture::program(&["chat", "--model", model(), "--file", &book]);
     let output = chat.stdin(std::process::Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -142,13 +148,16 @@ fn a_corpus_that_ends_too_soon() {
     );
     let out = file("never.profile", "");
     refuses(
-        &["profile", "--model", model(), "--corpus", &corpus, "--context", "1k", "--out", &out],
+        &["profile", "--model", model(), "--corpus", &corpus, "--tokens", "1k", "--out", &out],
         &["short.txt has 100 tokens, 1,000 from token 0 are asked for"],
     );
-    refuses(
-        &["profile", "--model", model(), "--corpus", &corpus, "--context", "100", "--out", &out],
-        &["100 tokens are too few to fit the tables of"],
-    );
+    let profile = ["profile", "--model", model(), "--corpus", &corpus, "--out", &out];
+    let parts = ["100 tokens are too few to fit the tables of", "need 256: 96 are left of them"];
+    refuses(&[&profile[..], &["--tokens", "100"]].concat(), &parts);
+    let parts = ["need 256: 60 are left of them", "first 4 of every piece of 10", "more tokens"];
+    refuses(&[&profile[..], &["--tokens", "100", "--piece", "10"]].concat(), &parts);
+    let parts = ["pieces of 4 tokens leave none to fit tables on", "use longer pieces"];
+    refuses(&[&profile[..], &["--tokens", "100", "--piece", "4"]].concat(), &parts);
 }
 
 #[test]
@@ -232,7 +241,8 @@ fn what_is_no_regular_file_is_not_read() {
         let out = if command == "profile" { &["--out", "never.profile"][..] } else { &[] };
         refuses(&[&args[..], out].concat(), &["/dev/zero is not a regular file"]);
     }
-    generate_refuses(&["--cache", "keys=lm2", "--profile", zeros], &["not a regular file"]);
+    let parts = ["profile /dev/zero: ", "else than a regular file"];
+    generate_refuses(&["--cache", "keys=lm2", "--profile", zeros], &parts);
     for command in
         [&["generate", "--prompt", "a", "--model"][..], &["inspect"], &["plan", "--model"]]
     {
@@ -274,10 +284,12 @@ fn a_profile_that_cannot_be_written_or_used() {
     refuses(&[&profile[..], &[folder]].concat(), &["something else than a regular file"]);
 
     let out = file("unused.profile", "");
-    let args = ["--corpus", &corpus, "--context", "400", "--cache", "keys=pq/4x16", "--out", &out];
+    let args = ["--corpus", &corpus, "--tokens", "400", "--cache", "keys=pq/4x16", "--out", &out];
     stdout_of(&[&["profile", "--model", model()][..], &args].concat());
     let parts = ["full codes no keys and takes no profile"];
     generate_refuses(&["--profile", &out, "--cache", "full"], &parts);
+    let parts = ["unwritten.txt is damaged or not a profile", "make one with `heterokv profile`"];
+    generate_refuses(&["--profile", &corpus, "--cache", "keys=pq/4x16"], &parts);
 }
 
 #[test]
@@ -289,8 +301,10 @@ fn a_mix_that_cannot_be_made() {
     refused(&["2.25", "--out", &format!("{corpus}.d/x")], &["mix ", "No such file"]);
     refused(&["2.25", "--out", model()], &["something else than a regular file"]);
     let comma = format!("{corpus},mix");
-    refused(&["2.25", "--out", &comma], &["has a comma", "give --out a path without one"]);
-    refused(&["0", "--out", &out], &["expected a number of bits above 0, such as 2.25"]);
+    refused(&["2.25", "--out", &comma], &["it has a comma", "give the file another name"]);
+    let range = ["expected a number of bits above 0 and up to 64, such as 2.25"];
+    refused(&["0", "--out", &out], &range);
+    refused(&["65", "--out", &out], &range);
     refused(&["2", "--out", &out, "--formats", "alloc/99"], &["unknown key format 'alloc/99'"]);
     refused(&["2", "--out", &out, "--formats", "int4-token/128"], &["groups of 128 channels"]);
     refused(
@@ -308,6 +322,13 @@ fn a_mix_that_cannot_be_made() {
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     let args = ["--corpus", &corpus, "--context", "300", "--bits", "4", "--out", &out];
     let parts = ["alloc/0.5 needs at least 256 tokens to fit its tables, got 233"];
+    let short = [&["mix", "--model", model()][..], &args].concat();
+    refuses(&short, &parts);
+    let stderr = String::from_utf8(run(&short).stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "no model was loaded before: {stderr}");
+    let args = ["--corpus", &corpus, "--context", "67", "--bits", "20", "--out", &out];
+    let parts = ["too few to code any", "4 first and 64 recent ones", "use a longer context"];
+    let args = [&args[..], &["--formats", "f16", "--steps", "1"]].concat();
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "", "nothing was written");
 }
@@ -324,11 +345,15 @@ fn a_mix_of_another_model_or_none() {
     let args = ["--corpus", &corpus, "--context", "400", "--cache", &spec];
     refuses(&[&["eval", "--model", model(), "--continuation", "8"][..], &args].concat(), &parts);
     let profile = file("never-mixed.profile", "");
-    let args = [&args[..], &["--out", &profile]].concat();
+    let args = ["--corpus", &corpus, "--tokens", "400", "--cache", &spec, "--out", &profile];
     refuses(&[&["profile", "--model", model()][..], &args].concat(), &parts);
     let parts = ["the mix is for shape 2 layers of 1 KV heads of 64, not 32 layers of 8 KV heads"];
     refuses(&["plan", "--model", "llama-3-8b", "--cache", &spec], &parts);
     stdout_of(&["plan", "--model", other_model(), "--context", "500", "--cache", &spec]);
+    generate_refuses(
+        &["--cache", "keys=lm2", "--profile", &out],
+        &["other.mix", "it is a mix, which"],
+    );
     let spec = format!("keys=mix:{corpus}");
     generate_refuses(&["--cache", &spec], &["mix-fit.txt is damaged or not a mix: expected"]);
     generate_refuses(&["--cache", "keys=mix:nowhere"], &["mix nowhere: No such file"]);
@@ -364,7 +389,7 @@ fn a_profile_of_another_model_or_format() {
         other_model(),
         "--corpus",
         &corpus,
-        "--context",
+        "--tokens",
         "400",
         "--cache",
         "keys=pq/4x16",

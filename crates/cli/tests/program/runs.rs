@@ -143,8 +143,12 @@ fn eval_holds_caches_against_the_full_one() {
     assert!(table.ends_with("\n* hca:25% keeps 25 % from 4,096 tokens on\n"), "{table}");
     assert!(table.lines().any(|line| line.starts_with("hca:25% ") && line.contains(" %*  ")));
 
-    let args = ["--context", "600", "--cache", "keys=pq/4x16", "--out", &profile];
-    stdout_of(&[&["profile", "--model", model(), "--corpus", &corpus][..], &args].concat());
+    // Longer than any context of this model, whose pieces are of 1,024 tokens.
+    let book = file("eval-book.txt", &prose(2500));
+    let args = ["--tokens", "2500", "--cache", "keys=pq/4x16", "--out", &profile];
+    let stdout =
+        stdout_of(&[&["profile", "--model", model(), "--corpus", &book][..], &args].concat());
+    assert!(stdout.contains(", fitted on 2,500 tokens in pieces of 1,024, "), "{stdout}");
     let args = [&eval[..9], &["--cache", "keys=pq/4x16", "--json", "--profile", &profile]].concat();
     let profiled = json_of(&args).remove(1);
     let plain = json_of(&args[..args.len() - 2]).remove(1);
@@ -205,7 +209,7 @@ fn a_mix_is_measured_and_used_by_every_command() {
     assert!(held["device"]["codes"].as_u64().unwrap() > 0);
     // A profile holds the tables of such a cache.
     let profile = crate::fixture::file("mix.profile", "");
-    let args = ["--corpus", &corpus, "--context", "700", "--cache", spec, "--out", &profile];
+    let args = ["--corpus", &corpus, "--tokens", "700", "--cache", spec, "--out", &profile];
     let stdout = stdout_of(&[&["profile", "--model", model()][..], &args].concat());
     assert!(stdout.contains(&format!("tables of mix:{out} for tiny")), "{stdout}");
     let profiled = [&eval[..], &[spec, "--json", "--continuation", "10", "--profile", &profile]];

@@ -345,8 +345,19 @@ impl fmt::Display for KeyFormat {
 impl FromStr for KeyFormat {
     type Err = Error;
 
+    /// The format of that very name: a name has no other spelling, such as leading zeros.
+    ///
+    /// # Errors
+    /// [`Error::UnknownFormat`], and [`Error::Spelling`] for another spelling of a name.
     fn from_str(name: &str) -> Result<Self> {
-        parse(name).filter(|format| format.has_name()).ok_or_else(|| unknown(name.to_owned()))
+        let format = parse(name).filter(|format| format.has_name());
+        let format = format.ok_or_else(|| unknown(name.to_owned()))?;
+        let canonical = format.to_string();
+        if name == canonical {
+            Ok(format)
+        } else {
+            Err(Error::Spelling { name: name.to_owned(), canonical })
+        }
     }
 }
 
@@ -420,4 +431,53 @@ fn parse_integers(name: &str) -> Option<(u8, SharedScale)> {
         SharedScale::Channel(axis.strip_prefix("channel/")?.parse().ok()?)
     };
     Some((bits.parse().ok()?, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn other_spellings_are_refused_with_the_right_one() {
+        for (name, right) in [
+            ("int4-channel/032", "int4-channel/32"),
+            ("int04-token", "int4-token"),
+            ("int04-token/32", "int4-token/32"),
+            ("rot-int08-channel/0128", "rot-int8-channel/128"),
+            ("lm02", "lm2"),
+            ("lm02-plain", "lm2-plain"),
+            ("pq/02x256", "pq/2x256"),
+            ("pq/2x0256", "pq/2x256"),
+            ("opq/4x16+x01", "opq/4x16+x1"),
+            ("alloc/2.00", "alloc/2"),
+            ("alloc/2.", "alloc/2"),
+            ("alloc/02", "alloc/2"),
+            ("alloc/.5", "alloc/0.5"),
+            ("alloc/5e-1", "alloc/0.5"),
+            ("alloc/2.0000000001", "alloc/2"),
+        ] {
+            let error = name.parse::<KeyFormat>().unwrap_err();
+            let told = format!("the key format '{name}' is written {right}; write it so");
+            assert!(matches!(error, Error::Spelling { .. }), "{name}: {error:?}");
+            assert_eq!(error.to_string(), told);
+            assert_eq!(right.parse::<KeyFormat>().unwrap().to_string(), right);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+
+        #[test]
+        fn every_name_that_is_read_is_the_name_of_its_format(
+            name in "(rot-)?int0?[2-8]-(token|token/0?(32|64|128)|channel/0?(32|64|128))\
+                |lm0?[1-4](-plain)?|o?pq/0?[248]x0{0,2}(16|64|256|4096)(\\+x0?[1-8])?\
+                |alloc/0?[0-8]?\\.?[0-9]{0,3}(e0)?|f16|bf16|fp8",
+        ) {
+            if let Ok(format) = name.parse::<KeyFormat>() {
+                prop_assert_eq!(format.to_string(), name);
+            }
+        }
+    }
 }

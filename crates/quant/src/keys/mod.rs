@@ -171,6 +171,12 @@ impl KeyCoder {
         self.format
     }
 
+    /// Length of a key.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
     /// The sizes that this coder works with.
     #[must_use]
     pub fn layout(&self) -> KeyLayout {
