@@ -85,7 +85,7 @@ impl ModelIdentity {
 }
 
 impl FileKind {
-    /// The word that only files of this kind begin with, more or less.
+    /// A word near the beginning of files of this kind and of no other.
     pub(crate) fn mark(self) -> &'static str {
         match self {
             Self::Mix => "heterokv_mix",
