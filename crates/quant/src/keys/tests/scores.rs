@@ -70,6 +70,7 @@ impl<'a> Case<'a> {
     /// numbers.
     fn allowed(&self, queries: &[f32], prepared: &PreparedQueries) -> Vec<f64> {
         let head_dim = self.coder.head_dim;
+        let group_tokens = self.coder.layout().group_tokens;
         let channels = head_dim as f64;
         let mut roundings = channels + 2.0 * (channels.log2() + 8.0);
         let mut queries: Vec<f32> = queries.iter().map(|q| q * self.sm_scale).collect();
@@ -81,12 +82,15 @@ impl<'a> Case<'a> {
         let share = roundings * f64::from(f32::EPSILON) / 2.0;
         let of_query = |(head, query): (usize, &[f32])| -> Vec<f64> {
             let query = norm(query.iter().map(|&q| q.into()));
-            let of_token = |(token, size): (usize, &f64)| {
-                let rounding = self.coder.rounding(prepared, head, &self.codes, token);
-                let subnormal = roundings * f64::from(f32::MIN_POSITIVE * f32::EPSILON);
-                share * query * size + subnormal + f64::from(rounding)
+            let subnormal = roundings * f64::from(f32::MIN_POSITIVE * f32::EPSILON);
+            // The tokens of a group are scored by the same tables.
+            let of_group = |(group, sizes): (usize, &[f64])| -> Vec<f64> {
+                let first = group * group_tokens;
+                let rounding = self.coder.rounding(prepared, head, &self.codes, first);
+                let beside = subnormal + f64::from(rounding);
+                sizes.iter().map(|size| share * query * size + beside).collect()
             };
-            self.sizes.iter().enumerate().map(of_token).collect()
+            self.sizes.chunks(group_tokens).enumerate().flat_map(of_group).collect()
         };
         queries.chunks(head_dim).enumerate().flat_map(of_query).collect()
     }
