@@ -36,8 +36,14 @@ impl TokenCodes {
         } else if let Some(planes) = Planes::new(&widths, &values, tail) {
             Layout::Planes(planes)
         } else {
-            Layout::Rows(CodedRows::new(widths.clone(), values.clone(), tail))
+            return Self::rows(widths, values, tail);
         };
+        Self { widths, values, layout }
+    }
+
+    /// The same, one token after the other whatever the widths.
+    pub(super) fn rows(widths: Vec<u8>, values: Values, tail: Tail) -> Self {
+        let layout = Layout::Rows(CodedRows::new(widths.clone(), values.clone(), tail));
         Self { widths, values, layout }
     }
 
@@ -68,6 +74,11 @@ impl TokenCodes {
             Layout::Bytes(strips) => strips.block_bytes(),
             Layout::Rows(rows) => rows.row_bytes(),
         }
+    }
+
+    /// Bytes of the blocks that hold a number of tokens.
+    pub(super) fn bytes(&self, num_tokens: usize) -> usize {
+        num_tokens.div_ceil(self.block_tokens()) * self.block_bytes()
     }
 
     /// Writes the codes `[head_dim]` and the tail of `token`; other tokens stay as they are.

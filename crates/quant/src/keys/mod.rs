@@ -21,7 +21,7 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
-pub(crate) use planes::{ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, place_of};
+pub(crate) use planes::{ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, nearest_integer, place_of};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 
@@ -241,12 +241,7 @@ impl KeyCoder {
         prepared.precision = precision;
         prepared.queries.clear();
         prepared.queries.extend(queries.iter().map(|q| q * sm_scale));
-        prepared.bias.clear();
-        prepared.bias.resize(prepared.num_heads, 0.0);
-        prepared.sums.clear();
-        prepared.offsets.clear();
-        prepared.steps.clear();
-        prepared.rounding.clear();
+        prepared.reset();
         self.codec.prepare(prepared);
     }
 
@@ -310,6 +305,21 @@ pub struct ScoreRows<'a> {
 }
 
 impl PreparedQueries {
+    /// Forgets what goes with the queries: they are others, or in another frame.
+    fn reset(&mut self) {
+        self.bias.clear();
+        self.bias.resize(self.num_heads, 0.0);
+        self.sums.clear();
+        self.offsets.clear();
+        self.steps.clear();
+        self.rounding.clear();
+    }
+
+    /// Room for as many queries of the same length, to be scored exactly.
+    fn exact(num_heads: usize, queries: &[f32]) -> Self {
+        Self { num_heads, queries: queries.to_vec(), ..Self::default() }
+    }
+
     pub(crate) fn num_heads(&self) -> usize {
         self.num_heads
     }

@@ -1,28 +1,34 @@
 //! Affine integers per channel over a group of tokens (KIVI, arXiv 2402.02750, which stores scale and zero
 //! in f16 and takes them from the ends of the group).
 //!
-//! A block holds the tokens of a group: `scales and zeros [head_dim] | codes [group_tokens, head_dim]`,
-//! a [`Group`] per channel.
+//! A block holds the tokens of a group: `scales and zeros [head_dim] | codes [group_tokens]`, a [`Group`] per
+//! channel and then codes without tails, those of 4 and of 8 bits in strips, others in rows.
+//!
+//! Scales and zeros are folded into the queries, block by block. A folded query is rounded to words for the strips
+//! of its block, which is soon done; what other widths have in strips are tables of it, and to fill these for
+//! one block takes longer than to unpack the block's rows. So scores that only select are as exact as others.
 
 use super::codec::Codec;
+use super::codes::TokenCodes;
 use super::{PreparedQueries, Tail};
 use crate::Level;
 use crate::affine::Group;
-use crate::bits::{for_each_code, pack_row};
-use crate::simd::keys::{CodedRows, Values};
+use crate::bits::CHUNK;
+use crate::simd::keys::Values;
 
 #[derive(Clone, Debug)]
 pub(super) struct PerChannel {
     bits: u8,
     head_dim: usize,
     group_tokens: usize,
-    rows: CodedRows,
+    codes: TokenCodes,
 }
 
 impl PerChannel {
     pub(super) fn new(bits: u8, head_dim: usize, group_tokens: usize) -> Self {
-        let rows = CodedRows::new(vec![bits; head_dim / 8], Values::Integer, Tail::None);
-        Self { bits, head_dim, group_tokens, rows }
+        let codes = if matches!(bits, 4 | 8) { TokenCodes::new } else { TokenCodes::rows };
+        let codes = codes(vec![bits; head_dim / 8], Values::Integer, Tail::None);
+        Self { bits, head_dim, group_tokens, codes }
     }
 
     fn header_bytes(&self) -> usize {
@@ -30,7 +36,7 @@ impl PerChannel {
     }
 
     fn block_bytes(&self) -> usize {
-        self.header_bytes() + self.group_tokens * self.rows.row_bytes()
+        self.header_bytes() + self.codes.bytes(self.group_tokens)
     }
 
     /// The scales and zeros of a block's channels.
@@ -52,35 +58,45 @@ impl PerChannel {
             channels.push(channel);
         }
         let mut codes = vec![0; head_dim];
-        let rows = packed.chunks_exact_mut(self.rows.row_bytes());
-        for (key, row) in keys.chunks_exact(head_dim).zip(rows) {
+        for (token, key) in keys.chunks_exact(head_dim).enumerate() {
             for ((code, channel), &x) in codes.iter_mut().zip(&channels).zip(key) {
                 *code = channel.code(x);
             }
-            pack_row(&codes, self.rows.widths(), row);
+            self.codes.write(packed, token, &codes, &[]);
         }
     }
 
     fn decode_block(&self, block: &[u8], out: &mut [f32]) {
         let channels: Vec<Group> = self.channels(block).collect();
-        let rows = block[self.header_bytes()..].chunks_exact(self.rows.row_bytes());
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.head_dim)) {
-            for_each_code(row, self.rows.widths(), |c, code| out[c] = channels[c].value(code));
+        let mut codes = vec![0; self.head_dim];
+        for (token, out) in out.chunks_exact_mut(self.head_dim).enumerate() {
+            self.codes.read(&block[self.header_bytes()..], token, &mut codes);
+            for ((out, channel), &code) in out.iter_mut().zip(&channels).zip(&codes) {
+                *out = channel.value(code);
+            }
         }
     }
 
-    /// Brings the queries into the frame of a block: its scales and zeros folded into them.
+    /// Brings queries into the frame of a block, its scales and zeros folded into them, and prepares them for
+    /// its codes.
     fn fold(&self, queries: &[f32], block: &[u8], folded: &mut PreparedQueries) {
         folded.queries.copy_from_slice(queries);
-        folded.bias.fill(0.0);
-        for (c, channel) in self.channels(block).enumerate() {
-            let (scale, zero) = channel.line();
-            let heads = folded.queries.chunks_exact_mut(self.head_dim).zip(&mut folded.bias);
-            for (query, bias) in heads {
-                *bias += query[c] * zero;
-                query[c] *= scale;
+        folded.reset();
+        let lines: Vec<(f32, f32)> = self.channels(block).map(|channel| channel.line()).collect();
+        let heads = folded.queries.chunks_exact_mut(self.head_dim).zip(&mut folded.bias);
+        for (query, bias) in heads {
+            // Lane by lane, which compilers turn into vector code as they do not a sum in order.
+            let mut sums = [0.0; CHUNK];
+            let chunks = query.as_chunks_mut::<CHUNK>().0.iter_mut();
+            for (query, lines) in chunks.zip(lines.as_chunks::<CHUNK>().0) {
+                for ((sum, query), (scale, zero)) in sums.iter_mut().zip(query).zip(lines) {
+                    *sum += *query * zero;
+                    *query *= scale;
+                }
             }
+            *bias = sums.iter().sum();
         }
+        self.codes.prepare(folded);
     }
 }
 
@@ -112,11 +128,21 @@ impl Codec for PerChannel {
         out: &mut [f32],
         stride: usize,
     ) {
-        let mut folded = prepared.clone();
+        let mut folded = PreparedQueries::exact(prepared.num_heads, &prepared.queries);
         for (i, block) in codes.chunks_exact(self.block_bytes()).enumerate() {
             self.fold(prepared.queries(), block, &mut folded);
             let out = &mut out[i * self.group_tokens..];
-            self.rows.score(level, &folded, &block[self.header_bytes()..], out, stride);
+            let codes = &block[self.header_bytes()..];
+            self.codes.score(level, &folded, codes, self.group_tokens, out, stride);
         }
+    }
+
+    fn rounding(&self, prepared: &PreparedQueries, head: usize, codes: &[u8], token: usize) -> f32 {
+        let query = &prepared.queries[head * self.head_dim..][..self.head_dim];
+        let mut folded = PreparedQueries::exact(1, query);
+        let block = &codes[token / self.group_tokens * self.block_bytes()..];
+        self.fold(query, block, &mut folded);
+        let codes = &block[self.header_bytes()..];
+        self.codes.rounding(&folded, 0, codes, token % self.group_tokens)
     }
 }

@@ -148,11 +148,6 @@ impl Planes {
         block.split_at(self.num_planes() * PLANE_BYTES)
     }
 
-    /// What `code` stands for, before scale and zero.
-    pub(super) fn value(&self, code: u8) -> f32 {
-        self.values.of(code)
-    }
-
     /// Writes `codes [head_dim]` and the tail of the token in `slot`; other tokens stay as they are.
     pub(super) fn write(&self, block: &mut [u8], slot: usize, codes: &[u8], tail: &[u8]) {
         let (planes, tails) = block.split_at_mut(self.num_planes() * PLANE_BYTES);
@@ -185,20 +180,40 @@ impl Planes {
     pub(super) fn prepare(&self, prepared: &mut PreparedQueries) {
         let head_dim = self.widths.len() * CHUNK;
         let queries = std::mem::take(&mut prepared.queries);
-        self.fill_tables(prepared, |head, plane| {
-            self.products(self.planes[plane], &queries[head * head_dim..][..head_dim])
-        });
+        let query = |head: usize| &queries[head * head_dim..][..head_dim];
+        let slopes = |head: usize, slopes: &mut [f32]| {
+            // The planes of a chunk lie side by side.
+            let chunks = slopes.as_chunks_mut::<CHUNK>().0.iter_mut();
+            for (slopes, plane) in chunks.zip(self.planes.iter().step_by(CHUNK)) {
+                let query = &query(head)[plane.first_channel..][..CHUNK];
+                let unit = f32::from(1u8 << plane.shift);
+                slopes.iter_mut().zip(query).for_each(|(slope, q)| *slope = q * unit);
+            }
+        };
+        let products = |head, plane: usize| self.products(self.planes[plane], query(head));
+        self.fill(prepared, slopes, products);
         prepared.queries = queries;
     }
 
-    /// Fills the words and tables of `prepared`: for each head and plane the sixteen `products(head, plane)`
-    /// of its query with what a nibble can stand for, in units of a step that the planes of the head share,
-    /// or for a plane that is scored by words only the product with 1. What is left out of the tables, the
-    /// least product of each plane, goes to the offsets, and so does what the rounding of words leaves out
-    /// on average.
+    /// Fills the tables of `prepared`: for each head and plane the sixteen `products(head, plane)` of its query
+    /// with what a nibble can stand for.
     pub(super) fn fill_tables(
         &self,
         prepared: &mut PreparedQueries,
+        products: impl Fn(usize, usize) -> [f32; 16],
+    ) {
+        self.fill(prepared, |_, _| (), products);
+    }
+
+    /// Fills the words and tables of `prepared`, in units of a step that the planes of a head share: `slopes_of`
+    /// gives the products of a head's query with 1 for the planes that are scored by words, `products` for each
+    /// other plane those with what the sixteen nibbles can stand for. What is left out of the tables, the
+    /// least product of each plane, goes to the offsets, and so does what the rounding of words leaves out
+    /// on average.
+    fn fill(
+        &self,
+        prepared: &mut PreparedQueries,
+        slopes_of: impl Fn(usize, &mut [f32]),
         products: impl Fn(usize, usize) -> [f32; 16],
     ) {
         let sets = Sets::of(prepared.precision);
@@ -212,11 +227,13 @@ impl Planes {
         let mut slopes = vec![0.0f32; num_words];
         let mut rows = vec![[0.0f32; 16]; num_tables];
         for head in 0..num_heads {
-            let (mut largest, mut range) = (0.0f32, 0.0f32);
-            for (plane, slope) in slopes.iter_mut().enumerate() {
-                *slope = products(head, plane)[1];
-                largest = largest.max(slope.abs());
+            let (mut largest, mut range) = (0, 0.0f32);
+            slopes_of(head, &mut slopes);
+            for slope in &slopes {
+                // The order of the bits of positive floats is their own, and integers come as vector code.
+                largest = largest.max(slope.abs().to_bits());
             }
+            let largest = f32::from_bits(largest);
             for (plane, row) in (num_words..).zip(&mut rows) {
                 *row = products(head, plane);
                 let (low, high) = bounds(row);
@@ -225,24 +242,30 @@ impl Planes {
                 range = range.max(high - low);
             }
             let step = (largest / f32::from(i16::MAX)).max(range / sets.max_entry / sets.steps);
+            // Of which there is an inverse.
+            let step = step.max(f32::MIN_POSITIVE);
+            let inverse = 1.0 / step;
             prepared.steps.push(step);
             // A word and an entry are off by half of their unit, and by the roundings of f32 beside it; a
             // word meets nibbles that are at most their middle away from it.
             let units = MIDDLE * num_words as f32 + sets.steps * num_tables as f32;
             prepared.rounding.push(0.501 * step * units);
-            for slope in &slopes {
-                // A step of 0 gives NaN, which is cast to 0.
-                let word = (slope / step).round() as i16;
-                prepared.offsets[head] += MIDDLE * (slope - step * f32::from(word));
-                prepared.words.push(word);
+            // Lane by lane, which compilers turn into vector code as they do not a sum in order.
+            let mut left_out = [0.0; CHUNK];
+            for slopes in slopes.as_chunks::<CHUNK>().0 {
+                let words = slopes.map(|slope| nearest_integer(slope * inverse) as i16);
+                for ((left_out, slope), word) in left_out.iter_mut().zip(slopes).zip(words) {
+                    *left_out += slope - step * f32::from(word);
+                }
+                prepared.words.extend_from_slice(&words);
             }
+            prepared.offsets[head] += MIDDLE * left_out.iter().sum::<f32>();
             let tables = &mut prepared.entries[head * sets.count * set_len..];
             let (low, high) = tables[..sets.count * set_len].split_at_mut(set_len);
             let low = low.as_chunks_mut::<16>().0;
-            let unit = sets.steps * step;
+            let inverse = inverse / sets.steps;
             for (i, (row, low)) in rows.iter().zip(low).enumerate() {
-                // As above.
-                let entries = row.map(|x| (x / unit + 0.5) as u16);
+                let entries = row.map(|x| nearest_integer(x * inverse));
                 *low = entries.map(|entry| entry as u8);
                 if let Some(high) = high.as_chunks_mut::<16>().0.get_mut(i) {
                     *high = entries.map(|entry| (entry >> 8) as u8);
@@ -253,12 +276,17 @@ impl Planes {
 
     /// The products of a query with what the sixteen nibbles of a plane stand for.
     fn products(&self, plane: Plane, query: &[f32]) -> [f32; 16] {
+        let (bits, mask) = (u32::from(plane.bits), u32::from(plane.mask()));
+        let part = |nibble: u32, i: u32| (nibble >> (i * bits) & mask) << plane.shift;
         let mut products = [0.0; 16];
         let queries = &query[plane.first_channel..][..plane.num_channels()];
-        for (i, query) in queries.iter().enumerate() {
-            for (nibble, product) in products.iter_mut().enumerate() {
-                let part = (nibble as u8 >> (i as u8 * plane.bits) & plane.mask()) << plane.shift;
-                *product += query * self.value(part);
+        for (i, query) in (0..).zip(queries) {
+            for (nibble, product) in (0..).zip(&mut products) {
+                *product += query
+                    * match &self.values {
+                        Values::Integer => part(nibble, i) as i32 as f32,
+                        levels @ Values::Levels(_) => levels.of(part(nibble, i) as u8),
+                    };
             }
         }
         products
@@ -289,7 +317,24 @@ impl Sets {
     }
 }
 
+/// The integer that is nearest to `x`, up to 2^22 in size; in vector code on every CPU, which [`f32::round`] is
+/// not.
+pub(crate) fn nearest_integer(x: f32) -> i32 {
+    /// A number whose last bit counts ones.
+    const ONES: f32 = 12_582_912.0;
+    // Of queries that are not finite, from damaged scales, come numbers that mean nothing.
+    (x + ONES).to_bits().wrapping_sub(ONES.to_bits()) as i32
+}
+
+/// The least and the largest, found lane by lane, which compilers turn into vector code.
 fn bounds(values: &[f32; 16]) -> (f32, f32) {
-    let start = (f32::INFINITY, f32::NEG_INFINITY);
-    values.iter().fold(start, |(low, high), &x| (low.min(x), high.max(x)))
+    let [first, rest @ ..] = values.as_chunks::<4>().0 else { unreachable!("sixteen values") };
+    let (mut low, mut high) = (*first, *first);
+    for four in rest {
+        for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(four) {
+            *low = if x < *low { x } else { *low };
+            *high = if x > *high { x } else { *high };
+        }
+    }
+    (low.into_iter().fold(low[0], f32::min), high.into_iter().fold(high[0], f32::max))
 }

@@ -4,6 +4,7 @@ mod bounds;
 mod distortion;
 mod names;
 mod scores;
+mod sizes;
 mod stored;
 
 use heterokv_testkit::{Guarded, Inputs};

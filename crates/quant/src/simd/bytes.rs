@@ -18,7 +18,7 @@ mod neon;
 
 use super::tails::{StripScores, Tails};
 use crate::Level;
-use crate::keys::{PreparedQueries, STRIP, Tail};
+use crate::keys::{PreparedQueries, STRIP, Tail, nearest_integer};
 
 /// Bytes of a pair of channels.
 const PAIR_BYTES: usize = 2 * STRIP;
@@ -62,11 +62,15 @@ impl ByteStrips {
     /// Rounds a query to words, appended to `words`; returns their step, and the most by which this moves
     /// the sum of a token.
     pub(crate) fn round_query(&self, query: &[f32], words: &mut Vec<i16>) -> (f32, f32) {
-        let largest = query.iter().fold(0.0f32, |largest, q| largest.max(q.abs()));
+        // The order of the bits of positive floats is their own, and integers come as vector code.
+        let largest = query.iter().fold(0, |largest, q| q.abs().to_bits().max(largest));
+        let largest = f32::from_bits(largest);
         let share = (FULL_WORD_CHANNELS as f32 / self.head_dim as f32).min(1.0);
         let step = largest / (f32::from(i16::MAX) * share).floor();
-        // A step of 0 gives NaN, which is cast to 0.
-        words.extend(query.iter().map(|q| (q / step).round() as i16));
+        // Of which there is an inverse.
+        let step = step.max(f32::MIN_POSITIVE);
+        let inverse = 1.0 / step;
+        words.extend(query.iter().map(|q| nearest_integer(q * inverse) as i16));
         // Half a step per channel, and the roundings of f32 beside it, times the largest code.
         (step, 0.501 * step * 255.0 * self.head_dim as f32)
     }

@@ -88,6 +88,38 @@ pub(crate) fn score(
     }
 }
 
+/// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
+#[cfg(target_arch = "x86_64")]
+const CACHED_STRIPS: usize = 16;
+
+/// A few strips, whose number among all of them is `first` and more.
+#[cfg(target_arch = "x86_64")]
+struct Strips<'a> {
+    planes: &'a Planes,
+    prepared: &'a PreparedQueries,
+    blocks: &'a [u8],
+    first: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> Strips<'a> {
+    /// The strips of `blocks`, as many at a time as stay in cache.
+    fn cached(
+        planes: &'a Planes,
+        prepared: &'a PreparedQueries,
+        blocks: &'a [u8],
+    ) -> impl Iterator<Item = Self> {
+        let cached = blocks.chunks(CACHED_STRIPS * planes.block_bytes()).enumerate();
+        cached.map(move |(i, blocks)| Self { planes, prepared, blocks, first: i * CACHED_STRIPS })
+    }
+
+    /// Each with its number.
+    #[inline(always)]
+    fn iter(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
+        (self.first..).zip(self.blocks.chunks_exact(self.planes.block_bytes()))
+    }
+}
+
 /// What a strip consists of.
 struct Parts<'a> {
     /// The planes that are scored by words.

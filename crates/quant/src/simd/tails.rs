@@ -24,6 +24,27 @@ impl StripScores<'_> {
     }
 }
 
+/// What turns the sums of a head into scores.
+#[derive(Clone, Copy)]
+pub(super) struct HeadTerms {
+    step: f32,
+    offset: f32,
+    sum: f32,
+    bias: f32,
+}
+
+impl HeadTerms {
+    pub(super) fn new(prepared: &PreparedQueries, head: usize) -> Self {
+        let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
+        Self {
+            step: prepared.steps()[head],
+            offset: or_zero(prepared.offsets()),
+            sum: or_zero(prepared.sums()),
+            bias: prepared.bias()[head],
+        }
+    }
+}
+
 /// The scales and zeros of a strip.
 pub(super) struct Tails {
     scales: [f32; STRIP],
@@ -58,10 +79,7 @@ impl Tails {
         head: usize,
         totals: &[f32; STRIP],
     ) -> [f32; STRIP] {
-        let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
-        let (step, offset) = (prepared.steps()[head], or_zero(prepared.offsets()));
-        let sum = or_zero(prepared.sums());
-        let bias = prepared.bias()[head];
+        let HeadTerms { step, offset, sum, bias } = HeadTerms::new(prepared, head);
         let mut scores = [0.0; STRIP];
         for (i, score) in scores.iter_mut().enumerate() {
             let value = self.scales[i] * (step * totals[i] + offset);
@@ -82,7 +100,8 @@ pub(super) mod avx2 {
 
     use std::arch::x86_64::*;
 
-    use crate::keys::{EIGHTHS, OCTAVE_BIAS, PreparedQueries, STRIP, Tail};
+    use super::HeadTerms;
+    use crate::keys::{EIGHTHS, OCTAVE_BIAS, STRIP, Tail};
     use crate::simd::lanes::{load, store};
 
     /// What a strip takes in vectors of eight f32.
@@ -157,14 +176,16 @@ pub(super) mod avx2 {
         #[inline]
         #[target_feature(enable = "avx2,fma")]
         pub(in crate::simd) fn finish(&self, of: &HeadTerms, totals: &Totals, out: &mut [f32]) {
-            let mut scores = [of.bias; VECTORS];
+            let [step, offset] = [of.step, of.offset].map(|x| _mm256_set1_ps(x));
+            let [sum, bias] = [of.sum, of.bias].map(|x| _mm256_set1_ps(x));
+            let mut scores = [bias; VECTORS];
             if let Some(zeros) = &self.zeros {
                 for (score, zero) in scores.iter_mut().zip(zeros) {
-                    *score = _mm256_fmadd_ps(*zero, of.sum, of.bias);
+                    *score = _mm256_fmadd_ps(*zero, sum, bias);
                 }
             }
             for ((score, scale), total) in scores.iter_mut().zip(&self.scales).zip(&totals.0) {
-                let value = _mm256_fmadd_ps(of.step, *total, of.offset);
+                let value = _mm256_fmadd_ps(step, *total, offset);
                 *score = _mm256_fmadd_ps(*scale, value, *score);
             }
             if let Some(out) = out.first_chunk_mut::<STRIP>() {
@@ -182,29 +203,6 @@ pub(super) mod avx2 {
     fn store_all(out: &mut [f32; STRIP], scores: [__m256; VECTORS]) {
         for (out, scores) in out.as_chunks_mut().0.iter_mut().zip(scores) {
             store(out, scores);
-        }
-    }
-
-    /// What turns the sums of a head into scores.
-    #[derive(Clone, Copy)]
-    pub(in crate::simd) struct HeadTerms {
-        step: __m256,
-        offset: __m256,
-        sum: __m256,
-        bias: __m256,
-    }
-
-    impl HeadTerms {
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        pub(in crate::simd) fn new(prepared: &PreparedQueries, head: usize) -> Self {
-            let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
-            Self {
-                step: _mm256_set1_ps(prepared.steps()[head]),
-                offset: _mm256_set1_ps(or_zero(prepared.offsets())),
-                sum: _mm256_set1_ps(or_zero(prepared.sums())),
-                bias: _mm256_set1_ps(prepared.bias()[head]),
-            }
         }
     }
 

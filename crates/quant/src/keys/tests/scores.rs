@@ -1,68 +1,115 @@
 //! Scores without decoding against `sm_scale · q · decode(codes)` in f64, on every level.
 
-use heterokv_testkit::{Controls, Guarded, Inputs, Tolerance, compare};
+use heterokv_testkit::{Controls, Guarded, Inputs, Mismatch, Tolerance, compare};
 
+use super::sizes::{norm, sizes};
 use super::*;
 
 const NUM_HEADS: [usize; 7] = [1, 2, 3, 4, 5, 8, 9];
 
+/// Encoded keys that queries are scored against.
 struct Case<'a> {
     coder: &'a KeyCoder,
-    keys: &'a [f32],
-    queries: &'a [f32],
+    codes: Vec<u8>,
+    /// `[num_tokens, head_dim]`.
+    decoded: Vec<f32>,
+    /// `[num_tokens]`, of what a score is summed from.
+    sizes: Vec<f64>,
     sm_scale: f32,
-    precision: Precision,
 }
 
-/// Scores `[num_heads, num_tokens]`, and the most that the kernels may have rounded each.
+/// Scores `[num_heads, num_tokens]`, and how far each may be from what is expected.
 struct Scored {
     scores: Vec<f32>,
-    rounding: f64,
+    allowed: Vec<f64>,
 }
 
-impl Case<'_> {
-    fn num_tokens(&self) -> usize {
-        self.keys.len() / self.coder.head_dim
+impl Scored {
+    fn compare(&self, scores: &[f32], expected: &[f64]) -> Result<(), Mismatch> {
+        assert_eq!(scores.len(), self.allowed.len());
+        for (i, &absolute) in self.allowed.iter().enumerate() {
+            let tolerance = Tolerance { absolute, relative: 0.0 };
+            compare(&scores[i..=i], &expected[i..=i], tolerance)
+                .map_err(|mismatch| mismatch.at(format!("score {i}"), 0))?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Case<'a> {
+    fn new(coder: &'a KeyCoder, keys: &[f32], sm_scale: f32) -> Self {
+        let codes = encoded(coder, keys);
+        let mut decoded = decoded(coder, &codes);
+        decoded.truncate(keys.len());
+        let sizes = sizes(coder, &codes, &decoded);
+        Self { coder, codes, decoded, sizes, sm_scale }
     }
 
-    fn expected(&self) -> Vec<f64> {
+    fn num_tokens(&self) -> usize {
+        self.sizes.len()
+    }
+
+    fn expected(&self, queries: &[f32]) -> Vec<f64> {
         let head_dim = self.coder.head_dim;
-        let mut back = decoded(self.coder, &encoded(self.coder, self.keys));
-        back.truncate(self.keys.len());
         let dot = |q: &[f32], k: &[f32]| -> f64 {
             q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum()
         };
-        let scores = self
-            .queries
-            .chunks(head_dim)
-            .flat_map(|q| back.chunks(head_dim).map(move |k| f64::from(self.sm_scale) * dot(q, k)));
-        scores.collect()
+        let keys = self.decoded.chunks(head_dim);
+        let scale = f64::from(self.sm_scale);
+        let of_query = |q| keys.clone().map(move |k| scale * dot(q, k));
+        queries.chunks(head_dim).flat_map(of_query).collect()
     }
 
-    /// One rounding per product and sum, by Cauchy and Schwarz: of the key itself and of what is added
-    /// to it as zero, centre or offset of the codes, which is below eight times the largest key.
-    fn tolerance(&self, rounding: f64) -> Tolerance {
+    /// How far each score may be from what is expected: what the coder says of its own rounding, and the
+    /// roundings of f32, by Cauchy and Schwarz of the query and of what the token's score is summed from.
+    ///
+    /// A term passes a sum over the channels, on either side a rotation's stages and at most eight of: `sm_scale`,
+    /// a weight, the scale, the zero, the centre, a product and the sums of those. A stage is orthogonal but for
+    /// its scale, so that its roundings count by lengths; in a learned rotation a coordinate is a sum over
+    /// channels, whose roundings are as large in each of the coordinates. Products may fall below the normal
+    /// numbers.
+    fn allowed(&self, queries: &[f32], prepared: &PreparedQueries) -> Vec<f64> {
         let head_dim = self.coder.head_dim;
-        let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let largest = |x: &mut dyn Iterator<Item = f64>| x.fold(0.0, f64::max);
-        let query = largest(&mut self.queries.chunks(head_dim).map(norm));
-        let key = largest(&mut self.keys.chunks(head_dim).map(norm));
-        let offset = 8.0 * largest(&mut self.keys.iter().map(|&x| f64::from(x).abs()));
-        let size = f64::from(self.sm_scale) * query * (key + offset * (head_dim as f64).sqrt());
-        let roundings = head_dim as f64 * f64::from(f32::EPSILON) / 2.0;
-        Tolerance { absolute: roundings * size + rounding, relative: 0.0 }
+        let group_tokens = self.coder.layout().group_tokens;
+        let channels = head_dim as f64;
+        let mut roundings = channels + 2.0 * (channels.log2() + 8.0);
+        let mut queries: Vec<f32> = queries.iter().map(|q| q * self.sm_scale).collect();
+        if let KeyFormat::Pq { is_rotated, .. } = self.coder.format() {
+            // The weights of keys divide queries.
+            queries.copy_from_slice(&prepared.queries);
+            roundings += if is_rotated { 2.0 * channels * channels.sqrt() } else { 0.0 };
+        }
+        let share = roundings * f64::from(f32::EPSILON) / 2.0;
+        let of_query = |(head, query): (usize, &[f32])| -> Vec<f64> {
+            let query = norm(query.iter().map(|&q| q.into()));
+            let subnormal = roundings * f64::from(f32::MIN_POSITIVE * f32::EPSILON);
+            // The tokens of a group are scored by the same tables.
+            let of_group = |(group, sizes): (usize, &[f64])| -> Vec<f64> {
+                let first = group * group_tokens;
+                let rounding = self.coder.rounding(prepared, head, &self.codes, first);
+                let beside = subnormal + f64::from(rounding);
+                sizes.iter().map(|size| share * query * size + beside).collect()
+            };
+            self.sizes.chunks(group_tokens).enumerate().flat_map(of_group).collect()
+        };
+        queries.chunks(head_dim).enumerate().flat_map(of_query).collect()
     }
 
     /// Scores with a stride that leaves gaps, which must stay untouched.
-    fn scores(&self, level: Level, prepared: &mut PreparedQueries) -> Scored {
-        let (num_tokens, num_heads) = (self.num_tokens(), self.queries.len() / self.coder.head_dim);
+    fn scores(
+        &self,
+        queries: &[f32],
+        level: Level,
+        precision: Precision,
+        prepared: &mut PreparedQueries,
+    ) -> Scored {
+        let (num_tokens, num_heads) = (self.num_tokens(), queries.len() / self.coder.head_dim);
         let stride = num_tokens + 3;
-        let codes = encoded(self.coder, self.keys);
         let mut out = Guarded::<f32>::new((num_heads - 1) * stride + num_tokens);
-        self.coder.prepare(self.queries, self.sm_scale, self.precision, prepared);
+        self.coder.prepare(queries, self.sm_scale, precision, prepared);
         let mut maxima = vec![f32::NEG_INFINITY; num_heads];
         let rows = ScoreRows { scores: out.payload_mut(), stride, maxima: &mut maxima };
-        self.coder.score(level, prepared, &codes, num_tokens, rows);
+        self.coder.score(level, prepared, &self.codes, num_tokens, rows);
         let out = out.check_bands().expect("nothing outside is written");
         for (i, x) in out.iter().enumerate() {
             assert!(i % stride < num_tokens || x.is_nan(), "gap {i} was written");
@@ -70,11 +117,8 @@ impl Case<'_> {
         for (row, &maximum) in out.chunks(stride).zip(&maxima) {
             assert_eq!(row[..num_tokens].iter().copied().fold(f32::MIN, f32::max), maximum);
         }
-        let pairs = (0..num_heads).flat_map(|h| (0..num_tokens).map(move |t| (h, t)));
-        let rounding = pairs.map(|(h, t)| self.coder.rounding(prepared, h, &codes, t));
-        let rounding = f64::from(rounding.fold(0.0, f32::max));
         let scores = out.chunks(stride).flat_map(|row| &row[..num_tokens]).copied().collect();
-        Scored { scores, rounding }
+        Scored { scores, allowed: self.allowed(queries, prepared) }
     }
 }
 
@@ -92,38 +136,26 @@ fn scores_are_those_of_decoded_keys() {
     // One scratch for all, as a cache has: nothing of the last format may leak into the next.
     let mut prepared = PreparedQueries::default();
     for (seed, (format, head_dim)) in shapes(&[8, 16, 64, 80, 96, 128]).into_iter().enumerate() {
-        for input in [Input::Gaussian, Input::HeavyChannels, Input::ConstantChannels] {
+        for input in Input::ALL {
             let mut inputs = Inputs::new(1000 + seed as u64);
             let keys = input.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
             let coder = fitted(format, head_dim, &keys);
             let group = coder.layout().group_tokens;
             let counts = if group == 1 { vec![1, 2, 7, 64] } else { vec![group, 128] };
-            for num_heads in NUM_HEADS {
-                let queries = inputs.gaussian_rows(num_heads, head_dim, 1.5);
-                for &num_tokens in &counts {
-                    let expected = Case {
-                        coder: &coder,
-                        keys: &keys[..num_tokens * head_dim],
-                        queries: &queries,
-                        sm_scale: 1.0 / (head_dim as f32).sqrt(),
-                        precision: Precision::Exact,
-                    }
-                    .expected();
+            let sm_scale = 1.0 / (head_dim as f32).sqrt();
+            for num_tokens in counts {
+                let case = Case::new(&coder, &keys[..num_tokens * head_dim], sm_scale);
+                for num_heads in NUM_HEADS {
+                    let queries = inputs.gaussian_rows(num_heads, head_dim, 1.5);
+                    let expected = case.expected(&queries);
                     for (precision, level) in runs() {
-                        let case = Case {
-                            coder: &coder,
-                            keys: &keys[..num_tokens * head_dim],
-                            queries: &queries,
-                            sm_scale: 1.0 / (head_dim as f32).sqrt(),
-                            precision,
-                        };
-                        let Scored { scores, rounding } = case.scores(level, &mut prepared);
-                        let tolerance = case.tolerance(rounding);
-                        if let Err(mismatch) = compare(&scores, &expected, tolerance) {
-                            let label = format!(
-                                "{format} {head_dim} {input:?} {level} {precision:?}, {num_heads} heads, {num_tokens} tokens"
+                        let scored = case.scores(&queries, level, precision, &mut prepared);
+                        if let Err(mismatch) = scored.compare(&scored.scores, &expected) {
+                            panic!(
+                                "{format} {head_dim} {input:?} {level} {precision:?}, {num_heads} heads, \
+                                 {num_tokens} tokens, seed {}: {mismatch}",
+                                inputs.seed()
                             );
-                            panic!("{}", mismatch.at(label, inputs.seed()));
                         }
                     }
                 }
@@ -139,27 +171,27 @@ fn wrong_scores_are_seen() {
         let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
         let coder = fitted(format, head_dim, &keys);
         let queries = inputs.gaussian_rows(3, head_dim, 1.5);
+        let case = Case::new(&coder, &keys[..128 * head_dim], 0.125);
+        let expected = case.expected(&queries);
         for (precision, level) in runs() {
-            let case = Case {
-                coder: &coder,
-                keys: &keys[..128 * head_dim],
-                queries: &queries,
-                sm_scale: 0.125,
-                precision,
-            };
-            let expected = case.expected();
-            let Scored { scores, rounding } = case.scores(level, &mut PreparedQueries::default());
-            let tolerance = case.tolerance(rounding);
+            let scored = case.scores(&queries, level, precision, &mut PreparedQueries::default());
+            let scores = &scored.scores;
+            assert!(scored.compare(scores, &expected).is_ok(), "{format}");
+            for i in 0..scores.len() {
+                let mut damaged = scores.clone();
+                // From one end of what is allowed to beyond the other, and a rounding of f32.
+                damaged[i] += 2.01 * scored.allowed[i] as f32 + scores[i].abs() * f32::EPSILON;
+                assert!(scored.compare(&damaged, &expected).is_err(), "{format} {level} {i}");
+            }
             if precision == Precision::Select {
                 // The bound of the worst case is too wide for the subtlest damage.
                 let damaged: Vec<f32> = scores.iter().map(|x| 1.5 * x).collect();
-                assert!(compare(&scores, &expected, tolerance).is_ok(), "{format}");
-                assert!(compare(&damaged, &expected, tolerance).is_err(), "{format} {level}");
+                assert!(scored.compare(&damaged, &expected).is_err(), "{format} {level}");
                 continue;
             }
             // Heads are the rows of scores here, and one "token" is all of a head's.
             let tried = Controls { num_heads: 1, head_dim: 128 }
-                .assert_rejects(&scores, |scores| compare(scores, &expected, tolerance));
+                .assert_rejects(scores, |scores| scored.compare(scores, &expected));
             assert!(tried.len() >= 7, "{tried:?}");
         }
     }
@@ -179,11 +211,11 @@ fn exact_scores_are_exact_and_selecting_ones_are_close() {
         let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
         let coder = fitted(format, head_dim, &keys);
         let queries = inputs.gaussian_rows(3, head_dim, 1.5);
+        let case = Case::new(&coder, &keys[..128 * head_dim], 0.1);
+        let expected = case.expected(&queries);
         for (precision, level) in runs() {
-            let keys = &keys[..128 * head_dim];
-            let case = Case { coder: &coder, keys, queries: &queries, sm_scale: 0.1, precision };
-            let scored = case.scores(level, &mut PreparedQueries::default());
-            let error = relative_error(&scored.scores, &case.expected());
+            let scored = case.scores(&queries, level, precision, &mut PreparedQueries::default());
+            let error = relative_error(&scored.scores, &expected);
             let bound = if precision == Precision::Exact { 2e-4 } else { 0.05 };
             assert!(error < bound, "{format} {head_dim} {precision:?} {level}: {error}");
         }
@@ -241,12 +273,13 @@ fn the_longest_rows_are_scored() {
         let keys = inputs.gaussian_rows(256, head_dim, 1.0);
         let coder = fitted(format, head_dim, &keys);
         let queries = inputs.gaussian_rows(2, head_dim, 1.0);
+        let case = Case::new(&coder, &keys[..32 * head_dim], 0.03);
+        let expected = case.expected(&queries);
         for (precision, level) in runs() {
-            let keys = &keys[..32 * head_dim];
-            let case = Case { coder: &coder, keys, queries: &queries, sm_scale: 0.03, precision };
-            let Scored { scores, rounding } = case.scores(level, &mut PreparedQueries::default());
-            compare(&scores, &case.expected(), case.tolerance(rounding))
-                .unwrap_or_else(|e| panic!("{}", e.at(name, inputs.seed())));
+            let scored = case.scores(&queries, level, precision, &mut PreparedQueries::default());
+            scored
+                .compare(&scored.scores, &expected)
+                .unwrap_or_else(|e| panic!("{name} {level} {precision:?}: {e}"));
         }
     }
 }

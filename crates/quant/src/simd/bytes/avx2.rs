@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{ByteStrips, PAIR_BYTES};
 use crate::keys::{PreparedQueries, STRIP};
-use crate::simd::tails::StripScores;
-use crate::simd::tails::avx2::{HeadTerms, StripTails, Totals};
+use crate::simd::tails::avx2::{StripTails, Totals};
+use crate::simd::tails::{HeadTerms, StripScores};
 
 /// Tokens whose sums of all heads stay in registers.
 const TOKENS: usize = 16;

@@ -4,17 +4,14 @@ mod words;
 
 use std::arch::x86_64::*;
 
-use super::{Parts, SEGMENT, entries, parts};
+use super::{Parts, SEGMENT, Strips, entries, parts};
 use crate::keys::{ENTRY_STEPS, PLANE_BYTES, Planes, Precision, PreparedQueries};
-use crate::simd::tails::StripScores;
-use crate::simd::tails::avx2::{HeadTerms, StripTails, Totals};
+use crate::simd::tails::avx2::{StripTails, Totals};
+use crate::simd::tails::{HeadTerms, StripScores};
 
 /// Heads that share one pass over the planes where each has one set of tables or words: what the registers
 /// hold.
 const HEADS: usize = 3;
-
-/// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
-const CACHED_STRIPS: usize = 16;
 
 /// Scores all strips for all heads.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -25,9 +22,7 @@ pub(super) fn score(
     out: &mut StripScores<'_>,
 ) {
     let num_heads = prepared.num_heads();
-    let cached = blocks.chunks(CACHED_STRIPS * planes.block_bytes()).enumerate();
-    for (blocks, first) in cached.map(|(i, blocks)| (blocks, i * CACHED_STRIPS)) {
-        let strips = Strips { planes, prepared, blocks, first };
+    for strips in Strips::cached(planes, prepared, blocks) {
         let together = num_heads - num_heads % HEADS;
         let (threes, rest) = ((0..together).step_by(HEADS), together..num_heads);
         match prepared.precision() {
@@ -44,21 +39,7 @@ pub(super) fn score(
     }
 }
 
-/// A few strips, whose number among all of them is `first` and more.
-struct Strips<'a> {
-    planes: &'a Planes,
-    prepared: &'a PreparedQueries,
-    blocks: &'a [u8],
-    first: usize,
-}
-
-impl<'a> Strips<'a> {
-    fn iter(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
-        let blocks = self.blocks.chunks_exact(self.planes.block_bytes()).enumerate();
-        let first = self.first;
-        blocks.map(move |(i, block)| (first + i, block))
-    }
-
+impl Strips<'_> {
     /// Scores one head by tables of two bytes.
     #[target_feature(enable = "avx2,fma,f16c")]
     fn exact_by_tables(&self, head: usize, out: &mut StripScores<'_>) {

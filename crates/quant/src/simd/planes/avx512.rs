@@ -3,10 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Parts, entries, parts, words};
+use super::{Parts, Strips, entries, parts, words};
 use crate::keys::{ENTRY_STEPS, PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP, place_of};
-use crate::simd::tails::StripScores;
-use crate::simd::tails::avx512::{HeadTerms, StripTails};
+use crate::simd::tails::avx512::StripTails;
+use crate::simd::tails::{HeadTerms, StripScores};
 
 /// Planes that one vector holds.
 const PLANES: usize = 4;
@@ -19,9 +19,6 @@ const TOKENS: usize = STRIP / 2;
 
 /// Heads that share one pass over the planes.
 const HEADS: usize = 4;
-
-/// Strips that all heads are scored against before the next ones, so that their codes stay in cache.
-const CACHED_STRIPS: usize = 16;
 
 /// How many bytes ahead of the codes that are scored memory is asked for: left to itself it comes too late.
 const AHEAD: usize = 2048;
@@ -62,9 +59,7 @@ pub(super) fn score(
     blocks: &[u8],
     out: &mut StripScores<'_>,
 ) {
-    let cached = blocks.chunks(CACHED_STRIPS * planes.block_bytes()).enumerate();
-    for (blocks, first) in cached.map(|(i, blocks)| (blocks, i * CACHED_STRIPS)) {
-        let strips = Strips { planes, prepared, blocks, first };
+    for strips in Strips::cached(planes, prepared, blocks) {
         for head in (0..prepared.num_heads()).step_by(HEADS) {
             match (prepared.precision(), prepared.num_heads() - head) {
                 (Precision::Exact, 1) => strips.score::<1, 2>(head, out),
@@ -80,25 +75,17 @@ pub(super) fn score(
     }
 }
 
-/// A few strips, whose number among all of them is `first` and more.
-struct Strips<'a> {
-    planes: &'a Planes,
-    prepared: &'a PreparedQueries,
-    blocks: &'a [u8],
-    first: usize,
-}
-
 impl Strips<'_> {
     /// Scores the heads `head..head + N` by `SETS` sets of tables, as many of each head.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c")]
     fn score<const N: usize, const SETS: usize>(&self, head: usize, out: &mut StripScores<'_>) {
-        let Self { planes, prepared, blocks, first } = *self;
+        let Self { planes, prepared, .. } = *self;
         let terms: [HeadTerms; N] = std::array::from_fn(|i| HeadTerms::new(prepared, head + i));
         let words: [&[i16]; N] = std::array::from_fn(|i| words(planes, prepared, head + i));
         let sets = SETS / N;
         let tables: [&[u8]; SETS] =
             std::array::from_fn(|i| entries(planes, prepared, head + i / sets, i % sets));
-        for (strip, block) in (first..).zip(blocks.chunks_exact(planes.block_bytes())) {
+        for (strip, block) in self.iter() {
             let Parts { linear, tabled, tails } = parts(planes, prepared, block);
             fetch(block, AHEAD);
             // In the order of memory, which it is fetched ahead in.

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::keys::{EIGHTHS, OCTAVE_BIAS, PreparedQueries, STRIP, Tail};
+use super::HeadTerms;
+use crate::keys::{EIGHTHS, OCTAVE_BIAS, STRIP, Tail};
 
 /// Tokens that one vector holds.
 const TOKENS: usize = 16;
@@ -70,27 +71,6 @@ fn store(out: &mut [f32; STRIP], scores: PerToken) {
     unsafe {
         _mm512_storeu_ps(out, scores[0]);
         _mm512_storeu_ps(out.add(TOKENS), scores[1]);
-    }
-}
-
-/// What turns the sums of a head into scores.
-#[derive(Clone, Copy)]
-pub(in crate::simd) struct HeadTerms {
-    step: f32,
-    offset: f32,
-    sum: f32,
-    bias: f32,
-}
-
-impl HeadTerms {
-    pub(in crate::simd) fn new(prepared: &PreparedQueries, head: usize) -> Self {
-        let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
-        Self {
-            step: prepared.steps()[head],
-            offset: or_zero(prepared.offsets()),
-            sum: or_zero(prepared.sums()),
-            bias: prepared.bias()[head],
-        }
     }
 }
 

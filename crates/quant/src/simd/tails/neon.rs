@@ -4,6 +4,7 @@
 
 use std::arch::aarch64::*;
 
+use super::HeadTerms;
 use crate::keys::{EIGHTHS, OCTAVE_BIAS, PreparedQueries, STRIP, Tail};
 use crate::simd::neon::{load_f16, places_of_bytes, store};
 
@@ -51,9 +52,7 @@ impl StripTails {
         totals: PerToken,
         out: &mut [f32],
     ) {
-        let or_zero = |numbers: &[f32]| numbers.get(head).copied().unwrap_or(0.0);
-        let (step, offset) = (prepared.steps()[head], or_zero(prepared.offsets()));
-        let (sum, bias) = (or_zero(prepared.sums()), prepared.bias()[head]);
+        let HeadTerms { step, offset, sum, bias } = HeadTerms::new(prepared, head);
         let mut scores = [0.0; STRIP];
         let pairs = scores.as_chunks_mut::<8>().0.iter_mut().enumerate();
         for (pair, scores) in pairs {
