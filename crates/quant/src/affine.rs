@@ -1,10 +1,11 @@
 //! Affine integers: a group of values as codes of a few bits with one scale and one zero.
 //!
-//! Two ways to store scale and zero, by the width of the codes:
+//! Two ways to store scale and zero:
 //!
-//! - **Wider than 4 bits: [`Affine`]**, four bytes. `x ≈ zero + scale · code` with both in f16 and the zero at
-//!   the smallest value. No error is above half a step.
-//! - **Up to 4 bits: [`Window`]**, two bytes. The step is an eighth of an octave `2^(e / 8)` and the codes
+//! - **[`Affine`]**, four bytes, for whole tokens and for codes wider than 4 bits. `x ≈ zero + scale · code` with both
+//!   in f16, the zero rounded down from the smallest value and the scale up from what reaches the largest, so that
+//!   no error is above half a step.
+//! - **[`Window`]**, two bytes, for other groups of codes of up to 4 bits. The step is an eighth of an octave `2^(e / 8)` and the codes
 //!   are `2^bits` neighbours on a grid of such steps, whole or shifted by half of one; stored are `e` and
 //!   the centre of the window in half steps, a byte each. Of the windows that a search looks at the one with
 //!   the least squared error is taken, which may leave the ends of the group outside.
@@ -15,7 +16,8 @@
 //! the best window of values that lie evenly around zero does so too. A window reaches 63 steps to either
 //! side of zero, which wider codes would need for themselves.
 //!
-//! Encoding what was decoded gives it again. A window whose both ends are taken has the centre of what it
+//! Encoding what was decoded gives it again. Scale and zero of an affine group are those that the ends of what it
+//! decodes to have in turn. A window whose both ends are taken has the centre of what it
 //! decodes to, and only such windows are candidates, but for one; steps of up to the range's share are
 //! always filled. The one is for groups far from zero, whose filled windows are out of reach: the
 //! smallest step that reaches them, on whole multiples. It is smallest again for the multiples that they are
@@ -24,7 +26,7 @@
 use half::f16;
 
 use crate::keys::{EIGHTHS, OCTAVE_BIAS};
-use crate::saturate::to_f16;
+use crate::saturate::{f16_below, to_f16};
 
 /// Widest codes that are stored as a window.
 const MAX_WINDOW_BITS: u8 = 4;
@@ -41,10 +43,36 @@ impl Affine {
     pub(crate) fn of(values: impl Iterator<Item = f32>, bits: u8) -> Self {
         let (low, high) = values
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
+        let mut affine = Self::between(low, high, bits);
+        loop {
+            // The zero only rises and the scale only falls, by half a first step at most.
+            let [low, high] = [low, high].map(|x| affine.value(affine.code(x)));
+            let next = Self::between(low, high, bits);
+            if !(next.zero > affine.zero || next.scale < affine.scale) {
+                return affine;
+            }
+            affine = next;
+        }
+    }
+
+    fn between(low: f32, high: f32, bits: u8) -> Self {
         let max_code = f32::from((1u16 << bits) - 1);
-        let zero = to_f16(low).to_f32();
-        let scale = to_f16((high - zero) / max_code).to_f32();
-        Self { zero, scale, max_code }
+        let zero = f16_below(low).to_f32();
+        // The least scale under which the last code reaches the largest value, as f32 rounds it: what a quotient says
+        // but for few steps.
+        let reaches = |scale: f16| zero + scale.to_f32() * max_code >= high;
+        let mut scale = to_f16((high - zero).max(0.0) / max_code);
+        while !reaches(scale) && scale < f16::MAX {
+            scale = f16::from_bits(scale.to_bits() + 1);
+        }
+        while scale > f16::ZERO && reaches(f16::from_bits(scale.to_bits() - 1)) {
+            scale = f16::from_bits(scale.to_bits() - 1);
+        }
+        Self { zero, scale: scale.to_f32(), max_code }
+    }
+
+    fn value(&self, code: u8) -> f32 {
+        self.zero + self.scale * f32::from(code)
     }
 
     pub(crate) fn code(&self, x: f32) -> u8 {
@@ -255,7 +283,7 @@ impl Group {
                 let (step, first) = window.grid();
                 step * (first + f32::from(code))
             }
-            Self::Affine(affine) => affine.zero + affine.scale * f32::from(code),
+            Self::Affine(affine) => affine.value(code),
         }
     }
 

@@ -18,6 +18,18 @@ pub(crate) fn to_f16(x: f32) -> f16 {
     f16::from_f32(in_f16_range(x))
 }
 
+/// The largest f16 that is not above `x`, which is not NaN; the least of all where there is none.
+pub(crate) fn f16_below(x: f32) -> f16 {
+    let nearest = to_f16(x);
+    match nearest.to_bits() {
+        _ if nearest.to_f32() <= x || nearest == f16::MIN => nearest,
+        // Below zero comes the least in size of those with a sign.
+        0 | 0x8000 => f16::from_bits(0x8001),
+        bits if nearest.is_sign_negative() => f16::from_bits(bits + 1),
+        bits => f16::from_bits(bits - 1),
+    }
+}
+
 /// `x` rounded to bf16, held at the ends of its range.
 pub(crate) fn to_bf16(x: f32) -> bf16 {
     bf16::from_f32(x.clamp(bf16::MIN.to_f32(), bf16::MAX.to_f32()))

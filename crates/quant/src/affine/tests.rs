@@ -69,7 +69,7 @@ fn groups(len: usize) -> Vec<(&'static str, Vec<f32>)> {
 
 #[test]
 fn what_was_decoded_is_decoded_again() {
-    for bits in [2, 3, 4] {
+    for bits in [2, 3, 4, 6, 8] {
         for len in [1, 2, 7, 16, 32, 64, 128] {
             for (kind, values) in groups(len) {
                 let once = decoded(&values, bits);
@@ -83,10 +83,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_window_is_found_again(
+    fn a_group_is_found_again(
         seed: u64,
         len in 1usize..130,
-        bits in 2u8..=4,
+        bits in prop::sample::select(vec![2u8, 3, 4, 6, 8]),
         deviation in -12i32..12,
         offset in prop::sample::select(vec![0.0f32, 0.3, 1.0, 5.0, 20.0, 100.0, 300.0]),
         heavy: bool,

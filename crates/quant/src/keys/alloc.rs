@@ -14,6 +14,8 @@
 //! Codes are mid-rise: `x ≈ centre + scale · step · (code − (2^bits − 1) / 2)`; width 0 means the centre
 //! alone.
 
+use std::ops::RangeInclusive;
+
 use half::f16;
 use rayon::prelude::*;
 
@@ -36,6 +38,9 @@ const NORMAL_STEPS: [f32; MAX_BITS as usize] =
 
 /// Tokens on which the distortion of a channel is measured.
 const FIT_TOKENS: usize = 2048;
+
+/// What the weight of a channel can be, 1 on average: exact in f16 at both ends.
+pub(super) const WEIGHTS: RangeInclusive<f32> = 1.0 / 8192.0..=8192.0;
 
 /// Scales tried for a token, in eighths of an octave from the ratio of its spread to the usual one: first
 /// from far below, for a token of which one channel stands out, to somewhat above; then around the best.
@@ -93,14 +98,16 @@ impl Alloc {
         let head_dim = input.head_dim;
         let centre = channel_means(input.keys, head_dim);
         let sample = Sample::new(input, &centre);
+        let energies = input.query_energy.iter().map(|&energy| f64::from(energy));
+        let mean = energies.sum::<f64>() / head_dim as f64;
+        let unit = if mean > 0.0 { 1.0 / mean } else { 0.0 };
         let mut channels: Vec<Channel> = (0..head_dim)
             .into_par_iter()
-            .map(|c| Channel::measure(c, input.query_energy[c], &sample))
+            .map(|c| Channel::measure(c, (unit * f64::from(input.query_energy[c])) as f32, &sample))
             .collect();
         channels.sort_by(|a, b| b.weighted_energy.total_cmp(&a.weighted_energy));
         let widths = allocate(&channels, code_bytes);
         let step = channels.iter().enumerate().map(|(i, channel)| {
-            // A channel of width 0 keeps a step, its spread, by which a token's spread is judged.
             let bits = usize::from(widths[i / CHUNK]);
             to_f16(channel.step[bits])
         });
@@ -108,7 +115,10 @@ impl Alloc {
         Self::restore(AllocTables {
             step: step.collect(),
             centre: order.iter().map(|&c| centre[usize::from(c)]).collect(),
-            weight: channels.iter().map(|c| to_f16(c.weight.clamp(1e-4, 1e4))).collect(),
+            weight: channels
+                .iter()
+                .map(|c| to_f16(c.weight.clamp(*WEIGHTS.start(), *WEIGHTS.end())))
+                .collect(),
             order,
             widths,
         })

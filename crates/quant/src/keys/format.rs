@@ -25,7 +25,27 @@ use crate::{Error, Result};
 /// | `pq/WxC` | product quantization, `C` centroids per group of `W` channels (HCAttention, arXiv 2507.19823, §1) | codebooks, weights | yes |
 /// | `opq/WxC` | the same under a learned rotation (OPQ, CVPR 2013) | codebooks, weights, rotation | yes |
 /// | `pq/WxC+xN`, `opq/WxC+xN` | the same with the `N` tokens of each 128 kept in f16 whose codes are furthest from them | as without | whole blocks of 128 only |
-/// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | centre, steps, widths | yes |
+/// | `alloc/B` | centred, bits allocated over channels by query-weighted error, `B` bits per element on average (reverse water-filling) | order, centre, steps, weights, widths | yes |
+///
+/// # Layout
+///
+/// Numbers are little-endian, scales and zeros f16, `STRIP` is 32 tokens. Blocks of
+/// [`KeyLayout::block_bytes`] follow each other:
+///
+/// | names | block |
+/// | --- | --- |
+/// | `f16`, `bf16`, `fp8` | a token: its elements |
+/// | `int…-token` of 8 bits | a strip: for each pair of channels two bytes of every token; then the scales of all tokens, then their zeros |
+/// | `int…-token` of other widths, `lm1`, `lm2`, `lm4`, `alloc` | a strip: planes of 16 bytes, a nibble of every token each, of one channel of 4 bits, two of 2 or four of 1 (wider codes have several, upper bits first; planes of 4 bits come first); then the scales of all tokens, then their zeros (`lm`: scales alone; `alloc`: scales alone, a byte each that counts eighths of octaves) |
+/// | `int…-token/G` | a token: codes in order, each eight packed from the lowest bit up, then for each group its scale and zero |
+/// | `int…-channel/T` | `T` tokens: scale and zero of every channel, then the codes: those of 8 and 4 bits in strips as above, others a token after the other, each eight packed from the lowest bit up |
+/// | `lm3` | a token: codes, each eight packed from the lowest bit up, then its scale |
+/// | `pq`, `opq` of 16 centroids | a strip: a plane of 16 bytes for each group of channels |
+/// | `pq`, `opq` of others | a token: the codes of its groups packed from the lowest bit up |
+/// | `…+xN` | 128 tokens: their codes as above, then `N` times the number of a token and one (0: none) in a byte and its coordinates in f16 |
+///
+/// Groups of 4, 3 and 2 bits, per channel or in groups of a token, hold scale and zero in two bytes instead of four: the
+/// step, `2^((e − 128) / 8)`, and the centre of the codes in half steps, signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyFormat {
@@ -216,7 +236,8 @@ impl KeyFormat {
         })
     }
 
-    /// All bits of a coded element at `num_tokens`: codes, scales and tables.
+    /// All bits of a coded element at `num_tokens`: codes, scales and tables, the last block not counted as whole. Of no
+    /// tokens as of one.
     ///
     /// # Errors
     /// As [`KeyFormat::layout`].
@@ -230,7 +251,7 @@ impl KeyFormat {
     /// The `alloc` format whose rows take `row_bytes` for keys `[head_dim]`, if there is one.
     #[must_use]
     pub fn alloc_of_row_bytes(row_bytes: usize, head_dim: usize) -> Option<Self> {
-        let centibits = (800 * row_bytes.checked_sub(1)?).div_ceil(head_dim.max(1));
+        let centibits = row_bytes.checked_sub(1)?.checked_mul(800)?.div_ceil(head_dim.max(1));
         let known = (MIN_CENTIBITS..=MAX_CENTIBITS).contains(&centibits);
         known.then_some(Self::Alloc { centibits: centibits as u16 })
     }

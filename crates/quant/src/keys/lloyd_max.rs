@@ -20,7 +20,7 @@ use crate::{Level, Result};
 pub(super) const ROTATION_SEED: u64 = 0x6865_7465_726f_6b76;
 
 /// Lloyd–Max levels of the standard normal distribution, upper half (Max 1960, table I).
-const LEVELS: [&[f32]; 4] = [
+pub(super) const LEVELS: [&[f32]; 4] = [
     &[0.797_885],
     &[0.452_780, 1.510_418],
     &[0.245_094, 0.756_005, 1.343_909, 2.151_946],

@@ -21,7 +21,9 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
-pub(crate) use planes::{ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, nearest_integer, place_of};
+pub(crate) use planes::{
+    ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
+};
 pub use tables::Tables;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 
@@ -102,6 +104,8 @@ pub enum Precision {
 /// Queries of one KV head's group in the form that a coder scores with. Reused from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct PreparedQueries {
+    /// The format and the `head_dim` of the coder that they were prepared for.
+    form: Option<(KeyFormat, usize)>,
     num_heads: usize,
     precision: Precision,
     /// `[num_heads, head_dim]`, in the coder's frame and order.
@@ -225,7 +229,7 @@ impl KeyCoder {
     }
 
     /// Brings `queries [num_heads, head_dim]`, post-RoPE, into the form of this coder, times `sm_scale`.
-    /// `precision` says what the scores are for.
+    /// `precision` says what the scores are for. A query that is not finite has no finite scores.
     ///
     /// # Panics
     /// When `queries` is not whole rows.
@@ -237,6 +241,7 @@ impl KeyCoder {
         prepared: &mut PreparedQueries,
     ) {
         assert!(queries.len().is_multiple_of(self.head_dim), "whole queries");
+        prepared.form = Some((self.format, self.head_dim));
         prepared.num_heads = queries.len() / self.head_dim;
         prepared.precision = precision;
         prepared.queries.clear();
@@ -245,13 +250,13 @@ impl KeyCoder {
         self.codec.prepare(prepared);
     }
 
-    /// Scores `sm_scale · q·k` of the prepared queries against the first `num_tokens` keys of `codes`,
-    /// whole blocks. What sums are kept in is said by the [`Precision`] that the queries were prepared for. No
+    /// Scores `sm_scale · q·k` of queries that this coder [prepared](KeyCoder::prepare) against the first
+    /// `num_tokens` keys of `codes`, whole blocks. What sums are kept in is said by the [`Precision`] that the queries were prepared for. No
     /// queries or no tokens: nothing is written.
     ///
     /// # Panics
-    /// When `codes` or `out` is too short for `num_tokens`, rows of scores would overlap, or `num_tokens` is not
-    /// whole groups.
+    /// When `codes` or `out` is too short for `num_tokens`, rows of scores would overlap, `num_tokens` is not
+    /// whole groups, or the queries were prepared for another format or `head_dim`.
     pub fn score(
         &self,
         level: Level,
@@ -267,20 +272,26 @@ impl KeyCoder {
         if prepared.num_heads == 0 || num_tokens == 0 {
             return;
         }
+        self.check_form(prepared);
         assert!(prepared.num_heads == 1 || stride >= num_tokens, "rows of scores side by side");
         let codes = &codes[..self.layout.bytes(num_tokens)];
-        let scores = &mut scores[..stride * (prepared.num_heads - 1) + num_tokens];
+        let len = stride.checked_mul(prepared.num_heads - 1);
+        let len = len.and_then(|before_last| before_last.checked_add(num_tokens));
+        assert!(len.is_some_and(|len| len <= scores.len()), "scores of every head, {stride} apart");
+        let scores = &mut scores[..len.unwrap_or(0)];
         self.codec.score(level, prepared, codes, num_tokens, scores, stride);
         for (maximum, row) in maxima.iter_mut().zip(scores.chunks(stride.max(num_tokens))) {
             *maximum = largest(level, &row[..num_tokens], *maximum);
         }
     }
-}
 
-impl KeyCoder {
     /// The most by which the kernels' rounding of a prepared query moves its score of `token`, beside the
     /// roundings of f32 sums; 0 for formats that are scored in f32. Depends on the precision that the
     /// queries were prepared for.
+    ///
+    /// # Panics
+    /// When the queries were prepared for another format or `head_dim`, there is no such head, or `codes` do not
+    /// hold the token.
     #[must_use]
     pub fn rounding(
         &self,
@@ -289,7 +300,13 @@ impl KeyCoder {
         codes: &[u8],
         token: usize,
     ) -> f32 {
+        self.check_form(prepared);
+        assert!(head < prepared.num_heads, "a head that there are queries of");
         self.codec.rounding(prepared, head, codes, token)
+    }
+
+    fn check_form(&self, prepared: &PreparedQueries) {
+        assert_eq!(prepared.form, Some((self.format, self.head_dim)), "queries for this coder");
     }
 }
 

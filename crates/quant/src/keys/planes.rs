@@ -19,7 +19,7 @@
 //! | 2 | 4 of 2 channels |
 //! | 3 | 4 of 2 channels (upper 2 bits), 2 of 4 channels (lowest bit) |
 //! | 4 | 8 of 1 channel |
-//! | 8 | 8 of 1 channel (upper 4 bits), 8 of 1 channel (lower 4 bits) |
+//! | 5 to 8 | 8 of 1 channel (upper 4 bits), then those of a width of what is left |
 //!
 //! Parts of 4 bits come first in a strip.
 
@@ -43,7 +43,7 @@ const EXACT_MAX: f32 = 65_535.0;
 /// largest entry.
 pub(crate) const ENTRY_STEPS: u8 = 8;
 
-/// The sums of a token stay inside 32 bits: a channel has two planes at most.
+/// The sums of a token stay inside 32 bits: eight channels have sixteen planes at most.
 const _: () = {
     let largest = 2 * MAX_CODED_HEAD_DIM * ENTRY_STEPS as usize * EXACT_MAX as usize;
     assert!(largest < i32::MAX as usize);
@@ -116,6 +116,7 @@ impl Planes {
 
     /// Strips of an even number of planes whose nibbles mean what a caller of [`Planes::fill_tables`] says.
     pub(crate) fn of_nibbles(num_planes: usize) -> Self {
+        assert!(num_planes.is_multiple_of(2), "planes in pairs");
         let plane = |first_channel| Plane { first_channel, bits: 4, shift: 0 };
         let planes = (0..num_planes).map(plane).collect();
         let (widths, values) = (Vec::new(), Values::Integer);
@@ -227,15 +228,17 @@ impl Planes {
         let mut slopes = vec![0.0f32; num_words];
         let mut rows = vec![[0.0f32; 16]; num_tables];
         for head in 0..num_heads {
-            let (mut largest, mut range) = (0, 0.0f32);
             slopes_of(head, &mut slopes);
-            for slope in &slopes {
-                // The order of the bits of positive floats is their own, and integers come as vector code.
-                largest = largest.max(slope.abs().to_bits());
+            rows.iter_mut().zip(num_words..).for_each(|(row, plane)| *row = products(head, plane));
+            let is_finite = slopes.iter().chain(rows.as_flattened()).all(|x| x.is_finite());
+            if !is_finite {
+                slopes.fill(0.0);
+                rows.fill([0.0; 16]);
             }
-            let largest = f32::from_bits(largest);
-            for (plane, row) in (num_words..).zip(&mut rows) {
-                *row = products(head, plane);
+            // The order of the bits of positive floats is their own, and integers come as vector code.
+            let largest = slopes.iter().map(|slope| slope.abs().to_bits()).max().unwrap_or(0);
+            let (largest, mut range) = (f32::from_bits(largest), 0.0f32);
+            for row in &mut rows {
                 let (low, high) = bounds(row);
                 row.iter_mut().for_each(|x| *x -= low);
                 prepared.offsets[head] += low;
@@ -245,11 +248,13 @@ impl Planes {
             // Of which there is an inverse.
             let step = step.max(f32::MIN_POSITIVE);
             let inverse = 1.0 / step;
+            // A query that is not finite has no other scores than NaN.
+            let step = if is_finite { step } else { f32::NAN };
             prepared.steps.push(step);
-            // A word and an entry are off by half of their unit, and by the roundings of f32 beside it; a
-            // word meets nibbles that are at most their middle away from it.
-            let units = MIDDLE * num_words as f32 + sets.steps * num_tables as f32;
-            prepared.rounding.push(0.501 * step * units);
+            // A word meets nibbles that are at most their middle away from it.
+            let of_words = MIDDLE * largest_rounding(i16::MAX.into()) * num_words as f32;
+            let of_tables = sets.steps * largest_rounding(sets.max_entry) * num_tables as f32;
+            prepared.rounding.push(step * (of_words + of_tables));
             // Lane by lane, which compilers turn into vector code as they do not a sum in order.
             let mut left_out = [0.0; CHUNK];
             for slopes in slopes.as_chunks::<CHUNK>().0 {
@@ -322,8 +327,13 @@ impl Sets {
 pub(crate) fn nearest_integer(x: f32) -> i32 {
     /// A number whose last bit counts ones.
     const ONES: f32 = 12_582_912.0;
-    // Of queries that are not finite, from damaged scales, come numbers that mean nothing.
     (x + ONES).to_bits().wrapping_sub(ONES.to_bits()) as i32
+}
+
+/// The most by which an integer up to `largest` in size is off from the number that it is rounded from: half of one,
+/// and what three roundings of f32 do on the way, of a difference, an inverse and a product.
+pub(crate) fn largest_rounding(largest: f32) -> f32 {
+    0.5 + 1.5 * f32::EPSILON * largest
 }
 
 /// The least and the largest, found lane by lane, which compilers turn into vector code.

@@ -1,5 +1,6 @@
 //! The fitted tables of a coder as plain named arrays, for profiles and saved sessions.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use half::f16;
@@ -94,11 +95,18 @@ impl KeyCoder {
                         return Err(bad_value(format, "order", place));
                     }
                 }
+                let within = |name, range: RangeInclusive<f32>| {
+                    let values = table(name, head_dim)?;
+                    match values.iter().position(|x| !range.contains(&x.to_f32())) {
+                        None => Ok(values),
+                        Some(place) => Err(bad_value(format, name, place)),
+                    }
+                };
                 Arc::new(alloc::Alloc::restore(alloc::AllocTables {
                     order,
                     centre: table("centre", head_dim)?,
-                    step: table("step", head_dim)?,
-                    weight: table("weight", head_dim)?,
+                    step: within("step", 0.0..=f32::INFINITY)?,
+                    weight: within("weight", alloc::WEIGHTS)?,
                     widths: widths.iter().map(|&b| b as u8).collect(),
                 }))
             }

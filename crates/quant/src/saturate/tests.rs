@@ -99,3 +99,21 @@ fn halves_hold_what_is_too_large_at_their_ends() {
     assert_eq!(to_bf16(f32::from_bits(0x3F81_8000)).to_bits(), 0x3F82);
     assert_eq!(to_bf16(f32::from_bits(0x3F80_8001)).to_bits(), 0x3F81);
 }
+
+#[test]
+fn a_half_below_is_the_largest_that_is_not_above() {
+    let finite = |bits: &u16| f16::from_bits(*bits).is_finite();
+    let mut halves: Vec<f16> = (0..=u16::MAX).filter(finite).map(f16::from_bits).collect();
+    halves.sort_by(|a, b| a.total_cmp(b));
+    for pair in halves.windows(2) {
+        let [a, b] = [pair[0].to_f32(), pair[1].to_f32()];
+        assert_eq!(f16_below(a).to_f32(), a);
+        if a < b {
+            for between in [0.5 * (a + b), b.next_down()] {
+                assert_eq!(f16_below(between).to_f32(), a, "{between}");
+            }
+        }
+    }
+    assert_eq!(f16_below(f32::MIN), f16::MIN);
+    assert_eq!(f16_below(1e9), f16::MAX);
+}

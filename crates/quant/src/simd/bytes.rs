@@ -18,7 +18,7 @@ mod neon;
 
 use super::tails::{StripScores, Tails};
 use crate::Level;
-use crate::keys::{PreparedQueries, STRIP, Tail, nearest_integer};
+use crate::keys::{PreparedQueries, STRIP, Tail, largest_rounding, nearest_integer};
 
 /// Bytes of a pair of channels.
 const PAIR_BYTES: usize = 2 * STRIP;
@@ -60,19 +60,24 @@ impl ByteStrips {
     }
 
     /// Rounds a query to words, appended to `words`; returns their step, and the most by which this moves
-    /// the sum of a token.
+    /// the sum of a token: NaN both for a query that is not finite, whose words are 0.
     pub(crate) fn round_query(&self, query: &[f32], words: &mut Vec<i16>) -> (f32, f32) {
         // The order of the bits of positive floats is their own, and integers come as vector code.
         let largest = query.iter().fold(0, |largest, q| q.abs().to_bits().max(largest));
         let largest = f32::from_bits(largest);
+        if !largest.is_finite() {
+            words.resize(words.len() + query.len(), 0);
+            return (f32::NAN, f32::NAN);
+        }
         let share = (FULL_WORD_CHANNELS as f32 / self.head_dim as f32).min(1.0);
         let step = largest / (f32::from(i16::MAX) * share).floor();
         // Of which there is an inverse.
         let step = step.max(f32::MIN_POSITIVE);
         let inverse = 1.0 / step;
         words.extend(query.iter().map(|q| nearest_integer(q * inverse) as i16));
-        // Half a step per channel, and the roundings of f32 beside it, times the largest code.
-        (step, 0.501 * step * 255.0 * self.head_dim as f32)
+        // Of every channel, times the largest code.
+        let rounding = largest_rounding(i16::MAX.into());
+        (step, rounding * step * 255.0 * self.head_dim as f32)
     }
 
     /// Scores the first `num_tokens` of `blocks` into `out[head · stride + token]`.

@@ -7,7 +7,7 @@ use crate::Level;
 /// Scores that are looked at side by side.
 const LANES: usize = 32;
 
-/// The largest of `start` and `scores`, none of which is NaN.
+/// The largest of `start` and `scores`; NaN among the scores is passed over or comes out, as it happens to lie.
 pub(crate) fn largest(level: Level, scores: &[f32], start: f32) -> f32 {
     let (chunks, rest) = scores.as_chunks::<LANES>();
     #[cfg(target_arch = "x86_64")]

@@ -37,7 +37,7 @@ impl<'a> Activations<'a> {
 /// A vector in blocks of 32: `x ≈ scale * code`, with 16-bit codes.
 ///
 /// `scale` is the largest magnitude of the block divided by 32767, so that each element is off by at
-/// most `scale / 2`, 1.6e-5 of the block's largest. A block whose largest magnitude is under
+/// most `scale / 2` and a hundredth of that, 1.6e-5 of the block's largest. A block whose largest magnitude is under
 /// 2⁻⁹⁶ is stored as zeros; a block that holds a NaN or an infinity has a NaN scale, and every
 /// product with it is NaN.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ const ROUND_ITERATIONS: usize = 2;
 /// Fits all tables of `shape`.
 ///
 /// # Errors
-/// [`NotOrthonormal`] of the learned rotation, which does not come about.
+/// [`NotOrthonormal`], of a learned rotation whose rounding to f16 left it none.
 pub(super) fn fit(shape: PqShape, input: &FitInput<'_>) -> Result<PqTables, NotOrthonormal> {
     let weights = weights_of(input.query_energy);
     let mut random = SplitMix64(input.seed);

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps, of_each};
 use super::{BLOCK, Coordinate, LANES, first_of};
+use crate::simd::lanes::prefetch;
 
 /// Vectors of candidates per turn of the loop: two chains of minima.
 const CHAINS: usize = BLOCK / LANES;
@@ -54,9 +55,7 @@ pub(super) fn nearest_of_sorted(
             lows.0.iter().map(|&low| u32::from(low <= x)).sum::<u32>() as usize
         },
         fetch: |blocks: &[Block; BEGIN]| {
-            for block in blocks {
-                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(block).cast());
-            }
+            blocks.iter().for_each(|block| prefetch(std::ptr::from_ref(block).cast()));
         },
         nearest,
         nearest_of_begin: |blocks: &[Block; BEGIN], point| of_each(blocks, point, nearest),

@@ -6,6 +6,7 @@ use half::f16;
 
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps};
 use super::{BLOCK, Coordinate};
+use crate::simd::lanes::prefetch;
 
 /// Of columns of one length, a multiple of 16.
 #[target_feature(enable = "avx512f")]
@@ -48,9 +49,7 @@ pub(super) fn nearest_of_sorted(
             _mm512_cmp_ps_mask::<_CMP_LE_OQ>(lows, _mm512_set1_ps(x)).trailing_ones() as usize
         },
         fetch: |blocks: &[Block; BEGIN]| {
-            for block in blocks {
-                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(block).cast());
-            }
+            blocks.iter().for_each(|block| prefetch(std::ptr::from_ref(block).cast()));
         },
         nearest: |block: &Block, point: [f32; 2]| {
             let distances = distances_of_pairs(block, point);

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{Parts, Strips, entries, parts, words};
 use crate::keys::{ENTRY_STEPS, PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP, place_of};
+use crate::simd::lanes::prefetch;
 use crate::simd::tails::avx512::StripTails;
 use crate::simd::tails::{HeadTerms, StripScores};
 
@@ -170,6 +171,7 @@ fn pairs(codes: __m512i) -> [[__m512i; STRIP / TOKENS]; 2] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn picked<const SETS: usize>(codes: &[u8], tables: [&[u8]; SETS], paired: bool) -> [Sums; SETS] {
+    assert!(codes.len().is_multiple_of(BYTES / 2), "planes in pairs");
     for table in tables {
         assert!(table.len() >= codes.len(), "a table for every plane");
     }
@@ -192,7 +194,7 @@ fn picked<const SETS: usize>(codes: &[u8], tables: [&[u8]; SETS], paired: bool) 
     }
     while at < codes.len() {
         let is_whole = at + BYTES <= codes.len();
-        // SAFETY: 64 bytes from `at` on, or 32 where no more are left, lie in the codes, and so in all tables.
+        // SAFETY: 64 bytes from `at` on, or the 32 of a last pair, lie in the codes, and so in all tables.
         let indexes = indexes(unsafe { load_up_to(codes, at, is_whole) });
         for (sums, table) in sums.iter_mut().zip(tables) {
             // SAFETY: as above.
@@ -249,14 +251,6 @@ unsafe fn load_up_to(bytes: &[u8], at: usize, is_whole: bool) -> __m512i {
 
 /// Asks for the memory that lies `ahead` bytes behind `bytes`, or for nothing where there is none.
 #[inline]
-#[target_feature(enable = "avx512f")]
-#[allow(
-    unused_unsafe,
-    reason = "the instruction needs no unsafe in a Rust later than the oldest supported"
-)]
 fn fetch(bytes: &[u8], ahead: usize) {
-    for line in bytes.chunks(BYTES) {
-        // SAFETY: an address that is asked for is not read.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) };
-    }
+    bytes.chunks(BYTES).for_each(|line| prefetch(line.as_ptr().wrapping_add(ahead)));
 }
