@@ -283,3 +283,43 @@ fn the_longest_rows_are_scored() {
         }
     }
 }
+
+#[test]
+fn a_query_that_is_not_finite_has_no_finite_scores_and_harms_no_other() {
+    let mut prepared = PreparedQueries::default();
+    for (format, head_dim) in shapes(&[64, 96]) {
+        let mut inputs = Inputs::new(31);
+        let keys = Input::Gaussian.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
+        let coder = fitted(format, head_dim, &keys);
+        let codes = encoded(&coder, &keys[..128 * head_dim]);
+        let queries = inputs.gaussian_rows(2, head_dim, 1.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut damaged = queries.clone();
+            damaged[3] = bad;
+            for (precision, level) in runs() {
+                let mut scores = |queries: &[f32]| {
+                    coder.prepare(queries, 1.0, precision, &mut prepared);
+                    let mut scores = vec![0.0; 2 * 128];
+                    let rows = ScoreRows { scores: &mut scores, stride: 128, maxima: &mut [] };
+                    coder.score(level, &prepared, &codes, 128, rows);
+                    scores
+                };
+                let (found, right) = (scores(&damaged), scores(&queries));
+                let name = format!("{format} {head_dim} {bad} {level} {precision:?}");
+                assert!(found[..128].iter().all(|x| !x.is_finite()), "{name}: {:?}", &found[..4]);
+                assert_eq!(found[128..], right[128..], "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic = "queries for this coder"]
+fn queries_of_another_coder_are_refused() {
+    let keys = Inputs::new(1).gaussian_rows(128, 64, 1.0);
+    let [a, b] = ["int8-token", "f16"].map(|name| fitted(name.parse().unwrap(), 64, &keys));
+    let mut prepared = PreparedQueries::default();
+    a.prepare(&keys[..64], 1.0, Precision::Exact, &mut prepared);
+    let rows = ScoreRows { scores: &mut [0.0; 128], stride: 128, maxima: &mut [] };
+    b.score(Level::SCALAR, &prepared, &encoded(&b, &keys), 128, rows);
+}

@@ -263,3 +263,44 @@ fn a_rotation_or_weight_that_no_fit_gives_is_refused() {
         assert!(error.contains("'weights'") && error.ends_with('3'), "{bad}: {error}");
     }
 }
+
+#[test]
+fn steps_and_weights_that_no_fit_gives_are_refused() {
+    let format: KeyFormat = "alloc/2".parse().unwrap();
+    let keys = Inputs::new(2).gaussian_rows(fit_tokens(format, 64), 64, 1.0);
+    let tables = fitted(format, 64, &keys).tables();
+    for (name, bad) in [("step", -1.0), ("weight", 0.0), ("weight", -1.0), ("weight", 60_000.0)] {
+        let mut broken = tables.clone();
+        let table = broken.iter_mut().find(|(n, _)| *n == name).expect("it has the table");
+        table.1[3] = f16::from_f32(bad);
+        let refused = KeyCoder::restore(format, 64, &broken);
+        assert!(
+            matches!(&refused, Err(Error::TableValue { table, place: 3, .. }) if *table == name),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn the_unit_of_query_energy_says_nothing() {
+    let mut inputs = Inputs::new(4);
+    for name in ["alloc/3", "pq/4x16", "opq/4x16"] {
+        let format: KeyFormat = name.parse().unwrap();
+        let keys = inputs.gaussian_rows(fit_tokens(format, 64), 64, 1.0);
+        let energy: Vec<f32> = (0..64).map(|i| 2f32.powi(i % 5)).collect();
+        let tables = |unit: f32| {
+            let query_energy: Vec<f32> = energy.iter().map(|e| e * unit).collect();
+            let input = FitInput {
+                head_dim: 64,
+                keys: &keys,
+                query_energy: &query_energy,
+                seed: 1,
+                level: Level::detect(),
+            };
+            KeyCoder::fit(format, &input).unwrap().tables()
+        };
+        for exponent in [-40, 40] {
+            assert!(tables(2f32.powi(exponent)) == tables(1.0), "{name} 2^{exponent}");
+        }
+    }
+}
