@@ -28,7 +28,9 @@ pub(crate) use coded::OurFormat;
 pub use expected::Expected;
 pub(crate) use grid::{Grid, measure};
 pub(crate) use probe::Probe;
-pub(crate) use report::{bandwidth_sheet, samples_sheet, scan_sheet, shapes_sheet};
+pub(crate) use report::{
+    bandwidth_sheet, bar_shape_sheet, samples_sheet, scan_sheet, shapes_sheet,
+};
 
 /// Tokens of which the scores exist at a time, in every thread.
 pub const SCORE_BLOCK: usize = 512;
@@ -50,7 +52,7 @@ pub struct ScanKeys {
 }
 
 /// Query heads that there are queries for.
-const MAX_GROUP_SIZE: usize = 16;
+pub(crate) const MAX_GROUP_SIZE: usize = 16;
 
 impl ScanKeys {
     /// Keys and queries of a [synthetic head](synthetic::head).

@@ -1,8 +1,8 @@
 //! The suites: what is run for which options, what is printed, and what is kept.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::{Context, Result};
 use heterokv_quant::Level;
@@ -41,6 +41,8 @@ pub fn run(options: &Options, peers: Peers) -> ExitCode {
 
 /// True unless a bar is to be kept and is not.
 fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
+    // Before the work, which would be lost.
+    let folder = (!arguments.test).then(|| Folder::create(&arguments.out)).transpose()?;
     let level = Level::detect();
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(arguments.threads)
@@ -52,13 +54,12 @@ fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
         true => pool.install(|| rate_distortion(arguments, peers.codecs, level))?,
         false => throughput(arguments, peers.scans, level, &pool)?,
     };
-    if arguments.test {
+    let Some(folder) = folder else {
         for table in &outcome.tables {
             println!("{}: {} rows, every answer right", table.stem, table.sheet.num_rows());
         }
         return Ok(true);
-    }
-    let folder = Folder::create(&arguments.out)?;
+    };
     let mut markdown = environment.markdown();
     for table in &outcome.tables {
         if table.reach >= Reach::Terminal {
@@ -88,8 +89,15 @@ fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
 struct Folder(PathBuf);
 
 impl Folder {
+    /// Makes it, where it is not there, and sees that files can be written to it.
     fn create(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let probe = path.join(format!(".writable-{}", process::id()));
+        let written = fs::create_dir_all(path)
+            .and_then(|()| File::create_new(&probe))
+            .and_then(|_| fs::remove_file(&probe));
+        written.with_context(|| {
+            format!("cannot write to {}; name another folder by --out", path.display())
+        })?;
         Ok(Self(path.to_owned()))
     }
 
@@ -99,5 +107,23 @@ impl Folder {
 
     fn write(&self, table: &Table) -> Result<()> {
         table.sheet.write_csv(&self.path(&format!("{}.csv", table.stem)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_and_a_file_in_its_place_is_refused() {
+        let path = std::env::temp_dir().join(format!("heterokv-suite-{}", process::id()));
+        let inner = path.join("a/b");
+        Folder::create(&inner).expect("it can be made");
+        Folder::create(&inner).expect("it is there");
+        assert_eq!(fs::read_dir(&inner).expect("it is there").count(), 0, "nothing is left in it");
+        let file = inner.join("file");
+        fs::write(&file, "").expect("it can be written");
+        assert!(Folder::create(&file).is_err());
+        fs::remove_dir_all(&path).expect("it is ours");
     }
 }

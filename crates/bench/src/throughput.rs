@@ -94,6 +94,10 @@ pub(crate) fn throughput(
         all.push(trained.fit);
         all.extend(trained.encode);
     }
+    let at_bars = scan::bar_shape_sheet(&result);
+    if at_bars.num_rows() > 0 {
+        tables.push(Table::new("quant-scan-bars", at_bars));
+    }
     tables.push(Table::new("quant-bars", bars::sheet("Bars", &all)));
     Ok(Outcome { tables, is_held, is_void })
 }

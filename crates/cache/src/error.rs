@@ -126,6 +126,27 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
+    /// A profile or mix that is to be read and is not there.
+    #[error(
+        "there is no {kind} {path}, which {option} asks for; make one with `heterokv {kind}`",
+        option = kind.option()
+    )]
+    Missing {
+        /// Which of the two.
+        kind: FileKind,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A profile or mix that would take the place of a file that is to stay.
+    #[error("cannot write the {kind} {path}: {reason}; give another path or remove that file")]
+    Occupied {
+        /// Which of the two.
+        kind: FileKind,
+        /// Where it was to go.
+        path: PathBuf,
+        /// Why the file that is there stays.
+        reason: &'static str,
+    },
     /// A file that is not a profile or mix.
     #[error("{kind} {path} is damaged or not a {kind}: {reason}; make one with `heterokv {kind}`")]
     FileFormat {

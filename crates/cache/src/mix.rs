@@ -70,11 +70,11 @@ struct Versioned {
 
 impl KeyMix {
     /// Writes a mix to a file: `formats [num_layers, num_kv_heads]` for the model of `fingerprint`, which is of
-    /// `shape`. A file of that name is replaced whole or not at all.
+    /// `shape`. An older mix at this path, or an empty file, is replaced whole or not at all.
     ///
     /// # Errors
     /// [`Error::MixPath`] for a path that no spec can hold, [`Error::HeadCount`], [`Error::Length`] for another
-    /// number of formats, a format's refusal of the `head_dim`, and [`Error::FileIo`].
+    /// number of formats, a format's refusal of the `head_dim`, [`Error::FileIo`] and [`Error::Occupied`].
     pub fn create(
         path: &Path,
         fingerprint: &str,
@@ -146,8 +146,8 @@ impl KeyMix {
     /// Refuses a path that [`KeyMix::create`] could not write to, before the work of measuring for one.
     ///
     /// # Errors
-    /// [`Error::MixPath`], and [`Error::FileIo`]: a folder that is missing or not writable, and a path that is
-    /// there and not a regular file.
+    /// [`Error::MixPath`]. [`Error::FileIo`]: a folder that is missing or not writable, and a path that is there
+    /// and not a regular file. [`Error::Occupied`]: a file that is read-only or no mix.
     pub fn check_writable(path: &Path) -> Result<()> {
         path_in_spec(path)?;
         FileKind::Mix.check_writable(path)
@@ -176,7 +176,7 @@ impl KeyMix {
     /// Reads a mix.
     ///
     /// # Errors
-    /// [`Error::MixPath`], [`Error::FileIo`], and [`Error::FileFormat`] for a file that is damaged, too large, of
+    /// [`Error::MixPath`], [`Error::Missing`], [`Error::FileIo`], and [`Error::FileFormat`] for a file that is damaged, too large, of
     /// another version or no mix at all.
     pub fn load(path: &Path) -> Result<Self> {
         let kind = FileKind::Mix;

@@ -3,13 +3,21 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process;
 
 use crate::{Error, KvShape, Result};
 
 /// Most (layer, KV head)s of a model: far more than any has.
 const MAX_HEADS: usize = 65_536;
+
+/// Bytes in which a profile says how long its header is.
+pub(crate) const LEN_BYTES: usize = 8;
+
+/// Bytes from the beginning of a file in which it says its kind. Before that, a profile may name the format of every
+/// head.
+const START_BYTES: u64 = 2 << 20;
 
 /// What a file holds that is for one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +101,31 @@ impl FileKind {
         }
     }
 
+    /// Where a file of this kind is asked for.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Mix => "keys=mix:FILE",
+            Self::Profile => "--profile FILE",
+        }
+    }
+
+    /// Whether a file that begins with `start` is of this kind, be it damaged behind that.
+    fn begins_with(self, start: &[u8]) -> bool {
+        let mark = format!("\"{}\"", self.mark());
+        let mark = mark.as_bytes();
+        match self {
+            Self::Mix => {
+                let fields = start.trim_ascii_start().strip_prefix(b"{");
+                fields.is_some_and(|fields| fields.trim_ascii_start().starts_with(mark))
+            }
+            Self::Profile => {
+                let header = start.get(LEN_BYTES..).unwrap_or_default();
+                header.starts_with(b"{\"__metadata__\":{")
+                    && header.windows(mark.len()).any(|window| window == mark)
+            }
+        }
+    }
+
     /// Refuses what differs in a `field` from what is needed.
     pub(crate) fn check(self, field: &'static str, found: &str, expected: &str) -> Result<()> {
         if found == expected {
@@ -118,30 +151,73 @@ impl FileKind {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::FileIo`], also for what is no regular file and could be read without end.
+    /// [`Error::Missing`], and [`Error::FileIo`], also for what is no regular file and could be read without end.
     pub(crate) fn open(self, path: &Path) -> Result<File> {
-        check_regular(path).and_then(|()| File::open(path)).map_err(|source| self.io(path, source))
+        check_regular(path).and_then(|()| File::open(path)).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing { kind: self, path: path.to_owned() },
+            _ => self.io(path, source),
+        })
     }
 
-    /// Refuses a path that [`FileKind::replace`] could not write to: in a folder that is missing or not writable,
-    /// or of something that is there and no regular file.
+    /// Refuses a path that [`FileKind::replace`] could not or would not write to: in a folder that is missing or not
+    /// writable, of something that is no regular file, or of a file that is read-only or of another kind.
     ///
     /// # Errors
-    /// [`Error::FileIo`].
+    /// [`Error::FileIo`] and [`Error::Occupied`].
     pub(crate) fn check_writable(self, path: &Path) -> Result<()> {
-        let partial = partial_path(path);
-        let written = check_regular(path).and_then(|()| File::create(&partial).map(drop));
-        written.and_then(|()| fs::remove_file(&partial)).map_err(|source| self.io(path, source))
+        let target = self.target(path)?;
+        let tried = create_beside(&target).and_then(|(_, partial)| fs::remove_file(partial));
+        tried.map_err(|source| self.io(path, source))
     }
 
-    /// Writes `bytes` to `path`: a file that is there is replaced whole or not at all.
+    /// Writes `bytes` to `path`: a file of this kind, or an empty one, that is there is replaced whole or not at
+    /// all; where a symlink is there, the file that it leads to.
     ///
     /// # Errors
-    /// [`Error::FileIo`].
+    /// [`Error::FileIo`] and [`Error::Occupied`].
     pub(crate) fn replace(self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let partial = partial_path(path);
-        let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-        written.map_err(|source| self.io(path, source))
+        let target = self.target(path)?;
+        let write = || {
+            let (mut file, partial) = create_beside(&target)?;
+            let written = file.write_all(bytes).and_then(|()| file.sync_all());
+            drop(file);
+            let replaced = written.and_then(|()| fs::rename(&partial, &target));
+            replaced.inspect_err(|_| drop(fs::remove_file(&partial)))
+        };
+        write().map_err(|source| self.io(path, source))
+    }
+
+    /// The path that a file goes to, symlinks followed, where nothing is lost by it.
+    fn target(self, path: &Path) -> Result<PathBuf> {
+        let occupied = |reason| Err(Error::Occupied { kind: self, path: path.to_owned(), reason });
+        match self.find(path).map_err(|source| self.io(path, source))? {
+            Found::Nothing => Ok(path.to_owned()),
+            Found::Replaceable(target) => Ok(target),
+            Found::ReadOnly => occupied("the file there is read-only"),
+            Found::Foreign => occupied("the file there is something else"),
+        }
+    }
+
+    /// What is at a path.
+    fn find(self, path: &Path) -> io::Result<Found> {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            found => found?,
+        };
+        let target = fs::canonicalize(path)?;
+        check_regular(&target)?;
+        if fs::metadata(&target)?.permissions().readonly() {
+            return Ok(Found::ReadOnly);
+        }
+        let mut start = Vec::new();
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&target)?
+            .take(START_BYTES)
+            .read_to_end(&mut start)?;
+        let is_replaceable = start.is_empty() || self.begins_with(&start);
+        Ok(if is_replaceable { Found::Replaceable(target) } else { Found::Foreign })
     }
 
     pub(crate) fn io(self, path: &Path, source: io::Error) -> Error {
@@ -167,9 +243,25 @@ fn check_regular(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where a file is written before it is whole.
-fn partial_path(path: &Path) -> PathBuf {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    partial.into()
+/// What is at a path that a file is to be written to.
+enum Found {
+    Nothing,
+    /// A file of the kind that is to be written, or an empty one: the path of the file itself.
+    Replaceable(PathBuf),
+    ReadOnly,
+    /// A file of another kind.
+    Foreign,
+}
+
+/// A new file in the folder of `target`, to become it once it is whole, and its path.
+fn create_beside(target: &Path) -> io::Result<(File, PathBuf)> {
+    let mut attempt = 0;
+    loop {
+        let mut partial = target.as_os_str().to_owned();
+        partial.push(format!(".{}-{attempt}.partial", process::id()));
+        match File::create_new(&partial) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => attempt += 1,
+            created => return Ok((created?, partial.into())),
+        }
+    }
 }

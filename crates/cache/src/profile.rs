@@ -16,14 +16,11 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
 use crate::cache::{KvCache, KvShape, check_len};
-use crate::model_file::{FileKind, ModelIdentity};
+use crate::model_file::{FileKind, LEN_BYTES, ModelIdentity};
 use crate::{Keys, Result};
 
 /// Version of the file's layout.
 const VERSION: &str = "1";
-
-/// Bytes in which a file says how long its header is.
-const LEN_BYTES: usize = 8;
 
 /// Most bytes of a header, some times what the names of all tables of the largest shape take.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -108,15 +105,15 @@ impl Profile {
     ///
     /// # Errors
     /// [`Error::FileIo`](crate::Error::FileIo): a folder that is missing or not writable, and a path that is there and not a
-    /// regular file.
+    /// regular file. [`Error::Occupied`](crate::Error::Occupied): a file that is read-only or no profile.
     pub fn check_writable(path: &Path) -> Result<()> {
         FileKind::Profile.check_writable(path)
     }
 
-    /// Writes the profile; a file of that name is replaced whole or not at all.
+    /// Writes the profile; an older profile at this path, or an empty file, is replaced whole or not at all.
     ///
     /// # Errors
-    /// [`Error::FileIo`](crate::Error::FileIo).
+    /// As [`Profile::check_writable`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let kind = FileKind::Profile;
         let ModelIdentity { num_layers, num_kv_heads, head_dim, .. } = self.model;
@@ -163,7 +160,7 @@ impl Profile {
     /// Reads a profile. The tables are read only where the file is as long as its header says that it must be.
     ///
     /// # Errors
-    /// [`Error::FileIo`](crate::Error::FileIo), and [`Error::FileFormat`](crate::Error::FileFormat) for a file that is damaged, too large, of another version
+    /// [`Error::Missing`](crate::Error::Missing), [`Error::FileIo`](crate::Error::FileIo), and [`Error::FileFormat`](crate::Error::FileFormat) for a file that is damaged, too large, of another version
     /// or no profile at all.
     pub fn load(path: &Path) -> Result<Self> {
         let kind = FileKind::Profile;

@@ -1,6 +1,6 @@
 //! From files, prompt and chat template to tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use heterokv_model::text::{ChatTemplate, EncodeOptions, Message, ModelText, RenderOptions};
@@ -133,6 +133,29 @@ pub(crate) fn reply_tokens(
 pub(crate) fn encode_plain(text: &ModelText, plain: &str) -> Result<Vec<u32>> {
     let _bar = Bar::spinner("encoding the text");
     Ok(text.tokenizer.encode(plain, EncodeOptions { add_special: true, parse_special: false })?)
+}
+
+/// `num_tokens` of the tokens of `corpus`, from token `offset` on.
+///
+/// # Errors
+/// A text that ends too soon; where it is too short from its beginning on, too, `fewer` says how to need less.
+pub(crate) fn stretch<'a>(
+    corpus: &Path,
+    all: &'a [u32],
+    offset: usize,
+    num_tokens: usize,
+    fewer: &str,
+) -> Result<&'a [u32]> {
+    all.get(offset..offset.saturating_add(num_tokens)).with_context(|| {
+        let remedy = if num_tokens <= all.len() { "a lower --token-offset" } else { fewer };
+        format!(
+            "{} has {}, {} from token {} are asked for; use a longer text or {remedy}",
+            corpus.display(),
+            tokens(all.len()),
+            count(num_tokens),
+            count(offset)
+        )
+    })
 }
 
 /// A conversation as the model's chat template sees it.

@@ -1,7 +1,7 @@
 //! How much faster than f16 the scan of each class of formats has to be.
 
-use super::grid::{BAR_SHAPE, CaseResult, GridResult};
-use super::{Arithmetic, Place};
+use super::Arithmetic;
+use super::grid::{CaseResult, GridResult};
 use crate::bars::{Bar, Limit};
 
 /// Formats of about the same bits, the fastest of which is held to the bar.
@@ -43,13 +43,7 @@ impl Judgement {
 
 /// Judges a run; `None` where it lacks the shape of the bars or the candidates of a class.
 pub(crate) fn judge(result: &GridResult) -> Option<Judgement> {
-    let (head_dim, group_size) = BAR_SHAPE;
-    let at_shape: Vec<&CaseResult> = result
-        .cases
-        .iter()
-        .filter(|case| (case.head_dim, case.group_size) == (head_dim, group_size))
-        .filter(|case| case.place == Place::Memory)
-        .collect();
+    let at_shape: Vec<&CaseResult> = result.cases.iter().filter(|case| case.is_at_bars()).collect();
     let f16 = at_shape.iter().find(|case| case.format == "f16")?;
     let yardstick = Bar {
         what: "share of the read bandwidth".to_owned(),
@@ -79,6 +73,7 @@ pub(crate) fn judge(result: &GridResult) -> Option<Judgement> {
 mod tests {
     use super::*;
     use crate::formats;
+    use crate::scan::Place;
 
     fn result(times_f16: f64, f16_share: f64) -> GridResult {
         let case = |format: &str, arithmetic, ratio: f64| CaseResult {

@@ -58,6 +58,13 @@ pub(crate) struct GridResult {
     pub(crate) memory_bandwidth: Samples,
 }
 
+impl CaseResult {
+    /// Whether it is one of those that the bars are set for.
+    pub(super) fn is_at_bars(&self) -> bool {
+        (self.head_dim, self.group_size) == BAR_SHAPE && self.place == Place::Memory
+    }
+}
+
 impl GridResult {
     pub(crate) fn bandwidth(&self, place: Place) -> &Samples {
         match place {
@@ -160,6 +167,7 @@ impl<'a> Shape<'a> {
             format: KeyFormat::F16.to_string(),
             arithmetic: Arithmetic::Exact,
             bytes_per_token: f16.bytes_per_token(),
+            against_f16: f16_rates.iter().map(|_| 1.0).collect(),
             tokens_per_second: f16_rates,
             of_bandwidth: f16_shares,
             ..self.empty()

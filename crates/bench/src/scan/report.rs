@@ -1,53 +1,73 @@
 //! The cases of the scan as tables.
 
 use super::Place;
-use super::grid::GridResult;
+use super::grid::{BAR_SHAPE, CaseResult, GridResult};
 use crate::samples::Samples;
 use crate::sheet::{Cell, Sheet};
 
+/// What is said of a case.
+const FIGURES: [&str; 10] = [
+    "B/token",
+    "Mtok/s",
+    "± Mtok/s",
+    "min",
+    "max",
+    "GB/s",
+    "of bandwidth, %",
+    "times f16",
+    "± times f16",
+    "samples",
+];
+
 /// Every case, one row each.
 pub(crate) fn scan_sheet(result: &GridResult) -> Sheet {
-    let mut sheet = Sheet::new(
-        "Scan: tokens per second of one KV head, all threads together",
-        &[
-            "format",
-            "scores",
-            "head_dim",
-            "G",
-            "codes in",
-            "B/token",
-            "Mtok/s",
-            "± Mtok/s",
-            "min",
-            "max",
-            "GB/s",
-            "of bandwidth, %",
-            "times f16",
-            "samples",
-        ],
-    );
+    let columns = [&["format", "scores", "head_dim", "G", "codes in"][..], &FIGURES].concat();
+    let mut sheet =
+        Sheet::new("Scan: tokens per second of one KV head, all threads together", &columns);
     for case in &result.cases {
-        let millions: Samples = scaled(&case.tokens_per_second, 1e-6);
-        let bytes_per_second = case.tokens_per_second.median() * case.bytes_per_token;
-        let ratio = if case.format == "f16" { 1.0 } else { case.against_f16.median() };
-        sheet.push(vec![
+        let mut row = vec![
             Cell::text(&case.format),
             Cell::text(case.arithmetic.name()),
             Cell::Number(case.head_dim as f64, 0),
             Cell::Number(case.group_size as f64, 0),
             Cell::text(case.place.name()),
-            Cell::Number(case.bytes_per_token, 2),
-            Cell::Number(millions.median(), 1),
-            Cell::Number(millions.deviation(), 1),
-            Cell::Number(millions.min(), 1),
-            Cell::Number(millions.max(), 1),
-            Cell::Number(bytes_per_second / 1e9, 2),
-            Cell::Number(100.0 * case.of_bandwidth.median(), 1),
-            Cell::Number(ratio, 2),
-            Cell::Number(millions.len() as f64, 0),
-        ]);
+        ];
+        row.extend(figures(case));
+        sheet.push(row);
     }
     sheet
+}
+
+/// The cases that the bars are set for, by which their figures can be followed.
+pub(crate) fn bar_shape_sheet(result: &GridResult) -> Sheet {
+    let (head_dim, group_size) = BAR_SHAPE;
+    let title = format!(
+        "Scan from memory by head_dim {head_dim} and G = {group_size}, which the bars are set for"
+    );
+    let mut sheet = Sheet::new(title, &[&["format", "scores"][..], &FIGURES].concat());
+    for case in result.cases.iter().filter(|case| case.is_at_bars()) {
+        let mut row = vec![Cell::text(&case.format), Cell::text(case.arithmetic.name())];
+        row.extend(figures(case));
+        sheet.push(row);
+    }
+    sheet
+}
+
+/// The cells of [`FIGURES`].
+fn figures(case: &CaseResult) -> [Cell; FIGURES.len()] {
+    let millions = scaled(&case.tokens_per_second, 1e-6);
+    [
+        Cell::Number(case.bytes_per_token, 2),
+        Cell::Number(millions.median(), 1),
+        Cell::Number(millions.deviation(), 1),
+        Cell::Number(millions.min(), 1),
+        Cell::Number(millions.max(), 1),
+        Cell::Number(1e-3 * millions.median() * case.bytes_per_token, 2),
+        Cell::Number(100.0 * case.of_bandwidth.median(), 1),
+        Cell::Number(case.against_f16.median(), 2),
+        Cell::Number(case.against_f16.deviation(), 2),
+        Cell::Number(millions.len() as f64, 0),
+    ]
 }
 
 /// Every sample of every case, in the order taken.

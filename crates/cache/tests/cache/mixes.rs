@@ -85,8 +85,10 @@ fn paths_that_a_spec_cannot_hold_are_refused_with_the_reason() {
     }
     let spec: CacheSpec = "keys=mix:no such file".parse().unwrap();
     let error = spec.resolve(&mixed_shape(16), None).unwrap_err();
-    assert!(matches!(error, Error::FileIo { kind: FileKind::Mix, .. }), "{error}");
-    assert!(error.to_string().starts_with("mix no such file: "), "{error}");
+    assert!(matches!(error, Error::Missing { kind: FileKind::Mix, .. }), "{error}");
+    let said =
+        "there is no mix no such file, which keys=mix:FILE asks for; make one with `heterokv mix`";
+    assert_eq!(error.to_string(), said);
 }
 
 #[test]
@@ -205,12 +207,70 @@ fn a_mix_is_read_back_as_it_was_written() {
         KeyMix::check_writable(&missing).unwrap_err(),
         KeyMix::check_writable(folder.path()).unwrap_err(),
         KeyMix::load(folder.path()).unwrap_err(),
-        KeyMix::load(&missing).unwrap_err(),
     ] {
         assert!(matches!(error, Error::FileIo { kind: FileKind::Mix, .. }), "{error}");
     }
     KeyMix::check_writable(&path).expect("a file that can be replaced");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "and is left alone");
+}
+
+#[test]
+fn only_a_mix_or_an_empty_file_is_replaced_by_a_mix() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let create = |path: &Path| KeyMix::create(path, "m", &mixed_shape(16), formats(&FORMATS));
+    let refused = |path: &Path, reason: &str| {
+        let before = std::fs::read(path).unwrap();
+        for error in [KeyMix::check_writable(path).unwrap_err(), create(path).unwrap_err()] {
+            assert!(matches!(error, Error::Occupied { kind: FileKind::Mix, .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.contains(reason), "{error}");
+            assert!(error.ends_with("; give another path or remove that file"), "{error}");
+        }
+        assert_eq!(std::fs::read(path).unwrap(), before);
+    };
+    for text in ["Call me Ishmael.", "{}", "{\"model\": \"heterokv_mix\"}", "\"heterokv_mix\": 1"] {
+        std::fs::write(at("corpus"), text).unwrap();
+        refused(&at("corpus"), "the file there is something else");
+    }
+    let tokens = Tokens::new(8, shape(1, 2, 2, 16), 400);
+    let profile = Profile::of(&tokens.cache("keys=lm2", 400, 400), "model-7").unwrap();
+    profile.save(&at("profile")).unwrap();
+    refused(&at("profile"), "the file there is something else");
+
+    // What a user keeps beside it stays, whatever it is called.
+    for name in ["mix.partial", &format!("mix.{}-0.partial", std::process::id())] {
+        std::fs::write(at(name), "kept").unwrap();
+    }
+    std::fs::write(at("mix"), "").unwrap();
+    create(&at("mix")).expect("in place of an empty file");
+    create(&at("mix")).expect("in place of a mix");
+    assert_eq!(std::fs::read_to_string(at("mix.partial")).unwrap(), "kept");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        5,
+        "nothing half written is left"
+    );
+
+    let mut permissions = std::fs::metadata(at("mix")).unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(at("mix"), permissions).unwrap();
+    refused(&at("mix"), "the file there is read-only");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_mix_goes_to_where_a_symlink_leads() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, file) = (folder.path().join("link"), folder.path().join("file"));
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let create = || KeyMix::create(&link, "m", &mixed_shape(16), formats(&FORMATS));
+    let error = create().expect_err("it leads nowhere");
+    assert!(matches!(error, Error::FileIo { kind: FileKind::Mix, .. }), "{error}");
+    std::fs::write(&file, "").unwrap();
+    create().expect("it leads to an empty file");
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(KeyMix::load(&file).is_ok());
 }
 
 #[test]
@@ -314,6 +374,7 @@ fn damaged_files_are_typed_errors() {
     assert!(error.to_string().contains("more than 4194304 bytes"), "{error}");
     let tokens = Tokens::new(4, mixed_shape(16), 400);
     let profile = Profile::of(&tokens.cache("keys=lm2", 400, 400), "model-7").expect("coded");
+    std::fs::remove_file(&path).unwrap();
     profile.save(&path).unwrap();
     let error = KeyMix::load(&path).unwrap_err().to_string();
     let parts = ["not a mix: it is a profile, which --profile takes", "with `heterokv mix`"];

@@ -129,7 +129,27 @@ fn damaged_files_are_typed_errors() {
         }
     }
     let error = Profile::load(&folder.path().join("absent")).unwrap_err();
-    assert!(matches!(error, Error::FileIo { kind: FileKind::Profile, .. }), "{error}");
+    assert!(matches!(error, Error::Missing { kind: FileKind::Profile, .. }), "{error}");
+}
+
+#[test]
+fn only_a_profile_is_replaced_by_a_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = Tokens::new(9, shape(1, 2, 2, 16), 400);
+    let (profile, path) = saved(folder.path(), "lm2", &tokens);
+    profile.save(&path).expect("in place of a profile");
+    // Weights of a model are safetensors, too.
+    let header =
+        br#"{"__metadata__":{"format":"pt"},"w":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header].concat();
+    for contents in [&weights[..], b"Call me Ishmael: \"heterokv_profile\""] {
+        std::fs::write(&path, contents).unwrap();
+        for error in [Profile::check_writable(&path).unwrap_err(), profile.save(&path).unwrap_err()]
+        {
+            assert!(matches!(error, Error::Occupied { kind: FileKind::Profile, .. }), "{error}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), contents);
+    }
 }
 
 /// Replaces the first `from` by `to`, taking what a longer one needs from the header's padding.

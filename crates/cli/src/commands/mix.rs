@@ -8,7 +8,7 @@ use crate::args::MixArgs;
 use crate::load::{Opened, read_text};
 use crate::output::{count, print_line, say, table, tokens as counted};
 use crate::progress::Bar;
-use crate::prompt::encode_plain;
+use crate::prompt::{encode_plain, stretch};
 use crate::requirement::{check_memory, kv_shape};
 
 pub(super) fn run(args: &MixArgs) -> Result<()> {
@@ -17,19 +17,10 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let head_dim = shape.heads.head_dim;
-    check_bits(args, head_dim)?;
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
     let num_tokens = args.context.saturating_add(args.steps);
-    let end = args.token_offset.saturating_add(num_tokens);
-    let window = tokens.get(args.token_offset..end).with_context(|| {
-        format!(
-            "{} has {}, {} from token {} are asked for; use a longer text or a lower --context",
-            args.corpus.display(),
-            counted(tokens.len()),
-            count(num_tokens),
-            count(args.token_offset)
-        )
-    })?;
+    let window =
+        stretch(&args.corpus, &tokens, args.token_offset, num_tokens, "a lower --context")?;
     let (held_tokens, max_tokens) = (args.context, args.steps);
     let limit_tokens = config.max_context_tokens;
     if num_tokens > limit_tokens && !args.allow_beyond_trained {
@@ -46,7 +37,13 @@ pub(super) fn run(args: &MixArgs) -> Result<()> {
         },
         num_steps: args.steps,
     };
-    settings.check(head_dim, window.len())?;
+    settings.check(head_dim, window.len()).with_context(|| {
+        format!(
+            "cannot measure the --formats at --context {}; give a longer --context or other --formats",
+            count(args.context)
+        )
+    })?;
+    check_bits(args, head_dim)?;
     say(&opened.first_line());
     let model = opened.load()?;
     let sensitivity = {

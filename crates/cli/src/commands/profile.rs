@@ -1,14 +1,14 @@
 //! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
 
-use anyhow::{Context, Result, bail};
-use heterokv_cache::{CacheConfig, Profile};
+use anyhow::{Result, bail, ensure};
+use heterokv_cache::{CacheConfig, Error, Keys, KvShape, Profile};
 use heterokv_eval::{Pieces, fit_profile};
 
 use crate::args::ProfileArgs;
 use crate::load::{Opened, read_text};
 use crate::output::{bytes, count, print_line, say, tokens as counted};
 use crate::progress::Bar;
-use crate::prompt::encode_plain;
+use crate::prompt::{encode_plain, stretch};
 use crate::requirement::{check_memory, kv_shape};
 
 /// Tokens of a piece where none are asked for: a context that most models know.
@@ -23,17 +23,10 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
             "the full cache has no tables to fit; name one with coded keys, as in --cache hca:12.5%"
         );
     };
+    let shape = kv_shape(config)?;
+    check_tables(&hca.keys, &shape)?;
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
-    let end = args.token_offset.saturating_add(args.tokens);
-    let text = tokens.get(args.token_offset..end).with_context(|| {
-        format!(
-            "{} has {}, {} from token {} are asked for; use a longer text or fewer --tokens",
-            args.corpus.display(),
-            counted(tokens.len()),
-            count(args.tokens),
-            count(args.token_offset)
-        )
-    })?;
+    let text = stretch(&args.corpus, &tokens, args.token_offset, args.tokens, "fewer --tokens")?;
     let limit_tokens = config.max_context_tokens;
     let piece_tokens = args.piece.unwrap_or(PIECE_TOKENS.min(limit_tokens));
     let held_tokens = piece_tokens.min(text.len());
@@ -41,7 +34,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
     }
     let pieces = Pieces { tokens: piece_tokens, sinks: hca.sinks };
-    pieces.check(&hca.keys, &kv_shape(config)?, text.len())?;
+    pieces.check(&hca.keys, &shape, text.len())?;
     // The keys of one layer, and the hidden states, are those of all pieces, as of one prompt.
     check_memory(config, opened.weight_bytes()?, &[], text.len())?;
     say(&opened.first_line());
@@ -62,5 +55,19 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         count(held_tokens),
         bytes(std::fs::metadata(&args.out).map_or(0, |file| file.len()))
     ))?;
+    Ok(())
+}
+
+/// Refuses keys that have nothing to fit.
+fn check_tables(keys: &Keys, shape: &KvShape) -> Result<()> {
+    let mut table_bytes = 0;
+    for format in keys.formats(shape)? {
+        table_bytes += format.layout(shape.heads.head_dim).map_err(Error::from)?.table_bytes;
+    }
+    ensure!(
+        table_bytes > 0,
+        "keys={keys} has no tables and needs no profile; name a format with tables, such as \
+         keys=pq/2x256"
+    );
     Ok(())
 }

@@ -149,7 +149,7 @@ fn a_corpus_that_ends_too_soon() {
     let out = file("never.profile", "");
     refuses(
         &["profile", "--model", model(), "--corpus", &corpus, "--tokens", "1k", "--out", &out],
-        &["short.txt has 100 tokens, 1,000 from token 0 are asked for"],
+        &["short.txt has 100 tokens, 1,000 from token 0 are asked for", "or fewer --tokens"],
     );
     let profile = ["profile", "--model", model(), "--corpus", &corpus, "--out", &out];
     let parts = ["100 tokens are too few to fit the tables of", "need 256: 96 are left of them"];
@@ -286,6 +286,12 @@ fn a_profile_that_cannot_be_written_or_used() {
     let out = file("unused.profile", "");
     let args = ["--corpus", &corpus, "--tokens", "400", "--cache", "keys=pq/4x16", "--out", &out];
     stdout_of(&[&["profile", "--model", model()][..], &args].concat());
+    let args = ["--corpus", &corpus, "--cache", "keys=int4-token", "--out", &out];
+    let parts = ["keys=int4-token has no tables and needs no profile", "keys=pq/2x256"];
+    refuses(&[&["profile", "--model", model()][..], &args].concat(), &parts);
+    let missing = ["--profile", "nowhere.profile", "--cache", "keys=pq/4x16"];
+    let parts = ["there is no profile nowhere.profile", "make one with `heterokv profile`"];
+    generate_refuses(&missing, &parts);
     let parts = ["full codes no keys and takes no profile"];
     generate_refuses(&["--profile", &out, "--cache", "full"], &parts);
     let parts = ["unwritten.txt is damaged or not a profile", "make one with `heterokv profile`"];
@@ -313,7 +319,7 @@ fn a_mix_that_cannot_be_made() {
     );
     refused(
         &["2.25", "--out", &out, "--token-offset", "50"],
-        &["unmixed.txt has 500 tokens, 464 from token 50 are asked for"],
+        &["has 500 tokens, 464 from token 50 are asked for", "text or a lower --token-offset"],
     );
     let long = file("long-mix.txt", &prose(TRAINED_TOKENS + 64));
     let context = TRAINED_TOKENS.to_string();
@@ -321,7 +327,10 @@ fn a_mix_that_cannot_be_made() {
     let parts = ["1024 tokens of context and 64 behind it are more", "--allow-beyond-trained"];
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     let args = ["--corpus", &corpus, "--context", "300", "--bits", "4", "--out", &out];
-    let parts = ["alloc/0.5 needs at least 256 tokens to fit its tables, got 233"];
+    let parts = [
+        "at --context 300; give a longer --context or other --formats",
+        "alloc/0.5 needs at least 256 tokens to fit its tables, got 233",
+    ];
     let short = [&["mix", "--model", model()][..], &args].concat();
     refuses(&short, &parts);
     let stderr = String::from_utf8(run(&short).stderr).unwrap();
@@ -330,7 +339,51 @@ fn a_mix_that_cannot_be_made() {
     let parts = ["too few to code any", "4 first and 64 recent ones", "use a longer context"];
     let args = [&args[..], &["--formats", "f16", "--steps", "1"]].concat();
     refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
+    let args = ["--corpus", &corpus, "--context", "0", "--bits", "2", "--out", &out];
+    let parts = ["at --context 0; give a longer --context", "too few to code any"];
+    refuses(&[&["mix", "--model", model()][..], &args].concat(), &parts);
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "", "nothing was written");
+}
+
+#[test]
+fn files_that_stay() {
+    let corpus = file("stays.txt", &prose(500));
+    let weights = format!("{}-weights.safetensors", model());
+    std::fs::copy(format!("{}/model.safetensors", model()), &weights).unwrap();
+    let mix = ["mix", "--context", "400", "--bits", "4"];
+    let profile = ["profile", "--tokens", "400", "--cache", "keys=pq/4x16"];
+    let with = |command: &[&'static str], out: &str| -> Vec<String> {
+        let given = ["--model", model(), "--corpus", &corpus, "--out", out];
+        command.iter().chain(&given).map(|word| (*word).to_owned()).collect()
+    };
+    let made = |command: &[&'static str], out: &str| {
+        let args = with(command, out);
+        stdout_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    let refused = |command: &[&'static str], out: &str, reason: &str| {
+        let before = std::fs::read(out).unwrap();
+        let args = with(command, out);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        refuses(&args, &[out, reason, "give another path or remove that file"]);
+        assert!(std::fs::read(out).unwrap() == before, "{out} has changed");
+    };
+    for (command, name) in [(&mix[..], "stays.mix"), (&profile, "stays.profile")] {
+        refused(command, &corpus, "the file there is something else");
+        refused(command, &weights, "the file there is something else");
+        let out = file(name, "");
+        let partial = file(&format!("{name}.partial"), "kept");
+        made(command, &out);
+        made(command, &out);
+        assert_eq!(std::fs::read_to_string(&partial).unwrap(), "kept");
+        let other = if command == mix { &profile[..] } else { &mix };
+        refused(other, &out, "the file there is something else");
+        let permissions = std::fs::metadata(&out).unwrap().permissions();
+        let mut read_only = permissions.clone();
+        read_only.set_readonly(true);
+        std::fs::set_permissions(&out, read_only).unwrap();
+        refused(command, &out, "the file there is read-only");
+        std::fs::set_permissions(&out, permissions).unwrap();
+    }
 }
 
 #[test]
@@ -356,7 +409,10 @@ fn a_mix_of_another_model_or_none() {
     );
     let spec = format!("keys=mix:{corpus}");
     generate_refuses(&["--cache", &spec], &["mix-fit.txt is damaged or not a mix: expected"]);
-    generate_refuses(&["--cache", "keys=mix:nowhere"], &["mix nowhere: No such file"]);
+    generate_refuses(
+        &["--cache", "keys=mix:nowhere"],
+        &["there is no mix nowhere", "with `heterokv mix`"],
+    );
     generate_refuses(&["--cache", "keys=mix:a,b"], &["the path of a mix cannot hold one"]);
     #[cfg(unix)]
     generate_refuses(&["--cache", "keys=mix:/dev/zero"], &["else than a regular file"]);
