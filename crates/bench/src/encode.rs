@@ -8,40 +8,34 @@ use heterokv_testkit::normalised_mean_square_error;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use crate::conditions::Conditions;
 use crate::samples::Samples;
 use crate::scan::{PERIOD_TOKENS, ScanKeys};
 use crate::sheet::{Cell, Sheet};
-
-/// What is measured.
-pub(crate) struct Settings<'a> {
-    pub(crate) formats: &'a [KeyFormat],
-    pub(crate) head_dims: &'a [usize],
-    pub(crate) num_rounds: usize,
-    /// How long a sample takes, about.
-    pub(crate) sample_seconds: f64,
-    pub(crate) pool: &'a ThreadPool,
-    pub(crate) level: Level,
-}
 
 /// Encodes in every format, the formats taking turns, and gives a table.
 ///
 /// # Errors
 /// Codes that are wrong, and what formats refuse.
-pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Sheet> {
+pub(crate) fn measure(
+    formats: &[KeyFormat],
+    conditions: &Conditions<'_>,
+    say: &dyn Fn(&str),
+) -> Result<Sheet> {
     let mut sheet = Sheet::new(
         "Encode: tokens per second of one KV head, all threads together",
         &["format", "head_dim", "Mtok/s", "± Mtok/s", "min", "max", "GB/s of f32", "samples"],
     );
-    for &head_dim in settings.head_dims {
+    for &head_dim in &conditions.head_dims {
         say(&format!("encode: head_dim {head_dim}"));
         let keys = ScanKeys::new(head_dim);
         let mut encoders = Vec::new();
-        for &format in settings.formats {
+        for &format in formats {
             if format.layout(head_dim).is_ok() {
-                encoders.push(Encoder::new(format, &keys, settings)?);
+                encoders.push(Encoder::new(format, &keys, conditions)?);
             }
         }
-        for _ in 0..settings.num_rounds {
+        for _ in 0..conditions.num_rounds {
             encoders.iter_mut().for_each(Encoder::sample);
         }
         for encoder in encoders {
@@ -76,24 +70,24 @@ struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    fn new(format: KeyFormat, keys: &'a ScanKeys, settings: &Settings<'a>) -> Result<Self> {
+    fn new(format: KeyFormat, keys: &'a ScanKeys, conditions: &Conditions<'a>) -> Result<Self> {
         let input = FitInput {
             head_dim: keys.head_dim,
             keys: &keys.keys,
             query_energy: &keys.query_energy,
             seed: 0,
-            level: settings.level,
+            level: conditions.level,
         };
         let coder = KeyCoder::fit(format, &input)?;
         let codes = vec![0xA5; coder.layout().bytes(PERIOD_TOKENS)];
-        let lanes = vec![codes; settings.pool.current_num_threads()];
-        let Settings { pool, level, .. } = *settings;
+        let lanes = vec![codes; conditions.pool.current_num_threads()];
+        let Conditions { pool, level, .. } = *conditions;
         let mut encoder =
             Self { coder, keys, pool, level, lanes, num_passes: 1, rates: Samples::default() };
         encoder.sample();
         encoder.check()?;
         let seconds = (PERIOD_TOKENS * encoder.lanes.len()) as f64 / encoder.rates.max();
-        encoder.num_passes = ((settings.sample_seconds / seconds) as usize).max(1);
+        encoder.num_passes = ((conditions.sample_seconds / seconds) as usize).max(1);
         encoder.rates = Samples::default();
         Ok(encoder)
     }

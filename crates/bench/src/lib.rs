@@ -18,6 +18,7 @@
 
 mod args;
 mod bars;
+mod conditions;
 mod encode;
 mod environment;
 mod formats;

@@ -26,7 +26,7 @@ use crate::synthetic;
 pub(crate) use bars::{Judgement, judge};
 pub(crate) use coded::OurFormat;
 pub use expected::Expected;
-pub(crate) use grid::{Grid, measure};
+pub(crate) use grid::measure;
 pub(crate) use probe::Probe;
 pub(crate) use report::{
     bandwidth_sheet, bar_shape_sheet, samples_sheet, scan_sheet, shapes_sheet,

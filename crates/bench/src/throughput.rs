@@ -6,8 +6,9 @@ use rayon::ThreadPool;
 
 use crate::args::QuantArgs;
 use crate::bars::{self, Bar};
+use crate::conditions::Conditions;
 use crate::outcome::{Outcome, Reach, Table};
-use crate::scan::{self, Grid, OurFormat, Place, ScanFormat};
+use crate::scan::{self, OurFormat, Place, ScanFormat};
 use crate::{encode, formats, train, values};
 
 /// Scan, encode, values and fit.
@@ -18,49 +19,16 @@ pub(crate) fn throughput(
     pool: &ThreadPool,
 ) -> Result<Outcome> {
     let say = |message: &str| eprintln!("{message}");
-    let size = Size::of(arguments);
+    let conditions = Conditions::of(arguments, level, pool);
     let ours: Vec<KeyFormat> = match &arguments.formats[..] {
         [] => formats::parse(formats::TIMED)?,
         some => some.to_vec(),
     };
     let mut formats = peers;
     formats.extend(ours.iter().map(|&format| Box::new(OurFormat(format)) as Box<dyn ScanFormat>));
-    let result = scan::measure(
-        &Grid {
-            formats: &formats,
-            head_dims: &size.head_dims,
-            group_sizes: &size.group_sizes,
-            num_rounds: size.num_rounds,
-            memory_bytes: size.memory_bytes,
-            sample_seconds: size.sample_seconds,
-            level,
-            pool,
-        },
-        &say,
-    )?;
-    let encoded = encode::measure(
-        &encode::Settings {
-            formats: &ours,
-            head_dims: &size.head_dims,
-            num_rounds: size.num_rounds,
-            sample_seconds: size.sample_seconds,
-            pool,
-            level,
-        },
-        &say,
-    )?;
-    let values = values::measure(
-        &values::Settings {
-            head_dims: &size.head_dims,
-            group_sizes: &size.group_sizes,
-            num_rounds: size.num_rounds,
-            memory_bytes: size.memory_bytes,
-            sample_seconds: size.sample_seconds,
-            level,
-            pool,
-        },
-        &say,
-    )?;
+    let result = scan::measure(&formats, &conditions, &say)?;
+    let encoded = encode::measure(&ours, &conditions, &say)?;
+    let values = values::measure(&conditions, &say)?;
     let trained = match ours.contains(&train::FORMAT) {
         true if arguments.test => {
             let small = train::Settings { num_heads: 2, num_tokens: 1024, pool, level };
@@ -100,37 +68,4 @@ pub(crate) fn throughput(
     }
     tables.push(Table::new("quant-bars", bars::sheet("Bars", &all)));
     Ok(Outcome { tables, is_held, is_void })
-}
-
-/// Sizes of a run.
-struct Size {
-    head_dims: Vec<usize>,
-    group_sizes: Vec<usize>,
-    num_rounds: usize,
-    memory_bytes: usize,
-    sample_seconds: f64,
-}
-
-impl Size {
-    fn of(arguments: &QuantArgs) -> Self {
-        let scan = &arguments.scan;
-        let (head_dims, group_sizes) = (scan.head_dims.clone(), scan.group_sizes.clone());
-        if arguments.test {
-            let memory_bytes = 4 << 20;
-            return Self {
-                head_dims,
-                group_sizes,
-                num_rounds: 1,
-                memory_bytes,
-                sample_seconds: 0.0,
-            };
-        }
-        Self {
-            head_dims,
-            group_sizes,
-            num_rounds: scan.rounds,
-            memory_bytes: scan.memory << 20,
-            sample_seconds: 0.1,
-        }
-    }
 }

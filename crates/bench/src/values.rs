@@ -11,6 +11,7 @@ use heterokv_quant::{GroupSize, Level, RowFormat, WeightedRows};
 use heterokv_testkit::{Inputs, Tolerance, compare};
 use rayon::ThreadPool;
 
+use crate::conditions::Conditions;
 use crate::samples::Samples;
 use crate::scan::{Probe, locked};
 use crate::sheet::{Cell, Sheet};
@@ -28,24 +29,11 @@ const SUM_ROWS: usize = 512;
 /// Of so many rows one is summed where a selection is.
 const SELECTED_OF: usize = 4;
 
-/// What is measured.
-pub(crate) struct Settings<'a> {
-    pub(crate) head_dims: &'a [usize],
-    pub(crate) group_sizes: &'a [usize],
-    pub(crate) num_rounds: usize,
-    /// Bytes of the rows of a case.
-    pub(crate) memory_bytes: usize,
-    /// How long a sample takes, about.
-    pub(crate) sample_seconds: f64,
-    pub(crate) level: Level,
-    pub(crate) pool: &'a ThreadPool,
-}
-
 /// Sums in every format and gives a table.
 ///
 /// # Errors
 /// Sums that are wrong.
-pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<Sheet> {
+pub(crate) fn measure(conditions: &Conditions<'_>, say: &dyn Fn(&str)) -> Result<Sheet> {
     let mut sheet = Sheet::new(
         "Weighted sums of values from memory: rows per second of one KV head, all threads together",
         &[
@@ -60,16 +48,16 @@ pub(crate) fn measure(settings: &Settings<'_>, say: &dyn Fn(&str)) -> Result<She
             "samples",
         ],
     );
-    let mut probe = Probe::new(settings.memory_bytes, settings.pool);
+    let mut probe = Probe::new(conditions.memory_bytes, conditions.pool);
     probe.run(1);
-    for &head_dim in settings.head_dims {
-        for &group_size in settings.group_sizes {
+    for &head_dim in &conditions.head_dims {
+        for &group_size in &conditions.group_sizes {
             say(&format!("values: head_dim {head_dim}, G = {group_size}"));
             for format in FORMATS {
                 for step in [1, SELECTED_OF] {
-                    let mut walk = Walk::new(format, head_dim, group_size, step, settings)?;
+                    let mut walk = Walk::new(format, head_dim, group_size, step, conditions)?;
                     let (mut rates, mut shares) = (Samples::default(), Samples::default());
-                    for _ in 0..settings.num_rounds {
+                    for _ in 0..conditions.num_rounds {
                         let start = Instant::now();
                         let bandwidth = probe.run(1) as f64 / start.elapsed().as_secs_f64();
                         let rate = walk.sample();
@@ -128,7 +116,7 @@ impl<'a> Walk<'a> {
         head_dim: usize,
         group_size: usize,
         step: usize,
-        settings: &Settings<'a>,
+        conditions: &Conditions<'a>,
     ) -> Result<Self> {
         let mut inputs = Inputs::new(head_dim as u64);
         let values = inputs.gaussian_rows(PERIOD_ROWS, head_dim, 1.0);
@@ -139,18 +127,18 @@ impl<'a> Walk<'a> {
             format.encode(&values[i * head_dim..][..head_dim], row)?;
             format.decode(row, &mut decoded[i * head_dim..][..head_dim]);
         }
-        let share = settings.memory_bytes / settings.pool.current_num_threads();
+        let share = conditions.memory_bytes / conditions.pool.current_num_threads();
         let num_periods = share.div_ceil(period.len());
         // Each thread writes its own rows, so that they lie where it will read them.
-        let lanes = settings.pool.broadcast(|_| {
+        let lanes = conditions.pool.broadcast(|_| {
             let sums = vec![0.0; group_size * head_dim];
             Mutex::new(Lane { rows: period.repeat(num_periods), position: 0, sums })
         });
         let mut walk = Self {
             format,
             head_dim,
-            level: settings.level,
-            pool: settings.pool,
+            level: conditions.level,
+            pool: conditions.pool,
             picked: (0..SUM_ROWS).map(|i| i * step + inputs.below(step)).collect(),
             weights: (0..group_size * SUM_ROWS).map(|_| inputs.unit() / SUM_ROWS as f32).collect(),
             decoded,
@@ -160,7 +148,7 @@ impl<'a> Walk<'a> {
         walk.sample();
         walk.check()?;
         let rows_per_second = walk.sample();
-        let per_thread = rows_per_second * settings.sample_seconds / walk.lanes.len() as f64;
+        let per_thread = rows_per_second * conditions.sample_seconds / walk.lanes.len() as f64;
         walk.num_sums = ((per_thread / SUM_ROWS as f64) as usize).max(1);
         Ok(walk)
     }

@@ -5,10 +5,10 @@
 //! - **[`Affine`]**, four bytes, for whole tokens and for codes wider than 4 bits. `x ≈ zero + scale · code` with both
 //!   in f16, the zero rounded down from the smallest value and the scale up from what reaches the largest, so that
 //!   no error is above half a step.
-//! - **[`Window`]**, two bytes, for other groups of codes of up to 4 bits. The step is an eighth of an octave `2^(e / 8)` and the codes
-//!   are `2^bits` neighbours on a grid of such steps, whole or shifted by half of one; stored are `e` and
-//!   the centre of the window in half steps, a byte each. Of the windows that a search looks at the one with
-//!   the least squared error is taken, which may leave the ends of the group outside.
+//! - **[`Window`]**, two bytes, for other groups of codes of up to 4 bits. The step is an eighth of an octave
+//!   `2^(e / 8)` and the codes are `2^bits` neighbours on a grid of such steps, whole or shifted by half of one;
+//!   stored are `e` and the centre of the window in half steps, a byte each. Of the windows that a search looks
+//!   at the one with the least squared error is taken, which may leave the ends of the group outside.
 //!
 //! A step off by half an eighth of an octave costs little where it is wide, and little is lost by a zero
 //! on a grid: it only shifts which values are rounded where. So at few bits the two bytes saved are
@@ -40,6 +40,7 @@ pub(crate) struct Affine {
 }
 
 impl Affine {
+    /// For `values` and codes of `bits`.
     pub(crate) fn of(values: impl Iterator<Item = f32>, bits: u8) -> Self {
         let (low, high) = values
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
@@ -55,6 +56,7 @@ impl Affine {
         }
     }
 
+    /// For the values from `low` to `high`, whose scale and zero need not be found again.
     fn between(low: f32, high: f32, bits: u8) -> Self {
         let max_code = f32::from((1u16 << bits) - 1);
         let zero = f16_below(low).to_f32();

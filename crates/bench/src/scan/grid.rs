@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use heterokv_quant::{KeyFormat, Level};
-use rayon::ThreadPool;
+use heterokv_quant::KeyFormat;
 
 use super::probe::Probe;
 use super::{
     Arithmetic, Coded, OurFormat, PERIOD_TOKENS, Place, Scan, ScanFormat, ScanKeys, ScanTask,
 };
+use crate::conditions::Conditions;
 use crate::samples::Samples;
 
 /// Codes of one thread that lie in its L2 cache beside scores and tables.
@@ -17,21 +17,6 @@ const CACHE_BYTES_PER_THREAD: usize = 256 * 1024;
 
 /// The shape that the bars are set for; there, every arithmetic is measured.
 pub(super) const BAR_SHAPE: (usize, usize) = (64, 3);
-
-/// What is measured, and on what.
-pub(crate) struct Grid<'a> {
-    pub(crate) formats: &'a [Box<dyn ScanFormat + 'a>],
-    pub(crate) head_dims: &'a [usize],
-    pub(crate) group_sizes: &'a [usize],
-    /// Samples of each case.
-    pub(crate) num_rounds: usize,
-    /// Bytes of codes of a case that is read from memory.
-    pub(crate) memory_bytes: usize,
-    /// How long a sample takes, about.
-    pub(crate) sample_seconds: f64,
-    pub(crate) level: Level,
-    pub(crate) pool: &'a ThreadPool,
-}
 
 /// What one case gave.
 #[derive(Clone, Debug)]
@@ -85,13 +70,17 @@ impl GridResult {
 ///
 /// # Errors
 /// An answer that is wrong, and what formats refuse.
-pub(crate) fn measure(grid: &Grid<'_>, say: &dyn Fn(&str)) -> Result<GridResult> {
+pub(crate) fn measure(
+    formats: &[Box<dyn ScanFormat + '_>],
+    conditions: &Conditions<'_>,
+    say: &dyn Fn(&str),
+) -> Result<GridResult> {
     let mut result = GridResult::default();
-    for &head_dim in grid.head_dims {
+    for &head_dim in &conditions.head_dims {
         let keys = ScanKeys::new(head_dim);
         let f16 = OurFormat(KeyFormat::F16).encode(&keys)?.context("f16 holds any row")?;
         let mut coded: Vec<(String, Box<dyn Coded>)> = Vec::new();
-        for format in grid.formats {
+        for format in formats {
             let name = format.name();
             let encoded = format.encode(&keys).with_context(|| name.clone())?;
             match encoded.filter(|_| name != KeyFormat::F16.to_string()) {
@@ -100,10 +89,10 @@ pub(crate) fn measure(grid: &Grid<'_>, say: &dyn Fn(&str)) -> Result<GridResult>
                 None => say(&format!("{name} does not hold rows of {head_dim}")),
             }
         }
-        for &group_size in grid.group_sizes {
+        for &group_size in &conditions.group_sizes {
             for place in [Place::Cache, Place::Memory] {
                 say(&format!("scan: head_dim {head_dim}, G = {group_size}, {}", place.name()));
-                let shape = Shape { grid, keys: &keys, group_size, place };
+                let shape = Shape { conditions, keys: &keys, group_size, place };
                 shape.measure(&*f16, &coded, &mut result)?;
             }
         }
@@ -113,7 +102,7 @@ pub(crate) fn measure(grid: &Grid<'_>, say: &dyn Fn(&str)) -> Result<GridResult>
 
 /// All cases of one shape and place.
 struct Shape<'a> {
-    grid: &'a Grid<'a>,
+    conditions: &'a Conditions<'a>,
     keys: &'a ScanKeys,
     group_size: usize,
     place: Place,
@@ -126,17 +115,18 @@ impl<'a> Shape<'a> {
         coded: &'a [(String, Box<dyn Coded + 'a>)],
         result: &mut GridResult,
     ) -> Result<()> {
-        let mut probe = Probe::new(self.num_bytes(), self.grid.pool);
-        let mut yardstick = Timed::new(f16.lay_out(&self.task(Arithmetic::Exact)?)?, self.grid)?;
+        let mut probe = Probe::new(self.num_bytes(), self.conditions.pool);
+        let mut yardstick =
+            Timed::new(f16.lay_out(&self.task(Arithmetic::Exact)?)?, self.conditions)?;
         let probe_passes = self.probe_passes(&mut probe);
         let (mut f16_rates, mut f16_shares) = (Samples::default(), Samples::default());
         for (name, coded) in coded {
             for &arithmetic in self.arithmetics(&**coded) {
                 let scan = coded.lay_out(&self.task(arithmetic)?)?;
-                let mut timed = Timed::new(scan, self.grid)?;
+                let mut timed = Timed::new(scan, self.conditions)?;
                 let (mut rates, mut ratios) = (Samples::default(), Samples::default());
                 let mut shares = Samples::default();
-                for _ in 0..self.grid.num_rounds {
+                for _ in 0..self.conditions.num_rounds {
                     let start = Instant::now();
                     let bytes = probe.run(probe_passes) as f64;
                     let bandwidth = bytes / start.elapsed().as_secs_f64();
@@ -177,8 +167,8 @@ impl<'a> Shape<'a> {
 
     fn num_bytes(&self) -> usize {
         match self.place {
-            Place::Cache => CACHE_BYTES_PER_THREAD * self.grid.pool.current_num_threads(),
-            Place::Memory => self.grid.memory_bytes,
+            Place::Cache => CACHE_BYTES_PER_THREAD * self.conditions.pool.current_num_threads(),
+            Place::Memory => self.conditions.memory_bytes,
         }
     }
 
@@ -188,8 +178,8 @@ impl<'a> Shape<'a> {
             queries: self.keys.queries(self.group_size)?,
             arithmetic,
             num_bytes: self.num_bytes(),
-            level: self.grid.level,
-            pool: self.grid.pool,
+            level: self.conditions.level,
+            pool: self.conditions.pool,
         })
     }
 
@@ -204,7 +194,7 @@ impl<'a> Shape<'a> {
         probe.run(1);
         let start = Instant::now();
         probe.run(1);
-        let passes = 0.2 * self.grid.sample_seconds / start.elapsed().as_secs_f64();
+        let passes = 0.2 * self.conditions.sample_seconds / start.elapsed().as_secs_f64();
         (passes as usize).max(1)
     }
 
@@ -231,14 +221,14 @@ struct Timed<'a> {
 
 impl<'a> Timed<'a> {
     /// Checks and warms the scan, and finds out how fast it is.
-    fn new(mut scan: Box<dyn Scan + 'a>, grid: &Grid<'_>) -> Result<Self> {
+    fn new(mut scan: Box<dyn Scan + 'a>, conditions: &Conditions<'_>) -> Result<Self> {
         scan.check()?;
         // A sample passes every different key, or the largest score could not be checked.
-        let least = PERIOD_TOKENS * grid.pool.current_num_threads();
+        let least = PERIOD_TOKENS * conditions.pool.current_num_threads();
         let mut timed = Self { scan, num_tokens: least };
         timed.sample()?;
         let rate = timed.sample()?;
-        timed.num_tokens = least.max((rate * grid.sample_seconds) as usize);
+        timed.num_tokens = least.max((rate * conditions.sample_seconds) as usize);
         Ok(timed)
     }
 

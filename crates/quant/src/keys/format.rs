@@ -29,8 +29,8 @@ use crate::{Error, Result};
 ///
 /// # Layout
 ///
-/// Numbers are little-endian, scales and zeros f16, `STRIP` is 32 tokens. Blocks of
-/// [`KeyLayout::block_bytes`] follow each other:
+/// Numbers are little-endian, scales and zeros f16, a strip is 32 tokens. Blocks of [`KeyLayout::block_bytes`]
+/// follow each other:
 ///
 /// | names | block |
 /// | --- | --- |

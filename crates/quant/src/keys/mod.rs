@@ -30,7 +30,7 @@ pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
 use std::sync::Arc;
 
 use codec::Codec;
-use tables::bad_value;
+use tables::bad_rotation;
 
 use crate::saturate::to_f16;
 use crate::simd::largest::largest;
@@ -158,8 +158,7 @@ impl KeyCoder {
             KeyFormat::Pq { width, code_bits, is_rotated, num_exact } => {
                 let shape = pq::PqShape::new(width, code_bits, is_rotated, num_exact);
                 let fitted = pq::Pq::fit(shape, input);
-                let bad = |e: pq::NotOrthonormal| bad_value(format, "rotation", e.row * head_dim);
-                Arc::new(fitted.map_err(bad)?)
+                Arc::new(fitted.map_err(|error| bad_rotation(format, head_dim, error))?)
             }
             KeyFormat::Alloc { .. } => {
                 Arc::new(alloc::Alloc::fit(format.alloc_code_bytes(head_dim), input))
@@ -251,8 +250,8 @@ impl KeyCoder {
     }
 
     /// Scores `sm_scale · q·k` of queries that this coder [prepared](KeyCoder::prepare) against the first
-    /// `num_tokens` keys of `codes`, whole blocks. What sums are kept in is said by the [`Precision`] that the queries were prepared for. No
-    /// queries or no tokens: nothing is written.
+    /// `num_tokens` keys of `codes`, whole blocks. What sums are kept in is said by the [`Precision`] that the
+    /// queries were prepared for. No queries or no tokens: nothing is written.
     ///
     /// # Panics
     /// When `codes` or `out` is too short for `num_tokens`, rows of scores would overlap, `num_tokens` is not

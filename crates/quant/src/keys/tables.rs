@@ -51,6 +51,13 @@ impl KeyCoder {
                 Some(place) => Err(bad_value(format, name, place)),
             }
         };
+        let within = |name, range: RangeInclusive<f32>| {
+            let values = table(name, head_dim)?;
+            match values.iter().position(|x| !range.contains(&x.to_f32())) {
+                None => Ok(values),
+                Some(place) => Err(bad_value(format, name, place)),
+            }
+        };
         let codec: Arc<dyn Codec> = match format {
             KeyFormat::LloydMax { bits } => {
                 Arc::new(lloyd_max::LloydMax::restore(bits, table("centre", head_dim)?)?)
@@ -59,18 +66,13 @@ impl KeyCoder {
                 let shape = pq::PqShape::new(width, code_bits, is_rotated, num_exact);
                 let tables = pq::PqTables {
                     codebooks: table("codebooks", head_dim * shape.num_centroids())?,
-                    weights: table("weights", head_dim)?,
+                    weights: within("weights", pq::WEIGHTS)?,
                     rotation: is_rotated
                         .then(|| table("rotation", head_dim * head_dim))
                         .transpose()?,
                 };
-                let is_bad = |w: &f16| !pq::WEIGHTS.contains(&w.to_f32());
-                if let Some(place) = tables.weights.iter().position(is_bad) {
-                    return Err(bad_value(format, "weights", place));
-                }
                 let coder = pq::Pq::restore(shape, tables);
-                let bad = |e: pq::NotOrthonormal| bad_value(format, "rotation", e.row * head_dim);
-                Arc::new(coder.map_err(bad)?)
+                Arc::new(coder.map_err(|error| bad_rotation(format, head_dim, error))?)
             }
             KeyFormat::Alloc { .. } => {
                 let code_bytes = format.alloc_code_bytes(head_dim);
@@ -95,13 +97,6 @@ impl KeyCoder {
                         return Err(bad_value(format, "order", place));
                     }
                 }
-                let within = |name, range: RangeInclusive<f32>| {
-                    let values = table(name, head_dim)?;
-                    match values.iter().position(|x| !range.contains(&x.to_f32())) {
-                        None => Ok(values),
-                        Some(place) => Err(bad_value(format, name, place)),
-                    }
-                };
                 Arc::new(alloc::Alloc::restore(alloc::AllocTables {
                     order,
                     centre: table("centre", head_dim)?,
@@ -116,8 +111,13 @@ impl KeyCoder {
     }
 }
 
-pub(super) fn bad_value(format: KeyFormat, table: &'static str, place: usize) -> Error {
+fn bad_value(format: KeyFormat, table: &'static str, place: usize) -> Error {
     Error::TableValue { format: format.to_string(), table, place }
+}
+
+/// The error of a rotation that is none, at the first value of the row that shows it.
+pub(super) fn bad_rotation(format: KeyFormat, head_dim: usize, error: pq::NotOrthonormal) -> Error {
+    bad_value(format, "rotation", error.row * head_dim)
 }
 
 fn is_integer_below(x: f16, limit: usize) -> bool {

@@ -4,7 +4,6 @@ use std::arch::x86_64::*;
 
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps, of_each};
 use super::{BLOCK, Coordinate, LANES, first_of};
-use crate::simd::lanes::prefetch;
 
 /// Vectors of candidates per turn of the loop: two chains of minima.
 const CHAINS: usize = BLOCK / LANES;
@@ -53,9 +52,6 @@ pub(super) fn nearest_of_sorted(
     let steps = Steps {
         reached: |lows: &Lows, x| {
             lows.0.iter().map(|&low| u32::from(low <= x)).sum::<u32>() as usize
-        },
-        fetch: |blocks: &[Block; BEGIN]| {
-            blocks.iter().for_each(|block| prefetch(std::ptr::from_ref(block).cast()));
         },
         nearest,
         nearest_of_begin: |blocks: &[Block; BEGIN], point| of_each(blocks, point, nearest),

@@ -6,7 +6,6 @@ use half::f16;
 
 use super::sorted::{BEGIN, Block, Lows, SortedPairs, Steps};
 use super::{BLOCK, Coordinate};
-use crate::simd::lanes::prefetch;
 
 /// Of columns of one length, a multiple of 16.
 #[target_feature(enable = "avx512f")]
@@ -47,9 +46,6 @@ pub(super) fn nearest_of_sorted(
             // SAFETY: sixteen floats can be read there.
             let lows = unsafe { _mm512_loadu_ps(lows.0.as_ptr()) };
             _mm512_cmp_ps_mask::<_CMP_LE_OQ>(lows, _mm512_set1_ps(x)).trailing_ones() as usize
-        },
-        fetch: |blocks: &[Block; BEGIN]| {
-            blocks.iter().for_each(|block| prefetch(std::ptr::from_ref(block).cast()));
         },
         nearest: |block: &Block, point: [f32; 2]| {
             let distances = distances_of_pairs(block, point);

@@ -39,11 +39,9 @@ pub(crate) struct SortedPairs {
 }
 
 /// What a level does its own way.
-pub(super) struct Steps<R, F, N, B> {
+pub(super) struct Steps<R, N, B> {
     /// How many of some blocks begin at a place along the axis or before it.
     pub(super) reached: R,
-    /// Asks for blocks that will be read soon.
-    pub(super) fetch: F,
     /// The place in a block of the pair nearest to a point, the first of equals, and its squared distance.
     pub(super) nearest: N,
     /// The same of some blocks, one behind the other.
@@ -98,7 +96,6 @@ impl SortedPairs {
             codes,
             Steps {
                 reached: |lows: &Lows, x| lows.0.iter().filter(|&&low| low <= x).count(),
-                fetch: |_: &[Block; BEGIN]| (),
                 nearest,
                 nearest_of_begin: |blocks: &[Block; BEGIN], point| of_each(blocks, point, nearest),
             },
@@ -107,15 +104,14 @@ impl SortedPairs {
 
     /// The search in the steps of a level.
     #[inline(always)]
-    pub(super) fn search<R, F, N, B>(
+    pub(super) fn search<R, N, B>(
         &self,
         points: &[[f32; 2]],
         codes: &mut [u16],
-        steps: Steps<R, F, N, B>,
+        steps: Steps<R, N, B>,
     ) -> f32
     where
         R: Fn(&Lows, f32) -> usize,
-        F: Fn(&[Block; BEGIN]),
         N: Fn(&Block, [f32; 2]) -> (usize, f32),
         B: Fn(&[Block; BEGIN], [f32; 2]) -> (usize, f32),
     {
@@ -132,7 +128,7 @@ impl SortedPairs {
         for ((lows, blocks, point), code) in groups().zip(&mut *codes) {
             let reached = lows.iter().map(|lows| (steps.reached)(lows, point[0])).sum();
             let first = around(num_blocks, reached);
-            (steps.fetch)(begin(blocks, first));
+            fetch(begin(blocks, first));
             *code = first as u16;
         }
         let mut error = 0.0;
@@ -170,6 +166,15 @@ fn begin(blocks: &[Block], first: usize) -> &[Block; BEGIN] {
     &blocks[first..].as_chunks::<BEGIN>().0[0]
 }
 
+/// Asks for blocks that will be read soon, where there is a way to.
+#[inline(always)]
+fn fetch(blocks: &[Block; BEGIN]) {
+    #[cfg(target_arch = "x86_64")]
+    blocks.iter().for_each(|block| crate::simd::lanes::prefetch(std::ptr::from_ref(block).cast()));
+    let _ = blocks;
+}
+
+/// Where along the axis a block begins.
 #[inline(always)]
 fn low(lows: &[Lows], block: usize) -> f32 {
     lows[block / 16].0[block % 16]
