@@ -321,9 +321,12 @@ fn a_second_pass_changes_nothing() {
             let mut inputs = Inputs::new(5);
             let keys = input.keys(&mut inputs, fit_tokens(format, head_dim), head_dim);
             let coder = fitted(format, head_dim, &keys);
-            let back = decoded(&coder, &encoded(&coder, &keys[..128 * head_dim]));
-            let again = decoded(&coder, &encoded(&coder, &back));
+            let codes = encoded(&coder, &keys[..128 * head_dim]);
+            let back = decoded(&coder, &codes);
+            let again_codes = encoded(&coder, &back);
+            let again = decoded(&coder, &again_codes);
             let name = format!("{format} {head_dim} {input:?}");
+            let is_gaussian = matches!(input, Input::Gaussian);
             match format {
                 // A token's best scale may be another the second time; what is lost stays in the bound.
                 KeyFormat::LloydMax { .. }
@@ -333,18 +336,31 @@ fn a_second_pass_changes_nothing() {
                     assert!(share <= 1.0, "{name}: {share}");
                 }
                 // The way through a rotation and back moves keys by roundings of f32, which may take a value over
-                // the edge of a step.
-                KeyFormat::Rotated { .. } => {
+                // the edge of a step, or a zero or a scale in f16 over to its neighbour.
+                KeyFormat::Rotated { .. } if !(is_gaussian && is_window(format)) => {
                     let share = worst_share(&coder, &back, &again);
                     assert!(share <= 1.0, "{name}: {share}");
                 }
-                KeyFormat::Pq { is_rotated: true, .. } => {
+                KeyFormat::Pq { is_rotated: true, num_exact: 1.., .. } => {
                     let expected: Vec<f64> = back.iter().map(|&x| x.into()).collect();
                     let longest = expected.chunks(head_dim).map(norm).fold(0.0, f64::max);
-                    let tolerance = Tolerance { absolute: 1e-5 * longest, relative: 0.0 };
+                    let absolute = if is_gaussian { 1e-5 } else { 1e-5 * longest };
+                    let tolerance = Tolerance { absolute, relative: 0.0 };
                     assert_close(&name, 5, &again, &expected, tolerance);
                 }
                 _ => assert_eq!(again, back, "{name}"),
+            }
+            // Two equal centroids have two codes and one meaning; so have two windows of one step.
+            let has_two_codes = matches!(
+                format,
+                KeyFormat::Pq { .. }
+                    | KeyFormat::Rotated { .. }
+                    | KeyFormat::LloydMax { .. }
+                    | KeyFormat::LloydMaxPlain { .. }
+                    | KeyFormat::Alloc { .. }
+            ) || is_window(format);
+            if is_gaussian && !has_two_codes {
+                assert_eq!(again_codes, codes, "{name}");
             }
         }
     }
