@@ -7,7 +7,9 @@ use crate::args::QuantArgs;
 
 /// Shapes, sizes and the machine's part of a run.
 pub(crate) struct Conditions<'a> {
+    /// Lengths of keys and values.
     pub(crate) head_dims: Vec<usize>,
+    /// Query heads of a KV head.
     pub(crate) group_sizes: Vec<usize>,
     /// Samples of each case.
     pub(crate) num_rounds: usize,
@@ -15,7 +17,9 @@ pub(crate) struct Conditions<'a> {
     pub(crate) memory_bytes: usize,
     /// How long a sample takes, about.
     pub(crate) sample_seconds: f64,
+    /// The instruction set of our kernels.
     pub(crate) level: Level,
+    /// The threads, each of which takes its own share of the work.
     pub(crate) pool: &'a ThreadPool,
 }
 

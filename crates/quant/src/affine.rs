@@ -40,7 +40,8 @@ pub(crate) struct Affine {
 }
 
 impl Affine {
-    /// For `values` and codes of `bits`.
+    /// Zero and scale for `values`, finite and at least one, by codes of up to 8 `bits`: those that a second pass
+    /// over the decoded values finds again.
     pub(crate) fn of(values: impl Iterator<Item = f32>, bits: u8) -> Self {
         let (low, high) = values
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
@@ -56,7 +57,7 @@ impl Affine {
         }
     }
 
-    /// For the values from `low` to `high`, whose scale and zero need not be found again.
+    /// Zero and scale for values from `low` to `high`; what is decoded under them may ask for others.
     fn between(low: f32, high: f32, bits: u8) -> Self {
         let max_code = f32::from((1u16 << bits) - 1);
         let zero = f16_below(low).to_f32();

@@ -1,4 +1,4 @@
-//! What the kernels for x86-64 share: eight f32 lanes, loaded, stored and summed, and requests for cache lines.
+//! What the kernels for x86-64 share: eight f32 lanes, loaded, stored and summed.
 
 #![expect(unsafe_code, reason = "loads and stores by pointer")]
 
@@ -16,16 +16,6 @@ pub(super) fn load(values: &[f32; 8]) -> __m256 {
 pub(super) fn store(out: &mut [f32; 8], values: __m256) {
     // SAFETY: the array has the 32 bytes of this unaligned store.
     unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) }
-}
-
-/// Asks for the cache line at an address, whatever lies there, which will be read soon.
-#[inline]
-pub(super) fn prefetch(line: *const u8) {
-    #[allow(unused_unsafe, reason = "Rust from 1.92 on counts it as safe")]
-    // SAFETY: SSE is part of x86-64, and a prefetch of any address does nothing that a program can see.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(line.cast());
-    }
 }
 
 /// The sum of the eight lanes, pairwise.

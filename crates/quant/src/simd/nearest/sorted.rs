@@ -9,6 +9,7 @@ use half::f16;
 
 use super::{BLOCK, nearer};
 use crate::Level;
+use crate::simd::prefetch::prefetch;
 
 /// Blocks that are tried at once: after so many, few searches go on, which costs a branch that was not foretold.
 pub(super) const BEGIN: usize = 3;
@@ -128,7 +129,9 @@ impl SortedPairs {
         for ((lows, blocks, point), code) in groups().zip(&mut *codes) {
             let reached = lows.iter().map(|lows| (steps.reached)(lows, point[0])).sum();
             let first = around(num_blocks, reached);
-            fetch(begin(blocks, first));
+            for block in begin(blocks, first) {
+                prefetch(std::ptr::from_ref(block).cast());
+            }
             *code = first as u16;
         }
         let mut error = 0.0;
@@ -164,14 +167,6 @@ impl SortedPairs {
 #[inline(always)]
 fn begin(blocks: &[Block], first: usize) -> &[Block; BEGIN] {
     &blocks[first..].as_chunks::<BEGIN>().0[0]
-}
-
-/// Asks for blocks that will be read soon, where there is a way to.
-#[inline(always)]
-fn fetch(blocks: &[Block; BEGIN]) {
-    #[cfg(target_arch = "x86_64")]
-    blocks.iter().for_each(|block| crate::simd::lanes::prefetch(std::ptr::from_ref(block).cast()));
-    let _ = blocks;
 }
 
 /// Where along the axis a block begins.

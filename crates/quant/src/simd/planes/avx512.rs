@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{Parts, Strips, entries, parts, words};
 use crate::keys::{ENTRY_STEPS, PLANE_BYTES, Planes, Precision, PreparedQueries, STRIP, place_of};
-use crate::simd::lanes::prefetch;
+use crate::simd::prefetch::prefetch;
 use crate::simd::tails::avx512::StripTails;
 use crate::simd::tails::{HeadTerms, StripScores};
 

@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, Vector};
+#[cfg(target_arch = "x86_64")]
 use crate::affine::Group;
 #[cfg(target_arch = "x86_64")]
 use crate::affine::STEPS;
