@@ -5,9 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{LANES, Vector};
 #[cfg(target_arch = "x86_64")]
-use crate::affine::Group;
-#[cfg(target_arch = "x86_64")]
-use crate::affine::STEPS;
+use crate::affine::{Group, STEPS};
 use crate::grouped::Grouped;
 
 /// Affine integers of `BITS` bits in groups along the channels.
