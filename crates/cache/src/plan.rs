@@ -22,7 +22,7 @@ pub(crate) const FIT_TOKENS: usize = 256;
 const MAX_EXACT_TOKENS: usize = 1 << 24;
 
 /// Device bytes of a cache by component.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceBytes {
     /// Exact keys and values that stay: the sinks, or the whole cache where it is `full`.
     pub resident: usize,

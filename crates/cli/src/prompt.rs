@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use heterokv_model::text::{ChatTemplate, EncodeOptions, Message, ModelText, RenderOptions};
+use heterokv_model::text::{EncodeOptions, ModelText};
 
 use crate::load::{read_text, text_bytes};
 use crate::output::{bytes, count, tokens};
@@ -11,9 +11,6 @@ use crate::progress::Bar;
 
 /// Tokens of a reply, where nothing else is asked for.
 const DEFAULT_MAX_TOKENS: usize = 256;
-
-/// Stands where a question or a reply will be; no template touches it and no text holds it.
-const PLACEHOLDER: &str = "\u{2063}heterokv placeholder\u{2063}";
 
 /// A tokenizer may rewrite a text before it encodes it, composing characters above all; a text that becomes
 /// more than this many times shorter by that is no text that anyone means.
@@ -77,15 +74,23 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// The files with `prompt` as a paragraph of its own behind them.
-    pub(crate) fn with_paragraph(&self, prompt: &str) -> String {
+    /// The files, up to where a paragraph of its own begins.
+    pub(crate) fn before_paragraph(&self) -> String {
         let text = &self.text;
         let gap = match () {
-            () if text.is_empty() || prompt.is_empty() || text.ends_with("\n\n") => "",
+            () if text.is_empty() || text.ends_with("\n\n") => "",
             () if text.ends_with('\n') => "\n",
             () => "\n\n",
         };
-        format!("{text}{gap}{prompt}")
+        format!("{text}{gap}")
+    }
+
+    /// The files with `prompt` as a paragraph of its own behind them.
+    pub(crate) fn with_paragraph(&self, prompt: &str) -> String {
+        if prompt.is_empty() {
+            return self.text.clone();
+        }
+        format!("{}{prompt}", self.before_paragraph())
     }
 }
 
@@ -157,92 +162,6 @@ pub(crate) fn stretch<'a>(
         )
     })
 }
-
-/// A conversation as the model's chat template sees it.
-pub(crate) struct Conversation<'a> {
-    text: &'a ModelText,
-    template: &'a ChatTemplate,
-    system: Option<String>,
-}
-
-impl<'a> Conversation<'a> {
-    /// A conversation with a system message or none.
-    ///
-    /// # Errors
-    /// When the model has no chat template.
-    pub(crate) fn new(text: &'a ModelText, system: Option<String>) -> Result<Self> {
-        let template = text.chat_template.as_ref().context(
-            "this model has no chat template; use `heterokv generate` without --chat, or a model that was \
-             tuned for conversation",
-        )?;
-        Ok(Self { text, template, system })
-    }
-
-    /// The tokens of a first message, up to where the reply begins.
-    ///
-    /// # Errors
-    /// What the template or the tokenizer refuses.
-    pub(crate) fn first_turn(&self, message: &str) -> Result<Vec<u32>> {
-        let _bar = Bar::spinner("encoding the text");
-        self.encode(&self.render(&[Message::new("user", message)])?)
-    }
-
-    /// The tokens up to where the question stands in a first message that begins with `files`, and the
-    /// text behind the question.
-    ///
-    /// # Errors
-    /// What the template or the tokenizer refuses.
-    pub(crate) fn opening(&self, files: &Files) -> Result<(Vec<u32>, String)> {
-        let _bar = Bar::spinner("encoding the text");
-        let message = files.with_paragraph(PLACEHOLDER);
-        let rendered = self.render(&[Message::new("user", message)])?;
-        let (before, behind) = rendered.rsplit_once(PLACEHOLDER).context(NO_PLACE)?;
-        Ok((self.encode(before)?, behind.to_owned()))
-    }
-
-    /// The tokens of a question and of what the template puts behind it.
-    ///
-    /// # Errors
-    /// What the tokenizer refuses.
-    pub(crate) fn question(&self, question: &str, behind: &str) -> Result<Vec<u32>> {
-        self.encode(&format!("{question}{behind}"))
-    }
-
-    /// The tokens between the end of a reply and the beginning of the next, with the question in them.
-    ///
-    /// # Errors
-    /// What the template or the tokenizer refuses.
-    pub(crate) fn next_turn(&self, question: &str) -> Result<Vec<u32>> {
-        // What was said before is in the cache; only what follows a reply is wanted.
-        let rendered = self.render(&[
-            Message::new("user", "."),
-            Message::new("assistant", PLACEHOLDER),
-            Message::new("user", question),
-        ])?;
-        let (_, behind) = rendered.split_once(PLACEHOLDER).context(NO_PLACE)?;
-        self.encode(behind)
-    }
-
-    fn render(&self, turns: &[Message]) -> Result<String> {
-        let system = self.system.iter().map(|system| Message::new("system", system.as_str()));
-        let messages: Vec<Message> = system.chain(turns.iter().cloned()).collect();
-        let (bos, eos) = (self.text.tokenizer.bos_token(), self.text.tokenizer.eos_token());
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            bos_token: bos.as_deref(),
-            eos_token: eos.as_deref(),
-        };
-        Ok(self.template.render(&messages, options)?)
-    }
-
-    fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
-        let options = EncodeOptions { add_special: false, parse_special: true };
-        Ok(self.text.tokenizer.encode(rendered, options)?)
-    }
-}
-
-const NO_PLACE: &str = "the model's chat template leaves out or changes what is said in a message; use \
-                        `heterokv generate` without --chat";
 
 /// Refuses a prompt without text; files that are there have some.
 ///

@@ -1,5 +1,7 @@
 //! What can go wrong in this crate.
 
+use std::path::PathBuf;
+
 use heterokv_cache::KeyFormat;
 
 use crate::{ExactTokens, Pieces};
@@ -11,13 +13,32 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A task that there is not.
+    #[error("there is no task `{name}`; there are {}", known.join(", "))]
+    NoSuchTask {
+        /// The name asked for.
+        name: String,
+        /// Those that there are.
+        known: Vec<&'static str>,
+    },
+    /// An input that a task needs and did not get.
+    #[error("{task} needs {input}")]
+    MissingInput {
+        /// The task.
+        task: &'static str,
+        /// What it needs, and how it is given.
+        input: &'static str,
+    },
     /// A corpus that ends before the window does.
     #[error(
-        "the corpus has {corpus_tokens} token{}, the window needs {needed_tokens} \
-         (offset {offset} + context {context} + continuation {continuation} + 1)",
+        "the corpus has {corpus_tokens} token{}, the window of {task} needs {needed_tokens} \
+         (offset {offset} + context {context} + {behind} behind it); use a longer corpus, a lower offset or a \
+         shorter context",
         if *corpus_tokens == 1 { "" } else { "s" }
     )]
     ShortCorpus {
+        /// The task.
+        task: &'static str,
         /// Tokens of the corpus.
         corpus_tokens: usize,
         /// Tokens needed.
@@ -26,9 +47,70 @@ pub enum Error {
         offset: usize,
         /// Tokens of context.
         context: usize,
-        /// Tokens fed behind it.
-        continuation: usize,
+        /// Tokens behind it.
+        behind: usize,
     },
+    /// A context that cannot hold what a task puts in it.
+    #[error("a context of {context} tokens is too short for {task}, which needs {needed_tokens}; use a longer one")]
+    ShortTaskContext {
+        /// The task.
+        task: &'static str,
+        /// Tokens of context.
+        context: usize,
+        /// Tokens needed.
+        needed_tokens: usize,
+    },
+    /// A haystack that is shorter than the context.
+    #[error(
+        "the haystack has about {haystack_tokens} tokens, {task} needs {needed_tokens}; use a longer text, a shorter \
+         context, or none, for generated text"
+    )]
+    ShortHaystack {
+        /// The task.
+        task: &'static str,
+        /// Tokens of the haystack.
+        haystack_tokens: usize,
+        /// Tokens needed.
+        needed_tokens: usize,
+    },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A line of a JSONL file that is not what it should be.
+    #[error("{} line {line}: {reason}", path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A cache that is no smaller than it would be without compression.
+    #[error(
+        "compression was asked for and did not happen: {cache} holds {device_bytes} bytes on the device at \
+         {num_tokens} tokens, and should hold {expected_bytes} at most (a full f16 cache: {full_bytes})"
+    )]
+    NotCompressed {
+        /// The cache as it was named.
+        cache: String,
+        /// Tokens held.
+        num_tokens: usize,
+        /// Bytes counted.
+        device_bytes: usize,
+        /// Most that they should be.
+        expected_bytes: usize,
+        /// Bytes of a full f16 cache of these tokens.
+        full_bytes: usize,
+    },
+    /// The tokenizer or the chat template refused.
+    #[error(transparent)]
+    Text(#[from] heterokv_model::text::Error),
     /// A context too short to hold the passage that is repeated.
     #[error(
         "recall repeats context tokens {first}..{end}, but the context has {context}; \

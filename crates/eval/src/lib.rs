@@ -11,21 +11,27 @@
 //! This crate prints nothing and reads no file.
 
 mod attention;
-mod compare;
+mod divergence;
 mod error;
 mod fit;
 mod heads;
 mod logits;
-mod metrics;
+mod metric;
 mod projected;
+mod prompting;
+mod row;
 mod selection;
 mod sensitivity;
+mod task;
 
 pub use attention::{AttentionError, ExactAttention, exact_scores};
-pub use compare::{CacheResult, Mode, Window, compare_caches};
+pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
-pub use metrics::{Distribution, kl_divergence};
+pub use metric::Metric;
+pub use prompting::{Asked, Prompting};
+pub use row::{Answer, Memory, Outcome, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
+pub use task::{Inputs, Probe, Question, Sample, Settings, Task, task, tasks};

@@ -4,7 +4,7 @@ use heterokv_cache::{CacheSpec, KvCache};
 use heterokv_model::Model;
 use serde::Serialize;
 
-use crate::metrics::log_sum_exp;
+use crate::divergence::log_sum_exp;
 use crate::{Error, Result};
 
 /// Tokens whose logits are computed together.

@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use heterokv_model::text::Conversation;
 use heterokv_model::{GenerateSettings, Generator, SamplerSettings};
 
 use super::generate::{feed, prepare, stream};
@@ -11,7 +12,8 @@ use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
 use crate::output::{print, print_line, say};
-use crate::prompt::{Conversation, UnreadFiles, reply_tokens};
+use crate::progress::Bar;
+use crate::prompt::{UnreadFiles, reply_tokens};
 use crate::report::Report;
 
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
@@ -25,16 +27,20 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     let terms = &args.cache.terms;
     let allow_beyond_trained = terms.allow_beyond_trained;
     let files = files.read(&text, (!allow_beyond_trained).then_some(limit))?;
-    let (opening, behind_question) = conversation.opening(&files)?;
+    let opening = {
+        let _bar = Bar::spinner("encoding the text");
+        conversation.opening(&files.before_paragraph())?
+    };
     let reply_tokens = |num_tokens| {
         let asked = args.sampler.max_tokens;
         reply_tokens(asked, num_tokens, limit, allow_beyond_trained, &text, &files)
     };
 
+    let num_opening = opening.tokens.len();
     let (model, cache) =
-        prepare(&opened, &args.cache, opening.len(), reply_tokens(opening.len())?)?;
+        prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
     let mut generator = Generator::new(&model, &text.tokenizer, cache);
-    feed(&mut generator, &opening)?;
+    feed(&mut generator, &opening.tokens)?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
         say("Ask. Ctrl-C ends a reply; at the prompt it ends the program, as Ctrl-D does.");
@@ -42,8 +48,8 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     for turn in 0u64.. {
         let Some(question) = next_question(is_terminal)? else { break };
         let tokens = match turn {
-            0 => conversation.question(&question, &behind_question)?,
-            _ => conversation.next_turn(&question)?,
+            0 => conversation.question(&question, &opening.behind, "")?,
+            _ => conversation.next_turn(&question, "")?,
         };
         let settings = GenerateSettings {
             // Each reply draws numbers of its own.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use heterokv_cache::KvCache;
+use heterokv_model::text::Conversation;
 use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator, Model};
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use crate::interrupt;
 use crate::load::{Opened, check_ratio};
 use crate::output::{print, print_line, ratio, say, tokens};
 use crate::progress::Bar;
-use crate::prompt::{Conversation, UnreadFiles, check_not_empty, encode_plain, reply_tokens};
+use crate::prompt::{UnreadFiles, check_not_empty, encode_plain, reply_tokens};
 use crate::report::Report;
 use crate::requirement::{check_memory, plan};
 
@@ -46,6 +47,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let files = files.read(&text, (!allow_beyond_trained).then_some(limit))?;
     let tokens = if args.chat {
         let conversation = Conversation::new(&text, args.system.clone())?;
+        let _bar = Bar::spinner("encoding the text");
         conversation.first_turn(&files.with_paragraph(&args.prompt))?
     } else {
         encode_plain(&text, &format!("{}{}", files.text, args.prompt))?

@@ -9,6 +9,7 @@
 //! not know is an error that names it.
 
 mod chat;
+mod conversation;
 mod detokenize;
 mod error;
 mod gguf_vocab;
@@ -22,6 +23,7 @@ mod token_table;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message, RenderOptions};
+pub use conversation::{Conversation, Opening};
 pub use detokenize::{DecodeStream, LeadingSpace, SpecialTokens};
 pub use error::Error;
 pub use gguf_vocab::GgufVocab;
