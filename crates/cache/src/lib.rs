@@ -28,7 +28,7 @@ mod prompt;
 mod select;
 mod spec;
 
-pub use cache::{KvCache, KvShape, ReadStats};
+pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
 pub use heterokv_quant::{KeyFormat, Level, RowFormat};

@@ -1,5 +1,7 @@
 //! Distributions over the vocabulary and how they differ, in f64: step by step, and all steps together.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -35,6 +37,18 @@ impl Distribution {
             }
         }
         top as u32
+    }
+
+    /// The most probable token that is not one of `excluded`, the lowest of equals; none where nothing is a number.
+    pub(crate) fn top_outside(&self, excluded: &BTreeSet<u32>) -> Option<u32> {
+        let mut top: Option<(u32, f32)> = None;
+        for (id, &x) in (0..).zip(&self.0) {
+            let is_more = x > top.map_or(f32::NEG_INFINITY, |(_, most)| most);
+            if is_more && !excluded.contains(&id) {
+                top = Some((id, x));
+            }
+        }
+        top.map(|(id, _)| id)
     }
 
     /// The most probable tokens, the lower of equals first.

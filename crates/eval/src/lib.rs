@@ -13,6 +13,7 @@
 mod attention;
 mod divergence;
 mod error;
+mod evaluate;
 mod fit;
 mod heads;
 mod logits;
@@ -22,11 +23,13 @@ mod prompting;
 mod row;
 mod selection;
 mod sensitivity;
+mod subject;
 mod task;
 
 pub use attention::{AttentionError, ExactAttention, exact_scores};
 pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
+pub use evaluate::{Engine, Job, Watcher, evaluate};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
@@ -34,4 +37,5 @@ pub use metric::Metric;
 pub use prompting::{Asked, Prompting};
 pub use row::{Answer, Memory, Outcome, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
+pub use subject::{Candidate, Replace, Subject};
 pub use task::{Inputs, Probe, Question, Sample, Settings, Task, task, tasks};

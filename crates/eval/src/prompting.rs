@@ -92,14 +92,14 @@ impl<'a> Prompting<'a> {
         }
     }
 
-    /// The tokens of a further question, behind the reply to the one before it. Without a chat template that is what
-    /// the text goes on with.
+    /// The tokens of a further question, behind the reply to the one before it. Without a chat template it
+    /// is a paragraph of its own.
     ///
     /// # Errors
     /// What the tokenizer or the template refuses.
     pub fn next_question(&self, question: &str, reply: &str) -> Result<Vec<u32>> {
         match &self.conversation {
-            None => self.encode_piece(&format!("{question}{reply}")),
+            None => self.encode_piece(&format!("\n\n{question}{reply}")),
             Some(conversation) => {
                 Ok(conversation.next_turn(question, reply)?)
             }

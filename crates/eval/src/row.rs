@@ -23,6 +23,9 @@ pub struct Row {
     pub cache: String,
     /// The cache with every option written out.
     pub spec: String,
+    /// Digest of all that the outcome depends on: the sample's tokens, what is asked, the cache, the model and the
+    /// form of its weights. Where it is the same, the same was measured.
+    pub inputs: String,
     /// What came of it.
     pub outcome: Outcome,
     /// Coded rows fetched per KV head over tokens held, mean over steps, layers and heads; none where the engine

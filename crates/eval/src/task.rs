@@ -1,5 +1,10 @@
 //! Tasks: where samples come from, and what is asked of a cache.
 
+mod corpus;
+mod haystack;
+mod needle;
+mod ruler;
+
 use std::path::Path;
 
 use crate::metric::Metric;
@@ -28,7 +33,16 @@ pub trait Task: Sync {
 /// All tasks, in the order in which they are listed.
 #[must_use]
 pub fn tasks() -> Vec<&'static dyn Task> {
-    vec![]
+    let mut all: Vec<&'static dyn Task> = vec![
+        &corpus::Continuation,
+        &corpus::Recall,
+        &corpus::OwnText,
+        &needle::PassKey,
+        &needle::Needle,
+        &needle::MultiTurn,
+    ];
+    all.extend(ruler::TASKS.iter().map(|task| task as &dyn Task));
+    all
 }
 
 /// The task of that name.

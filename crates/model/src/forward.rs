@@ -3,7 +3,7 @@
 //! Weights stay in the form that [`ComputeType`] names; norms, softmax and sums are f32. Keys enter the
 //! cache post-RoPE, in the half-split pairing, whatever the checkpoint's own.
 
-use heterokv_cache::{HeadShape, KvCache, KvShape, PromptLayer};
+use heterokv_cache::{AttentionCache, HeadShape, KvCache, KvShape, PromptLayer};
 use heterokv_quant::Level;
 use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, dequantize, gemv_many};
 use rayon::prelude::*;
@@ -257,7 +257,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::prefill`].
-    pub fn extend(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
+    pub fn extend(
+        &self,
+        tokens: &[u32],
+        cache: &mut dyn AttentionCache,
+    ) -> Result<Vec<f32>> {
         let mut hidden = self.embed(tokens)?;
         let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
         let mut q = vec![0.0; tokens.len() * qo_len];

@@ -1,0 +1,294 @@
+//! Samples through caches: each context is taken in once, by all caches that have to do with it, and every probe
+//! behind it is put to a fork of each.
+
+mod probe;
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use heterokv_cache::{CachePlan, KvCache};
+use heterokv_model::text::Tokenizer;
+use heterokv_model::{Model, Progress};
+use sha2::{Digest, Sha256};
+
+use crate::divergence::Distribution;
+use crate::row::{Row, Run, Time};
+use crate::subject::{Candidate, Subject};
+use crate::task::{Probe, Sample};
+use crate::Result;
+use probe::Probed;
+
+/// A sample of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Name of the task.
+    pub task: &'static str,
+    /// The sample.
+    pub sample: Sample,
+}
+
+/// What looks on while samples are evaluated.
+pub trait Watcher {
+    /// Whether a row with these is at hand already, and need not be made again. `inputs` is [`Row::inputs`].
+    fn is_done(&mut self, task: &str, sample: &Sample, cache: &str, inputs: &str) -> bool;
+
+    /// Context `index` of `total` is about to be taken in.
+    fn begins(&mut self, index: usize, total: usize, sample: &Sample);
+
+    /// The context is taken in: so much of it.
+    fn reads(&mut self, done: usize, total: usize);
+
+    /// A probe goes on: so much of it.
+    fn probes(&mut self, job: &Job, done: usize, total: usize);
+
+    /// A row is there.
+    ///
+    /// # Errors
+    /// What ends the evaluation.
+    fn row(&mut self, row: Row) -> Result<()>;
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Engine<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+impl Engine<'_> {
+    /// Tokens that end a reply.
+    fn end_ids(&self) -> BTreeSet<u32> {
+        let of_config = &self.model.config().eos_token_ids;
+        self.tokenizer.end_ids().iter().chain(of_config).copied().collect()
+    }
+
+    /// Rows of the output projection that the tokenizer has no token for.
+    fn nameless_ids(&self) -> BTreeSet<u32> {
+        let ids = 0..u32::try_from(self.model.config().vocab_size).unwrap_or(u32::MAX);
+        ids.filter(|&id| self.tokenizer.token_bytes(id).is_err()).collect()
+    }
+
+    /// All that a text does not go on with.
+    fn unspoken_ids(&self) -> BTreeSet<u32> {
+        &self.end_ids() | &self.nameless_ids()
+    }
+}
+
+/// Puts every sample to every candidate and hands the rows to `watcher`, sample by sample, candidates in order.
+///
+/// Where distributions are compared, they are compared with those of a cache `full` of its own, step by step side by
+/// side: a candidate that is `full` itself is decoded independently. Samples with the same context share its
+/// prefill. What is done already (by [`Watcher::is_done`]) is left out, and with it contexts of which nothing is left.
+///
+/// # Errors
+/// [`Error::NotCompressed`](crate::Error::NotCompressed) for a cache that holds more bytes than its plan or its name says; a distribution that is
+/// not finite; what the model, a cache or the watcher refuses.
+pub fn evaluate(
+    engine: Engine<'_>,
+    jobs: &[Job],
+    candidates: &[Candidate<'_>],
+    run: &Run,
+    watcher: &mut dyn Watcher,
+) -> Result<()> {
+    let mut groups: Vec<Vec<Pending<'_>>> = Vec::new();
+    for job in jobs {
+        let pending = Pending::of(job, candidates, run, watcher);
+        let same = groups.iter_mut().find(|group| group[0].job.sample.context == job.sample.context);
+        match same {
+            Some(group) => group.push(pending),
+            None => groups.push(vec![pending]),
+        }
+    }
+    groups.iter_mut().for_each(|group| group.retain(|pending| !pending.candidates.is_empty()));
+    groups.retain(|group| !group.is_empty());
+    let total = groups.len();
+    for (index, group) in groups.iter().enumerate() {
+        watcher.begins(index, total, &group[0].job.sample);
+        Group { engine, candidates, run }.evaluate(group, watcher)?;
+    }
+    Ok(())
+}
+
+/// What is left to do of a job.
+struct Pending<'a> {
+    job: &'a Job,
+    /// Indices of candidates, and what tells their rows from others.
+    candidates: Vec<(usize, String)>,
+}
+
+impl<'a> Pending<'a> {
+    fn of(
+        job: &'a Job,
+        candidates: &[Candidate<'_>],
+        run: &Run,
+        watcher: &mut dyn Watcher,
+    ) -> Self {
+        let mut pending = Vec::new();
+        for (index, candidate) in candidates.iter().enumerate() {
+            let inputs = inputs_digest(&job.sample, candidate, run);
+            if !watcher.is_done(job.task, &job.sample, &candidate.name, &inputs) {
+                pending.push((index, inputs));
+            }
+        }
+        Self { job, candidates: pending }
+    }
+}
+
+/// See [`Row::inputs`].
+fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |part: &str| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    };
+    add(&format!("{:?} {:?}", sample.context, sample.probe));
+    add(&candidate.config.to_string());
+    add(candidate.profile.as_ref().map_or("", |(_, digest)| digest));
+    for part in [&run.engine, &run.commit, &run.fingerprint, &run.conditions] {
+        add(part);
+    }
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Samples with one context.
+struct Group<'a> {
+    engine: Engine<'a>,
+    candidates: &'a [Candidate<'a>],
+    run: &'a Run,
+}
+
+/// A cache that has taken the context in.
+struct Held<'a> {
+    candidate: &'a Candidate<'a>,
+    subject: Box<dyn Subject>,
+    plan: CachePlan,
+}
+
+/// All caches that have.
+struct Prefilled<'a> {
+    /// What others are held against.
+    reference: Box<dyn Subject>,
+    /// As many as are wanted, in order.
+    held: Vec<Held<'a>>,
+    /// What `full` says comes next.
+    last: Distribution,
+}
+
+impl Group<'_> {
+    fn evaluate(&self, group: &[Pending<'_>], watcher: &mut dyn Watcher) -> Result<()> {
+        let context = &group[0].job.sample.context;
+        let is_wanted = |index: &usize| {
+            group.iter().any(|pending| pending.candidates.iter().any(|(wanted, _)| wanted == index))
+        };
+        let wanted: Vec<usize> = (0..self.candidates.len()).filter(is_wanted).collect();
+        let start = Instant::now();
+        let mut progress = |done, total| watcher.reads(done, total);
+        let Prefilled { reference, held, last } =
+            self.prefill(context, &wanted, Some(&mut progress))?;
+        let prefill_seconds = start.elapsed().as_secs_f64();
+        for pending in group {
+            let Job { task, sample } = pending.job;
+            let mut probed: Vec<Probed> = Vec::new();
+            let mut rows = Vec::new();
+            for (index, inputs) in &pending.candidates {
+                let place = wanted.iter().position(|wanted| wanted == index);
+                let Some(held) = place.and_then(|place| held.get(place)) else { continue };
+                probed.push(Probed::new(held.subject.fork()?));
+                rows.push((held, inputs));
+            }
+            let mut progress = |done, total| watcher.probes(pending.job, done, total);
+            let outcomes = match &sample.probe {
+                Probe::Tokens(tokens) => {
+                    let feed = probe::Feed::Given(tokens);
+                    let reference = Probed::new(reference.fork()?);
+                    probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)?
+                }
+                Probe::OwnText { num_steps } => {
+                    let feed = probe::Feed::Own { num_steps: *num_steps, last: &last };
+                    let reference = Probed::new(reference.fork()?);
+                    probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)?
+                }
+                Probe::Questions(questions) => {
+                    probe::ask(self.engine, &mut probed, questions, &mut progress)?
+                }
+            };
+            for (((held, inputs), probed), outcome) in rows.into_iter().zip(probed).zip(outcomes) {
+                let candidate = held.candidate;
+                let mut memory = probed.memory;
+                memory.iter().try_for_each(|memory| candidate.check_promise(memory))?;
+                if let Some(first) = memory.first_mut() {
+                    first.predicted_device_bytes = Some(held.plan.device.total());
+                }
+                watcher.row(Row {
+                    task: (*task).to_owned(),
+                    sample: sample.name.clone(),
+                    context: sample.length,
+                    num_tokens: context.len(),
+                    depth: sample.depth,
+                    cache: candidate.name.clone(),
+                    spec: candidate.config.to_string(),
+                    inputs: inputs.clone(),
+                    outcome,
+                    rows_read: Some(probed.subject.rows_read()),
+                    memory,
+                    time: Time {
+                        prefill: prefill_seconds,
+                        prefill_caches: wanted.len() + 1,
+                        step: median(&probed.step_seconds),
+                        num_steps: probed.step_seconds.len(),
+                    },
+                    run: self.run.clone(),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The context in a cache `full` and in each of the wanted candidates.
+    fn prefill(
+        &self,
+        context: &[u32],
+        wanted: &[usize],
+        progress: Option<Progress<'_>>,
+    ) -> Result<Prefilled<'_>> {
+        let model = self.engine.model;
+        let chosen = wanted.iter().map(|&index| &self.candidates[index]);
+        let mut caches = vec![new_cache(model, &Candidate::full())?];
+        for candidate in chosen.clone() {
+            caches.push(new_cache(model, candidate)?);
+        }
+        let hidden = model.prefill(context, &mut caches, progress)?;
+        let last = &hidden[hidden.len() - model.config().hidden_size..];
+        let last = Distribution::of_logits(&model.logits(last)?);
+        let reference = Box::new(caches.remove(0));
+        let mut held = Vec::new();
+        for (candidate, cache) in chosen.zip(caches) {
+            let plan = CachePlan::new(&candidate.config, &model.kv_shape(), context.len())?;
+            let subject: Box<dyn Subject> = match candidate.replace {
+                Some(replace) => replace(context, cache)?,
+                None => Box::new(cache),
+            };
+            candidate.check_planned(&subject.memory(), &plan)?;
+            held.push(Held { candidate, subject, plan });
+        }
+        Ok(Prefilled { reference, held, last })
+    }
+}
+
+fn new_cache(model: &Model, candidate: &Candidate<'_>) -> Result<KvCache> {
+    let profile = candidate.profile.as_ref().map(|(profile, _)| *profile);
+    Ok(KvCache::new(model.kv_shape(), candidate.config.clone(), model.level(), profile)?)
+}
+
+/// 0 of nothing.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
+    }
+}
