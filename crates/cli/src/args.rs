@@ -1,5 +1,6 @@
 //! The command line.
 
+mod eval;
 mod quantity;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use heterokv_cache::{CacheSpec, KeyFormat, SPEC_GRAMMAR};
 use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
+pub(crate) use eval::{EvalArgs, ReportArgs, SampleArgs};
 use quantity::{parse_bits, parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
 
 /// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
@@ -34,9 +36,14 @@ pub(crate) enum Command {
     /// Control tokens of the model written in files or questions, such as <|im_end|>, are read as such.
     #[command(after_long_help = cache_help())]
     Chat(ChatArgs),
-    /// Compare caches with the full one on a text
-    #[command(after_long_help = cache_help())]
+    /// Put caches to the test against the full one
+    ///
+    /// Tasks make contexts and what is asked behind them. Each context is read once and forked into every cache; with
+    /// --out, results go to a file from which a run that was stopped goes on.
+    #[command(after_long_help = eval::help())]
     Eval(EvalArgs),
+    /// Make a page, or tables in Markdown, of results of `heterokv eval --out`
+    Report(ReportArgs),
     /// Say what fits: bytes by component for a model, a context and a cache
     #[command(after_long_help = cache_help())]
     Plan(PlanArgs),
@@ -193,61 +200,6 @@ pub(crate) struct ChatArgs {
     /// Show the same figures as `generate --stats` after every reply
     #[arg(long)]
     pub(crate) stats: bool,
-}
-
-/// `heterokv eval`.
-#[derive(Args)]
-#[command(group = clap::ArgGroup::new("input").required(true))]
-pub(crate) struct EvalArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// A text file to read context and continuation from
-    #[arg(long, value_name = "FILE", group = "input")]
-    pub(crate) corpus: Option<PathBuf>,
-    /// Tokens of context before the first measured one
-    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
-    pub(crate) context: usize,
-    /// Tokens measured
-    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_tokens, allow_negative_numbers = true)]
-    pub(crate) continuation: usize,
-    /// First token of the context in the corpus
-    #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
-    pub(crate) token_offset: usize,
-    /// Feed a passage from early in the context again, word for word, instead of what follows in the corpus
-    #[arg(long)]
-    pub(crate) recall: bool,
-    /// A cache to compare with the full one; may be repeated
-    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]
-    pub(crate) cache: Vec<CacheSpec>,
-    #[command(flatten)]
-    pub(crate) terms: CacheTerms,
-    /// Token ids as JSON, `[ids]` or `{"ids": [ids]}`, to run through the model for their logits
-    #[arg(
-        long,
-        value_name = "FILE",
-        group = "input",
-        requires = "logits",
-        conflicts_with_all = [
-            "corpus", "cache", "recall", "context", "continuation", "token_offset", "profile",
-            "strict_ratio",
-        ]
-    )]
-    pub(crate) tokens: Option<PathBuf>,
-    /// Print mean likelihood and logits of --tokens as JSON
-    #[arg(long, requires = "tokens")]
-    pub(crate) logits: bool,
-    /// Tokens whose logits are printed, negative ones counted from the end
-    #[arg(
-        long,
-        value_name = "N,N",
-        value_delimiter = ',',
-        default_value = "-1",
-        allow_hyphen_values = true
-    )]
-    pub(crate) rows: Vec<i64>,
-    /// Print one JSON object a line instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// `heterokv plan`.

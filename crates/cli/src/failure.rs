@@ -45,11 +45,29 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(Unwritable(source)) = error.downcast_ref() {
         return if source.kind() == io::ErrorKind::BrokenPipe { 0 } else { FAILED };
     }
+    if error.is::<Worse>() {
+        return FAILED;
+    }
     match error.downcast_ref() {
-        Some(heterokv_eval::Error::NotFinite { .. }) => FAILED,
+        Some(heterokv_eval::Error::NotFinite { .. } | heterokv_eval::Error::NotCompressed { .. }) => FAILED,
         _ => BAD_INPUT,
     }
 }
+
+/// Figures are worse than those written down.
+#[derive(Debug)]
+pub(crate) struct Worse {
+    pub(crate) num_worse: usize,
+    pub(crate) num_figures: usize,
+}
+
+impl std::fmt::Display for Worse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} figures are worse than those written down", self.num_worse, self.num_figures)
+    }
+}
+
+impl std::error::Error for Worse {}
 
 /// Stdout could not be written to.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, Model};
+use sha2::{Digest, Sha256};
 
 use crate::args::ModelArgs;
 use crate::output::{bytes, count, tokens};
@@ -105,6 +106,11 @@ impl Opened {
         format!("{}: {} weights, {level}, {threads} thread{plural}", self.name, self.compute)
     }
 
+    /// The instruction set to compute with.
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
     /// The form of the weights.
     pub(crate) fn compute(&self) -> ComputeType {
         self.compute
@@ -173,6 +179,19 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         let at = error.utf8_error().valid_up_to();
         anyhow::anyhow!("{} is not UTF-8 text (byte {at}); convert it first", path.display())
     })
+}
+
+/// What tells the contents of a file from others.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn file_digest(path: &Path) -> Result<String> {
+    let read = || -> std::io::Result<String> {
+        let mut hash = Sha256::new();
+        std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    read().with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Refuses a ratio above what `spec` promises.

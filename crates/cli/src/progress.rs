@@ -9,7 +9,7 @@ pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
     /// A bar of steps that are yet to be counted.
-    pub(crate) fn new(what: &'static str) -> Self {
+    pub(crate) fn new(what: impl Into<std::borrow::Cow<'static, str>>) -> Self {
         let bar = ProgressBar::new(0).with_message(what);
         if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %, {eta} left")
         {

@@ -81,6 +81,20 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A file of figures that is none.
+    #[error("{} is no file of figures: {reason}; make one with --write-gate", path.display())]
+    BadGate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A results file that another program is writing.
+    #[error("{} is being written by another program; wait for it, or give another file", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// A line of a JSONL file that is not what it should be.
     #[error("{} line {line}: {reason}", path.display())]
     BadLine {

@@ -136,8 +136,9 @@ impl<'a> Pending<'a> {
     }
 }
 
-/// See [`Row::inputs`].
-fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> String {
+/// What [`Row::inputs`] is for a candidate on a sample.
+#[must_use]
+pub fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> String {
     let mut hash = Sha256::new();
     let mut add = |part: &str| {
         hash.update((part.len() as u64).to_le_bytes());

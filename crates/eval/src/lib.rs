@@ -11,30 +11,40 @@
 //! This crate prints nothing and reads no file.
 
 mod attention;
+mod bootstrap;
+mod digest;
 mod divergence;
 mod error;
 mod evaluate;
 mod fit;
+mod gate;
 mod heads;
 mod logits;
 mod metric;
 mod projected;
 mod prompting;
+mod results;
 mod row;
 mod selection;
 mod sensitivity;
 mod subject;
 mod task;
+#[cfg(test)]
+mod test_rows;
 
 pub use attention::{AttentionError, ExactAttention, exact_scores};
+pub use bootstrap::{Interval, STEP_BLOCK, mean_interval};
+pub use digest::{Digest, Figure, digest};
 pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
-pub use evaluate::{Engine, Job, Watcher, evaluate};
+pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
+pub use gate::{Gate, Regression};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
 pub use prompting::{Asked, Prompting};
+pub use results::{Results, read_rows};
 pub use row::{Answer, Memory, Outcome, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
 pub use subject::{Candidate, Replace, Subject};

@@ -20,6 +20,12 @@ pub(super) fn parse_bits(text: &str) -> Result<f64, String> {
     bits.ok_or_else(|| "expected a number of bits above 0 and up to 64, such as 2.25".to_owned())
 }
 
+/// Reads a place in a text, in percent.
+pub(super) fn parse_depth(text: &str) -> Result<f64, String> {
+    let depth = text.parse().ok().filter(|depth| (0.0..=100.0).contains(depth));
+    depth.ok_or_else(|| "expected a number of percent from 0 to 100".to_owned())
+}
+
 /// Reads the beginning of random numbers.
 pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
@@ -70,6 +76,14 @@ mod tests {
         assert_eq!(["2.25", "1"].map(parse_bits), [Ok(2.25), Ok(1.0)]);
         for wrong in ["0", "-1", "nan", "inf", "65", "two", ""] {
             assert!(parse_bits(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn depths() {
+        assert_eq!(["0", "12.5", "100"].map(parse_depth), [Ok(0.0), Ok(12.5), Ok(100.0)]);
+        for wrong in ["-1", "100.1", "nan", "half", ""] {
+            assert!(parse_depth(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,196 +1,194 @@
-//! `heterokv eval`: caches against the full one on a text, or the logits of a token list.
+//! `heterokv eval`: caches put to the test against the full one, or the logits of a token list.
+
+mod gate;
+mod logits;
+mod samples;
+mod tables;
+mod watch;
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, CacheSpec};
-use heterokv_eval::{CacheResult, Mode, Window, compare_caches, logits_report};
-use serde::{Deserialize, Serialize};
+use heterokv_cache::{CacheConfig, CachePlan, Profile};
+use heterokv_eval::{Candidate, Engine, Job, Probe, Run, digest, evaluate};
+use heterokv_model::text::ModelText;
 
 use crate::args::EvalArgs;
-use crate::load::{Opened, check_ratio, read_text};
-use crate::output::{bytes, count, is_above_promise, percent, print_line, say, table, tokens};
-use crate::progress::Bar;
-use crate::prompt::encode_plain;
+use crate::load::{Opened, check_ratio, file_digest};
+use crate::output::{print_line, say};
 use crate::requirement::{check_memory, plan, say_uncoded};
-
-/// What `--json` prints of a cache.
-#[derive(Serialize)]
-struct Output<'a> {
-    /// As it was named.
-    cache: String,
-    #[serde(flatten)]
-    result: &'a CacheResult,
-}
+use watch::Watch;
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    match (&args.tokens, &args.corpus) {
-        (Some(tokens), _) => logits(args, tokens),
-        (None, Some(corpus)) => compare(args, corpus),
-        (None, None) => unreachable!("the command line demands one of the two"),
+    match &args.tokens {
+        Some(tokens) => logits::run(args, tokens),
+        None => measure(args),
     }
 }
 
-fn compare(args: &EvalArgs, corpus: &Path) -> Result<()> {
+fn measure(args: &EvalArgs) -> Result<()> {
+    check_names(args)?;
+    let gate = args.gate.as_deref().map(gate::read).transpose()?;
     let opened = Opened::new(&args.model)?;
-    let config = opened.checkpoint.config();
-    let mode = if args.recall { Mode::Recall } else { Mode::Plain };
-    let tokens = encode_plain(&opened.text()?, &read_text(corpus)?)?;
-    let window = Window::cut(&tokens, args.token_offset, args.context, args.continuation, mode)?;
-    ensure!(args.context > 0, "--context must be at least 1");
-    let (held_tokens, max_tokens) = (window.context.len(), window.steps());
-    let limit_tokens = config.max_context_tokens;
-    if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained {
-        Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })?;
-    }
-    let configs: Result<Vec<CacheConfig>> =
-        args.cache.iter().map(|spec| opened.resolve(spec)).collect();
-    let configs = configs?;
-    let plans: Result<Vec<CachePlan>> = std::iter::once(&CacheConfig::Full)
-        .chain(&configs)
-        .map(|cache| plan(config, cache, held_tokens + max_tokens))
-        .collect();
-    check_memory(config, opened.weight_bytes()?, &plans?, held_tokens)?;
+    let text = opened.text()?;
+    let jobs = samples::make(args, &text)?;
+    let profile_digest = args.terms.profile.as_deref().map(file_digest).transpose()?;
     let profile = opened.profile(args.terms.profile.as_ref())?;
-    for (spec, cache) in args.cache.iter().zip(&configs) {
-        let at_context = plan(config, cache, held_tokens)?;
-        if args.terms.strict_ratio {
-            check_ratio(spec, at_context.ratio(), held_tokens)?;
-        }
-        if profile.is_none() {
-            say_uncoded(spec, &at_context);
-        }
-        // What does not fit is refused before the weights are read.
-        let profile = profile.as_ref().filter(|_| *cache != CacheConfig::Full);
-        opened.cache(cache.clone(), profile)?;
-    }
+    let profile = profile.as_ref().zip(profile_digest.as_deref());
+    let candidates = candidates(args, &opened, profile)?;
+    check(args, &opened, &candidates, &jobs)?;
+    let run = of_program(args, &opened);
+    let mut watch = Watch::new(args.out.as_deref(), args.json)?;
     let line = opened.first_line();
-    if args.json {
-        say(&line)
-    } else {
-        print_line(&line)?
+    if args.json { say(&line) } else { print_line(&line)? }
+    let left = watch.num_left(&jobs, &candidates, &run);
+    if left > 0 {
+        let model = opened.load()?;
+        let engine = Engine { model: &model, tokenizer: &text.tokenizer };
+        evaluate(engine, &jobs, &candidates, &run, &mut watch)?;
     }
-    let model = opened.load()?;
-    let results = {
-        let bar = Bar::new("reading the context");
-        let mut show = |done, total| bar.set(done, total);
-        compare_caches(&model, &window, &configs, profile.as_ref(), Some(&mut show))?
-    };
-    let full = CacheSpec::full();
-    let specs: Vec<&CacheSpec> = std::iter::once(&full).chain(&args.cache).collect();
-    if args.json {
-        for (result, spec) in results.iter().zip(&specs) {
-            print_line(&serde_json::to_string(&Output { cache: spec.to_string(), result })?)?;
-        }
-    } else {
-        print_line(&format!("\n{}", show(&results, &specs, &window)))?;
+    let rows = watch.into_rows(&jobs, &candidates, &run);
+    let digests = digest(&rows);
+    if !args.json {
+        print_line(&format!("\n{}", tables::show(&digests, &args.cache)))?;
     }
     if args.terms.strict_ratio {
-        for (result, spec) in results.iter().zip(specs) {
-            check_ratio(spec, result.ratio, held_tokens + max_tokens)?;
+        for (spec, digest) in args.cache.iter().flat_map(|spec| {
+            let of_spec = digests.iter().filter(move |digest| digest.cache == spec.to_string());
+            of_spec.map(move |digest| (spec, digest))
+        }) {
+            check_ratio(spec, digest.ratio, digest.context)?;
         }
+    }
+    match (&gate, &args.write_gate) {
+        (Some(gate), _) => gate::hold(gate, &digests, &opened),
+        (None, Some(path)) => gate::write(path, &digests, &run.command),
+        (None, None) => Ok(()),
+    }
+}
+
+/// Refuses names given twice: their rows could not be told apart.
+fn check_names(args: &EvalArgs) -> Result<()> {
+    ensure!(args.samples.context.iter().all(|&context| context > 0), "--context must be at least 1");
+    let caches: Vec<String> = args.cache.iter().map(ToString::to_string).collect();
+    let twice = |names: &[String]| {
+        let mut before = names.iter().enumerate();
+        before.find(|(place, name)| names[..*place].contains(name)).map(|(_, name)| name.clone())
+    };
+    if let Some(name) = twice(&caches) {
+        anyhow::bail!("--cache {name} is given twice; once is enough");
+    }
+    let tasks: Vec<String> = args.task.iter().map(ToString::to_string).collect();
+    if let Some(name) = twice(&tasks) {
+        anyhow::bail!("--task {name} is given twice; once is enough");
     }
     Ok(())
 }
 
-/// A ratio reached, with a mark where the context is too short for what `spec` promises.
-fn ratio(reached: f64, spec: &CacheSpec) -> String {
-    let mark = if is_above_promise(reached, spec) { "*" } else { "" };
-    format!("{}{mark}", percent(reached))
-}
-
-/// What the mark stands for; empty where there is none.
-fn footnote(results: &[CacheResult], specs: &[&CacheSpec]) -> String {
-    let mut promises: Vec<String> = Vec::new();
-    for (result, spec) in results.iter().zip(specs) {
-        let Some(promise) = spec.promise() else { continue };
-        let text =
-            format!("{spec} keeps {} % from {} on", promise.percent, tokens(promise.min_tokens));
-        if is_above_promise(result.ratio, spec) && !promises.contains(&text) {
-            promises.push(text);
-        }
+/// The full cache, and those that were asked for beside it.
+fn candidates<'a>(
+    args: &EvalArgs,
+    opened: &Opened,
+    profile: Option<(&'a Profile, &str)>,
+) -> Result<Vec<Candidate<'a>>> {
+    let mut candidates = vec![Candidate::full()];
+    for spec in args.cache.iter().filter(|spec| spec.to_string() != "full") {
+        let config = opened.resolve(spec)?;
+        let profile = profile.filter(|_| config != CacheConfig::Full);
+        candidates.push(Candidate {
+            name: spec.to_string(),
+            promise: spec.promise(),
+            config,
+            profile: profile.map(|(profile, digest)| (profile, digest.to_owned())),
+            replace: None,
+        });
     }
-    if promises.is_empty() { String::new() } else { format!("\n* {}", promises.join(", ")) }
+    Ok(candidates)
 }
 
-fn show(results: &[CacheResult], specs: &[&CacheSpec], window: &Window) -> String {
-    let header = [
-        "cache",
-        "KL mean",
-        "KL p99",
-        "top-1",
-        "perplexity",
-        "rows read",
-        "device",
-        "host",
-        "ratio",
-        "tok/s",
-    ];
-    let header = header.map(str::to_owned);
-    let rows: Vec<Vec<String>> = results
-        .iter()
-        .zip(specs)
-        .map(|(result, spec)| {
-            vec![
-                spec.to_string(),
-                format!("{:.5}", result.kl_mean),
-                format!("{:.5}", result.kl_p99),
-                percent(result.top1),
-                format!("{:.3}", result.ppl),
-                percent(result.rows_read),
-                bytes(result.device_bytes as u64),
-                bytes(result.host_bytes as u64),
-                ratio(result.ratio, spec),
-                format!("{:.1}", result.tok_s),
-            ]
-        })
-        .collect();
-    let what = match window.mode {
-        Mode::Plain => "the text that follows",
-        Mode::Recall => "a passage of the context again",
-    };
-    format!(
-        "{} of context from token {}, then {} of {what}; KL(full || cache) in nats\n\n{}{}",
-        tokens(window.context.len()),
-        count(window.offset),
-        count(window.steps()),
-        table(&header, &rows),
-        footnote(results, specs)
-    )
-}
-
-/// A token list as a file holds it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TokenFile {
-    Ids(Vec<u32>),
-    Object { ids: Vec<u32> },
-}
-
-fn logits(args: &EvalArgs, path: &Path) -> Result<()> {
-    let file: TokenFile = serde_json::from_str(&read_text(path)?).with_context(|| {
-        format!(
-            "{} should be a JSON array of token ids, or an object with one as `ids`",
-            path.display()
-        )
-    })?;
-    let (TokenFile::Ids(ids) | TokenFile::Object { ids }) = file;
-    ensure!(!ids.is_empty(), "{} holds no token ids", path.display());
-    let opened = Opened::new(&args.model)?;
+/// Refuses what cannot go well before the weights are read.
+fn check(
+    args: &EvalArgs,
+    opened: &Opened,
+    candidates: &[Candidate<'_>],
+    jobs: &[Job],
+) -> Result<()> {
     let config = opened.checkpoint.config();
     let limit_tokens = config.max_context_tokens;
-    if ids.len() > limit_tokens && !args.terms.allow_beyond_trained {
-        let held_tokens = ids.len();
-        Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens: 0, limit_tokens })?;
+    let mut longest = 0;
+    for job in jobs {
+        let (held_tokens, max_tokens) = (job.sample.context.len(), tokens_behind(&job.sample.probe));
+        if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained {
+            Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })
+                .with_context(|| format!("{} {}", job.task, job.sample.name))?;
+        }
+        longest = longest.max(held_tokens + max_tokens);
     }
-    let plan = plan(config, &CacheConfig::Full, ids.len())?;
-    check_memory(config, opened.weight_bytes()?, &[plan], ids.len())?;
-    say(&opened.first_line());
-    let model = opened.load()?;
-    let report = {
-        let _bar = Bar::spinner("computing the logits");
-        logits_report(&model, &ids, &args.rows)?
-    };
-    print_line(&serde_json::to_string(&report)?)?;
+    // A probe works on forks, and beside all of them there is the full cache that they are held against.
+    let full = Candidate::full();
+    let caches = std::iter::once(&full).chain(candidates);
+    let plans: Result<Vec<CachePlan>> =
+        caches.map(|candidate| plan(config, &candidate.config, longest)).collect();
+    let plans = plans?.repeat(2);
+    check_memory(config, opened.weight_bytes()?, &plans, longest)?;
+    let shortest = jobs.iter().map(|job| job.sample.context.len()).min().unwrap_or(0);
+    for spec in &args.cache {
+        let Some(candidate) = candidates.iter().find(|one| one.name == spec.to_string()) else { continue };
+        let at_context = plan(config, &candidate.config, shortest)?;
+        if args.terms.strict_ratio {
+            check_ratio(spec, at_context.ratio(), shortest)?;
+        }
+        if candidate.profile.is_none() {
+            say_uncoded(spec, &at_context);
+        }
+        let profile = candidate.profile.as_ref().map(|(profile, _)| *profile);
+        opened.cache(candidate.config.clone(), profile)?;
+    }
     Ok(())
+}
+
+/// Most tokens that a probe puts behind the context.
+fn tokens_behind(probe: &Probe) -> usize {
+    match probe {
+        Probe::Tokens(tokens) => tokens.len() - 1,
+        Probe::OwnText { num_steps } => *num_steps,
+        Probe::Questions(questions) => {
+            questions.iter().map(|question| question.tokens.len() + question.max_tokens).sum()
+        }
+    }
+}
+
+/// What this program is, for whoever reads its rows.
+fn of_program(args: &EvalArgs, opened: &Opened) -> Run {
+    let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    Run {
+        engine: "heterokv".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: env!("HETEROKV_COMMIT").to_owned(),
+        model: opened.name.clone(),
+        fingerprint: opened.fingerprint(),
+        conditions: format!("{} weights, {}", opened.compute(), opened.level()),
+        threads: rayon::current_num_threads(),
+        seed: args.samples.seed,
+        command: std::iter::once("heterokv".to_owned()).chain(words).collect::<Vec<_>>().join(" "),
+        date: now.split('T').next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=%@+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The rows of a results file, which must have some.
+pub(super) fn read_results(path: &Path) -> Result<Vec<heterokv_eval::Row>> {
+    let rows = heterokv_eval::read_rows(path)?;
+    ensure!(!rows.is_empty(), "{} holds no results yet", path.display());
+    Ok(rows)
 }

@@ -7,6 +7,7 @@ mod inspect;
 mod mix;
 mod plan;
 mod profile;
+mod report;
 
 use anyhow::Result;
 
@@ -24,6 +25,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Mix(args) => mix::run(&args),
     }
 }

@@ -1,0 +1,48 @@
+//! Figures held against those of a file.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use heterokv_eval::{Digest, Gate, Regression};
+
+use crate::failure::Worse;
+use crate::load::Opened;
+use crate::output::{count, say};
+
+/// The figures of a file.
+pub(super) fn read(path: &Path) -> Result<Gate> {
+    Ok(Gate::read(path)?)
+}
+
+/// Writes the figures of this run.
+pub(super) fn write(path: &Path, digests: &[Digest], command: &str) -> Result<()> {
+    let gate = Gate::of(digests, command);
+    gate.write(path)?;
+    say(&format!("{} figures written to {}", count(gate.figures.len()), path.display()));
+    Ok(())
+}
+
+/// Fails where a figure is worse than the one written down, or was not measured.
+pub(super) fn hold(gate: &Gate, digests: &[Digest], opened: &Opened) -> Result<()> {
+    ensure!(
+        gate.fingerprint == opened.fingerprint(),
+        "the figures of --gate are of another model; write new ones with --write-gate"
+    );
+    let regressions = gate.regressions(digests);
+    if regressions.is_empty() {
+        say(&format!("{} figures hold", count(gate.figures.len())));
+        return Ok(());
+    }
+    for Regression { gated, bound, actual } in &regressions {
+        let actual = actual.map_or("was not measured".to_owned(), |actual| format!("is {actual:.6}"));
+        say(&format!(
+            "worse: {} of {} on {} at {} {actual}; written down is {:.6}, let through {bound:.6}",
+            gated.figure,
+            gated.cache,
+            gated.task,
+            count(gated.context),
+            gated.value
+        ));
+    }
+    bail!(Worse { num_worse: regressions.len(), num_figures: gate.figures.len() })
+}

@@ -1,0 +1,99 @@
+//! Tables of what was measured, one for each task and length.
+
+use heterokv_cache::CacheSpec;
+use heterokv_eval::{Digest, Figure};
+
+use crate::output::{bytes, is_above_promise, percent, table, tokens};
+
+/// A table for each task and length, caches in order.
+pub(super) fn show(digests: &[Digest], specs: &[CacheSpec]) -> String {
+    let mut groups: Vec<Vec<&Digest>> = Vec::new();
+    for digest in digests {
+        let key = |digest: &Digest| (digest.task.clone(), digest.context);
+        match groups.iter_mut().find(|group| key(group[0]) == key(digest)) {
+            Some(group) => group.push(digest),
+            None => groups.push(vec![digest]),
+        }
+    }
+    let spec = |digest: &Digest| specs.iter().find(|spec| spec.to_string() == digest.cache);
+    let mut text: Vec<String> = groups
+        .iter()
+        .map(|group| {
+            let rows: Vec<Vec<String>> = group.iter().map(|digest| row(digest, spec(digest))).collect();
+            format!("{}\n\n{}", heading(group[0]), table(&header(group[0]), &rows))
+        })
+        .collect();
+    text.extend(footnote(digests, specs));
+    text.join("\n\n")
+}
+
+fn heading(digest: &Digest) -> String {
+    let Digest { task, num_samples, num_steps, num_answers, .. } = digest;
+    let context = tokens(digest.context);
+    let samples = if *num_samples == 1 { "1 sample".to_owned() } else { format!("{num_samples} samples") };
+    match num_steps {
+        0 => format!("{task}, {context}: {samples}, {num_answers} answers scored from 0 to 100 %"),
+        steps => format!("{task}, {context}: {samples}, {steps} steps, KL(full || cache) in nats"),
+    }
+}
+
+fn header(digest: &Digest) -> Vec<String> {
+    let outcome: &[&str] = match digest.num_steps {
+        0 => &["score", "95 %"],
+        _ => &["KL mean", "95 %", "KL p99", "top-1", "top-5", "perplexity", "change"],
+    };
+    let rest = ["rows read", "device", "host", "ratio", "tok/s"];
+    let names = [&["cache"], outcome, &rest].concat();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+fn row(digest: &Digest, spec: Option<&CacheSpec>) -> Vec<String> {
+    let mut cells = vec![digest.cache.clone()];
+    let number = |name: &str, show: &dyn Fn(f64) -> String| {
+        digest.figure(name).map_or("-".to_owned(), |figure| show(figure.value))
+    };
+    if digest.num_steps == 0 {
+        cells.push(number("score", &percent));
+        cells.push(interval(digest.figure("score"), &|x| format!("{:.0}", 100.0 * x)));
+    } else {
+        cells.push(number("kl_mean", &nats));
+        cells.push(interval(digest.figure("kl_mean"), &nats));
+        cells.push(number("kl_p99", &nats));
+        cells.push(number("top1", &percent));
+        cells.push(number("top5", &percent));
+        cells.push(number("ppl", &|x| format!("{x:.3}")));
+        cells.push(number("ppl_change", &|x| format!("{:+.2} %", 100.0 * x)));
+    }
+    let mark = if spec.is_some_and(|spec| is_above_promise(digest.ratio, spec)) { "*" } else { "" };
+    cells.push(digest.rows_read.map_or("-".to_owned(), percent));
+    cells.push(bytes(digest.device_bytes as u64));
+    cells.push(bytes(digest.host_bytes as u64));
+    cells.push(format!("{}{mark}", percent(digest.ratio)));
+    cells.push(digest.step_seconds.map_or("-".to_owned(), |seconds| format!("{:.1}", 1.0 / seconds)));
+    cells
+}
+
+fn nats(value: f64) -> String {
+    format!("{value:.5}")
+}
+
+fn interval(figure: Option<&Figure>, show: &dyn Fn(f64) -> String) -> String {
+    match figure.and_then(|figure| figure.low.zip(figure.high)) {
+        Some((low, high)) => format!("{}-{}", show(low), show(high)),
+        None => "-".to_owned(),
+    }
+}
+
+/// What the mark at a ratio stands for; none where there is none.
+fn footnote(digests: &[Digest], specs: &[CacheSpec]) -> Option<String> {
+    let mut promises: Vec<String> = Vec::new();
+    for spec in specs {
+        let Some(promise) = spec.promise() else { continue };
+        let of_spec = |digest: &&Digest| digest.cache == spec.to_string();
+        if digests.iter().filter(of_spec).any(|digest| is_above_promise(digest.ratio, spec)) {
+            let from = tokens(promise.min_tokens);
+            promises.push(format!("{spec} keeps {} % from {from} on", promise.percent));
+        }
+    }
+    (!promises.is_empty()).then(|| format!("* {}", promises.join(", ")))
+}

@@ -1,0 +1,212 @@
+//! Figures that are written down, and whether those of another run are worse.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::{Error, Result};
+
+/// Figures that no run may be worse than. Its file is JSON, meant to be committed and read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gate {
+    /// How it was made.
+    pub command: String,
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// The figures.
+    pub figures: Vec<Gated>,
+}
+
+/// A figure of one cache on one task and length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gated {
+    /// Name of the task.
+    pub task: String,
+    /// Tokens of context that were asked for.
+    pub context: usize,
+    /// The cache as it was named.
+    pub cache: String,
+    /// Name of the figure: `kl_mean`, `top1`, `score` or `ratio`.
+    pub figure: String,
+    /// Its value.
+    pub value: f64,
+}
+
+/// A figure that is worse than what was written down, or is not there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Regression {
+    /// What was written down.
+    pub gated: Gated,
+    /// The worst that is let through.
+    pub bound: f64,
+    /// What was measured; none where it was not.
+    pub actual: Option<f64>,
+}
+
+/// How a figure is held against the one written down.
+struct Bound {
+    name: &'static str,
+    /// Whether more is worse.
+    more_is_worse: bool,
+    /// What is let through, as a share of the value...
+    relative: f64,
+    /// ...and beside it.
+    absolute: f64,
+}
+
+/// On one machine and one level of instructions a run repeats its figures to the bit; elsewhere sums round otherwise, a
+/// selection takes a token more or less, and a few steps fall out differently. That much is let through.
+const BOUNDS: [Bound; 4] = [
+    Bound { name: "kl_mean", more_is_worse: true, relative: 0.25, absolute: 2e-5 },
+    Bound { name: "top1", more_is_worse: false, relative: 0.0, absolute: 0.025 },
+    Bound { name: "score", more_is_worse: false, relative: 0.0, absolute: 0.0 },
+    Bound { name: "ratio", more_is_worse: true, relative: 0.01, absolute: 0.0 },
+];
+
+impl Bound {
+    fn worst(&self, value: f64) -> f64 {
+        let slack = self.relative * value + self.absolute;
+        if self.more_is_worse { value + slack } else { value - slack }
+    }
+
+    /// A figure that is no number does not hold.
+    fn holds(&self, value: f64, actual: f64) -> bool {
+        let worst = self.worst(value);
+        if self.more_is_worse { actual <= worst } else { actual >= worst }
+    }
+
+    /// The figure of this name.
+    fn of(&self, digest: &Digest) -> Option<f64> {
+        match self.name {
+            "ratio" => Some(digest.ratio),
+            name => digest.figure(name).map(|figure| figure.value),
+        }
+    }
+}
+
+impl Gate {
+    /// The figures of `digests` that are gated.
+    #[must_use]
+    pub fn of(digests: &[Digest], command: &str) -> Self {
+        let figures = digests.iter().flat_map(|digest| {
+            BOUNDS.iter().filter_map(|bound| {
+                Some(Gated {
+                    task: digest.task.clone(),
+                    context: digest.context,
+                    cache: digest.cache.clone(),
+                    figure: bound.name.to_owned(),
+                    value: bound.of(digest)?,
+                })
+            })
+        });
+        Self {
+            command: command.to_owned(),
+            fingerprint: digests.first().map_or_else(String::new, |one| one.fingerprint.clone()),
+            figures: figures.collect(),
+        }
+    }
+
+    /// Reads a file of figures.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::BadGate`] for a file that is none, holds no figure, or one that is not gated.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bad = |reason: String| Error::BadGate { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let gate: Self = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        if gate.figures.is_empty() {
+            return Err(bad("it has no figure".to_owned()));
+        }
+        for gated in &gate.figures {
+            if bound_of(gated).is_none() {
+                return Err(bad(format!("`{}` is not a figure that is gated", gated.figure)));
+            }
+        }
+        Ok(gate)
+    }
+
+    /// Writes it to a file, which is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| io(error.into()))?;
+        text.push('\n');
+        std::fs::write(path, text).map_err(io)
+    }
+
+    /// The figures that `digests` do not reach.
+    #[must_use]
+    pub fn regressions(&self, digests: &[Digest]) -> Vec<Regression> {
+        let regression = |gated: &Gated| {
+            let bound = bound_of(gated)?;
+            let same = |digest: &&Digest| {
+                (&digest.task, digest.context, &digest.cache)
+                    == (&gated.task, gated.context, &gated.cache)
+            };
+            let actual = digests.iter().find(same).and_then(|digest| bound.of(digest));
+            let holds = actual.is_some_and(|actual| bound.holds(gated.value, actual));
+            let bound = bound.worst(gated.value);
+            (!holds).then(|| Regression { gated: gated.clone(), bound, actual })
+        };
+        self.figures.iter().filter_map(regression).collect()
+    }
+}
+
+fn bound_of(gated: &Gated) -> Option<&'static Bound> {
+    BOUNDS.iter().find(|bound| bound.name == gated.figure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::digest;
+    use crate::test_rows::divergence;
+
+    fn digests(kl: f64) -> Vec<Digest> {
+        digest(&[divergence("kl", 2048, "hca:25%", &[kl, kl]), divergence("kl", 2048, "full", &[0.0])])
+    }
+
+    #[test]
+    fn the_same_figures_pass_and_a_little_worse_too() {
+        let gate = Gate::of(&digests(0.01), "heterokv eval");
+        assert_eq!(gate.figures.len(), 6);
+        assert_eq!(gate.regressions(&digests(0.01)), []);
+        assert_eq!(gate.regressions(&digests(0.012)), []);
+        assert_eq!(gate.regressions(&digests(0.001)), []);
+    }
+
+    #[test]
+    fn worse_figures_and_missing_ones_are_named() {
+        let gate = Gate::of(&digests(0.01), "heterokv eval");
+        let worse = gate.regressions(&digests(0.013));
+        assert_eq!(worse.len(), 1);
+        assert_eq!((worse[0].gated.figure.as_str(), worse[0].actual), ("kl_mean", Some(0.013)));
+        assert!((worse[0].bound - 0.01252).abs() < 1e-12);
+        let missing = gate.regressions(&digests(0.01)[1..]);
+        assert_eq!(missing.len(), 3);
+        assert!(missing.iter().all(|regression| regression.actual.is_none()));
+        let mut nan = digests(0.01);
+        nan[0].figures[0].value = f64::NAN;
+        assert_eq!(gate.regressions(&nan).len(), 1);
+    }
+
+    #[test]
+    fn a_file_is_read_as_it_was_written_and_others_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gate.json");
+        assert!(matches!(Gate::read(&path), Err(Error::Io { .. })));
+        let gate = Gate::of(&digests(0.1 + 0.2), "heterokv eval");
+        gate.write(&path).unwrap();
+        assert_eq!(Gate::read(&path).unwrap(), gate);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let empty = r#"{"command": "", "fingerprint": "", "figures": []}"#;
+        for wrong in ["[]", empty, &text.replace("kl_mean", "kl_mode"), &text[..40]] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(matches!(Gate::read(&path), Err(Error::BadGate { .. })), "{wrong}");
+        }
+    }
+}
