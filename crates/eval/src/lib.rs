@@ -11,6 +11,8 @@
 //! This crate prints nothing and reads no file.
 
 mod attention;
+mod bootstrap;
+mod digest;
 mod divergence;
 mod error;
 mod fit;
@@ -19,12 +21,17 @@ mod logits;
 mod metric;
 mod projected;
 mod prompting;
+mod report;
 mod row;
 mod selection;
 mod sensitivity;
 mod task;
+#[cfg(test)]
+mod test_rows;
 
 pub use attention::{AttentionError, ExactAttention, exact_scores};
+pub use bootstrap::{Interval, STEP_BLOCK, mean_interval};
+pub use digest::{Digest, Figure, digest};
 pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
@@ -32,6 +39,7 @@ pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, v
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
 pub use prompting::{Asked, Prompting};
+pub use report::{html, markdown};
 pub use row::{Answer, Memory, Outcome, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
 pub use task::{Inputs, Probe, Question, Sample, Settings, Task, task, tasks};

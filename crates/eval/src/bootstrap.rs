@@ -1,0 +1,147 @@
+//! How far a mean can be off: percentile bootstrap intervals of values that follow one another.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Steps that are drawn together, since the next step of a text is much like the last.
+pub const STEP_BLOCK: usize = 16;
+
+/// Means that an interval is read from.
+const NUM_RESAMPLES: usize = 1_000;
+
+/// Blocks below which the values say too little about how much they vary.
+const MIN_BLOCKS: usize = 4;
+
+/// Share of the means on either side of an interval.
+const TAIL: f64 = 0.025;
+
+/// The same values give the same interval.
+const SEED: u64 = 0x6b76;
+
+/// Where a mean lies by the values that it is of, with 95 % confidence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// The 95 % percentile bootstrap interval of the mean of all values, from 1,000 means of as many values drawn
+/// with replacement. Each list of `groups` holds the values of one sample, in order.
+///
+/// Values are drawn in blocks of `block` that follow one another within a sample (Künsch 1989, "The jackknife and
+/// the bootstrap for general stationary observations"), since drawing them one by one makes intervals too narrow
+/// where neighbours are alike. A block that reaches the end of its sample goes on at its beginning, so that every
+/// value is drawn equally often. Blocks are as long as the shortest sample where that is less. For values that
+/// have nothing to do with each other, `block` is 1.
+///
+/// The interval speaks of values like those of these samples: few samples cannot tell how other texts differ.
+/// Values that are all equal give a point.
+///
+/// None where there are fewer than four blocks of values, or one value is not finite. The same values give the
+/// same interval, to the bit.
+#[must_use]
+pub fn mean_interval(groups: &[Vec<f64>], block: usize) -> Option<Interval> {
+    let groups = groups.iter().filter(|group| !group.is_empty());
+    let shortest = groups.clone().map(Vec::len).min()?;
+    let block = block.clamp(1, shortest);
+    // Each value with its group, so that a block can be drawn by where it begins.
+    let values: Vec<(&[f64], usize)> =
+        groups.flat_map(|group| (0..group.len()).map(move |at| (group.as_slice(), at))).collect();
+    if values.len() < MIN_BLOCKS * block || values.iter().any(|(group, at)| !group[*at].is_finite())
+    {
+        return None;
+    }
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let mut means: Vec<f64> =
+        (0..NUM_RESAMPLES).map(|_| resampled_mean(&values, block, &mut rng)).collect();
+    means.sort_by(f64::total_cmp);
+    let cut = (TAIL * NUM_RESAMPLES as f64) as usize;
+    Some(Interval { low: means[cut], high: means[NUM_RESAMPLES - 1 - cut] })
+}
+
+/// Mean of as many values as there are, drawn in blocks; the last block is cut.
+fn resampled_mean(values: &[(&[f64], usize)], block: usize, rng: &mut StdRng) -> f64 {
+    let mut sum = 0.0;
+    let mut left = values.len();
+    while left > 0 {
+        let (group, start) = values[rng.random_range(0..values.len())];
+        let taken = block.min(left);
+        // A sum in the order of drawing: equal values give equal sums.
+        for value in group.iter().cycle().skip(start).take(taken) {
+            sum += value;
+        }
+        left -= taken;
+    }
+    sum / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Normal values of mean 0 whose neighbours correlate by `memory`: two samples of 400 each.
+    fn simulated(memory: f64, rng: &mut StdRng) -> Vec<Vec<f64>> {
+        let mut normal = || {
+            let [u, v]: [f64; 2] = [1.0 - rng.random::<f64>(), rng.random()];
+            (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+        };
+        let mut sample = || {
+            let mut last = normal();
+            let mut next = || {
+                last = memory * last + (1.0 - memory * memory).sqrt() * normal();
+                last
+            };
+            (0..400).map(|_| next()).collect()
+        };
+        vec![sample(), sample()]
+    }
+
+    /// Share of 200 runs whose interval holds the true mean.
+    fn coverage(memory: f64, block: usize) -> f64 {
+        let mut rng = StdRng::seed_from_u64(7);
+        let covers = |interval: Interval| interval.low <= 0.0 && 0.0 <= interval.high;
+        let runs = (0..200)
+            .filter(|_| covers(mean_interval(&simulated(memory, &mut rng), block).unwrap()));
+        runs.count() as f64 / 200.0
+    }
+
+    #[test]
+    fn intervals_hold_the_true_mean_about_as_often_as_they_say() {
+        let one_by_one = coverage(0.0, 1);
+        assert!((0.90..=0.99).contains(&one_by_one), "{one_by_one}");
+        let in_blocks = coverage(0.0, STEP_BLOCK);
+        assert!((0.88..=0.99).contains(&in_blocks), "{in_blocks}");
+    }
+
+    #[test]
+    fn blocks_are_needed_where_neighbours_are_alike() {
+        let in_blocks = coverage(0.6, STEP_BLOCK);
+        assert!((0.86..=0.99).contains(&in_blocks), "{in_blocks}");
+        let one_by_one = coverage(0.6, 1);
+        assert!(one_by_one < 0.80, "drawn one by one the interval is too narrow: {one_by_one}");
+    }
+
+    #[test]
+    fn equal_values_give_a_point() {
+        let interval = mean_interval(&[vec![0.1; 100], vec![0.1; 37]], STEP_BLOCK).unwrap();
+        assert_eq!(interval.low, interval.high);
+        assert!((interval.low - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_same_values_give_the_same_interval() {
+        let values = simulated(0.3, &mut StdRng::seed_from_u64(1));
+        assert_eq!(mean_interval(&values, 16), mean_interval(&values, 16));
+    }
+
+    #[test]
+    fn too_little_gives_none() {
+        assert_eq!(mean_interval(&[], 1), None);
+        assert_eq!(mean_interval(&[vec![]], 1), None);
+        assert_eq!(mean_interval(&[vec![1.0]], 1), None);
+        assert_eq!(mean_interval(&[vec![1.0; 63]], STEP_BLOCK), None, "not four blocks");
+        assert_eq!(mean_interval(&[vec![1.0, f64::NAN, 2.0, 3.0, 4.0]], 1), None);
+    }
+}

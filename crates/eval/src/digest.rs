@@ -1,0 +1,246 @@
+//! What all samples of a cache come to: the figures that tables, reports and the gate share.
+
+use serde::Serialize;
+
+use crate::bootstrap::{Interval, STEP_BLOCK, mean_interval};
+use crate::divergence::{Steps, quantile};
+use crate::{Outcome, Row};
+
+/// A named number, with its interval where it is a mean.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    /// Its name: a field of [`Summary`](crate::Summary), or `score`.
+    pub name: &'static str,
+    /// The number.
+    pub value: f64,
+    /// Lower end of the 95 % interval; none where it is no mean, or of too little.
+    pub low: Option<f64>,
+    /// Upper end.
+    pub high: Option<f64>,
+}
+
+/// What all samples of one cache come to, on one task and context length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Digest {
+    /// What computed.
+    pub engine: String,
+    /// The model as people call it.
+    pub model: String,
+    /// What tells it from every other model.
+    pub fingerprint: String,
+    /// Name of the task.
+    pub task: String,
+    /// Tokens of context that were asked for.
+    pub context: usize,
+    /// The cache as it was named.
+    pub cache: String,
+    /// Rows, each one sample.
+    pub num_samples: usize,
+    /// Steps of all samples whose distributions were compared.
+    pub num_steps: usize,
+    /// Answers of all samples.
+    pub num_answers: usize,
+    /// The fields of [`Summary`](crate::Summary) over the steps of all samples, in its order and without the count,
+    /// where there are steps; `score`, the mean over all answers, where there are answers.
+    pub figures: Vec<Figure>,
+    /// Device bytes over those of a full f16 cache: the largest of all samples and steps; 0 where nothing was
+    /// counted.
+    pub ratio: f64,
+    /// Device bytes: the largest.
+    pub device_bytes: usize,
+    /// Host bytes: the largest.
+    pub host_bytes: usize,
+    /// Coded rows fetched per KV head over tokens held: the mean of the samples that count them.
+    pub rows_read: Option<f64>,
+    /// Seconds of a step: the median of the samples' medians; none where there was no step.
+    pub step_seconds: Option<f64>,
+    /// Tokens of the prompts over the seconds that they took, per second; none where no time was taken. A prompt
+    /// that several caches took at once has the time of all of them: a lower bound for each.
+    pub prefill_rate: Option<f64>,
+}
+
+impl Digest {
+    /// The figure of that name.
+    #[must_use]
+    pub fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().find(|figure| figure.name == name)
+    }
+}
+
+/// One digest for each engine, model, task, context length and cache, in the order in which rows first show them.
+///
+/// Steps of samples are put behind each other, and answers too, so that each counts the same. Intervals are those
+/// of [`mean_interval`], steps in blocks of [`STEP_BLOCK`] and answers one by one. Empty where there is no row.
+#[must_use]
+pub fn digest(rows: &[Row]) -> Vec<Digest> {
+    let mut groups: Vec<Vec<&Row>> = Vec::new();
+    for row in rows {
+        match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    groups.iter().map(|group| of_group(group)).collect()
+}
+
+/// Rows that are alike in this are samples of the same.
+fn key(row: &Row) -> (&str, &str, &str, usize, &str) {
+    (&row.run.engine, &row.run.fingerprint, &row.task, row.context, &row.cache)
+}
+
+/// `rows` has at least one.
+fn of_group(rows: &[&Row]) -> Digest {
+    let mut steps: Vec<&Steps> = Vec::new();
+    let mut scores: Vec<Vec<f64>> = Vec::new();
+    for row in rows {
+        match &row.outcome {
+            Outcome::Divergence { steps: of_row, .. } => steps.push(of_row),
+            Outcome::Answers { answers, .. } => {
+                scores.push(answers.iter().map(|answer| answer.score).collect());
+            }
+        }
+    }
+    let mut figures = of_steps(&steps);
+    let num_answers = scores.iter().map(Vec::len).sum();
+    if num_answers > 0 {
+        let sum: f64 = scores.iter().flatten().sum();
+        figures.push(mean("score", sum / num_answers as f64, &scores, 1));
+    }
+    let memory = || rows.iter().flat_map(|row| &row.memory);
+    let counted: Vec<f64> = rows.iter().filter_map(|row| row.rows_read).collect();
+    let step_seconds: Vec<f64> =
+        rows.iter().filter(|row| row.time.num_steps > 0).map(|row| row.time.step).collect();
+    let timed = || rows.iter().filter(|row| row.time.prefill > 0.0);
+    let prefill_seconds: f64 = timed().map(|row| row.time.prefill).sum();
+    let prefill_tokens: usize = timed().map(|row| row.num_tokens).sum();
+    let first = rows[0];
+    Digest {
+        engine: first.run.engine.clone(),
+        model: first.run.model.clone(),
+        fingerprint: first.run.fingerprint.clone(),
+        task: first.task.clone(),
+        context: first.context,
+        cache: first.cache.clone(),
+        num_samples: rows.len(),
+        num_steps: steps.iter().map(|steps| steps.len()).sum(),
+        num_answers,
+        figures,
+        ratio: memory().map(|memory| memory.ratio()).fold(0.0, f64::max),
+        device_bytes: memory().map(|memory| memory.device.total()).max().unwrap_or(0),
+        host_bytes: memory().map(|memory| memory.host_bytes).max().unwrap_or(0),
+        rows_read: (!counted.is_empty())
+            .then(|| counted.iter().sum::<f64>() / counted.len() as f64),
+        step_seconds: (!step_seconds.is_empty()).then(|| quantile(&step_seconds, 0.5)),
+        prefill_rate: (prefill_seconds > 0.0).then(|| prefill_tokens as f64 / prefill_seconds),
+    }
+}
+
+/// The figures of steps, one list a sample; none of no step.
+fn of_steps(samples: &[&Steps]) -> Vec<Figure> {
+    let mut all = Steps::default();
+    for steps in samples {
+        all.extend(steps);
+    }
+    let Some(summary) = all.summary() else { return Vec::new() };
+    let of_each = |values: fn(&Steps) -> Vec<f64>| -> Vec<Vec<f64>> {
+        samples.iter().map(|steps| values(steps)).collect()
+    };
+    let kl = of_each(|steps| steps.kl.clone());
+    let top1 = of_each(|steps| steps.top1.iter().map(|&agrees| f64::from(agrees)).collect());
+    let top5 = of_each(|steps| steps.top5.clone());
+    let moved = of_each(|steps| {
+        let pairs = steps.nll.iter().zip(&steps.full_nll);
+        pairs.map(|(nll, full)| (-nll).exp() - (-full).exp()).collect()
+    });
+    vec![
+        mean("kl_mean", summary.kl_mean, &kl, STEP_BLOCK),
+        plain("kl_median", summary.kl_median),
+        plain("kl_p99", summary.kl_p99),
+        plain("kl_max", summary.kl_max),
+        mean("top1", summary.top1, &top1, STEP_BLOCK),
+        mean("top5", summary.top5, &top5, STEP_BLOCK),
+        plain("ppl", summary.ppl),
+        plain("full_ppl", summary.full_ppl),
+        plain("ppl_change", summary.ppl_change),
+        mean("probability_change", summary.probability_change, &moved, STEP_BLOCK),
+    ]
+}
+
+fn plain(name: &'static str, value: f64) -> Figure {
+    Figure { name, value, low: None, high: None }
+}
+
+fn mean(name: &'static str, value: f64, groups: &[Vec<f64>], block: usize) -> Figure {
+    let interval = mean_interval(groups, block);
+    let (low, high) = interval.map(|Interval { low, high }| (low, high)).unzip();
+    Figure { name, value, low, high }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_rows::{answers, divergence};
+
+    #[test]
+    fn samples_of_the_same_are_put_together_in_the_order_of_appearance() {
+        let mut second = divergence("kl", 512, "b", &[3.0]);
+        second.memory[0].device.codes += 100;
+        second.time.step = 0.5;
+        second.rows_read = Some(0.25);
+        let rows = [
+            divergence("kl", 512, "b", &[1.0, 2.0]),
+            divergence("kl", 512, "a", &[7.0]),
+            second,
+            divergence("kl", 1024, "b", &[9.0]),
+        ];
+        let digests = digest(&rows);
+        let keys: Vec<_> = digests.iter().map(|d| (d.cache.as_str(), d.context)).collect();
+        assert_eq!(keys, [("b", 512), ("a", 512), ("b", 1024)]);
+        let first = &digests[0];
+        assert_eq!((first.num_samples, first.num_steps, first.num_answers), (2, 3, 0));
+        assert_eq!(first.figure("kl_mean").unwrap().value, 2.0);
+        assert_eq!(first.figure("kl_max").unwrap().value, 3.0);
+        assert_eq!(first.figure("score"), None);
+        assert_eq!((first.device_bytes, first.ratio, first.host_bytes), (200, 0.5, 400));
+        assert_eq!((first.rows_read, first.step_seconds), (Some(0.25), Some(0.025)));
+        assert_eq!(first.prefill_rate, Some(256.0));
+    }
+
+    #[test]
+    fn figures_are_those_of_the_summary_of_all_steps() {
+        let kl: Vec<f64> = (0..80).map(|i| f64::from(i) / 80.0).collect();
+        let rows = [divergence("kl", 512, "a", &kl), divergence("kl", 512, "a", &kl[..70])];
+        let mut all = Steps::default();
+        for row in &rows {
+            let Outcome::Divergence { steps, .. } = &row.outcome else { unreachable!() };
+            all.extend(steps);
+        }
+        let summary = serde_json::to_value(all.summary().unwrap()).unwrap();
+        let digests = digest(&rows);
+        let named: Vec<&str> = digests[0].figures.iter().map(|figure| figure.name).collect();
+        let fields = summary.as_object().unwrap();
+        assert_eq!(named.len(), fields.len() - 1, "all but the count: {named:?}");
+        for figure in &digests[0].figures {
+            assert_eq!(figure.value, fields[figure.name].as_f64().unwrap(), "{}", figure.name);
+            let is_mean = ["kl_mean", "top1", "top5", "probability_change"].contains(&figure.name);
+            assert_eq!(figure.low.is_some() && figure.high.is_some(), is_mean, "{}", figure.name);
+        }
+        let kl_mean = digests[0].figure("kl_mean").unwrap();
+        assert!(kl_mean.low.unwrap() < kl_mean.value && kl_mean.value < kl_mean.high.unwrap());
+    }
+
+    #[test]
+    fn answers_count_one_by_one() {
+        let rows = [
+            answers("needle", 512, "a", Some(0.0), &[1.0, 0.0, 0.5]),
+            answers("needle", 512, "a", Some(1.0), &[1.0]),
+        ];
+        let digests = digest(&rows);
+        let score = digests[0].figure("score").unwrap();
+        assert_eq!((score.value, digests[0].num_answers), (0.625, 4));
+        assert!(score.low.unwrap() < 0.625 && score.high.unwrap() > 0.625);
+        assert_eq!(digest(&[]), []);
+        let none = digest(&[answers("needle", 512, "a", None, &[])]);
+        assert_eq!(none[0].figures, []);
+    }
+}
