@@ -186,12 +186,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 /// # Errors
 /// When it cannot be read.
 pub(crate) fn file_digest(path: &Path) -> Result<String> {
-    let read = || -> std::io::Result<String> {
-        let mut hash = Sha256::new();
-        std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Refuses a ratio above what `spec` promises.

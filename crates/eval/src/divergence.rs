@@ -54,9 +54,8 @@ impl Distribution {
     /// The most probable tokens, the lower of equals first.
     fn top_tokens(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..self.0.len() as u32).collect();
-        let falling = |a: &u32, b: &u32| {
-            self.0[*b as usize].total_cmp(&self.0[*a as usize]).then(a.cmp(b))
-        };
+        let falling =
+            |a: &u32, b: &u32| self.0[*b as usize].total_cmp(&self.0[*a as usize]).then(a.cmp(b));
         if ids.len() > TOP_TOKENS {
             ids.select_nth_unstable_by(TOP_TOKENS - 1, falling);
             ids.truncate(TOP_TOKENS);
@@ -88,7 +87,8 @@ impl Steps {
     pub fn push(&mut self, full: &Distribution, own: &Distribution, next: u32) -> Result<()> {
         let divergence = kl_divergence(full, own);
         let (nll, full_nll) = (-own.log_probability(next), -full.log_probability(next));
-        let named = [("the divergence", divergence), ("the likelihood", nll), ("the likelihood", full_nll)];
+        let named =
+            [("the divergence", divergence), ("the likelihood", nll), ("the likelihood", full_nll)];
         for (what, value) in named {
             if !value.is_finite() {
                 return Err(Error::NotFinite { what, step: self.kl.len() });

@@ -51,7 +51,9 @@ pub enum Error {
         behind: usize,
     },
     /// A context that cannot hold what a task puts in it.
-    #[error("a context of {context} tokens is too short for {task}, which needs {needed_tokens}; use a longer one")]
+    #[error(
+        "a context of {context} tokens is too short for {task}, which needs {needed_tokens}; use a longer one"
+    )]
     ShortTaskContext {
         /// The task.
         task: &'static str,
@@ -192,6 +194,12 @@ pub enum Error {
     /// Nothing to measure.
     #[error("the continuation must have at least one token")]
     NoContinuation,
+    /// A report of no rows.
+    #[error("there are no results to report; give a file with at least one row")]
+    NoResults,
+    /// A chart or the page of a report could not be made.
+    #[error("the report could not be made: {0}")]
+    Report(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The model produced something that is not a distribution.
     #[error("{what} is not finite at step {step}")]
     NotFinite {

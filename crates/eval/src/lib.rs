@@ -23,6 +23,7 @@ mod logits;
 mod metric;
 mod projected;
 mod prompting;
+mod report;
 mod results;
 mod row;
 mod selection;
@@ -44,6 +45,7 @@ pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, v
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
 pub use prompting::{Asked, Prompting};
+pub use report::{html, markdown};
 pub use results::{Results, read_rows};
 pub use row::{Answer, Memory, Outcome, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};

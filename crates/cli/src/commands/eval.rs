@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, Profile};
 use heterokv_eval::{Candidate, Engine, Job, Probe, Run, digest, evaluate};
-use heterokv_model::text::ModelText;
 
 use crate::args::EvalArgs;
 use crate::load::{Opened, check_ratio, file_digest};

@@ -1,0 +1,155 @@
+//! Tables of digests: which columns, what is written in a cell, and the number behind it.
+
+use serde::Serialize;
+
+use super::cast::Cast;
+use super::text::{bytes, percent, short, tokens};
+use crate::{Digest, Figure};
+
+/// A table of one model and task.
+#[derive(Debug, Serialize)]
+pub(super) struct Table {
+    title: String,
+    task: String,
+    fingerprint: String,
+    columns: Vec<Column>,
+    rows: Vec<Vec<Cell>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Column {
+    /// What a program finds it by.
+    name: &'static str,
+    heading: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Cell {
+    text: String,
+    /// The 95 % interval as people read it; empty where there is none.
+    interval: String,
+    /// The number with every digit; none in a cell of text, and where there is no number.
+    value: Option<String>,
+    low: Option<String>,
+    high: Option<String>,
+}
+
+/// What is written over a figure, in the order of columns.
+pub(super) const FIGURES: [(&str, &str); 11] = [
+    ("score", "score"),
+    ("kl_mean", "mean KL"),
+    ("kl_median", "median KL"),
+    ("kl_p99", "p99 KL"),
+    ("kl_max", "max KL"),
+    ("top1", "top-1"),
+    ("top5", "top-5"),
+    ("ppl", "perplexity"),
+    ("full_ppl", "perplexity of full"),
+    ("ppl_change", "perplexity change"),
+    ("probability_change", "probability change"),
+];
+
+/// Figures that are shares.
+const SHARES: [&str; 4] = ["top1", "top5", "ppl_change", "probability_change"];
+
+/// A figure's number as people read it.
+pub(super) fn shown(name: &str, value: f64) -> String {
+    if SHARES.contains(&name) { percent(value) } else { short(value) }
+}
+
+/// A figure's interval as people read it; none where it has none.
+pub(super) fn interval(figure: &Figure) -> Option<String> {
+    let (low, high) = (figure.low?, figure.high?);
+    Some(format!("{} to {}", shown(figure.name, low), shown(figure.name, high)))
+}
+
+/// One table for each model and task.
+pub(super) fn tables(digests: &[Digest], cast: &Cast) -> Vec<Table> {
+    let mut groups: Vec<Vec<&Digest>> = Vec::new();
+    for digest in digests {
+        let is_like =
+            |first: &Digest| first.fingerprint == digest.fingerprint && first.task == digest.task;
+        match groups.iter_mut().find(|group| is_like(group[0])) {
+            Some(group) => group.push(digest),
+            None => groups.push(vec![digest]),
+        }
+    }
+    groups.iter().map(|group| table(group, cast)).collect()
+}
+
+fn table(group: &[&Digest], cast: &Cast) -> Table {
+    let of = |digest: &&Digest| cells(digest, cast.has_engines());
+    let rows: Vec<Vec<(Column, Cell)>> = group.iter().map(of).collect();
+    // A column that no row has anything in is left out; all rows have the same ones.
+    let is_used = |place: usize| {
+        rows.iter().any(|row| row[place].1.value.is_some() || !row[place].1.text.is_empty())
+    };
+    let used: Vec<usize> = (0..rows[0].len()).filter(|&place| is_used(place)).collect();
+    let first = group[0];
+    Table {
+        title: cast.subject(&first.fingerprint, &first.task),
+        task: first.task.clone(),
+        fingerprint: first.fingerprint.clone(),
+        columns: used.iter().map(|&place| rows[0][place].0.clone()).collect(),
+        rows: rows
+            .iter()
+            .map(|row| used.iter().map(|&place| row[place].1.clone()).collect())
+            .collect(),
+    }
+}
+
+/// Every column that there is, the cache first.
+fn cells(digest: &Digest, has_engines: bool) -> Vec<(Column, Cell)> {
+    let engine = if has_engines { digest.engine.as_str() } else { "" };
+    let mut cells = vec![
+        (Column { name: "cache", heading: "cache" }, text(&digest.cache)),
+        (Column { name: "engine", heading: "engine" }, text(engine)),
+        whole("context", "context", digest.context, tokens(digest.context as f64)),
+        whole("num_samples", "samples", digest.num_samples, digest.num_samples.to_string()),
+        number("ratio", "of full f16", Some(digest.ratio), percent),
+        whole("device_bytes", "device", digest.device_bytes, bytes(digest.device_bytes as f64)),
+        whole("host_bytes", "host", digest.host_bytes, bytes(digest.host_bytes as f64)),
+    ];
+    for (name, heading) in FIGURES {
+        let figure = digest.figure(name);
+        let (column, mut cell) =
+            number(name, heading, figure.map(|figure| figure.value), |value| shown(name, value));
+        cell.interval = figure.and_then(interval).unwrap_or_default();
+        cell.low = figure.and_then(|figure| figure.low).map(exact);
+        cell.high = figure.and_then(|figure| figure.high).map(exact);
+        cells.push((column, cell));
+    }
+    cells.push(number("rows_read", "rows read", digest.rows_read, percent));
+    let milliseconds = |seconds: f64| format!("{} ms", short(1000.0 * seconds));
+    cells.push(number("step_seconds", "step", digest.step_seconds, milliseconds));
+    cells.push(number("prefill_rate", "prefill, tokens/s", digest.prefill_rate, short));
+    cells
+}
+
+fn text(text: &str) -> Cell {
+    Cell { text: text.to_owned(), ..Cell::default() }
+}
+
+fn whole(name: &'static str, heading: &'static str, value: usize, text: String) -> (Column, Cell) {
+    let value = Some(value.to_string());
+    (Column { name, heading }, Cell { text, value, ..Cell::default() })
+}
+
+fn number(
+    name: &'static str,
+    heading: &'static str,
+    value: Option<f64>,
+    shown: impl Fn(f64) -> String,
+) -> (Column, Cell) {
+    let cell = Cell {
+        text: value.map(shown).unwrap_or_default(),
+        value: value.map(exact),
+        ..Cell::default()
+    };
+    (Column { name, heading }, cell)
+}
+
+/// Digits that read back as the same number.
+fn exact(value: f64) -> String {
+    format!("{value:?}")
+}
