@@ -3,13 +3,14 @@
 //!
 //! Each law is held on a small checkpoint of ours and, where it is there, on the default model.
 
-use heterokv_cache::{CacheConfig, KvCache, PrefillInput, prefill_layer};
-use heterokv_eval::{Distribution, Mode, Window, compare_caches, kl_divergence};
+use heterokv_cache::{KvCache, PrefillInput, prefill_layer};
+use heterokv_eval::{Candidate, Distribution, Outcome, Steps, kl_divergence};
 use heterokv_model::{ComputeType, Model, PromptBlock};
 
 use crate::distance::{bits, max_distance};
 use crate::files::fixture;
-use crate::smollm::{Smollm, cache, config, feed, greedy, last_logits};
+use crate::harness::{candidate, measure};
+use crate::smollm::{Smollm, cache, feed, greedy, last_logits};
 use crate::tiny::load;
 
 /// One of each kind: uncompressed, as published, re-scored, and with a selection of its own.
@@ -83,12 +84,10 @@ fn check_forks(model: &Model) {
     for (p, q) in one.chunks(vocab_size).zip(other.chunks(vocab_size)) {
         assert_eq!(kl_divergence(&Distribution::of_logits(p), &Distribution::of_logits(q)), 0.0);
     }
-    let window = Window { offset: 0, context: prompt, continuation: fed, mode: Mode::Plain };
-    let results = compare_caches(model, &window, &[CacheConfig::Full], None, None).unwrap();
-    assert_eq!(results.len(), 2);
-    for result in results {
-        assert_eq!((result.kl_mean, result.kl_p99, result.top1), (0.0, 0.0, 1.0));
-    }
+    let row = measure(model, &[candidate(model, "full")], &prompt, &fed).remove(0);
+    let Outcome::Divergence { summary, .. } = row.outcome else { panic!("tokens were fed") };
+    assert_eq!((summary.kl_mean, summary.kl_max, summary.top1, summary.top5), (0.0, 0.0, 1.0, 1.0));
+    assert_eq!((summary.ppl_change, summary.probability_change), (0.0, 0.0));
 }
 
 #[test]
@@ -155,13 +154,11 @@ fn the_number_of_threads_does_not_show_on_the_default_model() {
 pub(crate) fn check_alone(model: &Model, specs: &[&str]) {
     let (prompt, fed) = split(model);
     let (together_logits, together) = prefilled(model, specs, &prompt);
-    let window =
-        Window { offset: 0, context: prompt.clone(), continuation: fed, mode: Mode::Plain };
-    let configs: Vec<CacheConfig> = specs.iter().map(|spec| config(model, spec)).collect();
-    let results = compare_caches(model, &window, &configs, None, None).unwrap();
-    let fed = &window.continuation[..window.steps()];
+    let candidates: Vec<Candidate<'_>> = specs.iter().map(|spec| candidate(model, spec)).collect();
+    let rows = measure(model, &candidates, &prompt, &fed);
+    let (&last, fed) = fed.split_last().unwrap();
     let mut full = Vec::new();
-    for ((spec, together), result) in specs.iter().zip(together).zip(&results[1..]) {
+    for ((spec, together), row) in specs.iter().zip(together).zip(&rows) {
         let (alone_logits, mut alone) = prefilled(model, &[spec], &prompt);
         assert_eq!(bits(&alone_logits), bits(&together_logits), "{spec}");
         let mut alone = alone.remove(0);
@@ -171,19 +168,24 @@ pub(crate) fn check_alone(model: &Model, specs: &[&str]) {
         drop(together);
         let logits = feed(model, fed, &mut alone);
         assert_eq!(bits(&logits), bits(&feed(model, fed, &mut fork)), "{spec}");
-        assert_eq!(alone.device_in_use_bytes(), result.device_bytes, "{spec}");
-        assert_eq!(alone.host_in_use_bytes(), result.host_bytes, "{spec}");
+        let memory = row.memory.last().unwrap();
+        assert_eq!(alone.device_bytes(), memory.device, "{spec}");
+        assert_eq!(alone.host_in_use_bytes(), memory.host_bytes, "{spec}");
         assert_eq!(fork.device_bytes(), alone.device_bytes(), "{spec}");
-        assert_eq!(alone.ratio(), result.ratio, "{spec}");
-        assert_eq!(alone.stats().rows_read(), result.rows_read, "{spec}");
+        assert_eq!(alone.ratio(), memory.ratio(), "{spec}");
+        assert_eq!(Some(alone.stats().rows_read()), row.rows_read, "{spec}");
         let rows = logits.chunks(model.config().vocab_size).map(Distribution::of_logits);
         let rows: Vec<Distribution> = rows.collect();
         if full.is_empty() {
             full.clone_from(&rows);
         }
-        let kl = full.iter().zip(&rows).map(|(full, row)| kl_divergence(full, row)).sum::<f64>();
-        assert_eq!(kl / fed.len() as f64, result.kl_mean, "{spec}");
-        println!("{spec}: KL {:.6} alone and beside others", result.kl_mean);
+        let mut steps = Steps::default();
+        for (step, (full, own)) in full.iter().zip(&rows).enumerate() {
+            steps.push(full, own, *fed.get(step + 1).unwrap_or(&last)).unwrap();
+        }
+        let Outcome::Divergence { steps: measured, summary } = &row.outcome else { panic!("tokens were fed") };
+        assert_eq!(&steps, measured, "{spec}");
+        println!("{spec}: KL {:.6} alone and beside others", summary.kl_mean);
     }
 }
 

@@ -13,6 +13,7 @@ mod determinism;
 mod distance;
 mod files;
 mod golden;
+mod harness;
 mod hostile;
 mod mixes;
 mod passkey;

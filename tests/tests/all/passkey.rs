@@ -39,7 +39,7 @@ fn answers(smollm: &Smollm, model: &Model, passkey: &Passkey) -> (Vec<bool>, f64
     let mut answered = Vec::new();
     for (spec, cache) in SPECS.iter().zip(&mut caches) {
         let ids = greedy(model, logits.clone(), cache, answer.len());
-        let text = smollm.tokenizer.decode(&ids, SpecialTokens::Show).unwrap();
+        let text = smollm.text.tokenizer.decode(&ids, SpecialTokens::Show).unwrap();
         let verdict = if ids == answer { "answers" } else { "misses" };
         println!(
             "  {spec:<18} {verdict:<8} {text:?}, ratio {:.2} %, rows read {:.3}",

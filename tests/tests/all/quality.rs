@@ -5,13 +5,13 @@
 use std::borrow::Cow;
 
 use heterokv_cache::{KvCache, MIN_TOKENS};
-use heterokv_eval::{Distribution, Mode, Window, kl_divergence};
+use heterokv_eval::{Distribution, kl_divergence};
 use heterokv_model::{ComputeType, Model};
 use heterokv_quant::KeyFormat;
 
 use crate::distance::Bars;
 use crate::files::is_long;
-use crate::smollm::{Smollm, cache, feed, timed};
+use crate::smollm::{Smollm, Window, cache, feed, timed};
 
 /// A cache, its promised share of a full cache's bytes, and the bars it is held to.
 pub(crate) struct Promise {
@@ -170,7 +170,7 @@ struct Fed {
 }
 
 fn distributions(model: &Model, window: &Window, cache: &mut KvCache) -> Vec<Distribution> {
-    let logits = feed(model, &window.continuation[..window.steps()], cache);
+    let logits = feed(model, &window.fed, cache);
     logits.chunks(model.config().vocab_size).map(Distribution::of_logits).collect()
 }
 
@@ -217,8 +217,8 @@ pub(crate) fn hold(promises: &[Promise], tier: &Tier) {
     let mut bars = Bars::default();
     let mut num_agreeing = vec![0; promises.len()];
     for &offset in tier.offsets {
-        let cut = |mode| Window::cut(&corpus, offset, MIN_TOKENS, tier.steps, mode).unwrap();
-        let (plain, recall) = (cut(Mode::Plain), cut(Mode::Recall));
+        let cut = |task| smollm.window(task, &corpus, offset, MIN_TOKENS, tier.steps);
+        let (plain, recall) = (cut("kl"), cut("recall"));
         assert_eq!(plain.context, recall.context);
         let mut caches = vec![cache(&model, "full")];
         caches.extend(promises.iter().map(|promise| cache(&model, &promise.spec)));
@@ -284,7 +284,7 @@ fn the_smallest_preset_is_reported_at_a_longer_context() {
         return;
     }
     let model = smollm.load(ComputeType::Q8);
-    let window = Window::cut(&corpus, 20_000, LONG_CONTEXT, 128, Mode::Plain).unwrap();
+    let window = smollm.window("kl", &corpus, 20_000, LONG_CONTEXT, 128);
     let mut caches = ["full", "hca:6.25%", "hca-rescore:6.25%"].map(|spec| cache(&model, spec));
     model.prefill(&window.context, &mut caches, None).unwrap();
     let [mut full, hca, rescore] = caches;

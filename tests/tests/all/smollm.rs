@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level};
-use heterokv_model::text::{EncodeOptions, ModelText, Tokenizer};
+use heterokv_eval::{Inputs, Probe, Prompting, Settings, task};
+use heterokv_model::text::{EncodeOptions, ModelText};
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::distance::argmax;
@@ -17,7 +18,7 @@ static TURN: Mutex<()> = Mutex::new(());
 /// The default model's file, opened; tests that hold one run one at a time.
 pub(crate) struct Smollm {
     checkpoint: Checkpoint,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) text: ModelText,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -34,7 +35,7 @@ impl Smollm {
         let open = || Checkpoint::open(&path).and_then(|c| Ok((ModelText::of(&c)?, c)));
         let (text, checkpoint) =
             open().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Some(Self { checkpoint, tokenizer: text.tokenizer, _turn: turn })
+        Some(Self { checkpoint, text, _turn: turn })
     }
 
     /// The weights in one form.
@@ -45,13 +46,49 @@ impl Smollm {
     /// The ids of a text, nothing added around it.
     pub(crate) fn encode(&self, text: &str) -> Vec<u32> {
         let options = EncodeOptions { add_special: false, parse_special: true };
-        self.tokenizer.encode(text, options).unwrap()
+        self.text.tokenizer.encode(text, options).unwrap()
     }
 
     /// The ids of the shared corpus; `None`, and a line, where it is not there.
     pub(crate) fn corpus_or_skip(&self) -> Option<Vec<u32>> {
         let text = std::fs::read_to_string(shared("data/moby-dick.txt")?).unwrap();
         Some(self.encode(&text))
+    }
+}
+
+/// A context, and what is fed behind it.
+pub(crate) struct Window {
+    pub(crate) context: Vec<u32>,
+    pub(crate) fed: Vec<u32>,
+}
+
+impl Smollm {
+    /// A window of a corpus as the task `kl` or `recall` cuts it.
+    pub(crate) fn window(
+        &self,
+        name: &str,
+        corpus: &[u32],
+        offset: usize,
+        context: usize,
+        num_steps: usize,
+    ) -> Window {
+        let settings = Settings {
+            seed: 0,
+            num_samples: 1,
+            offsets: vec![offset],
+            num_steps: Some(num_steps),
+            depths: Vec::new(),
+        };
+        let prompting = Prompting::plain(&self.text);
+        let corpus = Some(corpus);
+        let (haystack, longbench, prompting, settings) = (None, None, &prompting, &settings);
+        let inputs = Inputs { prompting, corpus, haystack, longbench, settings };
+        let mut samples = task(name).unwrap().samples(&inputs, context).unwrap();
+        let sample = samples.remove(0);
+        let Probe::Tokens(mut fed) = sample.probe else { panic!("{name} feeds tokens") };
+        // The last is only to be predicted.
+        assert!(fed.pop().is_some() && fed.len() == num_steps && samples.is_empty());
+        Window { context: sample.context, fed }
     }
 }
 

@@ -106,7 +106,7 @@ fn longer_than_the_trained_context() {
             "8",
         ],
         &[
-            "1024 tokens of context and 8 behind it are more than the 1024",
+            "kl token 0, 8 steps: 1024 tokens of context and 8 behind it are more than the 1024",
             "--allow-beyond-trained",
         ],
     );
@@ -140,10 +140,10 @@ fn a_corpus_that_ends_too_soon() {
     let eval = ["eval", "--model", model(), "--corpus", &corpus];
     refuses(
         &[&eval[..], &["--context", "90", "--continuation", "20"]].concat(),
-        &["the corpus has 100 tokens, the window needs 111", "context 90 + continuation 20"],
+        &["the corpus has 100 tokens, the window of kl needs 111", "context 90 + 21 behind it"],
     );
     refuses(
-        &[&eval[..], &["--context", "90", "--continuation", "4", "--recall"]].concat(),
+        &[&eval[..], &["--context", "90", "--continuation", "4", "--task", "recall"]].concat(),
         &["recall repeats context tokens 500..505, but the context has 90"],
     );
     let out = file("never.profile", "");
@@ -205,7 +205,9 @@ fn an_argument_error_is_one_line() {
         &["generate"],
         &["gnerate"],
         &["generate", "--model", "x", "--cache", "hcc:1%"],
-        &["eval", "--model", "x"],
+        &["eval", "--model", "x", "--task", "klm"],
+        &["eval", "--model", "x", "--depth", "101"],
+        &["report"],
     ] {
         let stderr = String::from_utf8(run(args).stderr).unwrap();
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
@@ -220,7 +222,9 @@ fn options_of_a_corpus_beside_tokens() {
     for option in [
         &["--corpus", "x"][..],
         &["--cache", "full"],
-        &["--recall"],
+        &["--task", "kl"],
+        &["--out", "x"],
+        &["--gate", "x"],
         &["--context", "9"],
         &["--continuation", "9"],
         &["--token-offset", "9"],

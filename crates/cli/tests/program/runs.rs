@@ -124,21 +124,28 @@ fn eval_holds_caches_against_the_full_one() {
     ];
     let objects = json_of(&[&eval[..], &["--json", "--token-offset", "100"]].concat());
     let names: Vec<&str> = objects.iter().map(|o| o["cache"].as_str().unwrap()).collect();
-    assert_eq!(names, ["full", "hca:25%", "full", "keys=pq/4x16"]);
+    assert_eq!(names, ["full", "hca:25%", "keys=pq/4x16"]);
     for object in &objects {
-        assert_eq!((&object["mode"], &object["offset"]), (&"plain".into(), &100.into()));
+        assert_eq!((&object["task"], &object["sample"]), (&"kl".into(), &"token 100, 10 steps".into()));
         let exact = object["cache"] == "full";
-        assert_eq!(object["kl_mean"] == 0.0, exact, "{object}");
-        assert_eq!(object["host_bytes"] == 0, exact);
-        for field in
-            ["spec", "kl_p99", "top1", "ppl", "rows_read", "device_bytes", "ratio", "tok_s"]
-        {
+        let outcome = &object["outcome"];
+        assert_eq!(outcome["summary"]["kl_mean"] == 0.0, exact, "{object}");
+        assert_eq!(outcome["summary"]["num_steps"], 10);
+        assert_eq!(outcome["steps"]["kl"].as_array().unwrap().len(), 10);
+        let memory = object["memory"].as_array().unwrap();
+        assert_eq!(memory[0]["num_tokens"], 800);
+        assert_eq!(memory.last().unwrap()["num_tokens"], 810);
+        assert_eq!(memory[0]["host_bytes"] == 0, exact);
+        for field in ["spec", "inputs", "rows_read", "time", "run"] {
             assert!(!object[field].is_null(), "{field} is missing");
         }
+        assert_eq!(object["run"]["engine"], "heterokv");
     }
-    let table = stdout_of(&[&eval[..], &["--recall"]].concat());
+    let table = stdout_of(&[&eval[..], &["--task", "kl,recall"]].concat());
     assert!(table.starts_with("tiny: q8 weights, "), "{table}");
-    assert!(table.contains("a passage of the context again"), "{table}");
+    for heading in ["kl, 800 tokens: 1 sample, 10 steps", "recall, 800 tokens: 1 sample"] {
+        assert!(table.contains(heading), "{table}");
+    }
     assert_eq!(table.lines().filter(|line| line.starts_with("full ")).count(), 2);
     assert!(table.ends_with("\n* hca:25% keeps 25 % from 4,096 tokens on\n"), "{table}");
     assert!(table.lines().any(|line| line.starts_with("hca:25% ") && line.contains(" %*  ")));
@@ -152,7 +159,8 @@ fn eval_holds_caches_against_the_full_one() {
     let args = [&eval[..9], &["--cache", "keys=pq/4x16", "--json", "--profile", &profile]].concat();
     let profiled = json_of(&args).remove(1);
     let plain = json_of(&args[..args.len() - 2]).remove(1);
-    assert_ne!(profiled["kl_mean"], plain["kl_mean"], "the profile changes nothing");
+    assert_ne!(profiled["outcome"], plain["outcome"], "the profile changes nothing");
+    assert_ne!(profiled["inputs"], plain["inputs"]);
 }
 
 #[test]
@@ -196,7 +204,7 @@ fn a_mix_is_measured_and_used_by_every_command() {
         json_of(&[&eval[..], &[spec, "--json", "--continuation", "10"]].concat()).remove(1);
     assert_eq!(object["cache"], spec);
     assert!(object["spec"].as_str().unwrap().starts_with(&format!("keys=mix:{out},values=")));
-    assert!(object["kl_mean"].as_f64().unwrap() > 0.0);
+    assert!(object["outcome"]["summary"]["kl_mean"].as_f64().unwrap() > 0.0);
     // What is planned is what is held, byte for byte.
     let book = crate::fixture::file("mix-book.txt", &prose(700));
     let generate = ["generate", "--model", model(), "--file", &book, "--max-tokens", "1", "--json"];
