@@ -78,9 +78,9 @@ fn differing(cells: &[Cell], digests: &[Digest]) -> Vec<String> {
         let mut expected = vec![
             ("context", Some(digest.context as f64), None, None),
             ("num_samples", Some(digest.num_samples as f64), None, None),
-            ("ratio", Some(digest.ratio), None, None),
-            ("device_bytes", Some(digest.device_bytes as f64), None, None),
-            ("host_bytes", Some(digest.host_bytes as f64), None, None),
+            ("ratio", digest.ratio, None, None),
+            ("device_bytes", digest.device_bytes.map(|bytes| bytes as f64), None, None),
+            ("host_bytes", digest.host_bytes.map(|bytes| bytes as f64), None, None),
             ("rows_read", digest.rows_read, None, None),
             ("step_seconds", digest.step_seconds, None, None),
             ("prefill_rate", digest.prefill_rate, None, None),

@@ -79,7 +79,7 @@ fn table(text: &mut String, group: &[&Digest], cast: &Cast) {
             text,
             "| {} | {} | {} | {step} | {} |",
             literal(&cast.label(&digest.engine, &digest.cache)),
-            percent(digest.ratio),
+            digest.ratio.map(percent).unwrap_or_default(),
             figures.join(" | "),
             digest.num_samples,
         );
