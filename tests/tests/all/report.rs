@@ -2,7 +2,7 @@
 //! and the numbers of the rows, digit for digit.
 
 mod browser;
-pub(crate) mod rows;
+mod rows;
 
 use heterokv_eval::{Digest, Row, digest, html};
 
