@@ -55,6 +55,13 @@ const NEEDS: &[Need] = &[
         is_long: false,
     },
     Need {
+        name: "Chromium",
+        purpose: "opens the page of results",
+        is_met: || process::succeeds(Command::new("chromium").arg("--version")),
+        installer: Installer::Apt(&["chromium", "fonts-dejavu-core"]),
+        is_long: false,
+    },
+    Need {
         name: "linker, C library and emulator for 64-bit ARM",
         purpose: "link and run the NEON kernels",
         is_met: foreign::has_tools,

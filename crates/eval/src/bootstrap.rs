@@ -98,29 +98,30 @@ mod tests {
         vec![sample(), sample()]
     }
 
-    /// Share of 200 runs whose interval holds the true mean.
-    fn coverage(memory: f64, block: usize) -> f64 {
+    /// Share of the runs whose interval holds the true mean.
+    fn coverage(memory: f64, block: usize, num_runs: usize) -> f64 {
         let mut rng = StdRng::seed_from_u64(7);
         let covers = |interval: Interval| interval.low <= 0.0 && 0.0 <= interval.high;
-        let runs = (0..200)
+        let runs = (0..num_runs)
             .filter(|_| covers(mean_interval(&simulated(memory, &mut rng), block).unwrap()));
-        runs.count() as f64 / 200.0
+        runs.count() as f64 / num_runs as f64
     }
 
     #[test]
     fn intervals_hold_the_true_mean_about_as_often_as_they_say() {
-        let one_by_one = coverage(0.0, 1);
-        assert!((0.90..=0.99).contains(&one_by_one), "{one_by_one}");
-        let in_blocks = coverage(0.0, STEP_BLOCK);
-        assert!((0.88..=0.99).contains(&in_blocks), "{in_blocks}");
+        for block in [1, STEP_BLOCK] {
+            let coverage = coverage(0.0, block, 400);
+            assert!((0.90..=0.99).contains(&coverage), "{coverage} in blocks of {block}");
+        }
     }
 
     #[test]
     fn blocks_are_needed_where_neighbours_are_alike() {
-        let in_blocks = coverage(0.6, STEP_BLOCK);
-        assert!((0.86..=0.99).contains(&in_blocks), "{in_blocks}");
-        let one_by_one = coverage(0.6, 1);
-        assert!(one_by_one < 0.80, "drawn one by one the interval is too narrow: {one_by_one}");
+        // Blocks miss what reaches beyond them: about 0.93 in an independent simulation too.
+        let in_blocks = coverage(0.6, STEP_BLOCK, 1_000);
+        assert!((0.90..=0.98).contains(&in_blocks), "{in_blocks}");
+        let one_by_one = coverage(0.6, 1, 200);
+        assert!(one_by_one < 0.75, "drawn one by one the interval is too narrow: {one_by_one}");
     }
 
     #[test]

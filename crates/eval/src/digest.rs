@@ -43,13 +43,13 @@ pub struct Digest {
     /// The fields of [`Summary`](crate::Summary) over the steps of all samples, in its order and without the count,
     /// where there are steps; `score`, the mean over all answers, where there are answers.
     pub figures: Vec<Figure>,
-    /// Device bytes over those of a full f16 cache: the largest of all samples and steps; 0 where nothing was
+    /// Device bytes over those of a full f16 cache: the largest of all samples and steps; none where nothing was
     /// counted.
-    pub ratio: f64,
-    /// Device bytes: the largest.
-    pub device_bytes: usize,
-    /// Host bytes: the largest.
-    pub host_bytes: usize,
+    pub ratio: Option<f64>,
+    /// Device bytes: the largest; none where nothing was counted.
+    pub device_bytes: Option<usize>,
+    /// Host bytes: the largest; none where nothing was counted.
+    pub host_bytes: Option<usize>,
     /// Coded rows fetched per KV head over tokens held: the mean of the samples that count them.
     pub rows_read: Option<f64>,
     /// Seconds of a step: the median of the samples' medians; none where there was no step.
@@ -125,9 +125,12 @@ fn of_group(rows: &[&Row]) -> Digest {
         num_steps: steps.iter().map(|steps| steps.len()).sum(),
         num_answers,
         figures,
-        ratio: memory().map(|memory| memory.ratio()).fold(0.0, f64::max),
-        device_bytes: memory().map(|memory| memory.device.total()).max().unwrap_or(0),
-        host_bytes: memory().map(|memory| memory.host_bytes).max().unwrap_or(0),
+        ratio: memory()
+            .filter(|memory| memory.full_bytes > 0)
+            .map(|memory| memory.ratio())
+            .reduce(f64::max),
+        device_bytes: memory().map(|memory| memory.device.total()).max(),
+        host_bytes: memory().map(|memory| memory.host_bytes).max(),
         rows_read: (!counted.is_empty())
             .then(|| counted.iter().sum::<f64>() / counted.len() as f64),
         step_seconds: (!step_seconds.is_empty()).then(|| quantile(&step_seconds, 0.5)),
@@ -201,7 +204,10 @@ mod tests {
         assert_eq!(first.figure("kl_mean").unwrap().value, 2.0);
         assert_eq!(first.figure("kl_max").unwrap().value, 3.0);
         assert_eq!(first.figure("score"), None);
-        assert_eq!((first.device_bytes, first.ratio, first.host_bytes), (200, 0.5, 400));
+        assert_eq!(
+            (first.device_bytes, first.ratio, first.host_bytes),
+            (Some(200), Some(0.5), Some(400))
+        );
         assert_eq!((first.rows_read, first.step_seconds), (Some(0.25), Some(0.025)));
         assert_eq!(first.prefill_rate, Some(256.0));
     }
@@ -227,6 +233,19 @@ mod tests {
         }
         let kl_mean = digests[0].figure("kl_mean").unwrap();
         assert!(kl_mean.low.unwrap() < kl_mean.value && kl_mean.value < kl_mean.high.unwrap());
+    }
+
+    #[test]
+    fn what_was_not_counted_is_none_and_not_zero() {
+        let mut row = divergence("kl", 512, "a", &[1.0]);
+        row.memory.clear();
+        row.time = crate::Time { prefill: 0.0, prefill_caches: 0, step: 0.0, num_steps: 0 };
+        let digest = &digest(&[row])[0];
+        assert_eq!((digest.ratio, digest.device_bytes, digest.host_bytes), (None, None, None));
+        assert_eq!(
+            (digest.rows_read, digest.step_seconds, digest.prefill_rate),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod mixes;
 mod passkey;
 mod profiles;
 mod quality;
+mod report;
 mod smollm;
 mod speed;
 mod tiny;

@@ -18,7 +18,7 @@ pub(super) type Drawn<T = ()> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 pub(super) const SIZE: (u32, u32) = (1120, 720);
 
 /// Pixels from the top of a capital to its foot are about two thirds of this.
-const TEXT: i32 = 30;
+const TEXT: i32 = 34;
 
 /// plotters writes the size of a font divided by this.
 const FONT_SCALE: f64 = 1.24;
@@ -79,7 +79,7 @@ pub(super) fn write(
 
 /// About as many pixels as `text` is wide.
 pub(super) fn width(text: &str) -> i32 {
-    (text.chars().count() as f64 * f64::from(TEXT) * 0.58).ceil() as i32
+    (text.chars().count() as f64 * f64::from(TEXT) * 0.64).ceil() as i32
 }
 
 /// A line of dashes along pixels.
@@ -104,9 +104,9 @@ impl<'a, 'b> Frame<'a, 'b> {
         let last = x.ticks.last().map_or(0, |(_, text)| width(text) / 2);
         let frame = Self {
             left: widest + 24,
-            right: SIZE.0 as i32 - last.max(24),
-            top: 60,
-            bottom: SIZE.1 as i32 - 92,
+            right: SIZE.0 as i32 - 8 - last.max(16),
+            top: 66,
+            bottom: SIZE.1 as i32 - 112,
             area,
             x,
             y,
@@ -125,10 +125,10 @@ impl<'a, 'b> Frame<'a, 'b> {
         for (place, text) in &self.x.ticks {
             let x = self.x_pixel(*place);
             self.area.draw(&PathElement::new(vec![(x, self.top), (x, self.bottom)], grid))?;
-            write(self.area, text, MUTED, (x, self.bottom + 10), (HPos::Center, VPos::Top))?;
+            write(self.area, text, MUTED, (x, self.bottom + 24), (HPos::Center, VPos::Top))?;
         }
         write(self.area, &self.y.title, INK, (2, 4), (HPos::Left, VPos::Top))?;
-        let end = (self.right, SIZE.1 as i32 - 42);
+        let end = (self.right, SIZE.1 as i32 - 40);
         write(self.area, &self.x.title, INK, end, (HPos::Right, VPos::Top))
     }
 

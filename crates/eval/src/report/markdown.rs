@@ -79,7 +79,7 @@ fn table(text: &mut String, group: &[&Digest], cast: &Cast) {
             text,
             "| {} | {} | {} | {step} | {} |",
             literal(&cast.label(&digest.engine, &digest.cache)),
-            percent(digest.ratio),
+            digest.ratio.map(percent).unwrap_or_default(),
             figures.join(" | "),
             digest.num_samples,
         );
@@ -113,7 +113,7 @@ mod tests {
             divergence("kl", 1024, "hca:25%", &[0.01; 64]),
             answers("needle", 512, "hca:25%", Some(0.5), &[1.0, 0.0]),
         ];
-        let text = markdown(&rows);
+        let text = markdown(&rows).replace('\u{a0}', " ");
         assert!(text.contains("    heterokv eval"), "{text}");
         assert!(text.contains("**kl at 1K tokens**") && text.contains("**needle at 512 tokens**"));
         assert!(text.contains("| hca:25% | 25 % | 0.01 (0.01 to 0.01) | 0.01 |"), "{text}");

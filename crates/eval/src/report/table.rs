@@ -50,7 +50,7 @@ pub(super) const FIGURES: [(&str, &str); 11] = [
 ];
 
 /// Figures that are shares.
-const SHARES: [&str; 4] = ["top1", "top5", "ppl_change", "probability_change"];
+const SHARES: [&str; 3] = ["top1", "top5", "ppl_change"];
 
 /// A figure's number as people read it.
 pub(super) fn shown(name: &str, value: f64) -> String {
@@ -104,11 +104,11 @@ fn cells(digest: &Digest, has_engines: bool) -> Vec<(Column, Cell)> {
     let mut cells = vec![
         (Column { name: "cache", heading: "cache" }, text(&digest.cache)),
         (Column { name: "engine", heading: "engine" }, text(engine)),
-        whole("context", "context", digest.context, tokens(digest.context as f64)),
-        whole("num_samples", "samples", digest.num_samples, digest.num_samples.to_string()),
-        number("ratio", "of full f16", Some(digest.ratio), percent),
-        whole("device_bytes", "device", digest.device_bytes, bytes(digest.device_bytes as f64)),
-        whole("host_bytes", "host", digest.host_bytes, bytes(digest.host_bytes as f64)),
+        whole("context", "context", Some(digest.context), |context| tokens(context as f64)),
+        whole("num_samples", "samples", Some(digest.num_samples), |count| count.to_string()),
+        number("ratio", "of full f16", digest.ratio, percent),
+        whole("device_bytes", "device", digest.device_bytes, |count| bytes(count as f64)),
+        whole("host_bytes", "host", digest.host_bytes, |count| bytes(count as f64)),
     ];
     for (name, heading) in FIGURES {
         let figure = digest.figure(name);
@@ -130,9 +130,18 @@ fn text(text: &str) -> Cell {
     Cell { text: text.to_owned(), ..Cell::default() }
 }
 
-fn whole(name: &'static str, heading: &'static str, value: usize, text: String) -> (Column, Cell) {
-    let value = Some(value.to_string());
-    (Column { name, heading }, Cell { text, value, ..Cell::default() })
+fn whole(
+    name: &'static str,
+    heading: &'static str,
+    value: Option<usize>,
+    shown: impl Fn(usize) -> String,
+) -> (Column, Cell) {
+    let cell = Cell {
+        text: value.map(shown).unwrap_or_default(),
+        value: value.map(|value| value.to_string()),
+        ..Cell::default()
+    };
+    (Column { name, heading }, cell)
 }
 
 fn number(

@@ -22,9 +22,9 @@ fn without_zeros(digits: &str) -> &str {
     if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits }
 }
 
-/// A share as percent.
+/// A share as percent, which no line break parts.
 pub(super) fn percent(share: f64) -> String {
-    format!("{} %", short(100.0 * share))
+    format!("{}\u{a0}%", short(100.0 * share))
 }
 
 /// Tokens: K and M are 1,024 and its square, where the number is a multiple.
@@ -65,6 +65,6 @@ mod tests {
             ["512", "1K", "128K", "1M"]
         );
         assert_eq!([0.0, 2048.0, 3.5 * 1_048_576.0].map(bytes), ["0 bytes", "2 KiB", "3.5 MiB"]);
-        assert_eq!(percent(0.125), "12.5 %");
+        assert_eq!(percent(0.125), "12.5\u{a0}%");
     }
 }

@@ -11,13 +11,13 @@ use crate::report::text::{percent, tokens};
 use crate::{Outcome, Row};
 
 /// Height of a cell.
-const CELL: i32 = 56;
+const CELL: i32 = 60;
 
 /// Rows of pixels above and below the cells, for text.
-const MARGIN: (i32, i32) = (60, 92);
+const MARGIN: (i32, i32) = (66, 100);
 
 /// Cells across at most. Beyond, the numbers would not fit.
-const MAX_COLUMNS: usize = 12;
+const MAX_COLUMNS: usize = 8;
 
 /// Scores at depths and lengths of contexts.
 struct Grid {
@@ -121,5 +121,5 @@ fn draw(area: &Area<'_>, grid: &Grid) -> Drawn {
         let at = ((column(j) + column(j + 1)) / 2, bottom + 10);
         write(area, &tokens(context as f64), MUTED, at, (HPos::Center, VPos::Top))?;
     }
-    write(area, "tokens of context", INK, (right, bottom + 50), (HPos::Right, VPos::Top))
+    write(area, "tokens of context", INK, (right, bottom + 58), (HPos::Right, VPos::Top))
 }

@@ -45,11 +45,13 @@ fn chart(group: &[&Digest], quality: &Quality, cast: &Cast) -> Drawn<Option<Char
     let mut points = Vec::new();
     let mut legend = Vec::new();
     for digest in group {
-        let Some(figure) = digest.figure(quality.figure) else { continue };
-        if digest.ratio > 0.0 && digest.ratio.is_finite() && figure.value.is_finite() {
+        let (Some(figure), Some(ratio)) = (digest.figure(quality.figure), digest.ratio) else {
+            continue;
+        };
+        if ratio > 0.0 && figure.value.is_finite() {
             let look = cast.look(&digest.engine, &digest.cache);
-            points.push(Point { look, size: 100.0 * digest.ratio, figure: *figure });
-            let size = percent(digest.ratio);
+            points.push(Point { look, size: 100.0 * ratio, figure: *figure });
+            let size = percent(ratio);
             let label = cast.label(&digest.engine, &digest.cache);
             legend.push(entry(look, &format!("{label}: {} at {size}", short(figure.value)))?);
         }
