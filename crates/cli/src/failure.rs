@@ -49,7 +49,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         return FAILED;
     }
     match error.downcast_ref() {
-        Some(heterokv_eval::Error::NotFinite { .. } | heterokv_eval::Error::NotCompressed { .. }) => FAILED,
+        Some(
+            heterokv_eval::Error::NotFinite { .. } | heterokv_eval::Error::NotCompressed { .. },
+        ) => FAILED,
         _ => BAD_INPUT,
     }
 }
@@ -63,7 +65,11 @@ pub(crate) struct Worse {
 
 impl std::fmt::Display for Worse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} of {} figures are worse than those written down", self.num_worse, self.num_figures)
+        write!(
+            f,
+            "{} of {} figures are worse than those written down",
+            self.num_worse, self.num_figures
+        )
     }
 }
 

@@ -107,6 +107,24 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of prompts that is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    BadPrompts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A folder or file without a record of a task.
+    #[error("{} holds nothing for {task}: {needed}", path.display())]
+    NoRecords {
+        /// The folder or file.
+        path: PathBuf,
+        /// The task.
+        task: &'static str,
+        /// What it should hold.
+        needed: &'static str,
+    },
     /// A cache that is no smaller than it would be without compression.
     #[error(
         "compression was asked for and did not happen: {cache} holds {device_bytes} bytes on the device at \

@@ -11,11 +11,11 @@ use heterokv_model::text::Tokenizer;
 use heterokv_model::{Model, Progress};
 use sha2::{Digest, Sha256};
 
+use crate::Result;
 use crate::divergence::Distribution;
 use crate::row::{Row, Run, Time};
 use crate::subject::{Candidate, Subject};
 use crate::task::{Probe, Sample};
-use crate::Result;
 use probe::Probed;
 
 /// A sample of a task.
@@ -95,7 +95,8 @@ pub fn evaluate(
     let mut groups: Vec<Vec<Pending<'_>>> = Vec::new();
     for job in jobs {
         let pending = Pending::of(job, candidates, run, watcher);
-        let same = groups.iter_mut().find(|group| group[0].job.sample.context == job.sample.context);
+        let same =
+            groups.iter_mut().find(|group| group[0].job.sample.context == job.sample.context);
         match same {
             Some(group) => group.push(pending),
             None => groups.push(vec![pending]),

@@ -79,7 +79,7 @@ impl Bound {
     /// The figure of this name.
     fn of(&self, digest: &Digest) -> Option<f64> {
         match self.name {
-            "ratio" => Some(digest.ratio),
+            "ratio" => digest.ratio,
             name => digest.figure(name).map(|figure| figure.value),
         }
     }
@@ -167,7 +167,10 @@ mod tests {
     use crate::test_rows::divergence;
 
     fn digests(kl: f64) -> Vec<Digest> {
-        digest(&[divergence("kl", 2048, "hca:25%", &[kl, kl]), divergence("kl", 2048, "full", &[0.0])])
+        digest(&[
+            divergence("kl", 2048, "hca:25%", &[kl, kl]),
+            divergence("kl", 2048, "full", &[0.0]),
+        ])
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
 //! ([`fit_profile`]).
 //!
-//! This crate prints nothing and reads no file.
+//! This crate prints nothing, and reads no files but those of LongBench, where they are given.
 
 mod attention;
 mod bootstrap;

@@ -86,9 +86,7 @@ impl<'a> Prompting<'a> {
     pub fn first_question(&self, asked: &Asked, question: &str, reply: &str) -> Result<Vec<u32>> {
         match &self.conversation {
             None => self.encode_piece(&format!("{question}{reply}")),
-            Some(conversation) => {
-                Ok(conversation.question(question, &asked.behind, reply)?)
-            }
+            Some(conversation) => Ok(conversation.question(question, &asked.behind, reply)?),
         }
     }
 
@@ -100,9 +98,7 @@ impl<'a> Prompting<'a> {
     pub fn next_question(&self, question: &str, reply: &str) -> Result<Vec<u32>> {
         match &self.conversation {
             None => self.encode_piece(&format!("\n\n{question}{reply}")),
-            Some(conversation) => {
-                Ok(conversation.next_turn(question, reply)?)
-            }
+            Some(conversation) => Ok(conversation.next_turn(question, reply)?),
         }
     }
 

@@ -100,7 +100,8 @@ fn key(row: &Row) -> Key {
 /// # Errors
 /// [`Error::Io`], and [`Error::BadLine`] for a line that is no row.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     parse(path, &bytes[..whole])
 }
@@ -109,7 +110,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Row>> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();
     let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
     let row = |(index, line): (usize, &[u8])| {
-        let bad = |reason: String| Error::BadLine { path: path.to_owned(), line: index + 1, reason };
+        let bad =
+            |reason: String| Error::BadLine { path: path.to_owned(), line: index + 1, reason };
         let row: Row = serde_json::from_slice(line).map_err(|error| bad(error.to_string()))?;
         match &row.outcome {
             Outcome::Divergence { steps, .. } if steps.is_empty() || !steps.is_sound() => {

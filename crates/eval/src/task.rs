@@ -2,6 +2,7 @@
 
 mod corpus;
 mod haystack;
+mod longbench;
 mod needle;
 mod ruler;
 
@@ -42,6 +43,7 @@ pub fn tasks() -> Vec<&'static dyn Task> {
         &needle::MultiTurn,
     ];
     all.extend(ruler::TASKS.iter().map(|task| task as &dyn Task));
+    all.push(&longbench::LongBench);
     all
 }
 
@@ -68,6 +70,8 @@ pub struct Inputs<'a> {
     pub haystack: Option<&'a str>,
     /// Folder or file of LongBench's JSONL files.
     pub longbench: Option<&'a Path>,
+    /// LongBench's own prompts, in the form of its `dataset2prompt.json`; ours where there are none.
+    pub longbench_prompts: Option<&'a Path>,
     /// How many, where, how long.
     pub settings: &'a Settings,
 }

@@ -257,11 +257,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::prefill`].
-    pub fn extend(
-        &self,
-        tokens: &[u32],
-        cache: &mut dyn AttentionCache,
-    ) -> Result<Vec<f32>> {
+    pub fn extend(&self, tokens: &[u32], cache: &mut dyn AttentionCache) -> Result<Vec<f32>> {
         let mut hidden = self.embed(tokens)?;
         let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
         let mut q = vec![0.0; tokens.len() * qo_len];

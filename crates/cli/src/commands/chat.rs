@@ -37,8 +37,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     };
 
     let num_opening = opening.tokens.len();
-    let (model, cache) =
-        prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
+    let (model, cache) = prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
     let mut generator = Generator::new(&model, &text.tokenizer, cache);
     feed(&mut generator, &opening.tokens)?;
     let is_terminal = io::stdin().is_terminal();

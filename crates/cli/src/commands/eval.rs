@@ -40,7 +40,11 @@ fn measure(args: &EvalArgs) -> Result<()> {
     let run = of_program(args, &opened);
     let mut watch = Watch::new(args.out.as_deref(), args.json)?;
     let line = opened.first_line();
-    if args.json { say(&line) } else { print_line(&line)? }
+    if args.json {
+        say(&line)
+    } else {
+        print_line(&line)?
+    }
     let left = watch.num_left(&jobs, &candidates, &run);
     if left > 0 {
         let model = opened.load()?;
@@ -57,7 +61,7 @@ fn measure(args: &EvalArgs) -> Result<()> {
             let of_spec = digests.iter().filter(move |digest| digest.cache == spec.to_string());
             of_spec.map(move |digest| (spec, digest))
         }) {
-            check_ratio(spec, digest.ratio, digest.context)?;
+            check_ratio(spec, digest.ratio.unwrap_or(0.0), digest.context)?;
         }
     }
     match (&gate, &args.write_gate) {
@@ -69,7 +73,10 @@ fn measure(args: &EvalArgs) -> Result<()> {
 
 /// Refuses names given twice: their rows could not be told apart.
 fn check_names(args: &EvalArgs) -> Result<()> {
-    ensure!(args.samples.context.iter().all(|&context| context > 0), "--context must be at least 1");
+    ensure!(
+        args.samples.context.iter().all(|&context| context > 0),
+        "--context must be at least 1"
+    );
     let caches: Vec<String> = args.cache.iter().map(ToString::to_string).collect();
     let twice = |names: &[String]| {
         let mut before = names.iter().enumerate();
@@ -117,8 +124,10 @@ fn check(
     let limit_tokens = config.max_context_tokens;
     let mut longest = 0;
     for job in jobs {
-        let (held_tokens, max_tokens) = (job.sample.context.len(), tokens_behind(&job.sample.probe));
-        if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained {
+        let (held_tokens, max_tokens) =
+            (job.sample.context.len(), tokens_behind(&job.sample.probe));
+        if held_tokens.saturating_add(max_tokens) > limit_tokens && !args.terms.allow_beyond_trained
+        {
             Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })
                 .with_context(|| format!("{} {}", job.task, job.sample.name))?;
         }
@@ -133,7 +142,9 @@ fn check(
     check_memory(config, opened.weight_bytes()?, &plans, longest)?;
     let shortest = jobs.iter().map(|job| job.sample.context.len()).min().unwrap_or(0);
     for spec in &args.cache {
-        let Some(candidate) = candidates.iter().find(|one| one.name == spec.to_string()) else { continue };
+        let Some(candidate) = candidates.iter().find(|one| one.name == spec.to_string()) else {
+            continue;
+        };
         let at_context = plan(config, &candidate.config, shortest)?;
         if args.terms.strict_ratio {
             check_ratio(spec, at_context.ratio(), shortest)?;

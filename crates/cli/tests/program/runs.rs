@@ -126,7 +126,10 @@ fn eval_holds_caches_against_the_full_one() {
     let names: Vec<&str> = objects.iter().map(|o| o["cache"].as_str().unwrap()).collect();
     assert_eq!(names, ["full", "hca:25%", "keys=pq/4x16"]);
     for object in &objects {
-        assert_eq!((&object["task"], &object["sample"]), (&"kl".into(), &"token 100, 10 steps".into()));
+        assert_eq!(
+            (&object["task"], &object["sample"]),
+            (&"kl".into(), &"token 100, 10 steps".into())
+        );
         let exact = object["cache"] == "full";
         let outcome = &object["outcome"];
         assert_eq!(outcome["summary"]["kl_mean"] == 0.0, exact, "{object}");

@@ -33,9 +33,14 @@ impl Task for Continuation {
 
     fn samples(&self, inputs: &Inputs<'_>, context: usize) -> Result<Vec<Sample>> {
         let num_steps = inputs.settings.num_steps.unwrap_or(NUM_STEPS);
-        windows(self.name(), inputs, context, num_steps, num_steps.saturating_add(1), |_, behind| {
-            Ok(Probe::Tokens(behind.to_vec()))
-        })
+        windows(
+            self.name(),
+            inputs,
+            context,
+            num_steps,
+            num_steps.saturating_add(1),
+            |_, behind| Ok(Probe::Tokens(behind.to_vec())),
+        )
     }
 }
 
@@ -95,7 +100,8 @@ fn windows(
         let needed_tokens = end.saturating_add(behind);
         let corpus_tokens = corpus.len();
         if corpus_tokens < needed_tokens {
-            let short = Error::ShortCorpus { task, corpus_tokens, needed_tokens, offset, context, behind };
+            let short =
+                Error::ShortCorpus { task, corpus_tokens, needed_tokens, offset, context, behind };
             return Err(short);
         }
         let (tokens, behind) = corpus[offset..needed_tokens].split_at(context);

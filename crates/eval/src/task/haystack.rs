@@ -15,30 +15,58 @@ pub(super) const NOISE: &str =
 const BETWEEN: &str = " ";
 
 pub(super) const ADJECTIVES: [&str; 48] = [
-    "amber", "ancient", "bitter", "bold", "brave", "bright", "broken", "calm", "careful", "clever", "cold", "copper",
-    "curious", "distant", "dusty", "early", "empty", "faithful", "famous", "gentle", "golden", "grand", "green",
-    "hidden", "hollow", "humble", "iron", "lazy", "little", "lonely", "lucky", "modern", "narrow", "nervous", "noble",
-    "patient", "polite", "proud", "purple", "quiet", "rapid", "rusty", "silver", "simple", "sleepy", "solid", "tall",
-    "wooden",
+    "amber", "ancient", "bitter", "bold", "brave", "bright", "broken", "calm", "careful", "clever",
+    "cold", "copper", "curious", "distant", "dusty", "early", "empty", "faithful", "famous",
+    "gentle", "golden", "grand", "green", "hidden", "hollow", "humble", "iron", "lazy", "little",
+    "lonely", "lucky", "modern", "narrow", "nervous", "noble", "patient", "polite", "proud",
+    "purple", "quiet", "rapid", "rusty", "silver", "simple", "sleepy", "solid", "tall", "wooden",
 ];
 
 pub(super) const NOUNS: [&str; 48] = [
-    "anchor", "apple", "basket", "bell", "bridge", "candle", "carpet", "castle", "clock", "coat", "desk", "door",
-    "engine", "farmer", "field", "forest", "garden", "guitar", "hammer", "harbor", "island", "kettle", "ladder",
-    "lantern", "letter", "market", "meadow", "mirror", "mountain", "needle", "orchard", "painter", "pencil", "piano",
-    "pilot", "river", "sailor", "school", "shadow", "station", "stone", "table", "teacher", "tower", "tunnel",
-    "village", "window", "winter",
+    "anchor", "apple", "basket", "bell", "bridge", "candle", "carpet", "castle", "clock", "coat",
+    "desk", "door", "engine", "farmer", "field", "forest", "garden", "guitar", "hammer", "harbor",
+    "island", "kettle", "ladder", "lantern", "letter", "market", "meadow", "mirror", "mountain",
+    "needle", "orchard", "painter", "pencil", "piano", "pilot", "river", "sailor", "school",
+    "shadow", "station", "stone", "table", "teacher", "tower", "tunnel", "village", "window",
+    "winter",
 ];
 
 const VERBS: [&str; 16] = [
-    "passed", "painted", "remembered", "described", "repaired", "followed", "noticed", "visited", "measured",
-    "admired", "crossed", "avoided", "ignored", "sketched", "watched", "found",
+    "passed",
+    "painted",
+    "remembered",
+    "described",
+    "repaired",
+    "followed",
+    "noticed",
+    "visited",
+    "measured",
+    "admired",
+    "crossed",
+    "avoided",
+    "ignored",
+    "sketched",
+    "watched",
+    "found",
 ];
 
 const WHENS: [&str; 16] = [
-    "before noon", "in the rain", "on a Monday", "without a word", "after the harvest", "for the second time",
-    "at the end of May", "with some effort", "during the concert", "on the way home", "in the fog", "by accident",
-    "as the wind rose", "in good time", "late in the evening", "with a smile",
+    "before noon",
+    "in the rain",
+    "on a Monday",
+    "without a word",
+    "after the harvest",
+    "for the second time",
+    "at the end of May",
+    "with some effort",
+    "during the concert",
+    "on the way home",
+    "in the fog",
+    "by accident",
+    "as the wind rose",
+    "in good time",
+    "late in the evening",
+    "with a smile",
 ];
 
 /// Random numbers of sample `index` of a task at a length: the same for the same seed, different for each.
@@ -226,7 +254,12 @@ mod tests {
     #[test]
     fn needles_stand_where_they_are_asked_for() {
         let haystack = Haystack::Given(vec!["a.", "b.", "c.", "d."]);
-        let needles = [(1.0, "Z".to_owned()), (0.0, "A".to_owned()), (0.5, "M".to_owned()), (0.5, "N".to_owned())];
+        let needles = [
+            (1.0, "Z".to_owned()),
+            (0.0, "A".to_owned()),
+            (0.5, "M".to_owned()),
+            (0.5, "N".to_owned()),
+        ];
         assert_eq!(haystack.with(4, &needles), "A a. b. M N c. d. Z");
         assert_eq!(haystack.with(2, &needles[1..2]), "A a. b.");
     }
@@ -234,7 +267,8 @@ mod tests {
     #[test]
     fn sentences_end_where_sentences_end() {
         let text = "Call me Ishmael. It was 3.5 miles\noff! Why?\n\nA heading\n\n  No end";
-        let expected = ["Call me Ishmael.", "It was 3.5 miles\noff!", "Why?", "A heading", "No end"];
+        let expected =
+            ["Call me Ishmael.", "It was 3.5 miles\noff!", "Why?", "A heading", "No end"];
         assert_eq!(sentences(text), expected);
         assert_eq!(sentences(" \n\n "), [""; 0]);
     }

@@ -129,8 +129,11 @@ impl Task for MultiTurn {
             }
             let haystack = Haystack::of(inputs.haystack, random.random());
             let place = |turn: usize| (turn as f64 + 0.5) / NUM_TURNS as f64;
-            let needles: Vec<(f64, String)> =
-                facts.iter().enumerate().map(|(turn, fact)| (place(turn), fact.sentence())).collect();
+            let needles: Vec<(f64, String)> = facts
+                .iter()
+                .enumerate()
+                .map(|(turn, fact)| (place(turn), fact.sentence()))
+                .collect();
             let asked = fit_haystack(
                 self.name(),
                 inputs.prompting,

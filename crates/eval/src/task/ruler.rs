@@ -15,7 +15,7 @@ use crate::metric::Metric;
 use crate::prompting::{Asked, Prompting};
 use crate::task::haystack::random;
 use crate::task::{Inputs, Probe, Question, Sample, Task};
-use needles::{Amounts, Among, Kind, Needles};
+use needles::{Among, Amounts, Kind, Needles};
 
 /// All of them.
 pub(super) const TASKS: [Ruler; 11] = [
@@ -27,9 +27,21 @@ pub(super) const TASKS: [Ruler; 11] = [
     Ruler::needles("niah_multikey_3", Among::Needles, Amounts::ONE, Kind::Uuid, Kind::Uuid),
     Ruler::needles("niah_multivalue", Among::Text, Amounts::values(4), Kind::Word, Kind::Number),
     Ruler::needles("niah_multiquery", Among::Text, Amounts::queries(4), Kind::Word, Kind::Number),
-    Ruler { name: "vt", about: "variables set to each other in a chain of four hops (RULER)", form: Form::Variables },
-    Ruler { name: "cwe", about: "the ten words that a list has most often (RULER)", form: Form::CommonWords },
-    Ruler { name: "fwe", about: "the three coded words that a text has most often (RULER)", form: Form::FrequentWords },
+    Ruler {
+        name: "vt",
+        about: "variables set to each other in a chain of four hops (RULER)",
+        form: Form::Variables,
+    },
+    Ruler {
+        name: "cwe",
+        about: "the ten words that a list has most often (RULER)",
+        form: Form::CommonWords,
+    },
+    Ruler {
+        name: "fwe",
+        about: "the three coded words that a text has most often (RULER)",
+        form: Form::FrequentWords,
+    },
 ];
 
 /// One of them.

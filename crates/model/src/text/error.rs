@@ -69,10 +69,14 @@ pub enum Error {
         name: String,
     },
     /// The model was not tuned for conversation.
-    #[error("this model has no chat template; use it without one, or a model that was tuned for conversation")]
+    #[error(
+        "this model has no chat template; use it without one, or a model that was tuned for conversation"
+    )]
     NoChatTemplate,
     /// A template that leaves out or rewrites what is said.
-    #[error("the model's chat template leaves out or changes what is said in a message; use it without one")]
+    #[error(
+        "the model's chat template leaves out or changes what is said in a message; use it without one"
+    )]
     TemplateChangesText,
     /// The vocabulary holds no token.
     #[error("the vocabulary is empty")]

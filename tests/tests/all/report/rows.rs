@@ -119,6 +119,7 @@ fn row(
         num_tokens: context,
         depth: None,
         cache: cache.to_owned(),
+        inputs: String::new(),
         spec: cache.to_owned(),
         outcome,
         rows_read: (engine == "heterokv" && cache != "full").then_some(0.07 + share / 10.0),

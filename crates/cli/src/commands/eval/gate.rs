@@ -34,7 +34,8 @@ pub(super) fn hold(gate: &Gate, digests: &[Digest], opened: &Opened) -> Result<(
         return Ok(());
     }
     for Regression { gated, bound, actual } in &regressions {
-        let actual = actual.map_or("was not measured".to_owned(), |actual| format!("is {actual:.6}"));
+        let actual =
+            actual.map_or("was not measured".to_owned(), |actual| format!("is {actual:.6}"));
         say(&format!(
             "worse: {} of {} on {} at {} {actual}; written down is {:.6}, let through {bound:.6}",
             gated.figure,

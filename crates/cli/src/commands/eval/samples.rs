@@ -15,14 +15,14 @@ pub(super) fn make(args: &EvalArgs, text: &ModelText) -> Result<Vec<Job>> {
     let corpus = samples.corpus.as_deref().map(|path| encode_plain(text, &read_text(path)?));
     let corpus = corpus.transpose()?;
     let haystack = samples.haystack.as_deref().map(read_text).transpose()?;
-    let prompting =
-        if samples.chat { Prompting::chat(text)? } else { Prompting::plain(text) };
+    let prompting = if samples.chat { Prompting::chat(text)? } else { Prompting::plain(text) };
     let settings = settings(samples);
     let inputs = Inputs {
         prompting: &prompting,
         corpus: corpus.as_deref(),
         haystack: haystack.as_deref(),
         longbench: samples.longbench.as_deref(),
+        longbench_prompts: samples.longbench_prompts.as_deref(),
         settings: &settings,
     };
     let _bar = Bar::spinner("making samples");

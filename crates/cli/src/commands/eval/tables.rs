@@ -19,7 +19,8 @@ pub(super) fn show(digests: &[Digest], specs: &[CacheSpec]) -> String {
     let mut text: Vec<String> = groups
         .iter()
         .map(|group| {
-            let rows: Vec<Vec<String>> = group.iter().map(|digest| row(digest, spec(digest))).collect();
+            let rows: Vec<Vec<String>> =
+                group.iter().map(|digest| row(digest, spec(digest))).collect();
             format!("{}\n\n{}", heading(group[0]), table(&header(group[0]), &rows))
         })
         .collect();
@@ -30,9 +31,15 @@ pub(super) fn show(digests: &[Digest], specs: &[CacheSpec]) -> String {
 fn heading(digest: &Digest) -> String {
     let Digest { task, num_samples, num_steps, num_answers, .. } = digest;
     let context = tokens(digest.context);
-    let samples = if *num_samples == 1 { "1 sample".to_owned() } else { format!("{num_samples} samples") };
+    let samples =
+        if *num_samples == 1 { "1 sample".to_owned() } else { format!("{num_samples} samples") };
     match num_steps {
-        0 => format!("{task}, {context}: {samples}, {num_answers} answers scored from 0 to 100 %"),
+        0 => {
+            let plural = if *num_answers == 1 { "" } else { "s" };
+            format!(
+                "{task}, {context}: {samples}, {num_answers} answer{plural} scored from 0 to 100 %"
+            )
+        }
         steps => format!("{task}, {context}: {samples}, {steps} steps, KL(full || cache) in nats"),
     }
 }
@@ -50,7 +57,7 @@ fn header(digest: &Digest) -> Vec<String> {
 fn row(digest: &Digest, spec: Option<&CacheSpec>) -> Vec<String> {
     let mut cells = vec![digest.cache.clone()];
     let number = |name: &str, show: &dyn Fn(f64) -> String| {
-        digest.figure(name).map_or("-".to_owned(), |figure| show(figure.value))
+        or_dash(digest.figure(name), |figure| show(figure.value))
     };
     if digest.num_steps == 0 {
         cells.push(number("score", &percent));
@@ -64,13 +71,22 @@ fn row(digest: &Digest, spec: Option<&CacheSpec>) -> Vec<String> {
         cells.push(number("ppl", &|x| format!("{x:.3}")));
         cells.push(number("ppl_change", &|x| format!("{:+.2} %", 100.0 * x)));
     }
-    let mark = if spec.is_some_and(|spec| is_above_promise(digest.ratio, spec)) { "*" } else { "" };
-    cells.push(digest.rows_read.map_or("-".to_owned(), percent));
-    cells.push(bytes(digest.device_bytes as u64));
-    cells.push(bytes(digest.host_bytes as u64));
-    cells.push(format!("{}{mark}", percent(digest.ratio)));
-    cells.push(digest.step_seconds.map_or("-".to_owned(), |seconds| format!("{:.1}", 1.0 / seconds)));
+    let mark = if is_above(digest, spec) { "*" } else { "" };
+    cells.push(or_dash(digest.rows_read, percent));
+    cells.push(or_dash(digest.device_bytes, |n| bytes(n as u64)));
+    cells.push(or_dash(digest.host_bytes, |n| bytes(n as u64)));
+    cells.push(or_dash(digest.ratio, |ratio| format!("{}{mark}", percent(ratio))));
+    cells.push(or_dash(digest.step_seconds, |seconds| format!("{:.1}", 1.0 / seconds)));
     cells
+}
+
+/// What is not there is a dash.
+fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or("-".to_owned(), show)
+}
+
+fn is_above(digest: &Digest, spec: Option<&CacheSpec>) -> bool {
+    digest.ratio.zip(spec).is_some_and(|(ratio, spec)| is_above_promise(ratio, spec))
 }
 
 fn nats(value: f64) -> String {
@@ -90,7 +106,7 @@ fn footnote(digests: &[Digest], specs: &[CacheSpec]) -> Option<String> {
     for spec in specs {
         let Some(promise) = spec.promise() else { continue };
         let of_spec = |digest: &&Digest| digest.cache == spec.to_string();
-        if digests.iter().filter(of_spec).any(|digest| is_above_promise(digest.ratio, spec)) {
+        if digests.iter().filter(of_spec).any(|digest| is_above(digest, Some(spec))) {
             let from = tokens(promise.min_tokens);
             promises.push(format!("{spec} keeps {} % from {from} on", promise.percent));
         }

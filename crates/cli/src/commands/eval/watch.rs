@@ -32,7 +32,12 @@ impl Watch {
     }
 
     /// How many rows are still to be measured.
-    pub(super) fn num_left(&mut self, jobs: &[Job], candidates: &[Candidate<'_>], run: &Run) -> usize {
+    pub(super) fn num_left(
+        &mut self,
+        jobs: &[Job],
+        candidates: &[Candidate<'_>],
+        run: &Run,
+    ) -> usize {
         let mut num_left = 0;
         for job in jobs {
             for candidate in candidates {
@@ -70,9 +75,7 @@ impl Watch {
 impl Watcher for Watch {
     fn is_done(&mut self, task: &str, sample: &Sample, cache: &str, inputs: &str) -> bool {
         let results = self.results.as_ref();
-        results.is_some_and(|results| {
-            results.has(task, &sample.name, sample.length, cache, inputs)
-        })
+        results.is_some_and(|results| results.has(task, &sample.name, sample.length, cache, inputs))
     }
 
     fn begins(&mut self, index: usize, total: usize, sample: &Sample) {

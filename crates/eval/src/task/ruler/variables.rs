@@ -33,15 +33,8 @@ pub(super) fn ask(mut made: Made<'_>) -> Result<Asking> {
         depths.iter().enumerate().map(|(index, &depth)| (depth, assign(index))).collect();
     let before = "Follow the variables hidden in the text below: each is set to a number or to another variable.\n";
     let haystack = Haystack::Repeated(NOISE);
-    let asked = fit_haystack(
-        made.task,
-        made.prompting,
-        made.length,
-        &haystack,
-        &needles,
-        before,
-        "\n\n",
-    )?;
+    let asked =
+        fit_haystack(made.task, made.prompting, made.length, &haystack, &needles, before, "\n\n")?;
     Ok(Asking {
         asked,
         question: format!("Which variables have the value {value}, directly or through others?"),

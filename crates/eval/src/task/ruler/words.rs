@@ -65,10 +65,15 @@ pub(super) fn ask_common(mut made: Made<'_>) -> Result<Asking> {
 /// Adjectives, nouns, and compounds of two nouns: enough for lists of some 25,000 entries.
 fn word_pool() -> Vec<String> {
     let single = ADJECTIVES.iter().chain(&NOUNS).map(|&word| word.to_owned());
-    let compound = NOUNS
+    let compound = NOUNS.iter().flat_map(|first| {
+        NOUNS
+            .iter()
+            .filter(move |second| *second != first)
+            .map(move |second| format!("{first}{second}"))
+    });
+    let joined = ADJECTIVES
         .iter()
-        .flat_map(|first| NOUNS.iter().filter(move |second| *second != first).map(move |second| format!("{first}{second}")));
-    let joined = ADJECTIVES.iter().flat_map(|first| NOUNS.iter().map(move |second| format!("{first}{second}")));
+        .flat_map(|first| NOUNS.iter().map(move |second| format!("{first}{second}")));
     single.chain(compound).chain(joined).collect()
 }
 
@@ -85,9 +90,8 @@ pub(super) fn ask_frequent(mut made: Made<'_>) -> Result<Asking> {
     let seed: u64 = made.random.random();
     let build = |num_words: usize| {
         // The counts are those expected, not drawn, so that the order of the words is never a tie by chance.
-        let times = |rank: usize| {
-            ((rank as f64).powf(-ALPHA) / total * num_words as f64).round() as usize
-        };
+        let times =
+            |rank: usize| ((rank as f64).powf(-ALPHA) / total * num_words as f64).round() as usize;
         let mut text: Vec<&str> = Vec::new();
         for (index, word) in words.iter().enumerate() {
             let word = if index == 0 { "..." } else { word.as_str() };
