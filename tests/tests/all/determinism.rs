@@ -203,12 +203,13 @@ fn a_cache_alone_is_the_cache_beside_others_on_the_default_model() {
 }
 
 /// A matrix product sums in another order than a vector's, and compact weights meet activations of 16
-/// bits there, so the bits differ, and a step now and then selects another row; `bar` is three times what was seen
-/// on the default model, and covers a number that rounds to the neighbouring f16 on the small one.
-fn check_at_once(model: &Model, specs: &[&str], bar: f64) {
+/// bits there, so the bits differ, and a step now and then selects another row. The bars are three times what was seen
+/// on the default model, by machine and spec: most where few rows are taken, so that another one weighs much. They
+/// cover a number that rounds to the neighbouring f16 on the small one.
+fn check_at_once(model: &Model, specs: &[&str], bars: [f64; 4]) {
     let (prompt, fed) = split(model);
     let (_, caches) = prefilled(model, specs, &prompt);
-    for (spec, mut cache) in specs.iter().zip(caches) {
+    for ((spec, mut cache), bar) in specs.iter().zip(caches).zip(bars) {
         let mut fork = cache.fork().unwrap();
         let hidden = model.extend(&fed, &mut fork).unwrap();
         let at_once = model.logits_of_rows(&hidden).unwrap();
@@ -222,13 +223,13 @@ fn check_at_once(model: &Model, specs: &[&str], bar: f64) {
 
 #[test]
 fn at_once_is_one_by_one() {
-    check_at_once(&tiny_model(), &TINY_SPECS, 2e-3);
+    check_at_once(&tiny_model(), &TINY_SPECS, [2e-3; 4]);
 }
 
 #[test]
 fn at_once_is_one_by_one_on_the_default_model() {
     let Some(smollm) = Smollm::or_skip() else { return };
-    check_at_once(&smollm.load(ComputeType::Q8), &SPECS, 0.1);
+    check_at_once(&smollm.load(ComputeType::Q8), &SPECS, [0.05, 0.05, 0.05, 0.32]);
 }
 
 /// Where every coded token is selected and nothing is rounded further than f16, the heterogeneous path
