@@ -28,8 +28,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 
 fn measure(args: &EvalArgs) -> Result<()> {
     check_names(args)?;
-    let gate = args.gate.as_deref().map(gate::read).transpose()?;
     let opened = Opened::new(&args.model)?;
+    let gate = args.gate.as_deref().map(|path| gate::read(path, &opened)).transpose()?;
     let text = opened.text()?;
     let jobs = samples::make(args, &text)?;
     let profile_digest = args.terms.profile.as_deref().map(file_digest).transpose()?;
@@ -65,7 +65,7 @@ fn measure(args: &EvalArgs) -> Result<()> {
         }
     }
     match (&gate, &args.write_gate) {
-        (Some(gate), _) => gate::hold(gate, &digests, &opened),
+        (Some(gate), _) => gate::hold(gate, &digests),
         (None, Some(path)) => gate::write(path, &digests, &run.command),
         (None, None) => Ok(()),
     }

@@ -5,7 +5,7 @@ use crate::fixture::{TRAINED_TOKENS, file, model, other_model, prose, run, stdou
 /// Runs the program, which must refuse, and looks at the line of the error: the first one it says,
 /// unless the fault shows only once the model is running.
 #[track_caller]
-fn refuses(args: &[&str], parts: &[&str]) {
+pub(crate) fn refuses(args: &[&str], parts: &[&str]) {
     let output = run(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");

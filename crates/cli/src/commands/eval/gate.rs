@@ -9,9 +9,15 @@ use crate::failure::Worse;
 use crate::load::Opened;
 use crate::output::{count, say};
 
-/// The figures of a file.
-pub(super) fn read(path: &Path) -> Result<Gate> {
-    Ok(Gate::read(path)?)
+/// The figures of a file, which are of this model.
+pub(super) fn read(path: &Path, opened: &Opened) -> Result<Gate> {
+    let gate = Gate::read(path)?;
+    ensure!(
+        gate.fingerprint == opened.fingerprint(),
+        "the figures of {} are of another model; write new ones with --write-gate",
+        path.display()
+    );
+    Ok(gate)
 }
 
 /// Writes the figures of this run.
@@ -23,11 +29,7 @@ pub(super) fn write(path: &Path, digests: &[Digest], command: &str) -> Result<()
 }
 
 /// Fails where a figure is worse than the one written down, or was not measured.
-pub(super) fn hold(gate: &Gate, digests: &[Digest], opened: &Opened) -> Result<()> {
-    ensure!(
-        gate.fingerprint == opened.fingerprint(),
-        "the figures of --gate are of another model; write new ones with --write-gate"
-    );
+pub(super) fn hold(gate: &Gate, digests: &[Digest]) -> Result<()> {
     let regressions = gate.regressions(digests);
     if regressions.is_empty() {
         say(&format!("{} figures hold", count(gate.figures.len())));
