@@ -15,6 +15,7 @@
 mod bench;
 mod checks;
 mod demo;
+mod gate;
 mod licence;
 mod model_file;
 mod needs;
@@ -48,6 +49,8 @@ enum Task {
     Test(test::Options),
     /// Measure; `bench quant --help` has the options
     Bench(bench::Options),
+    /// Hold the quality of caches on a small fixed run against committed figures; part of `test`
+    Gate(gate::Options),
     /// Get the default model, if it is not there yet, and print where it is
     Fetch,
     /// Check the structure of the tree: heads, sizes, unsafe code, paths in documents, edges between crates
@@ -72,6 +75,7 @@ fn perform(task: Task) -> Result<bool> {
         Task::Demo(options) => demo::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Gate(options) => gate::run(&workspace, &options),
         Task::Fetch => {
             println!("{}", model_file::obtain_default()?.display());
             Ok(true)

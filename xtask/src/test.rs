@@ -14,7 +14,7 @@ use anyhow::Result;
 
 use crate::tally::Tally;
 use crate::workspace::Workspace;
-use crate::{bench, checks, model_file, needs, package};
+use crate::{bench, checks, gate, model_file, needs, package};
 
 use report::{Report, Step};
 use runners::{Nextest, Settings};
@@ -72,6 +72,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         });
         report.step(Step::new("benches, small").within_minutes(1), || {
             bench::check_answers(workspace)
+        });
+        report.step(Step::new("quality gate").within_minutes(4), || match &settings.model {
+            Some(model) => Ok(Tally::of_check(gate::hold(workspace, model)?)),
+            None => Ok(skipped("the quality gate needs the default model")),
         });
     }
     if options.long {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use heterokv_cache::{AttentionCache, CacheSpec, KvCache};
 use heterokv_eval::{
-    Candidate, Engine, Error, Gate, Inputs, Job, Memory, Outcome, Probe, Prompting, Results, Row,
-    Run, Sample, Settings, Subject, Watcher, digest, evaluate, task,
+    Candidate, Engine, Error, Gate, Inputs, Job, Memory, Outcome, Probe, Prompting, Replace,
+    Results, Row, Run, Sample, Settings, Subject, Watcher, digest, evaluate, task,
 };
 use heterokv_model::text::{GgufVocab, Tokenizer};
 use heterokv_model::{ComputeType, Model};
@@ -190,7 +190,7 @@ fn noticed(
     tokenizer: &Tokenizer,
     jobs: &[Job],
     spec: &str,
-    replace: &dyn Fn(&[u32], KvCache) -> heterokv_eval::Result<Box<dyn Subject>>,
+    replace: Replace<'_>,
 ) -> Vec<String> {
     let sound = candidate(model, spec);
     let figures = |candidate: &Candidate<'_>| {
