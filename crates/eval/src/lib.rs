@@ -8,6 +8,8 @@
 //! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
 //! ([`fit_profile`]).
 //!
+//! Programs of others are measured on the same windows by a process of their own ([`Peer`]).
+//!
 //! This crate prints nothing and reads no file.
 
 mod attention;
@@ -17,6 +19,7 @@ mod fit;
 mod heads;
 mod logits;
 mod metrics;
+mod peer;
 mod projected;
 mod selection;
 mod sensitivity;
@@ -28,4 +31,8 @@ pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metrics::{Distribution, kl_divergence};
+pub use peer::{
+    Peer, PeerEngine, PeerError, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerSpeed,
+    PeerSpeedRequest, PeerSteps, PeerWindow,
+};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
