@@ -16,6 +16,8 @@ from collections.abc import Callable
 # Nothing is fetched, whatever a library would like to look up.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Bars that redraw themselves are no lines.
+os.environ["TQDM_DISABLE"] = "1"
 
 import importlib.metadata
 
@@ -106,7 +108,6 @@ class PressEngine:
         for cache in request.caches:
             press_of(cache)
         torch.manual_seed(request.seed)
-        transformers.utils.logging.disable_progress_bar()
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 request.model.resolve().parent, gguf_file=request.model.name, dtype=torch.float32

@@ -14,6 +14,7 @@ cannot be served is answered by {"error": "..."} and exit status 2, before anyth
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,8 +127,8 @@ def _expect(holds: object, message: str) -> None:
         raise BadRequest(message)
 
 
-def serve(run: object) -> int:
-    """Reads the request, hands it and a function that writes a line to `run`; returns the exit status.
+def serve(answer: Callable[[Request, Callable[[dict], None]], None]) -> int:
+    """Reads the request, hands it and a function that writes a line to `answer`; returns the exit status.
 
     Whatever else a library prints on stdout goes to stderr, so that every line of stdout is ours.
     """
@@ -139,7 +140,7 @@ def serve(run: object) -> int:
         lines.flush()
 
     try:
-        run(parse(sys.stdin.read()), emit)
+        answer(parse(sys.stdin.read()), emit)
     except BadRequest as error:
         emit({"error": str(error)})
         return 2
