@@ -3,6 +3,10 @@
 The model runs in float32, the type in which a CPU is fast in PyTorch; a press chooses tokens all the same. So
 that its bytes compare with those of other programs, keys and values count two bytes an element here, as in f16.
 
+Presses have kvpress's own settings but for the steepness of PyramidKV: where its smallest layer would keep fewer
+tokens than the window of queries, kvpress gives every layer the same and so makes it SnapKV. Steepness is lowered
+here until that does not happen, and a window too short for any pyramid is refused.
+
 A compressed cache is shorter than the text it stands for. As in kvpress's own pipeline, positions go on where
 the text ended, not where the cache ends.
 """
@@ -57,6 +61,30 @@ def press_of(cache: str) -> kvpress.BasePress | None:
     return PRESSES[match[1]](compression_ratio=1 - kept)
 
 
+def pyramid_steepness(press: kvpress.PyramidKVPress, tokens: int) -> int:
+    """The largest steepness up to the press's own that leaves every layer of a context its window of queries.
+
+    1 is flat: there the press does as SnapKV does.
+    """
+    kept = tokens * (1 - press.compression_ratio)
+    return max(1, min(kvpress.PyramidKVPress.beta, int(kept / press.window_size)))
+
+
+def check_pyramids(request: Request) -> None:
+    """Raises BadRequest for a window on which a PyramidKV that is asked for would be none."""
+    for cache in request.caches:
+        press = press_of(cache)
+        if not isinstance(press, kvpress.PyramidKVPress) or press.compression_ratio == 0:
+            continue
+        for index, window in enumerate(request.windows):
+            if pyramid_steepness(press, len(window.context)) < 2:
+                kept = len(window.context) * (1 - press.compression_ratio)
+                raise BadRequest(
+                    f"`{cache}` keeps {kept:.0f} tokens of window {index}, too few for a pyramid; "
+                    f"use a longer context or keep at least {2 * press.window_size}"
+                )
+
+
 class PressedCache:
     """A cache of transformers that a press makes smaller while the context goes through the model."""
 
@@ -71,6 +99,8 @@ class PressedCache:
 
     @torch.inference_mode()
     def prefill(self, tokens: list[int]) -> None:
+        if isinstance(self.press, kvpress.PyramidKVPress):
+            self.press.beta = pyramid_steepness(self.press, len(tokens))
         pressed = contextlib.nullcontext() if self.press is None else self.press(self.model)
         with pressed:
             # Without the head of the vocabulary: nobody asks for the logits of the context.
@@ -105,8 +135,7 @@ class PressEngine:
     @classmethod
     def load(cls, request: Request) -> "PressEngine":
         """The GGUF model of a request, its weights made float32."""
-        for cache in request.caches:
-            press_of(cache)
+        check_pyramids(request)
         torch.manual_seed(request.seed)
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(

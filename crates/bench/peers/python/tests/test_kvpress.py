@@ -6,11 +6,12 @@ import torch
 import transformers
 
 from heterokv_peers.harness import run
-from heterokv_peers.kvpress import PRESSES, PressedCache, PressEngine, press_of
+from heterokv_peers.kvpress import PRESSES, PressedCache, PressEngine, check_pyramids, press_of, pyramid_steepness
 from heterokv_peers.protocol import BadRequest, Request, Window
 
 VOCAB_SIZE = 97
-CONTEXT = 320
+# Long enough for a quarter of it to make a pyramid.
+CONTEXT = 640
 
 
 def engine() -> PressEngine:
@@ -83,6 +84,27 @@ class Presses(unittest.TestCase):
             del self.engine.open
         self.assertLess(max(full_cache["steps"]["kl"]), 1e-6)
         self.assertGreater(max(wrong["steps"]["kl"]), 1e-3)
+
+    def test_a_pyramid_keeps_more_in_lower_layers_and_its_share_in_all(self) -> None:
+        tokens = list(range(VOCAB_SIZE)) * 7
+        for name, is_even in (("pyramidkv:25%", False), ("snapkv:25%", True)):
+            cache = self.engine.open(name, len(tokens))
+            cache.prefill(tokens)
+            kept = [layer.keys.shape[2] for layer in cache.held.layers]
+            # Each layer's number is rounded.
+            self.assertAlmostEqual(sum(kept), len(tokens) * 0.25 * 3, delta=3, msg=name)
+            self.assertEqual(len(set(kept)) == 1, is_even, name)
+            self.assertEqual(kept, sorted(kept, reverse=True), name)
+
+    def test_steepness_is_lowered_only_where_kvpress_would_make_it_flat(self) -> None:
+        for name, tokens, expected in (("pyramidkv:25%", 8192, 20), ("pyramidkv:25%", 4096, 16), ("pyramidkv:25%", 100, 1)):
+            self.assertEqual(pyramid_steepness(press_of(name), tokens), expected)
+
+    def test_a_window_too_short_for_a_pyramid_is_an_error(self) -> None:
+        short = Request(None, 2, ["pyramidkv:12.5%"], [Window([1] * 1000, [1, 2])], None, 0)
+        with self.assertRaisesRegex(BadRequest, "keeps 125 tokens of window 0, too few for a pyramid"):
+            check_pyramids(short)
+        check_pyramids(Request(None, 2, ["pyramidkv:12.5%"], [Window([1] * 1024, [1, 2])], None, 0))
 
     def test_names_say_what_is_kept(self) -> None:
         self.assertIsNone(press_of("full"))
