@@ -20,6 +20,7 @@ mod licence;
 mod model_file;
 mod needs;
 mod package;
+mod peers;
 mod process;
 mod tally;
 mod test;
@@ -52,9 +53,20 @@ enum Task {
     /// Hold the quality of caches on a small fixed run against committed figures; part of `test`
     Gate(gate::Options),
     /// Get the default model, if it is not there yet, and print where it is
-    Fetch,
+    Fetch(FetchOptions),
     /// Check the structure of the tree: heads, sizes, unsafe code, paths in documents, edges between crates
     Tidy,
+}
+
+/// What to get.
+#[derive(clap::Args)]
+struct FetchOptions {
+    /// Install the programs of others that `heterokv eval --peers` measures, too, and print where they are (6 GB)
+    #[arg(long)]
+    peers: bool,
+    /// Run the tests of what measures them
+    #[arg(long, requires = "peers")]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -76,14 +88,23 @@ fn perform(task: Task) -> Result<bool> {
         Task::Test(options) => test::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Gate(options) => gate::run(&workspace, &options),
-        Task::Fetch => {
-            println!("{}", model_file::obtain_default()?.display());
-            Ok(true)
-        }
+        Task::Fetch(options) => fetch(&workspace, &options),
         Task::Tidy => {
             let findings = tidy::check(&workspace)?;
             tidy::print(&findings);
             Ok(findings.is_empty())
         }
     }
+}
+
+/// Gets the model, and whatever else is asked for.
+fn fetch(workspace: &Workspace, options: &FetchOptions) -> Result<bool> {
+    let model = model_file::obtain_default()?;
+    println!("{}", model.display());
+    if !options.peers {
+        return Ok(true);
+    }
+    let venv = peers::obtain(workspace)?;
+    println!("{}", venv.display());
+    if options.check { peers::test(workspace, &venv, &model) } else { Ok(true) }
 }

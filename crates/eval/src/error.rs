@@ -142,6 +142,9 @@ pub enum Error {
         /// Bytes of a full f16 cache of these tokens.
         full_bytes: usize,
     },
+    /// A program of others failed.
+    #[error(transparent)]
+    Peer(#[from] crate::PeerError),
     /// The tokenizer or the chat template refused.
     #[error(transparent)]
     Text(#[from] heterokv_model::text::Error),

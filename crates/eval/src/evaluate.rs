@@ -285,7 +285,7 @@ fn new_cache(model: &Model, candidate: &Candidate<'_>) -> Result<KvCache> {
 }
 
 /// 0 of nothing.
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

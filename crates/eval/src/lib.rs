@@ -8,7 +8,9 @@
 //! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
 //! ([`fit_profile`]).
 //!
-//! This crate prints nothing, and reads no files but those of LongBench, where they are given.
+//! Programs of others are measured on the same windows by a process of their own ([`Peer`]).
+//!
+//! This crate prints nothing, and reads no files but those of LongBench, results and gates, where they are given.
 
 mod attention;
 mod bootstrap;
@@ -21,6 +23,7 @@ mod gate;
 mod heads;
 mod logits;
 mod metric;
+mod peer;
 mod projected;
 mod prompting;
 mod report;
@@ -44,6 +47,10 @@ pub use gate::{Gate, Regression};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
+pub use peer::{
+    Peer, PeerEngine, PeerError, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerSetting,
+    PeerSpeed, PeerSpeedRequest, PeerWindow, evaluate_peer,
+};
 pub use prompting::{Asked, Prompting};
 pub use report::{html, markdown};
 pub use results::{Results, read_rows};

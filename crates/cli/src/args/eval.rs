@@ -35,6 +35,12 @@ pub(crate) struct EvalArgs {
     /// Write the figures to this file, for --gate of runs to come
     #[arg(long, value_name = "FILE", conflicts_with = "gate")]
     pub(crate) write_gate: Option<PathBuf>,
+    /// Also measure caches of llama.cpp and kvpress, on the samples of kl and recall, in turns with ours
+    #[arg(long)]
+    pub(crate) peers: bool,
+    /// Where `cargo xtask fetch --peers` has installed them
+    #[arg(long, value_name = "FOLDER", default_value = "target/peers", requires = "peers")]
+    pub(crate) peers_folder: PathBuf,
     /// Print one JSON object a row instead of tables
     #[arg(long)]
     pub(crate) json: bool,
@@ -45,7 +51,7 @@ pub(crate) struct EvalArgs {
         requires = "logits",
         conflicts_with_all = [
             "task", "corpus", "cache", "context", "continuation", "token_offset", "profile", "strict_ratio",
-            "haystack", "longbench", "longbench_prompts", "depth", "samples", "seed", "chat", "out", "gate", "write_gate",
+            "haystack", "longbench", "longbench_prompts", "depth", "samples", "seed", "chat", "out", "gate", "write_gate", "peers",
         ]
     )]
     pub(crate) tokens: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 mod gate;
 mod logits;
+mod peers;
 mod samples;
 mod tables;
 mod watch;
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, Profile};
 use heterokv_eval::{Candidate, Engine, Job, Probe, Run, digest, evaluate};
+use heterokv_model::text::ModelText;
 
 use crate::args::EvalArgs;
 use crate::load::{Opened, check_ratio, file_digest};
@@ -45,13 +47,15 @@ fn measure(args: &EvalArgs) -> Result<()> {
     } else {
         print_line(&line)?
     }
-    let left = watch.num_left(&jobs, &candidates, &run);
-    if left > 0 {
+    if args.peers {
+        peers::check(args, &jobs)?;
+        in_turns(args, &opened, &text, &jobs, &candidates, &run, &mut watch)?;
+    } else if watch.is_any_left(&jobs, &candidates, &run) {
         let model = opened.load()?;
         let engine = Engine { model: &model, tokenizer: &text.tokenizer };
         evaluate(engine, &jobs, &candidates, &run, &mut watch)?;
     }
-    let rows = watch.into_rows(&jobs, &candidates, &run);
+    let rows = watch.into_rows(&jobs);
     let digests = digest(&rows);
     if !args.json {
         print_line(&format!("\n{}", tables::show(&digests, &args.cache)))?;
@@ -69,6 +73,33 @@ fn measure(args: &EvalArgs) -> Result<()> {
         (None, Some(path)) => gate::write(path, &digests, &run.command),
         (None, None) => Ok(()),
     }
+}
+
+/// Ours and the peers on one context after the other, so that whatever disturbs the machine hits all alike. Each is
+/// loaded anew, so that none has the memory that another holds.
+fn in_turns(
+    args: &EvalArgs,
+    opened: &Opened,
+    text: &ModelText,
+    jobs: &[Job],
+    candidates: &[Candidate<'_>],
+    run: &Run,
+    watch: &mut Watch,
+) -> Result<()> {
+    let mut rest = jobs.to_vec();
+    while let Some(first) = rest.first() {
+        let context = first.sample.context.clone();
+        let (turn, others): (Vec<Job>, Vec<Job>) =
+            rest.into_iter().partition(|job| job.sample.context == context);
+        rest = others;
+        if watch.is_any_left(&turn, candidates, run) {
+            let model = opened.load()?;
+            let engine = Engine { model: &model, tokenizer: &text.tokenizer };
+            evaluate(engine, &turn, candidates, run, watch)?;
+        }
+        peers::measure(args, &turn, run, watch)?;
+    }
+    Ok(())
 }
 
 /// Refuses names given twice: their rows could not be told apart.

@@ -1,5 +1,6 @@
 //! Rows as they come: to the results file, to stdout, and progress to the terminal.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -13,6 +14,8 @@ pub(super) struct Watch {
     results: Option<Results>,
     /// Rows of this run, where there is no results file.
     rows: Vec<Row>,
+    /// [`Row::inputs`] of what was asked for.
+    seen: HashSet<String>,
     is_json: bool,
     bar: Option<Bar>,
 }
@@ -24,49 +27,35 @@ impl Watch {
     /// A file that is in use, or is no results file.
     pub(super) fn new(out: Option<&Path>, is_json: bool) -> Result<Self> {
         let results = out.map(Results::open).transpose()?;
-        Ok(Self { results, rows: Vec::new(), is_json, bar: None })
+        Ok(Self { results, rows: Vec::new(), seen: HashSet::new(), is_json, bar: None })
     }
 
-    fn all(&self) -> &[Row] {
-        self.results.as_ref().map_or(&self.rows, Results::rows)
-    }
-
-    /// How many rows are still to be measured.
-    pub(super) fn num_left(
+    /// Whether a row is still to be measured.
+    pub(super) fn is_any_left(
         &mut self,
         jobs: &[Job],
         candidates: &[Candidate<'_>],
         run: &Run,
-    ) -> usize {
-        let mut num_left = 0;
-        for job in jobs {
-            for candidate in candidates {
+    ) -> bool {
+        jobs.iter().any(|job| {
+            candidates.iter().any(|candidate| {
                 let inputs = inputs_digest(&job.sample, candidate, run);
-                num_left +=
-                    usize::from(!self.is_done(job.task, &job.sample, &candidate.name, &inputs));
-            }
-        }
-        num_left
+                !self.is_done(job.task, &job.sample, &candidate.name, &inputs)
+            })
+        })
     }
 
-    /// The rows of these samples and caches, whenever they were measured, in that order.
-    pub(super) fn into_rows(
-        self,
-        jobs: &[Job],
-        candidates: &[Candidate<'_>],
-        run: &Run,
-    ) -> Vec<Row> {
+    /// The rows that this run made or found made, in the order of the samples, caches in the order in which they were
+    /// measured.
+    pub(super) fn into_rows(self, jobs: &[Job]) -> Vec<Row> {
+        let all = self.results.as_ref().map_or(&self.rows[..], Results::rows);
         let mut rows = Vec::new();
         for job in jobs {
-            for candidate in candidates {
-                let inputs = inputs_digest(&job.sample, candidate, run);
-                let is_it = |row: &&Row| {
-                    row.inputs == inputs
-                        && (row.task.as_str(), &row.sample, &row.cache)
-                            == (job.task, &job.sample.name, &candidate.name)
-                };
-                rows.extend(self.all().iter().find(is_it).cloned());
-            }
+            let is_it = |row: &&Row| {
+                self.seen.contains(&row.inputs)
+                    && (row.task.as_str(), &row.sample) == (job.task, &job.sample.name)
+            };
+            rows.extend(all.iter().filter(is_it).cloned());
         }
         rows
     }
@@ -74,6 +63,7 @@ impl Watch {
 
 impl Watcher for Watch {
     fn is_done(&mut self, task: &str, sample: &Sample, cache: &str, inputs: &str) -> bool {
+        self.seen.insert(inputs.to_owned());
         let results = self.results.as_ref();
         results.is_some_and(|results| results.has(task, &sample.name, sample.length, cache, inputs))
     }

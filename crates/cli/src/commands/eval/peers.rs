@@ -1,0 +1,37 @@
+//! Caches of other programs on the same samples.
+
+use anyhow::{Context, Result, ensure};
+use heterokv_eval::{Job, PeerEngine, PeerSetting, Probe, Run, evaluate_peer};
+
+use super::watch::Watch;
+use crate::args::EvalArgs;
+
+/// Refuses what peers cannot do before anything is measured.
+pub(super) fn check(args: &EvalArgs, jobs: &[Job]) -> Result<()> {
+    ensure!(
+        args.model.model.is_file(),
+        "--peers needs a GGUF file, which all engines read; {} is none",
+        args.model.model.display()
+    );
+    ensure!(
+        args.peers_folder.is_dir(),
+        "the peers are not installed in {}; run `cargo xtask fetch --peers`, or give --peers-folder",
+        args.peers_folder.display()
+    );
+    let is_fed = |job: &&Job| !matches!(job.sample.probe, Probe::Tokens(_));
+    if let Some(job) = jobs.iter().find(is_fed) {
+        anyhow::bail!("--peers measures kl and recall only; leave out --task {}", job.task);
+    }
+    Ok(())
+}
+
+/// Every cache of every peer on samples of one context.
+pub(super) fn measure(args: &EvalArgs, jobs: &[Job], run: &Run, watch: &mut Watch) -> Result<()> {
+    let model = std::path::absolute(&args.model.model)?;
+    let setting = PeerSetting { venv: &args.peers_folder, model: &model, run };
+    for engine in PeerEngine::ALL {
+        evaluate_peer(engine, engine.caches(), setting, jobs, watch)
+            .with_context(|| format!("{engine} on {}", args.model.model.display()))?;
+    }
+    Ok(())
+}

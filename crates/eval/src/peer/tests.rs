@@ -1,0 +1,176 @@
+//! A process that plays a peer.
+
+#![cfg(unix)]
+
+use std::fs;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const ENGINE: &str = r#"{"engine": {"name": "fake", "version": "1", "threads": 2, "attention": "none", "kv_bytes_from": "a guess"}}"#;
+const QUALITY: &str = r#"{"cache": "q8_0", "window": 0, "steps": {"kl": [0.5, 0], "top1": [1, 0], "top5": [1.0, 0.8], "nll": [2.0, 3.0], "full_nll": [2.0, 2.5]}, "kv_bytes": 10, "full_f16_bytes": 20, "prefill_seconds": 0.5, "step_seconds": [0.1, 0.2], "peak_rss_bytes": 1000}"#;
+const SPEED: &str = r#"{"cache": "q8_0", "speed": {"context": 512, "prefill_tokens_per_second": 100.0, "prefill_samples": [100.0], "decode_tokens_per_second": [50.0]}, "peak_rss_bytes": 2000}"#;
+
+fn request() -> PeerRequest {
+    PeerRequest {
+        model: PathBuf::from("model.gguf"),
+        threads: 2,
+        caches: vec!["q8_0".to_owned()],
+        windows: vec![PeerWindow { context: vec![1, 2], continuation: vec![3, 4, 5] }],
+        speed: Some(PeerSpeedRequest { contexts: vec![512], steps: 4, repeats: 1 }),
+        seed: 0,
+    }
+}
+
+/// An environment whose interpreter is this shell script.
+fn venv(script: &str) -> TempDir {
+    let venv = tempfile::tempdir().unwrap();
+    fs::create_dir(venv.path().join("bin")).unwrap();
+    let python = venv.path().join("bin/python");
+    // Written by another process: had we it open, a child that another test starts just then would inherit it,
+    // and what is open for writing cannot be run.
+    let write = r#"printf '%s\n' "$2" >"$1" && chmod +x "$1""#;
+    let written = Command::new("sh")
+        .args(["-c", write, "sh"])
+        .arg(&python)
+        .arg(format!("#!/bin/sh\n{script}"))
+        .status();
+    assert!(written.unwrap().success());
+    venv
+}
+
+/// A script that takes the request and writes these lines.
+fn answering(lines: &[&str]) -> String {
+    let echoes: Vec<String> = lines.iter().map(|line| format!("echo '{line}'")).collect();
+    format!("cat >/dev/null\n{}", echoes.join("\n"))
+}
+
+fn answer(script: &str) -> Vec<Result<PeerLine, PeerError>> {
+    let venv = venv(script);
+    Peer::start(venv.path(), PeerEngine::LlamaCpp, request(), |_| {}).unwrap().collect()
+}
+
+/// The last item, which must be an error, and its words.
+fn failure(script: &str) -> (PeerError, String) {
+    let error = answer(script).pop().unwrap().unwrap_err();
+    let words = error.to_string();
+    (error, words)
+}
+
+#[test]
+fn a_good_run_gives_its_lines_and_ends() {
+    let lines: Vec<PeerLine> =
+        answer(&answering(&[ENGINE, QUALITY, SPEED])).into_iter().map(Result::unwrap).collect();
+    let [PeerLine::Engine(info), PeerLine::Quality(quality), PeerLine::Speed(speed)] = &lines[..]
+    else {
+        panic!("{lines:?}")
+    };
+    assert_eq!((info.name.as_str(), info.build.as_deref()), ("fake", None));
+    assert_eq!(quality.steps.kl, [0.5, 0.0]);
+    assert_eq!((quality.kv_bytes, quality.full_f16_bytes), (10, 20));
+    assert_eq!((speed.context, speed.prefill_tokens_per_second), (512, 100.0));
+    assert_eq!(speed.decode_tokens_per_second, [50.0]);
+}
+
+#[test]
+fn the_process_gets_the_module_the_request_and_its_words_are_heard() {
+    let venv = venv(&format!("echo \"$@\" >&2\ncat >&2\necho >&2\n{}", answering(&[ENGINE])));
+    let (sender, heard) = mpsc::channel();
+    let progress = move |line: &str| sender.send(line.to_owned()).unwrap();
+    let mut peer = Peer::start(venv.path(), PeerEngine::Kvpress, request(), progress).unwrap();
+    assert!(matches!(peer.next(), Some(Ok(PeerLine::Engine(_)))));
+    assert!(matches!(peer.next(), Some(Err(PeerError::Incomplete { .. }))));
+    let heard: Vec<String> = heard.iter().collect();
+    assert_eq!(heard[0], "-m heterokv_peers.kvpress");
+    let expected = serde_json::json!({
+        "model": "model.gguf", "threads": 2, "caches": ["q8_0"],
+        "windows": [{"context": [1, 2], "continuation": [3, 4, 5]}],
+        "speed": {"contexts": [512], "steps": 4, "repeats": 1}, "seed": 0,
+    });
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&heard[1]).unwrap(), expected);
+}
+
+#[test]
+fn a_malformed_line_is_an_error_with_its_number_and_reason() {
+    let renamed = QUALITY.replace("q8_0", "q2_k");
+    let elsewhere = QUALITY.replace(r#""window": 0"#, r#""window": 1"#);
+    let too_few = QUALITY.replace("[0.5, 0]", "[0.5]");
+    let no_number = QUALITY.replace("[0.5, 0]", "[0.5, null]");
+    let other_depth = SPEED.replace("512", "1024");
+    let samples = SPEED.replace("[50.0]", "[50.0, 51.0]");
+    let cases = [
+        ("Loading checkpoint", "expected value"),
+        (r#"{"cache": "q8_0"}"#, "missing field"),
+        (ENGINE, "the engine must be the first line"),
+        (&renamed, "nobody asked for the cache `q2_k`"),
+        (&elsewhere, "there is no window 1"),
+        (&too_few, "instead of 2"),
+        (&no_number, "null"),
+        (&other_depth, "no speed was asked for at 1024"),
+        (&samples, "not 1 samples"),
+    ];
+    for (line, reason) in cases {
+        let (error, words) = failure(&answering(&[ENGINE, line, SPEED]));
+        assert!(matches!(error, PeerError::Malformed { line: 2, .. }), "{words}");
+        assert!(words.contains("line 2 from llama.cpp") && words.contains(reason), "{words}");
+    }
+    let (_, words) = failure(&answering(&[QUALITY]));
+    assert!(words.contains("line 1 ") && words.contains("the engine must be the first"), "{words}");
+}
+
+#[test]
+fn a_refusal_is_an_error_in_the_peers_words() {
+    let refusal = r#"{"error": "llama.cpp has no cache q2_k"}"#;
+    let (error, words) = failure(&format!("{}\nexit 2", answering(&[refusal])));
+    assert!(matches!(error, PeerError::Refused { .. }), "{words}");
+    assert_eq!(words, "llama.cpp refuses: llama.cpp has no cache q2_k");
+}
+
+#[test]
+fn a_failure_is_an_error_with_its_last_words() {
+    let noise = "i=0; while [ $i -lt 50 ]; do echo \"word $i\" >&2; i=$((i+1)); done; exit 3";
+    let (error, words) = failure(&format!("{}\n{noise}", answering(&[ENGINE, QUALITY])));
+    assert!(matches!(error, PeerError::Failed { .. }), "{words}");
+    assert!(words.contains("exit status: 3") && words.contains("word 49"), "{words}");
+    assert!(words.contains("word 30") && !words.contains("word 29"), "{words}");
+}
+
+#[test]
+fn a_process_that_reads_nothing_is_told_by_its_end() {
+    let mut large = request();
+    large.windows[0].context = vec![12345; 100_000];
+    let venv = venv("exec 0<&-; echo 'No module named heterokv_peers' >&2; exit 1");
+    let mut peer = Peer::start(venv.path(), PeerEngine::LlamaCpp, large, |_| {}).unwrap();
+    let words = peer.next().unwrap().unwrap_err().to_string();
+    assert!(words.contains("No module named heterokv_peers"), "{words}");
+    assert!(peer.next().is_none());
+}
+
+#[test]
+fn an_answer_that_ends_early_is_an_error() {
+    let (error, words) = failure(&answering(&[ENGINE, QUALITY]));
+    assert!(matches!(error, PeerError::Incomplete { received: 2, expected: 3, .. }), "{words}");
+}
+
+#[test]
+fn without_an_environment_the_error_says_how_to_get_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let venv = folder.path().join("peers");
+    let started = Peer::start(&venv, PeerEngine::LlamaCpp, request(), |_| {});
+    let words = started.unwrap_err().to_string();
+    assert!(words.contains("run `cargo xtask fetch --peers`"), "{words}");
+    assert!(words.contains(&venv.display().to_string()), "{words}");
+}
+
+#[test]
+fn a_peer_that_is_dropped_is_killed() {
+    let venv = venv(&format!("{}\nexec sleep 60", answering(&[ENGINE])));
+    let start = Instant::now();
+    let mut peer = Peer::start(venv.path(), PeerEngine::LlamaCpp, request(), |_| {}).unwrap();
+    assert!(matches!(peer.next(), Some(Ok(_))));
+    drop(peer);
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
