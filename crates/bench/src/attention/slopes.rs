@@ -1,0 +1,107 @@
+//! The slope of step time over the bytes that a step reads, from the steps of the ladder and of `full`.
+
+use crate::caches::FULL;
+use crate::record::{Case, Record};
+use crate::settings::Settings;
+use crate::slope::{Line, falls, fit};
+
+use super::{LADDER_BITS, SUITE, ladder_name};
+
+/// The longest contexts, through which the line goes: in shorter ones what every step costs hides the slope, and
+/// caches hold what is read.
+const NUM_CONTEXTS: usize = 4;
+
+/// Adds a case for the slope of `full` and of every step of the ladder that was measured at two contexts at least.
+pub(super) fn derive(settings: &Settings<'_>, record: &mut Record) {
+    let ladder = LADDER_BITS.map(ladder_name);
+    let names = std::iter::once(FULL).chain(ladder.iter().map(String::as_str));
+    let mut above: Option<Line> = None;
+    for name in names {
+        let Some((tokens, bytes, contexts)) = lines(record, name) else { continue };
+        let mut case = Case::new(SUITE, format!("{SUITE}/slope/{name}"))
+            .with("slope_ns_per_token", tokens.slope)
+            .with("slope_error_ns_per_token", tokens.slope_error)
+            .with("slope_ns_per_kib", 1024.0 * bytes.slope)
+            .with("offset_ns", tokens.offset)
+            .with("r_squared", tokens.r_squared)
+            .noting(format!("contexts {contexts:?}"));
+        if let Some(more) = &above {
+            let verdict = if falls(&tokens, more) { FALLS } else { RISES };
+            case.notes.push(verdict.to_owned());
+        }
+        above = Some(tokens);
+        record.cases.push(case);
+    }
+    if above.is_none() && !settings.contexts_or(&super::CONTEXTS).is_empty() {
+        record.leave_out(format!("{SUITE}/slope"), "needs two contexts of `full` or of the ladder");
+    }
+}
+
+/// What is said where fewer bits cost less time.
+const FALLS: &str = "the time per token falls with the bits";
+
+/// What is said where they do not.
+const RISES: &str = "NOT FUSED: the time per token does not fall with the bits";
+
+/// The lines of median time over tokens and over bytes read, and the contexts that they go through.
+fn lines(record: &Record, name: &str) -> Option<(Line, Line, Vec<usize>)> {
+    let prefix = format!("{SUITE}/{name}@");
+    let mut cases: Vec<&Case> =
+        record.cases.iter().filter(|case| case.name.starts_with(&prefix)).collect();
+    cases.sort_by_key(|case| case.context);
+    let cases = &cases[cases.len().saturating_sub(NUM_CONTEXTS)..];
+    let points = |x: &dyn Fn(&Case) -> f64| -> Option<Vec<(f64, f64)>> {
+        cases.iter().map(|case| Some((x(case), case.summary?.median_ns))).collect()
+    };
+    let tokens = fit(&points(&|case| case.context.unwrap_or(0) as f64)?)?;
+    let read = |case: &Case| case.figure("device_bytes_read") + case.figure("host_bytes_read");
+    let bytes = fit(&points(&read)?)?;
+    Some((tokens, bytes, cases.iter().filter_map(|case| case.context).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use heterokv_quant::Level;
+
+    use super::*;
+    use crate::environment::Environment;
+    use crate::machine::threads;
+    use crate::samples::Samples;
+    use crate::selection::Selection;
+
+    fn notes_of(ns_per_token: [f64; 2]) -> Vec<String> {
+        let mut record = Record::new(&Environment::detect(Level::SCALAR, 1));
+        for (bits, slope) in ["8", "4"].into_iter().zip(ns_per_token) {
+            for context in [8192usize, 32_768, 131_072] {
+                let samples: Samples = [1000.0 + slope * context as f64].into_iter().collect();
+                let name = format!("{SUITE}/{}@{context}", ladder_name(bits));
+                let case = Case::new(SUITE, name).timed(&samples);
+                let case = case.with("device_bytes_read", 100.0 * context as f64);
+                let case = case.with("host_bytes_read", 256.0);
+                record.cases.push(Case { context: Some(context), ..case });
+            }
+        }
+        let pool = threads(1).expect("a thread");
+        let settings = Settings {
+            selection: Selection::new(None),
+            caches: vec![],
+            contexts: vec![],
+            num_rounds: 1,
+            sample_seconds: 0.0,
+            level: Level::SCALAR,
+            pool: &pool,
+        };
+        derive(&settings, &mut record);
+        let slope = record.case("attention/slope/bits/alloc/4").expect("three contexts");
+        assert!((slope.figure("slope_ns_per_token") - ns_per_token[1]).abs() < 1e-9);
+        assert!((slope.figure("slope_ns_per_kib") - 10.24 * ns_per_token[1]).abs() < 1e-9);
+        slope.notes.clone()
+    }
+
+    #[test]
+    fn a_codec_whose_time_does_not_fall_with_its_bits_is_told() {
+        assert!(notes_of([2.0, 1.0]).contains(&FALLS.to_owned()));
+        assert!(notes_of([1.0, 1.0]).contains(&RISES.to_owned()));
+        assert!(notes_of([1.0, 3.0]).contains(&RISES.to_owned()));
+    }
+}
