@@ -71,7 +71,7 @@ pub(crate) fn measure(
         })?;
         record.cases.extend(cases);
     }
-    slopes::derive(settings, record);
+    slopes::derive(record);
     Ok(())
 }
 
@@ -83,7 +83,8 @@ fn plan(
     record: &mut Record,
 ) -> Result<Vec<(String, Planned)>> {
     let presets = settings.caches.iter().map(|spec| (format!("{SUITE}/{spec}"), spec.clone()));
-    let ladder = LADDER_BITS.map(|bits| (format!("{SUITE}/{}", ladder_name(bits)), of_ladder(bits)));
+    let ladder =
+        LADDER_BITS.map(|bits| (format!("{SUITE}/{}", ladder_name(bits)), of_ladder(bits)));
     let has_ladder = num_tokens >= MIN_LADDER_TOKENS || !settings.contexts.is_empty();
     let ladder = ladder.into_iter().filter(|_| has_ladder);
     let all: Vec<_> =
@@ -91,7 +92,8 @@ fn plan(
     let is_any_wanted = all.iter().any(|(name, _)| settings.selection.wants(name));
     let mut planned = Vec::new();
     for (name, spec) in all {
-        if !settings.selection.wants(&name) && !(spec == FULL && is_any_wanted) {
+        let is_wanted = settings.selection.wants(&name) || spec == FULL && is_any_wanted;
+        if !is_wanted {
             continue;
         }
         match Planned::new(&spec, shape, num_tokens) {
@@ -118,9 +120,8 @@ fn at_context(
     let layer = rows.middle();
     let queries: Vec<&[f32]> = rows.queries(layer).collect();
     let context = rows.context(layer, num_tokens);
-    let new = |planned: &Planned| {
-        KvCache::new(*shape, planned.config.clone(), settings.level, None)
-    };
+    let new =
+        |planned: &Planned| KvCache::new(*shape, planned.config.clone(), settings.level, None);
     let mut filled: Vec<KvCache> =
         planned.iter().map(|(_, planned)| new(planned)).collect::<Result<_, _>>()?;
     context.store(&mut filled, 0, settings.level)?;

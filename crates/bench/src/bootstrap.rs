@@ -12,7 +12,7 @@ const RESAMPLES: usize = 2000;
 const OUTSIDE: f64 = 0.05;
 
 /// Same samples, same interval.
-const SEED: u64 = 0x0B00_7574_7261_70;
+const SEED: u64 = 0xB007;
 
 /// A ratio and the 95 % interval around it; all NaN where there was nothing to draw from.
 #[derive(Clone, Copy, Debug, PartialEq)]

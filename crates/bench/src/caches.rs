@@ -21,11 +21,8 @@ pub(crate) const PRESETS: [&str; 7] = [
 ];
 
 /// For models whose heads are too short for the ratios of the presets.
-pub(crate) const TINY: [&str; 3] = [
-    FULL,
-    "hca,keys=int8-token,sinks=2,recent=8",
-    "hca-rescore,keys=int4-token,sinks=2,recent=8",
-];
+pub(crate) const TINY: [&str; 3] =
+    [FULL, "hca,keys=int8-token,sinks=2,recent=8", "hca-rescore,keys=int4-token,sinks=2,recent=8"];
 
 /// Bits of the ladder, most first. Beside its codes, a cache of it reads the same number of host rows whatever its
 /// bits and its length, so that only the codes make the slope.
@@ -75,7 +72,8 @@ impl Planned {
         for format in config.keys.formats(shape)? {
             let layout = format.layout(shape.heads.head_dim)?;
             let is_coded = num_tokens >= self.plan.coded_from_tokens;
-            let coded = if is_coded { candidates / layout.group_tokens * layout.group_tokens } else { 0 };
+            let coded =
+                if is_coded { candidates / layout.group_tokens * layout.group_tokens } else { 0 };
             bytes += exact_bytes * (num_tokens - coded) + layout.bytes(coded);
         }
         Ok(bytes)
@@ -103,7 +101,8 @@ impl Planned {
             planned.1
         );
         let num_tokens = self.plan.num_tokens;
-        let must_code = self.config != CacheConfig::Full && num_tokens >= self.plan.coded_from_tokens;
+        let must_code =
+            self.config != CacheConfig::Full && num_tokens >= self.plan.coded_from_tokens;
         ensure!(
             !must_code || cache.device_bytes().codes > 0,
             "{}: compression was asked for and did not happen at {num_tokens} tokens",

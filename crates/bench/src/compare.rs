@@ -99,7 +99,11 @@ fn row(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
         let ratio = new as f64 / old as f64;
         let is_held = ratio <= ALLOWED_INSTRUCTIONS;
         let verdict = if is_held { Verdict::Held } else { Verdict::Regressed };
-        return Some(Row { name, ratio: Ratio { median: ratio, low: ratio, high: ratio }, verdict });
+        return Some(Row {
+            name,
+            ratio: Ratio { median: ratio, low: ratio, high: ratio },
+            verdict,
+        });
     }
     let fewest = case.samples_ns.len().min(before.samples_ns.len());
     if fewest == 0 {
@@ -123,8 +127,7 @@ impl Comparison {
 
     /// All shared cases.
     pub(crate) fn sheet(&self) -> Sheet {
-        let mut sheet =
-            Sheet::new("New over old", &["case", "ratio", "from", "to", "verdict"]);
+        let mut sheet = Sheet::new("New over old", &["case", "ratio", "from", "to", "verdict"]);
         for Row { name, ratio, verdict } in &self.rows {
             sheet.push(vec![
                 Cell::text(name),
@@ -215,7 +218,8 @@ mod tests {
             record.cases[0].instructions = Some(count);
             record
         };
-        let held = |count| compare(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
+        let held =
+            |count| compare(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
         assert!(held(1000) && held(1020) && !held(1021));
     }
 
@@ -225,7 +229,10 @@ mod tests {
         old.environment.insert("threads".to_owned(), "64".to_owned());
         let new = record("model", 1.0);
         let told = format!("{:#}", compare(&new, &old, TENTH).expect_err("another setting"));
-        assert!(told.contains("threads was `64` and is `2`") && told.contains("--across"), "{told}");
+        assert!(
+            told.contains("threads was `64` and is `2`") && told.contains("--across"),
+            "{told}"
+        );
         assert!(compare(&new, &old, Allowance { across: true, ..TENTH }).is_ok());
         let (mut a, mut b) = (record("model", 1.0), record("model", 1.0));
         (a.subject, b.subject) = ("x".to_owned(), "y".to_owned());

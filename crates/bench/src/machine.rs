@@ -168,8 +168,7 @@ fn gather_cases(sizes: Sizes, pool: &ThreadPool) -> Result<Vec<Case>> {
     })?;
     let cases = ROW_BYTES.iter().zip(samples).map(|(row_bytes, samples)| {
         let case = of_bytes(&format!("{SUITE}/rows/{row_bytes} B"), &samples, num_bytes);
-        case.with("row_bytes", *row_bytes as f64)
-            .with("threads", pool.current_num_threads() as f64)
+        case.with("row_bytes", *row_bytes as f64).with("threads", pool.current_num_threads() as f64)
     });
     Ok(cases.collect())
 }

@@ -21,7 +21,8 @@ pub(crate) struct Resident {
 /// # Errors
 /// Where the system does not tell, as everywhere but on Linux.
 pub(crate) fn resident() -> Result<Resident> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let status =
+        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let field = |name: &'static str| {
         kib_field(&status, name).with_context(|| format!("/proc/self/status has no {name}"))
     };

@@ -81,10 +81,8 @@ pub(crate) struct LeftOut {
 impl Record {
     /// A record of nothing yet.
     pub(crate) fn new(environment: &Environment) -> Self {
-        let mut fields: BTreeMap<String, String> = environment
-            .fields()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let mut fields: BTreeMap<String, String> =
+            environment.fields().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let mut take = |name: &str| fields.remove(name).unwrap_or_default();
         Self {
             version: VERSION,
@@ -121,17 +119,20 @@ impl Record {
     /// A file that cannot be read, is no record, is of another version, or has samples that are no times.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read {shown}; give a record of `cargo xtask bench`"))?;
-        let json: serde_json::Value = serde_json::from_str(&text)
-            .with_context(|| format!("{shown} is not JSON; give a record of `cargo xtask bench`"))?;
+        let text = fs::read_to_string(path).with_context(|| {
+            format!("cannot read {shown}; give a record of `cargo xtask bench`")
+        })?;
+        let json: serde_json::Value = serde_json::from_str(&text).with_context(|| {
+            format!("{shown} is not JSON; give a record of `cargo xtask bench`")
+        })?;
         let version = json.get("version").and_then(serde_json::Value::as_u64);
         ensure!(
             version == Some(VERSION.into()),
             "{shown} is no record of version {VERSION}; measure again with `cargo xtask bench`"
         );
-        let record: Self = serde_json::from_value(json)
-            .with_context(|| format!("{shown} is damaged; measure again with `cargo xtask bench`"))?;
+        let record: Self = serde_json::from_value(json).with_context(|| {
+            format!("{shown} is damaged; measure again with `cargo xtask bench`")
+        })?;
         for case in &record.cases {
             ensure!(
                 case.samples_ns.iter().all(|&ns| ns > 0.0 && ns.is_finite()),

@@ -6,6 +6,7 @@ use rayon::ThreadPool;
 use crate::selection::Selection;
 
 /// The settings of a run.
+#[derive(Clone)]
 pub(crate) struct Settings<'a> {
     pub(crate) selection: Selection,
     /// Specs of the caches, `full` first.

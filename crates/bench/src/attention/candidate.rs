@@ -71,7 +71,11 @@ impl<'a> Candidate<'a> {
         let mut copy = self.cache.fork()?;
         for when in ["of a copy after the timing", "of the copy when asked again"] {
             let answers = answers(&mut copy, self.queries)?;
-            ensure!(same_bits(&answers, &self.before), "{}: the outputs {when} differ", self.planned.spec);
+            ensure!(
+                same_bits(&answers, &self.before),
+                "{}: the outputs {when} differ",
+                self.planned.spec
+            );
         }
         let last = &self.before[self.before.len() - self.out.len()..];
         ensure!(same_bits(&self.out, last), "{}: the last timed output differs", self.planned.spec);

@@ -2,7 +2,6 @@
 
 use crate::caches::FULL;
 use crate::record::{Case, Record};
-use crate::settings::Settings;
 use crate::slope::{Line, falls, fit};
 
 use super::{LADDER_BITS, SUITE, ladder_name};
@@ -12,7 +11,7 @@ use super::{LADDER_BITS, SUITE, ladder_name};
 const NUM_CONTEXTS: usize = 4;
 
 /// Adds a case for the slope of `full` and of every step of the ladder that was measured at two contexts at least.
-pub(super) fn derive(settings: &Settings<'_>, record: &mut Record) {
+pub(super) fn derive(record: &mut Record) {
     let ladder = LADDER_BITS.map(ladder_name);
     let names = std::iter::once(FULL).chain(ladder.iter().map(String::as_str));
     let mut above: Option<Line> = None;
@@ -32,7 +31,7 @@ pub(super) fn derive(settings: &Settings<'_>, record: &mut Record) {
         above = Some(tokens);
         record.cases.push(case);
     }
-    if above.is_none() && !settings.contexts_or(&super::CONTEXTS).is_empty() {
+    if above.is_none() && record.cases.iter().any(|case| case.suite == SUITE) {
         record.leave_out(format!("{SUITE}/slope"), "needs two contexts of `full` or of the ladder");
     }
 }
@@ -65,9 +64,7 @@ mod tests {
 
     use super::*;
     use crate::environment::Environment;
-    use crate::machine::threads;
     use crate::samples::Samples;
-    use crate::selection::Selection;
 
     fn notes_of(ns_per_token: [f64; 2]) -> Vec<String> {
         let mut record = Record::new(&Environment::detect(Level::SCALAR, 1));
@@ -81,17 +78,7 @@ mod tests {
                 record.cases.push(Case { context: Some(context), ..case });
             }
         }
-        let pool = threads(1).expect("a thread");
-        let settings = Settings {
-            selection: Selection::new(None),
-            caches: vec![],
-            contexts: vec![],
-            num_rounds: 1,
-            sample_seconds: 0.0,
-            level: Level::SCALAR,
-            pool: &pool,
-        };
-        derive(&settings, &mut record);
+        derive(&mut record);
         let slope = record.case("attention/slope/bits/alloc/4").expect("three contexts");
         assert!((slope.figure("slope_ns_per_token") - ns_per_token[1]).abs() < 1e-9);
         assert!((slope.figure("slope_ns_per_kib") - 10.24 * ns_per_token[1]).abs() < 1e-9);

@@ -24,7 +24,8 @@ impl DiskFile {
     /// # Errors
     /// If it cannot be written.
     pub(crate) fn create(folder: &Path, num_bytes: usize) -> Result<Self> {
-        let context = || format!("cannot write a file of {num_bytes} bytes to {}", folder.display());
+        let context =
+            || format!("cannot write a file of {num_bytes} bytes to {}", folder.display());
         let mut file = tempfile::tempfile_in(folder).with_context(context)?;
         let (mut expected, mut written) = (0u64, 0);
         while written < num_bytes {
@@ -74,7 +75,8 @@ impl DiskFile {
         while left > 0 {
             let len = BLOCK_BYTES.min(left);
             file.read_exact(&mut block[..len]).context(context)?;
-            let words = block[..len].as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+            let words =
+                block[..len].as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
             sum = words.fold(sum, u64::wrapping_add);
             left -= len;
         }

@@ -53,7 +53,8 @@ impl<'a> Gather<'a> {
         let read = self.pool.broadcast(|thread| {
             let Stretch { words, orders, sum, .. } = &mut *locked(&stretches[thread.index()]);
             let rows = orders[length].iter().map(|&row| &words[row as usize * row_words..]);
-            *sum = rows.flat_map(|row| &row[..row_words]).fold(0, |sum, &word| sum.wrapping_add(word));
+            *sum =
+                rows.flat_map(|row| &row[..row_words]).fold(0, |sum, &word| sum.wrapping_add(word));
             8 * words.len()
         });
         read.iter().sum()
