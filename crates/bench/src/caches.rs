@@ -181,10 +181,9 @@ mod tests {
 
     #[test]
     fn what_a_step_reads_is_exact_tokens_and_codes() {
-        let planned = Planned::new(&of_ladder("2"), &shape(), 4096).expect("it is valid");
-        let (sinks, recent) = (4, 64);
-        let coded = (4096 - sinks - recent) / 32 * 32;
-        let of_head = 256 * (4096 - coded) + 16 * coded;
+        let spec = "keys=f16,values=int8@host,select=top-k:16,sinks=4,recent=64";
+        let planned = Planned::new(spec, &shape(), 4096).expect("it is valid");
+        let of_head = 256 * 68 + 128 * (4096 - 68);
         assert_eq!(planned.device_bytes_read(&shape(), 4096).expect("it is"), 6 * of_head);
         assert_eq!(planned.host_row_bytes(&shape()), 66);
         let full = Planned::new(FULL, &shape(), 100).expect("it is valid");
