@@ -46,7 +46,7 @@ enum Task {
     Demo(demo::Options),
     /// Run every test, then the lint, format, docs, licence and structure checks
     Test(test::Options),
-    /// Measure; `bench quant --help` has the options
+    /// Measure; `bench --help` and `bench quant --help` have the options
     Bench(bench::Options),
     /// Get the default model, if it is not there yet, and print where it is
     Fetch,

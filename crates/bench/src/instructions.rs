@@ -115,8 +115,9 @@ fn measured_kernel(kernel: &mut dyn Kernel, level: Level) {
 
 fn check(kernel: &dyn Kernel, name: &str) -> Result<()> {
     let expected: Vec<f32> = kernel.expected().iter().map(|&x| x as f32).collect();
-    ensure!(expected.len() == kernel.answer().len(), "{name}: the answer has another length");
-    let (_, error) = distance(kernel.answer(), &expected);
+    let answer = kernel.answer();
+    ensure!(answer.len() == expected.len(), "{name}: the answer has another length");
+    let (_, error) = distance(&answer, &expected);
     // Written so that NaN fails.
     ensure!(error <= ERROR, "{name} is {error:.2e} from what it stands for, and may be {ERROR}");
     Ok(())

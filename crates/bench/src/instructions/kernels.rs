@@ -33,7 +33,7 @@ pub(super) trait Kernel {
     fn run(&mut self, level: Level);
 
     /// What the last run computed; NaN before the first.
-    fn answer(&self) -> &[f32];
+    fn answer(&self) -> Vec<f32>;
 
     /// The same in f64, of the same length.
     fn expected(&self) -> Vec<f64>;
@@ -92,8 +92,8 @@ impl Kernel for Score {
         self.coder.score(level, &self.prepared, &self.codes, TOKENS, rows);
     }
 
-    fn answer(&self) -> &[f32] {
-        &self.scores
+    fn answer(&self) -> Vec<f32> {
+        self.scores.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -146,8 +146,8 @@ impl Kernel for Values {
         self.sums = sums;
     }
 
-    fn answer(&self) -> &[f32] {
-        &self.sums
+    fn answer(&self) -> Vec<f32> {
+        self.sums.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -205,8 +205,8 @@ impl Kernel for Exact {
         self.out.copy_from_slice(state.out());
     }
 
-    fn answer(&self) -> &[f32] {
-        &self.out
+    fn answer(&self) -> Vec<f32> {
+        self.out.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -247,8 +247,8 @@ impl Kernel for Gemv {
         }
     }
 
-    fn answer(&self) -> &[f32] {
-        &self.y
+    fn answer(&self) -> Vec<f32> {
+        self.y.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -268,8 +268,9 @@ struct Select {
     selector: Selector,
     weights: Vec<f32>,
     scratch: SelectScratch,
-    /// The share of all mass that was taken, and the share of tokens.
-    shares: [f32; 2],
+    taken: Vec<bool>,
+    /// Tokens that were taken, as told; NaN before the first run.
+    count: f32,
 }
 
 impl Select {
@@ -280,23 +281,23 @@ impl Select {
         let weights = weights.iter().map(|weight| weight / sum).collect();
         let selector = Selector::new(Rule::TopP(TOP_P as f32), 0, usize::MAX)?;
         let scratch = SelectScratch::default();
-        Ok(Self { selector, weights, scratch, shares: [f32::NAN; 2] })
+        Ok(Self { selector, weights, scratch, taken: vec![false; TOKENS], count: f32::NAN })
     }
 }
 
 impl Kernel for Select {
     fn run(&mut self, _: Level) {
-        let mut taken = vec![false; TOKENS];
-        let count = self.selector.select(&self.weights, 0.0, &mut self.scratch, &mut taken);
+        self.taken.fill(false);
+        let count = self.selector.select(&self.weights, 0.0, &mut self.scratch, &mut self.taken);
         // The check that follows fails on it.
-        let count = count.map_or(f32::NAN, |count| count as f32);
-        let mass = taken.iter().zip(&self.weights).filter(|(taken, _)| **taken);
-        let mass: f32 = mass.map(|(_, weight)| weight).sum();
-        self.shares = [mass, count / TOKENS as f32];
+        self.count = count.map_or(f32::NAN, |count| count as f32);
     }
 
-    fn answer(&self) -> &[f32] {
-        &self.shares
+    /// The share of all mass that was taken, and the share of tokens.
+    fn answer(&self) -> Vec<f32> {
+        let mass = self.taken.iter().zip(&self.weights).filter(|(taken, _)| **taken);
+        let mass: f32 = mass.map(|(_, weight)| weight).sum();
+        vec![mass, self.count / TOKENS as f32]
     }
 
     fn expected(&self) -> Vec<f64> {
