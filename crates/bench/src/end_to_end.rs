@@ -5,9 +5,14 @@
 
 mod child;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use heterokv_attn::HeadShape;
+use heterokv_cache::KvShape;
+use heterokv_model::Checkpoint;
 
 pub(crate) use child::{ChildArgs, run_child};
 
@@ -43,15 +48,22 @@ pub(crate) struct Length {
 pub(crate) fn measure(
     settings: &Settings<'_>,
     place: &Place,
-    shape: &heterokv_cache::KvShape,
     length: Length,
     record: &mut Record,
 ) -> Result<()> {
+    let checkpoint = Checkpoint::open(&place.model)?;
+    let config = checkpoint.config();
+    let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)?;
+    let shape = KvShape { num_layers: config.num_layers, heads };
+    let folder = tempfile::tempdir().context("cannot make a folder for the tokens")?;
     for &num_tokens in settings.contexts_or(&CONTEXTS) {
-        let mut candidates = plan(settings, place, shape, num_tokens, length, record);
+        let prompt = Prompt { model: &place.model, tokens: folder.path().join("tokens.json") };
+        let mut candidates = plan(settings, &prompt, &shape, num_tokens, length, record);
         if candidates.is_empty() {
             continue;
         }
+        let tokens = serde_json::to_vec(&place.tokens(&checkpoint, num_tokens)?)?;
+        fs::write(&prompt.tokens, tokens).context("cannot write the tokens")?;
         settings.say(&format!("{SUITE}: {num_tokens} tokens, {} caches", candidates.len()));
         let num_rounds = settings.num_rounds.min(MAX_ROUNDS);
         interleaved(&mut candidates, num_rounds, Candidate::sample)
@@ -82,10 +94,17 @@ fn case_name(phase: &str, spec: &str, num_tokens: usize) -> String {
     format!("{SUITE}/{phase}/{spec}@{num_tokens}")
 }
 
+/// What every process is given.
+struct Prompt<'a> {
+    model: &'a Path,
+    /// A file with a JSON list.
+    tokens: PathBuf,
+}
+
 fn plan<'a>(
     settings: &Settings<'_>,
-    place: &'a Place,
-    shape: &heterokv_cache::KvShape,
+    prompt: &'a Prompt<'a>,
+    shape: &KvShape,
     num_tokens: usize,
     length: Length,
     record: &mut Record,
@@ -102,7 +121,7 @@ fn plan<'a>(
             continue;
         }
         match Planned::new(spec, shape, num_tokens) {
-            Ok(planned) => candidates.push(Candidate { place, length, planned, reports: vec![] }),
+            Ok(planned) => candidates.push(Candidate { prompt, length, planned, reports: vec![] }),
             Err(error) => {
                 record.leave_out(case_name("decode", spec, num_tokens), format!("{error:#}"));
             }
@@ -113,7 +132,7 @@ fn plan<'a>(
 
 /// One cache and the runs that it has had.
 struct Candidate<'a> {
-    place: &'a Place,
+    prompt: &'a Prompt<'a>,
     length: Length,
     planned: Planned,
     reports: Vec<Report>,
@@ -125,13 +144,10 @@ impl Candidate<'_> {
         let mut command =
             Command::new(std::env::current_exe().context("cannot find this program")?);
         command.arg(child::COMMAND).args(["--cache", &self.planned.spec]);
-        command.args(["--context", &self.planned.plan.num_tokens.to_string()]);
+        command.arg("--tokens").arg(&self.prompt.tokens);
         command.args(["--steps", &self.length.num_steps.to_string()]);
         command.args(["--threads", &self.length.num_threads.to_string()]);
-        command.arg("--model").arg(&self.place.model);
-        if let Some(corpus) = &self.place.corpus {
-            command.arg("--corpus").arg(corpus);
-        }
+        command.arg("--model").arg(self.prompt.model);
         let spec = &self.planned.spec;
         let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
         let output = output.with_context(|| format!("cannot start the process for {spec}"))?;

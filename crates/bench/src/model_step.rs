@@ -244,12 +244,12 @@ impl Suite<'_> {
         let device = planned.device_bytes_read(&self.rows.shape, self.num_tokens)?;
         let tokens = cache.stats().steps as f64 / self.rows.shape.num_layers as f64;
         let reads = Reads {
-            device: (device + model.weight_bytes()) as f64,
+            device: (device + model.layer_weight_bytes()) as f64,
             host: cache.stats().host_bytes as f64 / tokens.max(1.0),
             row_bytes: planned.host_row_bytes(&self.rows.shape),
         };
         reads.describe(self.ceilings, samples.median(), &mut case);
-        case.set("weight_bytes", model.weight_bytes() as f64);
+        case.set("weight_bytes", model.layer_weight_bytes() as f64);
         if let Some(full) = full {
             let (cosine, error) = distance(&hidden, &full.hidden);
             let is_near =

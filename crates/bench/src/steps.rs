@@ -106,15 +106,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
             num_steps: if arguments.test { 4 } else { arguments.steps },
             num_threads: arguments.threads,
         };
-        let checkpoint = heterokv_model::Checkpoint::open(&place.model)?;
-        let config = checkpoint.config();
-        let heads = heterokv_attn::HeadShape::new(
-            config.num_qo_heads,
-            config.num_kv_heads,
-            config.head_dim,
-        )?;
-        let shape = heterokv_cache::KvShape { num_layers: config.num_layers, heads };
-        end_to_end::measure(&settings, &place, &shape, length, &mut record)?;
+        end_to_end::measure(&settings, &place, length, &mut record)?;
     }
     if wants(instructions::SUITE) {
         instructions::measure(&settings, &mut record)?;

@@ -40,14 +40,7 @@ impl Place {
     /// A model or a text that cannot be had, and a text that is too short.
     pub(crate) fn load(&self, num_tokens: usize, level: Level) -> Result<Subject> {
         let checkpoint = Checkpoint::open(&self.model)?;
-        let tokens = match &self.corpus {
-            None => {
-                let mut inputs = Inputs::new(1);
-                let vocab_size = checkpoint.config().vocab_size;
-                (0..num_tokens).map(|_| inputs.below(vocab_size) as u32).collect()
-            }
-            Some(corpus) => read_tokens(&checkpoint, corpus, num_tokens)?,
-        };
+        let tokens = self.tokens(&checkpoint, num_tokens)?;
         let model = Model::load(&checkpoint, ComputeType::Q8, level)?;
         let shape = model.kv_shape();
         let name = format!(
@@ -59,6 +52,19 @@ impl Place {
             shape.heads.head_dim
         );
         Ok(Subject { model, tokens, name })
+    }
+
+    /// The first `num_tokens` tokens of the text, by the tokenizer of `checkpoint`.
+    ///
+    /// # Errors
+    /// A text that cannot be had or is too short.
+    pub(crate) fn tokens(&self, checkpoint: &Checkpoint, num_tokens: usize) -> Result<Vec<u32>> {
+        let Some(corpus) = &self.corpus else {
+            let mut inputs = Inputs::new(1);
+            let vocab_size = checkpoint.config().vocab_size;
+            return Ok((0..num_tokens).map(|_| inputs.below(vocab_size) as u32).collect());
+        };
+        read_tokens(checkpoint, corpus, num_tokens)
     }
 }
 

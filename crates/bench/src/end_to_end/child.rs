@@ -1,18 +1,18 @@
 //! The process that one (cache, context) runs in.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::KvCache;
-use heterokv_model::Model;
+use heterokv_model::{Checkpoint, ComputeType, Model};
 use heterokv_quant::Level;
 use serde::{Deserialize, Serialize};
 
 use crate::caches::Planned;
 use crate::machine::threads;
 use crate::memory;
-use crate::subject::Place;
 
 /// The word that starts it.
 pub(super) const COMMAND: &str = "end-to-end-process";
@@ -22,16 +22,15 @@ pub(super) const COMMAND: &str = "end-to-end-process";
 pub(crate) struct ChildArgs {
     #[arg(long)]
     cache: String,
+    /// A JSON list of the prompt's tokens: a tokenizer would leave its memory behind.
     #[arg(long)]
-    context: usize,
+    tokens: PathBuf,
     #[arg(long)]
     steps: usize,
     #[arg(long)]
     pub(crate) threads: usize,
     #[arg(long)]
     model: PathBuf,
-    #[arg(long)]
-    corpus: Option<PathBuf>,
 }
 
 /// What it tells, on one line.
@@ -72,17 +71,17 @@ pub(crate) fn run_child(arguments: &ChildArgs) -> Result<()> {
 
 fn report(arguments: &ChildArgs) -> Result<Report> {
     let level = Level::detect();
-    let place = Place { model: arguments.model.clone(), corpus: arguments.corpus.clone() };
-    let subject = place.load(arguments.context, level)?;
-    let (model, tokens) = (&subject.model, &subject.tokens);
-    let planned = Planned::new(&arguments.cache, &model.kv_shape(), arguments.context)?;
+    let text = fs::read(&arguments.tokens).context("cannot read the tokens")?;
+    let tokens: Vec<u32> = serde_json::from_slice(&text).context("cannot read the tokens")?;
+    let model = &Model::load(&Checkpoint::open(&arguments.model)?, ComputeType::Q8, level)?;
+    let planned = Planned::new(&arguments.cache, &model.kv_shape(), tokens.len())?;
     let cache = KvCache::new(model.kv_shape(), planned.config, level, None)?;
     let loaded = memory::resident()?;
     let note =
         memory::reset_peak().err().map(|error| format!("{error:#}; peaks are the process's"));
     let mut caches = [cache];
     let start = Instant::now();
-    let hidden = model.prefill(tokens, &mut caches, None)?;
+    let hidden = model.prefill(&tokens, &mut caches, None)?;
     let prefill_ns = 1e9 * start.elapsed().as_secs_f64();
     let first = next_token(model, &hidden[hidden.len() - model.config().hidden_size..])?;
     let first_token_ns = 1e9 * start.elapsed().as_secs_f64();
