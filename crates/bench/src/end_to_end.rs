@@ -55,6 +55,7 @@ pub(crate) fn measure(
     let config = checkpoint.config();
     let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)?;
     let shape = KvShape { num_layers: config.num_layers, heads };
+    record.subject = place.name(&shape);
     let folder = tempfile::tempdir().context("cannot make a folder for the tokens")?;
     for &num_tokens in settings.contexts_or(&CONTEXTS) {
         let prompt = Prompt { model: &place.model, tokens: folder.path().join("tokens.json") };

@@ -105,12 +105,12 @@ impl Record {
         self.left_out.push(LeftOut { name: name.into(), reason: reason.into() });
     }
 
-    /// The name of its file: what computed and when.
-    pub(crate) fn file_name(&self) -> String {
+    /// The name of its file: what computed, when, and which part of the suites, where it is not all.
+    fn file_name(&self, filter: Option<&str>) -> String {
         let cpu = self.environment.get("cpu").map_or("unknown-cpu", String::as_str);
-        let words = cpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-        let slug = words.collect::<Vec<_>>().join("-").to_ascii_lowercase();
-        format!("{slug}-{}.json", self.date)
+        let parts = [cpu, &self.date, filter.unwrap_or_default()].map(slug);
+        let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        format!("{}.json", parts.join("-"))
     }
 
     /// Reads a record.
@@ -143,18 +143,25 @@ impl Record {
         Ok(record)
     }
 
-    /// Writes the record into `folder`, which is made where it is not there; gives the file.
+    /// Writes the record of the cases that `filter` selects into `folder`, which is made where it is not there, in
+    /// the place of one of the same day, machine and filter; gives the file.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(crate) fn save(&self, folder: &Path) -> Result<PathBuf> {
-        let path = folder.join(self.file_name());
+    pub(crate) fn save(&self, folder: &Path, filter: Option<&str>) -> Result<PathBuf> {
+        let path = folder.join(self.file_name(filter));
         let context = || format!("cannot write {}", path.display());
         fs::create_dir_all(folder).with_context(context)?;
         let text = serde_json::to_string_pretty(self).with_context(context)?;
         fs::write(&path, text + "\n").with_context(context)?;
         Ok(path)
     }
+}
+
+/// The letters and digits of a text, what is between them a dash.
+fn slug(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
 impl Case {
@@ -218,15 +225,16 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let record = record();
-        let path = record.save(&folder.path().join("a/b")).expect("it can be written");
+        let path = record.save(&folder.path().join("a/b"), None).expect("it can be written");
         assert_eq!(Record::load(&path).expect("it is one"), record);
         let case = record.case("model/full@512").expect("it is there");
         let summary = case.summary.expect("it has samples");
         assert_eq!((summary.median_ns, summary.mad_ns, summary.min_ns), (2.5, 0.5, 1.0));
         assert!(case.figure("nothing").is_nan());
-        let name = record.file_name();
+        let name = record.file_name(None);
         assert!(name.ends_with(&format!("-{}.json", record.date)) && record.date.len() == 10);
-        assert!(!name.contains([' ', ',', '/', ':']), "{name}");
+        let name = record.file_name(Some("attention/hca:25%"));
+        assert!(name.ends_with("-attention-hca-25.json") && !name.contains([' ', ',', '/', ':']));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
             true => Path::new(env!("CARGO_MANIFEST_DIR")).join(RECORDS),
             false => arguments.out.clone(),
         };
-        println!("{}", record.save(&folder)?.display());
+        println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
     }
     if arguments.splice {
         splice(&record, &page::report_path())?;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use heterokv_attn::HeadShape;
+use heterokv_cache::KvShape;
 use heterokv_model::text::{EncodeOptions, ModelText};
 use heterokv_model::{Checkpoint, ComputeType, Model};
 use heterokv_quant::Level;
@@ -42,16 +44,18 @@ impl Place {
         let checkpoint = Checkpoint::open(&self.model)?;
         let tokens = self.tokens(&checkpoint, num_tokens)?;
         let model = Model::load(&checkpoint, ComputeType::Q8, level)?;
-        let shape = model.kv_shape();
-        let name = format!(
-            "{}, {} layers, {} query and {} KV heads of {} channels, weights in 8 bits",
+        let name = self.name(&model.kv_shape());
+        Ok(Subject { model, tokens, name })
+    }
+
+    /// What a record calls the model, of this shape.
+    pub(crate) fn name(&self, shape: &KvShape) -> String {
+        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = shape.heads;
+        format!(
+            "{}, {} layers, {num_qo_heads} query and {num_kv_heads} KV heads of {head_dim} channels, weights in 8 bits",
             stem(&self.model),
             shape.num_layers,
-            shape.heads.num_qo_heads,
-            shape.heads.num_kv_heads,
-            shape.heads.head_dim
-        );
-        Ok(Subject { model, tokens, name })
+        )
     }
 
     /// The first `num_tokens` tokens of the text, by the tokenizer of `checkpoint`.
