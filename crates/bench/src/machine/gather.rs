@@ -1,5 +1,6 @@
 //! Rows in random order out of memory that no cache holds, as a selection leaves them to a host store.
 
+use std::hint::black_box;
 use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
@@ -7,6 +8,12 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::ThreadPool;
 
 use crate::scan::locked;
+
+/// Bytes of the rows that are asked for together: far less than the nearest cache holds.
+const GROUP_BYTES: usize = 8 << 10;
+
+/// Words of a line of the caches.
+const LINE_WORDS: usize = 8;
 
 /// A stretch per thread.
 pub(crate) struct Gather<'a> {
@@ -52,9 +59,15 @@ impl<'a> Gather<'a> {
         let (stretches, row_words) = (&self.stretches, self.row_words[length]);
         let read = self.pool.broadcast(|thread| {
             let Stretch { words, orders, sum, .. } = &mut *locked(&stretches[thread.index()]);
-            let rows = orders[length].iter().map(|&row| &words[row as usize * row_words..]);
-            *sum =
-                rows.flat_map(|row| &row[..row_words]).fold(0, |sum, &word| sum.wrapping_add(word));
+            *sum = 0;
+            for rows in orders[length].chunks((GROUP_BYTES / 8 / row_words).max(1)) {
+                let rows =
+                    || rows.iter().map(|&row| &words[row as usize * row_words..][..row_words]);
+                // A word of each line of the group first, so that all of its misses are under way together.
+                let lines = rows().flat_map(|row| row.iter().step_by(LINE_WORDS));
+                black_box(lines.fold(0u64, |bits, word| bits ^ word));
+                *sum = rows().flatten().fold(*sum, |sum, &word| sum.wrapping_add(word));
+            }
             8 * words.len()
         });
         read.iter().sum()
