@@ -128,7 +128,11 @@ fn needs_model(words: &[OsString]) -> bool {
     }
     match words.first() {
         Some(first) if first == "quant" => has("--quality"),
-        _ => !["machine", "instructions", "--measured"].into_iter().any(has),
+        _ => {
+            let begins =
+                |part: &str| words.iter().any(|word| word.to_string_lossy().starts_with(part));
+            !["machine", "instructions", "--measured"].into_iter().any(begins)
+        }
     }
 }
 
@@ -163,6 +167,7 @@ mod tests {
         for words in [
             &["--test"][..],
             &["machine"],
+            &["--rounds", "3", "machine/read"],
             &["instructions", "--record"],
             &["--compare", "a", "--measured", "b"],
             &["model", "--model", "x"],

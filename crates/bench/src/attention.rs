@@ -196,3 +196,6 @@ fn compare_with_full(candidates: &mut [Candidate<'_>], is_real: bool) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

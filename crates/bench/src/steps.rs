@@ -70,12 +70,19 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         true => scratch.path().to_owned(),
         false => Folder::create(&arguments.out)?.into_path(),
     };
+    let selection = Selection::new(arguments.filter.clone());
+    let wants = |suite: &str| wants_suite(&selection, suite);
+    let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
+    let place = match is_step_wanted || wants(end_to_end::SUITE) {
+        true => Some(place(arguments)?),
+        false => None,
+    };
     let level = Level::detect();
     let pool = machine::threads(arguments.threads)?;
     // Before the work, during which the tree may change.
     let mut record = Record::new(&Environment::detect(level, arguments.threads));
     let settings = Settings {
-        selection: Selection::new(arguments.filter.clone()),
+        selection: selection.clone(),
         caches: caches(arguments),
         contexts: contexts(arguments),
         num_rounds: if arguments.test { 1 } else { arguments.rounds },
@@ -83,8 +90,6 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         level,
         pool: &pool,
     };
-    let wants = |suite: &str| wants_suite(&settings.selection, suite);
-    let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
     if is_step_wanted || wants(machine::SUITE) {
         let sizes = match arguments.test {
             true => Sizes { memory_bytes: 4 << 20, file_bytes: 1 << 20, num_rounds: 1 },
@@ -96,12 +101,11 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         };
         settings.say("machine");
         let ceilings = machine::measure(&settings.selection, sizes, &pool, &folder, &mut record)?;
-        if is_step_wanted {
-            steps(arguments, &settings, &ceilings, &mut record)?;
+        if let Some(place) = place.as_ref().filter(|_| is_step_wanted) {
+            steps(place, arguments.test, &settings, &ceilings, &mut record)?;
         }
     }
-    if wants(end_to_end::SUITE) {
-        let place = place(arguments)?;
+    if let Some(place) = place.filter(|_| wants(end_to_end::SUITE)) {
         let length = end_to_end::Length {
             num_steps: if arguments.test { 4 } else { arguments.steps },
             num_threads: arguments.threads,
@@ -122,21 +126,22 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
 
 /// One layer and the whole model, on the rows of one prompt.
 fn steps(
-    arguments: &StepArgs,
+    place: &Place,
+    is_test: bool,
     settings: &Settings<'_>,
     ceilings: &machine::Ceilings,
     record: &mut Record,
 ) -> Result<()> {
     let longest = settings.contexts.iter().copied().max().unwrap_or(REAL_TOKENS);
     let num_tokens = longest.saturating_add(8).min(REAL_TOKENS);
-    let subject = place(arguments)?.load(num_tokens, settings.level)?;
+    let subject = place.load(num_tokens, settings.level)?;
     settings.say(&format!("prefill of {num_tokens} tokens"));
     record.subject = subject.name.clone();
     let rows = settings.pool.install(|| PromptRows::of_model(&subject.model, &subject.tokens))?;
     if wants_suite(&settings.selection, attention::SUITE) {
         // A tiny model's heads are too short for the presets, which rows of no model are not.
         let presets = PRESETS.map(str::to_owned).to_vec();
-        let (synthetic, caches) = match arguments.test {
+        let (synthetic, caches) = match is_test {
             true => (Some(PromptRows::synthetic(num_tokens)?), presets),
             false => (None, settings.caches.clone()),
         };
@@ -155,7 +160,7 @@ fn wants_suite(selection: &Selection, suite: &str) -> bool {
     !tables::SUITES.iter().any(|other| *other != suite && selection.names(other))
 }
 
-/// Model and text.
+/// Model and text, which are there.
 fn place(arguments: &StepArgs) -> Result<Place> {
     if arguments.test {
         return Ok(Place::tiny());
@@ -163,7 +168,10 @@ fn place(arguments: &StepArgs) -> Result<Place> {
     let model = arguments.model.clone();
     let model = model
         .context("this suite needs a model; pass --model PATH, or `--test` for the tiny one")?;
-    Ok(Place { model, corpus: Some(arguments.corpus.clone().unwrap_or_else(default_corpus)) })
+    let corpus = arguments.corpus.clone().unwrap_or_else(default_corpus);
+    ensure!(corpus.is_file(), "there is no text {}; pass one by --corpus PATH", corpus.display());
+    ensure!(model.exists(), "there is no model {}; pass one by --model PATH", model.display());
+    Ok(Place { model, corpus: Some(corpus) })
 }
 
 /// The caches asked for behind `full`, or all presets.
