@@ -166,13 +166,23 @@ fn tiers_sheet(title: &str, cases: &[&Case]) -> Sheet {
 }
 
 fn slopes_sheet(cases: &[&Case]) -> Sheet {
-    let columns = ["cache", "ns/token", "± ns/token", "ns/KiB", "offset µs", "R²", "notes"];
+    let columns = [
+        "cache",
+        "ns/token",
+        "± ns/token",
+        "of least samples",
+        "ns/KiB",
+        "offset µs",
+        "R²",
+        "notes",
+    ];
     let mut sheet = Sheet::new("One layer: step time over what is read", &columns);
     for case in cases {
         sheet.push(vec![
             short_name(case),
             figure(case, "slope_ns_per_token", 1.0, 3),
             figure(case, "slope_error_ns_per_token", 1.0, 3),
+            figure(case, "slope_of_least_ns_per_token", 1.0, 3),
             figure(case, "slope_ns_per_kib", 1.0, 2),
             figure(case, "offset_ns", 1e3, 1),
             figure(case, "r_squared", 1.0, 4),

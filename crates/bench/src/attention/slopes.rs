@@ -1,7 +1,7 @@
 //! The slope of step time over the bytes that a step reads, from the steps of the ladder and of `full`.
 
 use crate::caches::FULL;
-use crate::record::{Case, Record};
+use crate::record::{Case, Record, Summary};
 use crate::slope::{Line, falls, fit};
 
 use super::{LADDER_BITS, SUITE, ladder_name};
@@ -16,10 +16,11 @@ pub(super) fn derive(record: &mut Record) {
     let names = std::iter::once(FULL).chain(ladder.iter().map(String::as_str));
     let mut above: Option<Line> = None;
     for name in names {
-        let Some((tokens, bytes, contexts)) = lines(record, name) else { continue };
+        let Some(Lines { tokens, least, bytes, contexts }) = lines(record, name) else { continue };
         let mut case = Case::new(SUITE, format!("{SUITE}/slope/{name}"))
             .with("slope_ns_per_token", tokens.slope)
             .with("slope_error_ns_per_token", tokens.slope_error)
+            .with("slope_of_least_ns_per_token", least.slope)
             .with("slope_ns_per_kib", 1024.0 * bytes.slope)
             .with("offset_ns", tokens.offset)
             .with("r_squared", tokens.r_squared)
@@ -42,20 +43,38 @@ const FALLS: &str = "the time per token falls with the bits";
 /// What is said where they do not.
 const RISES: &str = "DOES NOT FALL: fewer bits cost no less time per token, so that it is not reading them that binds";
 
-/// The lines of median time over tokens and over bytes read, and the contexts that they go through.
-fn lines(record: &Record, name: &str) -> Option<(Line, Line, Vec<usize>)> {
+/// The lines through the steps of one cache.
+struct Lines {
+    /// Median time over tokens.
+    tokens: Line,
+    /// The least sample over tokens: what a busy neighbour disturbs least.
+    least: Line,
+    /// Median time over bytes read.
+    bytes: Line,
+    /// The contexts that they go through.
+    contexts: Vec<usize>,
+}
+
+/// None where fewer than two contexts were measured.
+fn lines(record: &Record, name: &str) -> Option<Lines> {
     let prefix = format!("{SUITE}/{name}@");
     let mut cases: Vec<&Case> =
         record.cases.iter().filter(|case| case.name.starts_with(&prefix)).collect();
     cases.sort_by_key(|case| case.context);
     let cases = &cases[cases.len().saturating_sub(NUM_CONTEXTS)..];
-    let points = |x: &dyn Fn(&Case) -> f64| -> Option<Vec<(f64, f64)>> {
-        cases.iter().map(|case| Some((x(case), case.summary?.median_ns))).collect()
+    let line = |x: &dyn Fn(&Case) -> f64, y: &dyn Fn(Summary) -> f64| -> Option<Line> {
+        let points: Option<Vec<_>> =
+            cases.iter().map(|case| Some((x(case), y(case.summary?)))).collect();
+        fit(&points?)
     };
-    let tokens = fit(&points(&|case| case.context.unwrap_or(0) as f64)?)?;
+    let held = |case: &Case| case.context.unwrap_or(0) as f64;
     let read = |case: &Case| case.figure("device_bytes_read") + case.figure("host_bytes_read");
-    let bytes = fit(&points(&read)?)?;
-    Some((tokens, bytes, cases.iter().filter_map(|case| case.context).collect()))
+    Some(Lines {
+        tokens: line(&held, &|summary| summary.median_ns)?,
+        least: line(&held, &|summary| summary.min_ns)?,
+        bytes: line(&read, &|summary| summary.median_ns)?,
+        contexts: cases.iter().filter_map(|case| case.context).collect(),
+    })
 }
 
 #[cfg(test)]
