@@ -278,3 +278,56 @@ impl Suite<'_> {
         Ok(Case { cache: Some(planned.spec), context: Some(self.num_tokens), ..case })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use heterokv_quant::Level;
+
+    use super::*;
+    use crate::caches::TINY;
+    use crate::environment::Environment;
+    use crate::machine::{Sizes, threads};
+    use crate::selection::Selection;
+    use crate::subject::Place;
+
+    #[test]
+    fn steps_are_held_to_the_prefill_and_a_wrong_hidden_state_ends_the_run() {
+        let (level, pool) = (Level::detect(), threads(2).expect("threads"));
+        let mut record = Record::new(&Environment::detect(level, 2));
+        let settings = Settings {
+            selection: Selection::new(Some("model".to_owned())),
+            caches: TINY.map(str::to_owned).to_vec(),
+            contexts: vec![300, 700],
+            num_rounds: 2,
+            sample_seconds: 0.0,
+            level,
+            pool: &pool,
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let sizes = Sizes { memory_bytes: 1 << 20, file_bytes: 1 << 20, num_rounds: 1 };
+        let selection = &settings.selection;
+        let ceilings = crate::machine::measure(selection, sizes, &pool, folder.path(), &mut record);
+        let ceilings = ceilings.expect("it runs");
+        let subject = Place::tiny().load(310, level).expect("every checkout has it");
+        let mut rows = PromptRows::of_model(&subject.model, &subject.tokens).expect("it computes");
+        measure(&settings, &subject, &rows, &ceilings, &mut record).expect("it is right");
+        assert_eq!(record.cases.len(), 2 * TINY.len());
+        for case in &record.cases {
+            assert_eq!(case.samples_ns.len(), 2, "{}", case.name);
+            assert_eq!(
+                case.context == Some(700),
+                case.notes.iter().any(|note| note.contains("over"))
+            );
+            assert!(case.figure("device_bytes_read") > case.figure("weight_bytes"));
+        }
+        let full = record.case("model/full@300").expect("it is there");
+        assert_eq!(full.figure("relative_error_to_full"), 0.0);
+
+        // Off by one position: what the prefill had for the token before.
+        let width = subject.model.config().hidden_size;
+        rows.hidden.rotate_right(width);
+        let told = measure(&settings, &subject, &rows, &ceilings, &mut record);
+        let told = format!("{:#}", told.expect_err("it is another token's"));
+        assert!(told.contains("at 300 tokens: full: the hidden state is"), "{told}");
+    }
+}
