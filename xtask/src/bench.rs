@@ -2,6 +2,7 @@
 //!
 //! The words behind `bench` are the program's own, which has the help for them; only `--peers` is ours. Peers
 //! have a package of their own outside the workspace, so that nothing here waits for what they depend on.
+//! The default model and the folder for results are filled in where they are needed and not named.
 
 use std::env;
 use std::ffi::OsString;
@@ -25,8 +26,9 @@ const PEERS_TARGET: &str = "bench-peers";
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// The suite and its options: `quant --help` lists them; `--peers` measures programs of others beside ours
-    #[arg(value_name = "SUITE", required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    /// A filter and options, or `quant` and its own: `--help` and `quant --help` list them; none measures everything.
+    /// `quant --peers` measures programs of others beside ours
+    #[arg(value_name = "WORD", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }
 
@@ -43,8 +45,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
-    let mut tally = check(workspace, &["quant", "--test"])?;
+    let mut tally = check(workspace, &["--test"])?;
+    tally += check(workspace, &["quant", "--test"])?;
     tally += check(workspace, &["quant", "--quality", "--test"])?;
+    if !process::succeeds(Command::new("valgrind").arg("--version")) {
+        println!(
+            "skipped: instructions of the kernels are counted by valgrind, which is not installed"
+        );
+        tally += Tally::of_skip();
+    }
     Ok(tally)
 }
 
@@ -104,11 +113,27 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
         if !has("--out") {
             command.arg("--out").arg(target.join("bench"));
         }
-        if has("--quality") && !has("--test") && !has("--model") {
+        if needs_model(words) {
             command.arg("--model").arg(model_file::obtain_default()?);
         }
     }
     Ok(command)
+}
+
+/// Whether the program asks for a model that the words do not name.
+fn needs_model(words: &[OsString]) -> bool {
+    let has = |word: &str| words.iter().any(|given| given == word);
+    if has("--test") || has("--model") {
+        return false;
+    }
+    match words.first() {
+        Some(first) if first == "quant" => has("--quality"),
+        _ => {
+            let begins =
+                |part: &str| words.iter().any(|word| word.to_string_lossy().starts_with(part));
+            !["machine", "instructions", "--measured"].into_iter().any(begins)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -130,5 +155,25 @@ mod tests {
         assert!(with_peers.ends_with("-- quant --help"), "{with_peers}");
         let small = shown(&["quant", "--quality", "--test"]);
         assert!(!small.contains("--model") && small.contains("--out"), "{small}");
+    }
+
+    #[test]
+    fn the_model_is_filled_in_where_a_suite_needs_it() {
+        let needs =
+            |words: &[&str]| needs_model(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        for words in [&[][..], &["attention"], &["hca:25%", "--splice"], &["quant", "--quality"]] {
+            assert!(needs(words), "{words:?}");
+        }
+        for words in [
+            &["--test"][..],
+            &["machine"],
+            &["--rounds", "3", "machine/read"],
+            &["instructions", "--record"],
+            &["--compare", "a", "--measured", "b"],
+            &["model", "--model", "x"],
+            &["quant"],
+        ] {
+            assert!(!needs(words), "{words:?}");
+        }
     }
 }

@@ -48,7 +48,7 @@ enum Task {
     Demo(demo::Options),
     /// Run every test, then the lint, format, docs, licence and structure checks
     Test(test::Options),
-    /// Measure; `bench quant --help` has the options
+    /// Measure; `bench --help` and `bench quant --help` have the options
     Bench(bench::Options),
     /// Hold the quality of caches on a small fixed run against committed figures; part of `test`
     Gate(gate::Options),

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use heterokv_quant::KeyFormat;
 
 use crate::scan::MAX_GROUP_SIZE;
+use crate::{end_to_end, instructions};
 
 /// Far more than machines have cores.
 const MAX_THREADS: usize = 1024;
@@ -14,18 +15,86 @@ const MAX_THREADS: usize = 1024;
 const MAX_MEMORY: usize = 64 << 10;
 
 /// Measure heterokv; `cargo xtask bench` builds and starts this program
+///
+/// Without `quant`: what the machine can read, one decode step of one layer, one of the whole model, a prompt from end
+/// to end, and instructions of the hot kernels.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "heterokv-bench", bin_name = "cargo xtask bench")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
     #[command(subcommand)]
-    pub(crate) suite: Suite,
+    pub(crate) suite: Option<Suite>,
+    #[command(flatten)]
+    pub(crate) steps: StepArgs,
 }
 
-/// What to measure.
+/// What has options of its own.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Suite {
     /// Key formats: scan, encode, values and fit; with --quality, what their bits cost
     Quant(QuantArgs),
+    /// One cache and context, in a process of its own
+    #[command(hide = true)]
+    EndToEndProcess(end_to_end::ChildArgs),
+    /// One kernel, under valgrind
+    #[command(hide = true)]
+    InstructionsProcess(instructions::ChildArgs),
+}
+
+/// How to measure decode steps and prompts.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StepArgs {
+    /// A suite (machine, attention, model, end-to-end, instructions), or any part of a case's name
+    /// (`hca:25%`, `attention/full@8192`) [default: everything]
+    pub(crate) filter: Option<String>,
+    /// Measure each case once and small, on a tiny model, to see that its answer is right
+    #[arg(long, conflicts_with_all = ["record", "splice", "compare", "measured"])]
+    pub(crate) test: bool,
+    /// The model [default: what `cargo xtask fetch` gets]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// The text [default: data/moby-dick.txt in ../shared beside the checkout, or in HETEROKV_SHARED]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// A cache by its spec, beside `full`; may be repeated [default: every preset]
+    #[arg(long = "cache", value_name = "SPEC")]
+    pub(crate) caches: Vec<String>,
+    /// Tokens in the caches [default: of each suite, from 512 up to 1M]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = at_least_one)]
+    pub(crate) contexts: Vec<usize>,
+    /// Samples of each case; end to end 3 at most
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least_one)]
+    pub(crate) rounds: usize,
+    /// Tokens decoded end to end
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) steps: usize,
+    /// Threads
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = from_one_to::<MAX_THREADS>)]
+    pub(crate) threads: usize,
+    /// What the probes of the machine read from memory and from the disk, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = from_one_to::<MAX_MEMORY>)]
+    pub(crate) memory: usize,
+    /// Where the record and the file of the disk's probe go
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+    pub(crate) out: PathBuf,
+    /// Put the record into docs/bench/record instead
+    #[arg(long)]
+    pub(crate) record: bool,
+    /// Put the tables into docs/bench/REPORT.md
+    #[arg(long)]
+    pub(crate) splice: bool,
+    /// Print ratios to an earlier record, and fail where a case became slower beyond the noise
+    #[arg(long, value_name = "OLD.json")]
+    pub(crate) compare: Option<PathBuf>,
+    /// Take this record for what was measured, and measure nothing
+    #[arg(long, value_name = "NEW.json", conflicts_with = "record")]
+    pub(crate) measured: Option<PathBuf>,
+    /// New time over old up to which the lower end of the 95 % interval may reach
+    #[arg(long, value_name = "RATIO", default_value_t = 1.10, value_parser = allowance, requires = "compare")]
+    pub(crate) allow: f64,
+    /// Compare records of different machines, settings or models, too
+    #[arg(long, requires = "compare")]
+    pub(crate) across: bool,
 }
 
 /// How to measure key formats.
@@ -114,8 +183,12 @@ impl Options {
     /// Threads that everything is measured with.
     #[must_use]
     pub fn num_threads(&self) -> usize {
-        let Suite::Quant(quant) = &self.suite;
-        quant.threads
+        match &self.suite {
+            None => self.steps.threads,
+            Some(Suite::Quant(quant)) => quant.threads,
+            Some(Suite::EndToEndProcess(child)) => child.threads,
+            Some(Suite::InstructionsProcess(_)) => 1,
+        }
     }
 }
 
@@ -126,6 +199,12 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn from_one_to<const MAX: usize>(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| (1..=MAX).contains(n));
     number.ok_or_else(|| format!("a whole number from 1 to {MAX}"))
+}
+
+/// A finite ratio of at least 1.
+fn allowance(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio: &f64| ratio.is_finite() && *ratio >= 1.0);
+    ratio.ok_or_else(|| "a ratio of at least 1, such as 1.2".to_owned())
 }
 
 /// A length of keys that coded formats hold.
@@ -149,9 +228,10 @@ mod tests {
     #[test]
     fn lists_are_split_and_mistakes_are_refused() {
         let parse = |words: &[&str]| Options::try_parse_from([&["bench", "quant"], words].concat());
-        let Suite::Quant(quant) = parse(&["--formats", "lm2,alloc/1.5", "--head-dims", "80"])
-            .expect("they are known")
-            .suite;
+        let options = parse(&["--formats", "lm2,alloc/1.5", "--head-dims", "80"]);
+        let Some(Suite::Quant(quant)) = options.expect("they are known").suite else {
+            panic!("it is quant");
+        };
         assert_eq!((quant.formats.len(), quant.scan.head_dims), (2, vec![80]));
         for wrong in [
             "--formats=lm9",
@@ -169,5 +249,27 @@ mod tests {
         let most = ["--threads=1024", "--group-sizes=1,16", "--head-dims=8,1024", "--memory=65536"];
         assert!(parse(&most).is_ok());
         assert!(parse(&["--test", "--check"]).is_err(), "a test measures no bar");
+    }
+
+    #[test]
+    fn a_word_that_is_no_suite_of_its_own_is_a_filter() {
+        let parse = |words: &[&str]| Options::try_parse_from([&["bench"], words].concat());
+        let filter = |words: &[&str]| parse(words).expect("it is valid").steps.filter;
+        assert_eq!(filter(&[]), None);
+        assert_eq!(filter(&["attention"]), Some("attention".to_owned()));
+        assert_eq!(filter(&["--cache", "hca:25%,min=3", "hca"]), Some("hca".to_owned()));
+        let caches = parse(&["--cache", "hca:25%,min=3"]).expect("it is valid").steps.caches;
+        assert_eq!(caches, ["hca:25%,min=3"]);
+        for wrong in [
+            &["--allow=1.2"][..],
+            &["--compare=a", "--allow=0.9"],
+            &["--compare=a", "--allow=NaN"],
+            &["--test", "--splice"],
+            &["--contexts=0"],
+            &["attention", "model"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(parse(&["--compare=a", "--measured=b", "--allow=1.5", "--splice"]).is_ok());
     }
 }

@@ -29,6 +29,11 @@ impl Environment {
         ])
     }
 
+    /// Names and values.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+
     /// As a list for a page.
     pub(crate) fn markdown(&self) -> String {
         let lines = self.0.iter().map(|(name, value)| match *name {
@@ -62,7 +67,7 @@ fn command() -> String {
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         // Places on this machine that the automation filled in say nothing to others.
-        if ["--out", "--model"].contains(&word.as_str()) {
+        if ["--out", "--model", "--corpus"].contains(&word.as_str()) {
             words.next();
         } else {
             line = format!("{line} {word}");

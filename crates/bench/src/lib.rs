@@ -8,7 +8,11 @@
 //! [`run`] is the whole program. Programs of others come in as [`Peers`], by the same traits as our own
 //! formats, from a package outside the workspace (`crates/bench/peers`) that depends on this one.
 //!
-//! What this crate never does: decide how the library computes, or keep a figure from one run to the next.
+//! The suite `quant` measures kernels by format. The others (`steps`) measure decode steps and whole prompts by cache
+//! and context, against what the machine was found to read in the same run, and keep a record with which a
+//! later run is compared.
+//!
+//! What this crate never does: decide how the library computes.
 
 #![expect(
     clippy::print_stdout,
@@ -17,21 +21,39 @@
 )]
 
 mod args;
+mod attention;
 mod bars;
+mod bootstrap;
+mod caches;
+mod compare;
 mod conditions;
 mod encode;
+mod end_to_end;
 mod environment;
 mod formats;
+mod instructions;
+mod interleave;
+mod machine;
+mod memory;
+mod model_step;
 mod outcome;
 mod page;
+mod prompt_rows;
 pub mod quality;
 mod rate_distortion;
+mod record;
 mod rounding;
 mod samples;
 pub mod scan;
+mod selection;
+mod settings;
 mod sheet;
+mod slope;
+mod steps;
+mod subject;
 mod suite;
 pub mod synthetic;
+mod tables;
 mod throughput;
 mod train;
 mod values;

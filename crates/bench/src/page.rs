@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The page of this crate's figures.
-pub(crate) fn path() -> PathBuf {
+/// The page of the figures of `quant`.
+pub(crate) fn quant_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/quant-report.md")
+}
+
+/// The page of the figures of decode steps and prompts.
+pub(crate) fn report_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/bench/REPORT.md")
 }
 
 /// Replaces what stands between `<!-- begin: name -->` and `<!-- end: name -->` in the page at `path`.
@@ -46,7 +51,7 @@ mod tests {
 
     #[test]
     fn the_page_has_its_marks() {
-        let page = fs::read_to_string(path()).expect("it is there");
+        let page = fs::read_to_string(quant_path()).expect("it is there");
         for name in ["scan", "quality"] {
             assert!(spliced(&page, name, "").is_some(), "{name}");
         }

@@ -28,6 +28,17 @@ impl Samples {
         }
     }
 
+    /// Median absolute deviation from the median, not scaled; NaN of none.
+    pub(crate) fn mad(&self) -> f64 {
+        let median = self.median();
+        self.iter().map(|x| (x - median).abs()).collect::<Self>().median()
+    }
+
+    /// All of them, in the order taken.
+    pub(crate) fn as_slice(&self) -> &[f64] {
+        &self.0
+    }
+
     pub(crate) fn min(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::min)
     }
@@ -63,5 +74,14 @@ mod tests {
         let one: Samples = [7.0].into_iter().collect();
         assert_eq!((one.median(), one.deviation(), one.len()), (7.0, 0.0, 1));
         assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn the_median_absolute_deviation_ignores_one_outlier() {
+        let samples: Samples = [1.0, 2.0, 3.0, 4.0, 1000.0].into_iter().collect();
+        assert_eq!(samples.mad(), 1.0);
+        let same: Samples = [2.0; 4].into_iter().collect();
+        assert_eq!(same.mad(), 0.0);
+        assert!(Samples::default().mad().is_nan());
     }
 }

@@ -15,6 +15,7 @@ use crate::quality::KeyCodec;
 use crate::rate_distortion::rate_distortion;
 use crate::scan::ScanFormat;
 use crate::throughput::throughput;
+use crate::{end_to_end, instructions, steps};
 
 /// Programs of others, measured in the same run.
 #[derive(Default)]
@@ -25,11 +26,19 @@ pub struct Peers {
     pub codecs: Vec<Box<dyn KeyCodec>>,
 }
 
-/// Runs what the options ask for; fails where an answer is wrong, and with `--check` where a bar is missed.
+/// Runs what the options ask for; fails where an answer is wrong, with `--check` where a bar is missed, and with
+/// `--compare` where a case became slower.
 #[must_use]
 pub fn run(options: &Options, peers: Peers) -> ExitCode {
-    let Suite::Quant(arguments) = &options.suite;
-    match quant(arguments, peers) {
+    let done = match &options.suite {
+        None => steps::run(&options.steps),
+        Some(Suite::Quant(arguments)) => quant(arguments, peers),
+        Some(Suite::EndToEndProcess(arguments)) => end_to_end::run_child(arguments).map(|()| true),
+        Some(Suite::InstructionsProcess(arguments)) => {
+            instructions::run_child(arguments).map(|()| true)
+        }
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -80,17 +89,20 @@ fn quant(arguments: &QuantArgs, peers: Peers) -> Result<bool> {
         );
     }
     if arguments.splice {
-        page::splice(&page::path(), name, &markdown)?;
+        page::splice(&page::quant_path(), name, &markdown)?;
     }
     Ok(!arguments.check || outcome.is_held)
 }
 
 /// Where files go.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     /// Makes it, where it is not there, and sees that files can be written to it.
-    fn create(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If it cannot be made or written to.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         let probe = path.join(format!(".writable-{}", process::id()));
         let written = fs::create_dir_all(path)
             .and_then(|()| File::create_new(&probe))
@@ -99,6 +111,11 @@ impl Folder {
             format!("cannot write to {}; name another folder by --out", path.display())
         })?;
         Ok(Self(path.to_owned()))
+    }
+
+    /// Where it is.
+    pub(crate) fn into_path(self) -> PathBuf {
+        self.0
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -150,11 +150,18 @@ impl Model {
     /// Bytes of the weight matrices as held.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
+        let output = self.output.as_ref().map_or(0, WeightMatrix::bytes);
+        self.embedding.bytes() + output + self.layer_weight_bytes()
+    }
+
+    /// Bytes of the weight matrices of all layers, those of embedding and output left out: what
+    /// [`Model::extend`] reads for a token.
+    #[must_use]
+    pub fn layer_weight_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
             [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
         });
-        let layers: usize = layers.map(|projection| projection.weights.bytes()).sum();
-        self.embedding.bytes() + self.output.as_ref().map_or(0, WeightMatrix::bytes) + layers
+        layers.map(|projection| projection.weights.bytes()).sum()
     }
 
     /// Runs a whole prompt through the model with exact attention and stores it in every one of

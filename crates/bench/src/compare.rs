@@ -1,0 +1,251 @@
+//! A run against an earlier one of the same machine: what became slower, beyond the noise of both.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::bootstrap::{self, Ratio};
+use crate::machine;
+use crate::record::{Case, Record};
+use crate::sheet::{Cell, Sheet};
+
+/// Samples without which an interval says nothing.
+const MIN_SAMPLES: usize = 3;
+
+/// How much more instructions a kernel may take: they hardly vary from run to run.
+const ALLOWED_INSTRUCTIONS: f64 = 1.02;
+
+/// What a comparison lets pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowance {
+    /// New time over old up to which the lower end of the interval may reach.
+    pub(crate) ratio: f64,
+    /// Compare records of different machines or subjects, too.
+    pub(crate) across: bool,
+}
+
+/// The shared cases of two records.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    rows: Vec<Row>,
+    /// Cases of the old record that the new one lacks.
+    missing: Vec<String>,
+    allowed: f64,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: String,
+    ratio: Ratio,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Held,
+    Regressed,
+    /// Of the machine, not of this code.
+    Machine,
+    TooFewSamples,
+}
+
+/// Compares `new` with `old`.
+///
+/// # Errors
+/// Records of different machines or subjects, unless allowed, and records that share no case.
+pub(crate) fn compare(new: &Record, old: &Record, allowance: Allowance) -> Result<Comparison> {
+    if !allowance.across {
+        check_same_machine(new, old)?;
+    }
+    let mut rows = Vec::new();
+    for case in &new.cases {
+        let Some(before) = old.case(&case.name) else { continue };
+        rows.extend(row(case, before, allowance.ratio));
+    }
+    ensure!(!rows.is_empty(), "the two records share no case; measure the same suites");
+    let measured: BTreeSet<&str> = new.cases.iter().map(|case| case.name.as_str()).collect();
+    let missing = old.cases.iter().map(|case| &case.name);
+    let missing = missing.filter(|name| !measured.contains(name.as_str())).cloned().collect();
+    Ok(Comparison { rows, missing, allowed: allowance.ratio })
+}
+
+/// The environments say the same, and both ran on the same model.
+fn check_same_machine(new: &Record, old: &Record) -> Result<()> {
+    for (name, value) in &new.environment {
+        let before = old.environment.get(name).map_or("unknown", String::as_str);
+        if before != value {
+            bail!(
+                "the old record is of another machine or setting: {name} was `{before}` and is `{value}`; \
+                 compare records of one machine, or pass --across"
+            );
+        }
+    }
+    // Suites without a model leave the subject open.
+    let subjects = [&new.subject, &old.subject];
+    if subjects.iter().all(|subject| !subject.is_empty()) && new.subject != old.subject {
+        bail!(
+            "the old record is of `{}`, this one of `{}`; measure the same model, or pass --across",
+            old.subject,
+            new.subject
+        );
+    }
+    Ok(())
+}
+
+/// None for cases of which nothing is compared.
+fn row(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
+    let name = case.name.clone();
+    if let (Some(new), Some(old)) = (case.instructions, before.instructions) {
+        let ratio = new as f64 / old as f64;
+        let is_held = ratio <= ALLOWED_INSTRUCTIONS;
+        let verdict = if is_held { Verdict::Held } else { Verdict::Regressed };
+        return Some(Row {
+            name,
+            ratio: Ratio { median: ratio, low: ratio, high: ratio },
+            verdict,
+        });
+    }
+    let fewest = case.samples_ns.len().min(before.samples_ns.len());
+    if fewest == 0 {
+        return None;
+    }
+    let ratio = bootstrap::of_medians(&case.samples_ns, &before.samples_ns);
+    let verdict = match () {
+        () if case.suite == machine::SUITE => Verdict::Machine,
+        () if fewest < MIN_SAMPLES => Verdict::TooFewSamples,
+        () if ratio.low <= allowed => Verdict::Held,
+        () => Verdict::Regressed,
+    };
+    Some(Row { name, ratio, verdict })
+}
+
+impl Comparison {
+    /// Whether no case is slower than allowed.
+    pub(crate) fn is_held(&self) -> bool {
+        self.num(Verdict::Regressed) == 0
+    }
+
+    /// All shared cases.
+    pub(crate) fn sheet(&self) -> Sheet {
+        let mut sheet = Sheet::new("New over old", &["case", "ratio", "from", "to", "verdict"]);
+        for Row { name, ratio, verdict } in &self.rows {
+            sheet.push(vec![
+                Cell::text(name),
+                Cell::Number(ratio.median, 3),
+                Cell::Number(ratio.low, 3),
+                Cell::Number(ratio.high, 3),
+                Cell::text(match verdict {
+                    Verdict::Held => "held",
+                    Verdict::Regressed => "REGRESSED",
+                    Verdict::Machine => "the machine's own, not judged",
+                    Verdict::TooFewSamples => "too few samples, not judged",
+                }),
+            ]);
+        }
+        sheet
+    }
+
+    /// What was found, in words and numbers.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = format!(
+            "{} held, {} regressed (lower end of the 95 % interval above {:.2}; instructions above {:.2}), \
+             {} not judged",
+            self.num(Verdict::Held),
+            self.num(Verdict::Regressed),
+            self.allowed,
+            ALLOWED_INSTRUCTIONS,
+            self.num(Verdict::Machine) + self.num(Verdict::TooFewSamples),
+        );
+        if !self.missing.is_empty() {
+            text = format!("{text}; in the old record alone: {}", self.missing.join(", "));
+        }
+        text
+    }
+
+    fn num(&self, verdict: Verdict) -> usize {
+        self.rows.iter().filter(|row| row.verdict == verdict).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heterokv_quant::Level;
+
+    use super::*;
+    use crate::environment::Environment;
+    use crate::samples::Samples;
+
+    const NOISE: [f64; 7] = [0.98, 1.03, 1.0, 0.99, 1.02, 1.01, 0.97];
+
+    fn record(suite: &str, factor: f64) -> Record {
+        let mut record = Record::new(&Environment::detect(Level::SCALAR, 2));
+        let samples: Samples = NOISE.iter().map(|noise| 1e6 * factor * noise).collect();
+        record.cases.push(Case::new(suite, format!("{suite}/full@512")).timed(&samples));
+        record
+    }
+
+    const TENTH: Allowance = Allowance { ratio: 1.1, across: false };
+
+    #[test]
+    fn equal_runs_pass_and_a_slower_one_does_not() {
+        let old = record("model", 1.0);
+        let same = compare(&record("model", 1.0), &old, TENTH).expect("one machine");
+        assert!(same.is_held(), "{}", same.summary());
+        let slower = compare(&record("model", 1.3), &old, TENTH).expect("one machine");
+        assert!(!slower.is_held(), "{}", slower.summary());
+        assert!(slower.sheet().aligned().contains("REGRESSED"));
+        let more_allowed = Allowance { ratio: 1.4, ..TENTH };
+        assert!(compare(&record("model", 1.3), &old, more_allowed).expect("it runs").is_held());
+        assert!(compare(&record("model", 0.5), &old, TENTH).expect("one machine").is_held());
+    }
+
+    #[test]
+    fn the_machine_and_too_few_samples_are_told_and_not_judged() {
+        let machine = compare(&record("machine", 3.0), &record("machine", 1.0), TENTH);
+        let machine = machine.expect("one machine");
+        assert!(machine.is_held() && machine.summary().contains("1 not judged"));
+        let mut few = record("model", 3.0);
+        few.cases[0].samples_ns.truncate(2);
+        let few = compare(&few, &record("model", 1.0), TENTH).expect("one machine");
+        assert!(few.is_held() && few.summary().contains("1 not judged"));
+    }
+
+    #[test]
+    fn instructions_are_held_tightly() {
+        let counted = |count| {
+            let mut record = record("instructions", 1.0);
+            record.cases[0].samples_ns.clear();
+            record.cases[0].instructions = Some(count);
+            record
+        };
+        let held =
+            |count| compare(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
+        assert!(held(1000) && held(1020) && !held(1021));
+    }
+
+    #[test]
+    fn other_machines_and_subjects_are_refused_by_name_unless_allowed() {
+        let mut old = record("model", 1.0);
+        old.environment.insert("threads".to_owned(), "64".to_owned());
+        let new = record("model", 1.0);
+        let told = format!("{:#}", compare(&new, &old, TENTH).expect_err("another setting"));
+        assert!(
+            told.contains("threads was `64` and is `2`") && told.contains("--across"),
+            "{told}"
+        );
+        assert!(compare(&new, &old, Allowance { across: true, ..TENTH }).is_ok());
+        let (mut a, mut b) = (record("model", 1.0), record("model", 1.0));
+        (a.subject, b.subject) = ("x".to_owned(), "y".to_owned());
+        assert!(format!("{:#}", compare(&a, &b, TENTH).expect_err("others")).contains("`y`"));
+    }
+
+    #[test]
+    fn records_without_a_shared_case_are_refused_and_missing_cases_told() {
+        let none = compare(&record("model", 1.0), &record("attention", 1.0), TENTH);
+        assert!(none.is_err());
+        let mut old = record("model", 1.0);
+        old.cases.push(Case::new("model", "model/hca:25%@512"));
+        let compared = compare(&record("model", 1.0), &old, TENTH).expect("one is shared");
+        assert!(compared.summary().contains("model/hca:25%@512"), "{}", compared.summary());
+    }
+}

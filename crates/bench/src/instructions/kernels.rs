@@ -1,0 +1,313 @@
+//! The kernels whose instructions are counted, each with what it stands for in f64.
+
+use anyhow::{Result, bail};
+use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows, reference};
+use heterokv_evict::{Rule, SelectScratch, Selector};
+use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
+use heterokv_quant::{
+    FitInput, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows, WeightedRows,
+};
+use heterokv_testkit::Inputs;
+
+use crate::synthetic;
+
+/// What callers know them by.
+pub(super) const NAMES: [&str; 6] =
+    ["score/alloc/2", "score/int8-token", "values/int8", "exact/f16", "gemv/q8", "select/top-p"];
+
+const HEAD_DIM: usize = 64;
+const GROUP_SIZE: usize = 3;
+
+/// Tokens of a kernel that goes over tokens.
+const TOKENS: usize = 4096;
+
+/// Rows and columns of a matrix.
+const MATRIX: [usize; 2] = [192, 576];
+
+/// Mass of a selection.
+const TOP_P: f64 = 0.97;
+
+/// One kernel with its inputs.
+pub(super) trait Kernel {
+    /// Computes the answer.
+    fn run(&mut self, level: Level);
+
+    /// What the last run computed; NaN before the first.
+    fn answer(&self) -> Vec<f32>;
+
+    /// The same in f64, of the same length.
+    fn expected(&self) -> Vec<f64>;
+}
+
+/// The kernel called `name`.
+///
+/// # Errors
+/// If there is none, and what it refuses.
+pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
+    Ok(match name {
+        "score/alloc/2" => Box::new(Score::new("alloc/2", level)?),
+        "score/int8-token" => Box::new(Score::new("int8-token", level)?),
+        "values/int8" => Box::new(Values::new()?),
+        "exact/f16" => Box::new(Exact::new()),
+        "gemv/q8" => Box::new(Gemv::new(level)?),
+        "select/top-p" => Box::new(Select::new()?),
+        _ => bail!("there is no kernel `{name}`; there are {}", NAMES.join(", ")),
+    })
+}
+
+/// Scores of coded keys.
+struct Score {
+    coder: KeyCoder,
+    prepared: PreparedQueries,
+    codes: Vec<u8>,
+    queries: Vec<f32>,
+    /// `[GROUP_SIZE, TOKENS]`.
+    scores: Vec<f32>,
+}
+
+impl Score {
+    fn new(format: &str, level: Level) -> Result<Self> {
+        let head = synthetic::head(7, HEAD_DIM, GROUP_SIZE, TOKENS);
+        let energy = synthetic::energy(&head.queries, HEAD_DIM);
+        let input = FitInput {
+            head_dim: HEAD_DIM,
+            keys: &head.keys,
+            query_energy: &energy,
+            seed: 0,
+            level,
+        };
+        let coder = KeyCoder::fit(format.parse()?, &input)?;
+        let mut codes = vec![0; coder.layout().bytes(TOKENS)];
+        coder.encode(level, 0, &head.keys, &mut codes)?;
+        let queries = head.queries[head.queries.len() - GROUP_SIZE * HEAD_DIM..].to_vec();
+        let mut prepared = PreparedQueries::default();
+        coder.prepare(&queries, head.sm_scale, Precision::Exact, &mut prepared);
+        Ok(Self { coder, prepared, codes, queries, scores: vec![f32::NAN; GROUP_SIZE * TOKENS] })
+    }
+}
+
+impl Kernel for Score {
+    fn run(&mut self, level: Level) {
+        let rows = ScoreRows { scores: &mut self.scores, stride: TOKENS, maxima: &mut [] };
+        self.coder.score(level, &self.prepared, &self.codes, TOKENS, rows);
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.scores.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let mut keys = vec![0.0; TOKENS * HEAD_DIM];
+        self.coder.decode(0, &self.codes, &mut keys);
+        let dot = |query: &[f32], key: &[f32]| -> f64 {
+            query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let sm_scale = 1.0 / (HEAD_DIM as f64).sqrt();
+        let queries = self.queries.chunks_exact(HEAD_DIM);
+        let scores = queries.flat_map(|q| keys.chunks_exact(HEAD_DIM).map(move |k| dot(q, k)));
+        scores.map(|score| sm_scale * score).collect()
+    }
+}
+
+/// Values of host rows under weights.
+struct Values {
+    /// `[TOKENS]` rows.
+    rows: Vec<u8>,
+    /// `[GROUP_SIZE, TOKENS]`.
+    weights: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Values {
+    const FORMAT: RowFormat = RowFormat::Int8;
+
+    fn new() -> Result<Self> {
+        let mut inputs = Inputs::new(8);
+        let values = inputs.gaussian_rows(TOKENS, HEAD_DIM, 1.0);
+        let mut rows = vec![0; TOKENS * Self::FORMAT.bytes(HEAD_DIM)];
+        let encoded = rows.chunks_exact_mut(Self::FORMAT.bytes(HEAD_DIM));
+        for (value, row) in values.chunks_exact(HEAD_DIM).zip(encoded) {
+            Self::FORMAT.encode(value, row)?;
+        }
+        let weights = (0..GROUP_SIZE * TOKENS).map(|_| inputs.unit() / TOKENS as f32).collect();
+        Ok(Self { rows, weights, sums: vec![f32::NAN; GROUP_SIZE * HEAD_DIM] })
+    }
+
+    fn rows(&self) -> Vec<&[u8]> {
+        self.rows.chunks_exact(Self::FORMAT.bytes(HEAD_DIM)).collect()
+    }
+}
+
+impl Kernel for Values {
+    fn run(&mut self, level: Level) {
+        let mut sums = vec![0.0; self.sums.len()];
+        let rows = WeightedRows { vectors: &self.rows(), weights: &self.weights, stride: TOKENS };
+        Self::FORMAT.weighted_sum(level, rows, &mut sums);
+        self.sums = sums;
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.sums.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; GROUP_SIZE * HEAD_DIM];
+        let mut value = vec![0.0f32; HEAD_DIM];
+        for (token, row) in self.rows().into_iter().enumerate() {
+            Self::FORMAT.decode(row, &mut value);
+            for (head, sums) in sums.chunks_exact_mut(HEAD_DIM).enumerate() {
+                let weight = f64::from(self.weights[head * TOKENS + token]);
+                sums.iter_mut().zip(&value).for_each(|(sum, x)| *sum += weight * f64::from(*x));
+            }
+        }
+        sums
+    }
+}
+
+/// Attention over exact rows.
+struct Exact {
+    /// `[TOKENS, HEAD_DIM]`, f16 and what it means.
+    keys: (Vec<u8>, Vec<f32>),
+    values: (Vec<u8>, Vec<f32>),
+    queries: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Exact {
+    fn new() -> Self {
+        let head = synthetic::head(9, HEAD_DIM, GROUP_SIZE, TOKENS);
+        let rounded = |rows: &[f32]| -> (Vec<u8>, Vec<f32>) {
+            let halves: Vec<half::f16> = rows.iter().map(|&x| half::f16::from_f32(x)).collect();
+            let bytes = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (bytes, halves.iter().map(|x| x.to_f32()).collect())
+        };
+        Self {
+            keys: rounded(&head.keys),
+            values: rounded(&head.values),
+            queries: head.queries[head.queries.len() - GROUP_SIZE * HEAD_DIM..].to_vec(),
+            out: vec![f32::NAN; GROUP_SIZE * HEAD_DIM],
+        }
+    }
+
+    fn sm_scale() -> f32 {
+        1.0 / (HEAD_DIM as f32).sqrt()
+    }
+}
+
+impl Kernel for Exact {
+    fn run(&mut self, level: Level) {
+        let queries: Vec<f32> = self.queries.iter().map(|q| q * Self::sm_scale()).collect();
+        let mut sum = GroupSum::new(GROUP_SIZE, HEAD_DIM);
+        let rows = ResidentRows { keys: &self.keys.0, values: &self.values.0 };
+        sum.add_resident(level, &queries, rows);
+        let mut state = AttnState::empty(GROUP_SIZE, HEAD_DIM);
+        sum.merge_into(&mut state);
+        self.out.copy_from_slice(state.out());
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.out.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let shape = HeadShape {
+            num_qo_heads: GROUP_SIZE,
+            num_kv_heads: 1,
+            head_dim: HEAD_DIM,
+            sm_scale: Self::sm_scale(),
+        };
+        reference::causal_attention(&shape, &self.queries, &self.keys.1, &self.values.1).out
+    }
+}
+
+/// A matrix of 8-bit blocks times a vector.
+struct Gemv {
+    matrix: WeightMatrix,
+    x: Vec<f32>,
+    y: Vec<f32>,
+}
+
+impl Gemv {
+    fn new(level: Level) -> Result<Self> {
+        let mut inputs = Inputs::new(10);
+        let weights = inputs.gaussian_rows(MATRIX[0], MATRIX[1], 0.05);
+        let bytes: Vec<u8> = weights.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let (ty, compute) = (TensorType::F32, ComputeType::Q8);
+        let matrix = WeightMatrix::from_tensor(ty, &bytes, MATRIX, |row| row, compute, level)?;
+        let x = inputs.gaussian_rows(1, MATRIX[1], 1.0);
+        Ok(Self { matrix, x, y: vec![f32::NAN; MATRIX[0]] })
+    }
+}
+
+impl Kernel for Gemv {
+    fn run(&mut self, _: Level) {
+        if self.matrix.gemv(&self.x, &mut self.y).is_err() {
+            // The check that follows fails on it.
+            self.y.fill(f32::NAN);
+        }
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.y.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let mut row = vec![0.0f32; MATRIX[1]];
+        let dots = (0..MATRIX[0]).map(|index| {
+            if self.matrix.row(index, &mut row).is_err() {
+                return f64::NAN;
+            }
+            row.iter().zip(&self.x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()
+        });
+        dots.collect()
+    }
+}
+
+/// The choice of the heaviest tokens.
+struct Select {
+    selector: Selector,
+    weights: Vec<f32>,
+    scratch: SelectScratch,
+    taken: Vec<bool>,
+    /// Tokens that were taken, as told; NaN before the first run.
+    count: f32,
+}
+
+impl Select {
+    fn new() -> Result<Self> {
+        let mut inputs = Inputs::new(11);
+        let weights: Vec<f32> = (0..TOKENS).map(|_| (2.0 * inputs.gaussian()).exp()).collect();
+        let sum: f32 = weights.iter().sum();
+        let weights = weights.iter().map(|weight| weight / sum).collect();
+        let selector = Selector::new(Rule::TopP(TOP_P as f32), 0, usize::MAX)?;
+        let scratch = SelectScratch::default();
+        Ok(Self { selector, weights, scratch, taken: vec![false; TOKENS], count: f32::NAN })
+    }
+}
+
+impl Kernel for Select {
+    fn run(&mut self, _: Level) {
+        self.taken.fill(false);
+        let count = self.selector.select(&self.weights, 0.0, &mut self.scratch, &mut self.taken);
+        // The check that follows fails on it.
+        self.count = count.map_or(f32::NAN, |count| count as f32);
+    }
+
+    /// The share of all mass that was taken, and the share of tokens.
+    fn answer(&self) -> Vec<f32> {
+        let mass = self.taken.iter().zip(&self.weights).filter(|(taken, _)| **taken);
+        let mass: f32 = mass.map(|(_, weight)| weight).sum();
+        vec![mass, self.count / TOKENS as f32]
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let mut sorted: Vec<f64> = self.weights.iter().map(|&w| f64::from(w)).collect();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let (mut mass, mut count) = (0.0, 0);
+        while mass < TOP_P && count < TOKENS {
+            mass += sorted[count];
+            count += 1;
+        }
+        vec![mass, count as f64 / TOKENS as f64]
+    }
+}

@@ -1,0 +1,263 @@
+//! A run of the suites that make a record: what is measured, printed, kept, and compared.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use heterokv_quant::Level;
+
+use crate::args::StepArgs;
+use crate::caches::{FULL, PRESETS, TINY};
+use crate::compare::{Allowance, compare};
+use crate::environment::Environment;
+use crate::machine::{self, Sizes};
+use crate::prompt_rows::PromptRows;
+use crate::quality::default_corpus;
+use crate::record::Record;
+use crate::selection::Selection;
+use crate::settings::Settings;
+use crate::subject::Place;
+use crate::suite::Folder;
+use crate::{attention, end_to_end, instructions, model_step, page, tables};
+
+/// Tokens of a text that pass through the model; beyond them a context repeats them. Eight more than the default
+/// model was trained for, so that its prefill tells what follows a context of that length.
+const REAL_TOKENS: usize = 8192 + 8;
+
+/// Where records are kept that are to stay.
+const RECORDS: &str = "../../docs/bench/record";
+
+/// Measures, or reads what was measured, and does with it what is asked; true unless something became slower.
+///
+/// # Errors
+/// A wrong answer, a model or text that is needed and cannot be had, and files that cannot be read or written.
+pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
+    // Before the work, which would be lost.
+    let old = arguments.compare.as_deref().map(Record::load).transpose()?;
+    let record = match &arguments.measured {
+        Some(path) => Record::load(path)?,
+        None => measure(arguments)?,
+    };
+    if arguments.test {
+        println!(
+            "{} cases, every answer right; {} left out",
+            record.cases.len(),
+            record.left_out.len()
+        );
+    } else {
+        print_tables(&record);
+    }
+    if arguments.measured.is_none() && !arguments.test {
+        let folder = match arguments.record {
+            true => Path::new(env!("CARGO_MANIFEST_DIR")).join(RECORDS),
+            false => arguments.out.clone(),
+        };
+        println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
+    }
+    if arguments.splice {
+        splice(&record, &page::report_path())?;
+    }
+    let Some(old) = old else { return Ok(true) };
+    let allowance = Allowance { ratio: arguments.allow, across: arguments.across };
+    let comparison = compare(&record, &old, allowance)?;
+    println!("\n{}\n{}", comparison.sheet().aligned(), comparison.summary());
+    Ok(comparison.is_held())
+}
+
+fn measure(arguments: &StepArgs) -> Result<Record> {
+    // Before the work, which would be lost.
+    let scratch = tempfile::tempdir().context("cannot make a folder for files of this run")?;
+    let folder: PathBuf = match arguments.test {
+        true => scratch.path().to_owned(),
+        false => Folder::create(&arguments.out)?.into_path(),
+    };
+    let selection = Selection::new(arguments.filter.clone());
+    let wants = |suite: &str| wants_suite(&selection, suite);
+    let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
+    let place = match is_step_wanted || wants(end_to_end::SUITE) {
+        true => Some(place(arguments)?),
+        false => None,
+    };
+    let level = Level::detect();
+    let pool = machine::threads(arguments.threads)?;
+    // Before the work, during which the tree may change.
+    let mut record = Record::new(&Environment::detect(level, arguments.threads));
+    let settings = Settings {
+        selection: selection.clone(),
+        caches: caches(arguments),
+        contexts: contexts(arguments),
+        num_rounds: if arguments.test { 1 } else { arguments.rounds },
+        sample_seconds: if arguments.test { 0.0 } else { 5e-3 },
+        level,
+        pool: &pool,
+    };
+    if is_step_wanted || wants(machine::SUITE) {
+        let sizes = match arguments.test {
+            true => Sizes { memory_bytes: 4 << 20, file_bytes: 1 << 20, num_rounds: 1 },
+            false => Sizes {
+                memory_bytes: arguments.memory << 20,
+                file_bytes: arguments.memory << 20,
+                num_rounds: arguments.rounds,
+            },
+        };
+        settings.say("machine");
+        let ceilings = machine::measure(&settings.selection, sizes, &pool, &folder, &mut record)?;
+        if let Some(place) = place.as_ref().filter(|_| is_step_wanted) {
+            steps(place, arguments.test, &settings, &ceilings, &mut record)?;
+        }
+    }
+    if let Some(place) = place.filter(|_| wants(end_to_end::SUITE)) {
+        let length = end_to_end::Length {
+            num_steps: if arguments.test { 4 } else { arguments.steps },
+            num_threads: arguments.threads,
+        };
+        end_to_end::measure(&settings, &place, length, &mut record)?;
+    }
+    if wants(instructions::SUITE) {
+        instructions::measure(&settings, &mut record)?;
+    }
+    let filter = arguments.filter.as_deref().unwrap_or_default();
+    ensure!(
+        !record.cases.is_empty() || !record.left_out.is_empty(),
+        "no case has `{filter}` in its name; suites are {} and quant",
+        tables::SUITES.join(", ")
+    );
+    Ok(record)
+}
+
+/// One layer and the whole model, on the rows of one prompt.
+fn steps(
+    place: &Place,
+    is_test: bool,
+    settings: &Settings<'_>,
+    ceilings: &machine::Ceilings,
+    record: &mut Record,
+) -> Result<()> {
+    let longest = settings.contexts.iter().copied().max().unwrap_or(REAL_TOKENS);
+    let num_tokens = longest.saturating_add(8).min(REAL_TOKENS);
+    let subject = place.load(num_tokens, settings.level)?;
+    settings.say(&format!("prefill of {num_tokens} tokens"));
+    record.subject = subject.name.clone();
+    let rows = settings.pool.install(|| PromptRows::of_model(&subject.model, &subject.tokens))?;
+    if wants_suite(&settings.selection, attention::SUITE) {
+        // A tiny model's heads are too short for the presets, which rows of no model are not.
+        let presets = PRESETS.map(str::to_owned).to_vec();
+        let (synthetic, caches) = match is_test {
+            true => (Some(PromptRows::synthetic(num_tokens)?), presets),
+            false => (None, settings.caches.clone()),
+        };
+        let settings = Settings { caches, ..settings.clone() };
+        let rows = synthetic.as_ref().unwrap_or(&rows);
+        attention::measure(&settings, rows, ceilings, record)?;
+    }
+    if wants_suite(&settings.selection, model_step::SUITE) {
+        model_step::measure(settings, &subject, &rows, ceilings, record)?;
+    }
+    Ok(())
+}
+
+/// Whether a case of the suite may be wanted: unless the filter names another.
+fn wants_suite(selection: &Selection, suite: &str) -> bool {
+    !tables::SUITES.iter().any(|other| *other != suite && selection.names(other))
+}
+
+/// Model and text, which are there.
+fn place(arguments: &StepArgs) -> Result<Place> {
+    if arguments.test {
+        return Ok(Place::tiny());
+    }
+    let model = arguments.model.clone();
+    let model = model
+        .context("this suite needs a model; pass --model PATH, or `--test` for the tiny one")?;
+    let corpus = arguments.corpus.clone().unwrap_or_else(default_corpus);
+    ensure!(corpus.is_file(), "there is no text {}; pass one by --corpus PATH", corpus.display());
+    ensure!(model.exists(), "there is no model {}; pass one by --model PATH", model.display());
+    Ok(Place { model, corpus: Some(corpus) })
+}
+
+/// The caches asked for behind `full`, or all presets.
+fn caches(arguments: &StepArgs) -> Vec<String> {
+    let asked = match &arguments.caches[..] {
+        [] if arguments.test => TINY.map(str::to_owned).to_vec(),
+        [] => PRESETS.map(str::to_owned).to_vec(),
+        some => some.to_vec(),
+    };
+    let others = asked.into_iter().filter(|spec| spec != FULL);
+    std::iter::once(FULL.to_owned()).chain(others).collect()
+}
+
+/// The contexts asked for; where only the answers are tested, a few short ones.
+fn contexts(arguments: &StepArgs) -> Vec<usize> {
+    match &arguments.contexts[..] {
+        [] if arguments.test => vec![96, 512],
+        some => some.to_vec(),
+    }
+}
+
+fn print_tables(record: &Record) {
+    for suite in tables::SUITES {
+        tables::of_suite(record, suite).iter().for_each(|sheet| println!("\n{}", sheet.aligned()));
+    }
+    if !record.left_out.is_empty() {
+        println!("\n{}", tables::left_out(record).aligned());
+    }
+}
+
+/// Puts the tables of every suite that was measured between its marks.
+fn splice(record: &Record, path: &Path) -> Result<()> {
+    for suite in tables::SUITES {
+        let sheets = tables::of_suite(record, suite);
+        if sheets.is_empty() {
+            continue;
+        }
+        let mut content = format!("```sh\n{}\n```\n\n", record.command);
+        let made = [("date", &record.date), ("commit", &record.commit), ("on", &record.subject)];
+        let machine = record.environment.iter().map(|(name, value)| (name.as_str(), value));
+        for (name, value) in made.into_iter().chain(machine).filter(|(_, value)| !value.is_empty())
+        {
+            content = format!("{content}- {name}: {value}\n");
+        }
+        for sheet in sheets {
+            content = format!("{content}\n{}", sheet.markdown());
+        }
+        let left_out: Vec<_> =
+            record.left_out.iter().filter(|left_out| left_out.name.starts_with(suite)).collect();
+        for left_out in left_out {
+            content = format!("{content}\nLeft out: `{}`: {}\n", left_out.name, left_out.reason);
+        }
+        page::splice(path, suite, &content)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_reaches_the_suites_that_it_may_mean() {
+        let wanted = |filter: &str| -> Vec<&str> {
+            let selection = Selection::new(Some(filter.to_owned()));
+            tables::SUITES.into_iter().filter(|suite| wants_suite(&selection, suite)).collect()
+        };
+        assert_eq!(wanted("model"), ["model"]);
+        assert_eq!(wanted("attention/full@512"), ["attention"]);
+        assert_eq!(wanted("full@512").len(), tables::SUITES.len());
+        assert_eq!(wanted("end-to-end/decode"), ["end-to-end"]);
+    }
+
+    #[test]
+    fn the_report_has_its_marks_and_takes_a_record() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let copy = folder.path().join("REPORT.md");
+        std::fs::copy(page::report_path(), &copy).expect("the report is there");
+        let mut record = Record::new(&Environment::detect(Level::SCALAR, 1));
+        for suite in tables::SUITES {
+            let case = crate::record::Case::new(suite, format!("{suite}/x-marks-it"));
+            let case = case.with("device_bytes_read", 1.0).with("rss_peak_bytes", 1.0);
+            record.cases.push(case);
+        }
+        splice(&record, &copy).expect("it has marks for every suite");
+        let text = std::fs::read_to_string(&copy).expect("it is there");
+        assert!(text.matches("x-marks-it").count() >= tables::SUITES.len());
+    }
+}
