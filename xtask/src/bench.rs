@@ -12,6 +12,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::model_file;
+use crate::peers;
 use crate::process;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
@@ -100,7 +101,8 @@ fn corpus(workspace: &Workspace) -> PathBuf {
 fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     let target = workspace.target_folder()?;
     let has = |option: &str| words.iter().any(|word| word == option);
-    let mut command = if has("--peers") {
+    let is_quant = words.first().is_some_and(|first| first == "quant");
+    let mut command = if is_quant && has("--peers") {
         let run = ["run", "--release", "--manifest-path", PEERS_MANIFEST];
         let mut command = workspace.cargo(&run);
         command.arg("--target-dir").arg(target.join(PEERS_TARGET));
@@ -108,7 +110,10 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     } else {
         workspace.cargo(&["run", "--release", "--package", "heterokv-bench"])
     };
-    command.arg("--").args(words.iter().filter(|word| *word != "--peers"));
+    command.arg("--").args(words.iter().filter(|word| !is_quant || *word != "--peers"));
+    if !is_quant && has("--peers") && !has("--peers-folder") {
+        command.arg("--peers-folder").arg(peers::folder(workspace)?);
+    }
     if !has("--help") {
         if !has("--out") {
             command.arg("--out").arg(target.join("bench"));

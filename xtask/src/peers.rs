@@ -40,6 +40,14 @@ const STAMP: &str = "heterokv-peers.stamp";
 /// In the environment: the version of every package, as `pip freeze` prints them.
 const VERSIONS: &str = "heterokv-peers.txt";
 
+/// Where the peers are, or will be.
+///
+/// # Errors
+/// If the workspace cannot be read.
+pub(crate) fn folder(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(workspace.target_folder()?.join(VENV))
+}
+
 /// Installs the peers unless they are there, and returns the virtual environment.
 ///
 /// # Errors

@@ -56,13 +56,19 @@ pub(crate) struct StepArgs {
     /// The text [default: data/moby-dick.txt in ../shared beside the checkout, or in HETEROKV_SHARED]
     #[arg(long, value_name = "PATH")]
     pub(crate) corpus: Option<PathBuf>,
+    /// Measure llama.cpp and kvpress beside ours, and nothing else; `cargo xtask fetch --peers` installs them
+    #[arg(long, conflicts_with_all = ["test", "measured"])]
+    pub(crate) peers: bool,
+    /// Where they are installed
+    #[arg(long, value_name = "FOLDER", default_value = "target/peers", requires = "peers")]
+    pub(crate) peers_folder: PathBuf,
     /// A cache by its spec, beside `full`; may be repeated [default: every preset]
     #[arg(long = "cache", value_name = "SPEC")]
     pub(crate) caches: Vec<String>,
     /// Tokens in the caches [default: of each suite, from 512 up to 1M]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = at_least_one)]
     pub(crate) contexts: Vec<usize>,
-    /// Samples of each case; end to end 3 at most
+    /// Samples of each case; end to end and beside peers 3 at most
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least_one)]
     pub(crate) rounds: usize,
     /// Tokens decoded end to end

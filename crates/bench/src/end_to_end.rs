@@ -14,7 +14,7 @@ use heterokv_attn::HeadShape;
 use heterokv_cache::KvShape;
 use heterokv_model::Checkpoint;
 
-pub(crate) use child::{ChildArgs, run_child};
+pub(crate) use child::{ChildArgs, Report, run_child};
 
 use crate::bootstrap;
 use crate::caches::{FULL, Planned};
@@ -23,7 +23,6 @@ use crate::record::{Case, Record};
 use crate::samples::Samples;
 use crate::settings::Settings;
 use crate::subject::Place;
-use child::Report;
 
 pub(crate) const SUITE: &str = "end-to-end";
 
@@ -131,6 +130,28 @@ fn plan<'a>(
     candidates
 }
 
+/// Starts a process for one cache on the prompt in the file `tokens`, and waits for its report.
+///
+/// # Errors
+/// A process that cannot be started, or fails.
+pub(crate) fn run_process(
+    spec: &str,
+    model: &Path,
+    tokens: &Path,
+    length: Length,
+) -> Result<Report> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg(child::COMMAND).args(["--cache", spec]).arg("--tokens").arg(tokens);
+    command.args(["--steps", &length.num_steps.to_string()]);
+    command.args(["--threads", &length.num_threads.to_string()]);
+    command.arg("--model").arg(model);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot start the process for {spec}"))?;
+    ensure!(output.status.success(), "the process for {spec} failed: {}", output.status);
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("the process for {spec} did not report"))
+}
+
 /// One cache and the runs that it has had.
 struct Candidate<'a> {
     prompt: &'a Prompt<'a>,
@@ -140,21 +161,10 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Starts a process and waits for it; the sample is its time per decoded token.
+    /// The sample is the time per decoded token of a process of its own.
     fn sample(&mut self) -> Result<f64> {
-        let mut command =
-            Command::new(std::env::current_exe().context("cannot find this program")?);
-        command.arg(child::COMMAND).args(["--cache", &self.planned.spec]);
-        command.arg("--tokens").arg(&self.prompt.tokens);
-        command.args(["--steps", &self.length.num_steps.to_string()]);
-        command.args(["--threads", &self.length.num_threads.to_string()]);
-        command.arg("--model").arg(self.prompt.model);
-        let spec = &self.planned.spec;
-        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-        let output = output.with_context(|| format!("cannot start the process for {spec}"))?;
-        ensure!(output.status.success(), "the process for {spec} failed: {}", output.status);
-        let report: Report = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the process for {spec} did not report"))?;
+        let Prompt { model, tokens } = self.prompt;
+        let report = run_process(&self.planned.spec, model, tokens, self.length)?;
         let nanoseconds = report.decode_ns_per_token;
         self.reports.push(report);
         Ok(nanoseconds)

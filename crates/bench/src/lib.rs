@@ -38,6 +38,7 @@ mod memory;
 mod model_step;
 mod outcome;
 mod page;
+mod peers;
 mod prompt_rows;
 pub mod quality;
 mod rate_distortion;

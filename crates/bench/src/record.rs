@@ -159,13 +159,13 @@ impl Record {
     }
 }
 
-/// The letters and digits of a text, what is between them a dash.
 /// The day in UTC, as `2026-11-28`.
 fn today() -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     now.split('T').next().unwrap_or_default().to_owned()
 }
 
+/// The letters and digits of a text, what is between them a dash.
 fn slug(text: &str) -> String {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_ascii_lowercase()

@@ -17,7 +17,7 @@ use crate::selection::Selection;
 use crate::settings::Settings;
 use crate::subject::Place;
 use crate::suite::Folder;
-use crate::{attention, end_to_end, instructions, model_step, page, tables};
+use crate::{attention, end_to_end, instructions, model_step, page, peers, tables};
 
 /// Tokens of a text that pass through the model; beyond them a context repeats them. Eight more than the default
 /// model was trained for, so that its prefill tells what follows a context of that length.
@@ -70,6 +70,9 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         true => scratch.path().to_owned(),
         false => Folder::create(&arguments.out)?.into_path(),
     };
+    if arguments.peers {
+        return beside_peers(arguments);
+    }
     let selection = Selection::new(arguments.filter.clone());
     let wants = |suite: &str| wants_suite(&selection, suite);
     let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
@@ -121,6 +124,33 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         "no case has `{filter}` in its name; suites are {} and quant",
         tables::SUITES.join(", ")
     );
+    Ok(record)
+}
+
+/// Ours beside other programs.
+fn beside_peers(arguments: &StepArgs) -> Result<Record> {
+    let venv = &arguments.peers_folder;
+    ensure!(
+        venv.is_dir(),
+        "the peers are not installed in {}; run `cargo xtask fetch --peers`",
+        venv.display()
+    );
+    let place = place(arguments)?;
+    let level = Level::detect();
+    let pool = machine::threads(arguments.threads)?;
+    let mut record = Record::new(&Environment::detect(level, arguments.threads));
+    let settings = Settings {
+        selection: Selection::new(arguments.filter.clone()),
+        caches: caches(arguments),
+        contexts: contexts(arguments),
+        num_rounds: arguments.rounds.min(peers::MAX_ROUNDS),
+        sample_seconds: 0.0,
+        level,
+        pool: &pool,
+    };
+    let length = end_to_end::Length { num_steps: arguments.steps, num_threads: arguments.threads };
+    peers::measure(&settings, &place, length, venv, &mut record)?;
+    ensure!(!record.cases.is_empty(), "no cache of `--peers` has the filter in its name");
     Ok(record)
 }
 
@@ -178,6 +208,7 @@ fn place(arguments: &StepArgs) -> Result<Place> {
 fn caches(arguments: &StepArgs) -> Vec<String> {
     let asked = match &arguments.caches[..] {
         [] if arguments.test => TINY.map(str::to_owned).to_vec(),
+        [] if arguments.peers => peers::OURS.map(str::to_owned).to_vec(),
         [] => PRESETS.map(str::to_owned).to_vec(),
         some => some.to_vec(),
     };

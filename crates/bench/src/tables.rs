@@ -2,11 +2,17 @@
 
 use crate::record::{Case, Record};
 use crate::sheet::{Cell, Sheet};
-use crate::{attention, end_to_end, instructions, machine, model_step};
+use crate::{attention, end_to_end, instructions, machine, model_step, peers};
 
 /// The parts of the report, in its order.
-pub(crate) const SUITES: [&str; 5] =
-    [machine::SUITE, attention::SUITE, model_step::SUITE, end_to_end::SUITE, instructions::SUITE];
+pub(crate) const SUITES: [&str; 6] = [
+    machine::SUITE,
+    attention::SUITE,
+    model_step::SUITE,
+    end_to_end::SUITE,
+    peers::SUITE,
+    instructions::SUITE,
+];
 
 /// The tables of one suite; none where nothing of it was measured.
 pub(crate) fn of_suite(record: &Record, suite: &str) -> Vec<Sheet> {
@@ -38,6 +44,7 @@ pub(crate) fn of_suite(record: &Record, suite: &str) -> Vec<Sheet> {
             resident_sheet(&has("rss_peak_bytes")),
             bytes_sheet("End to end: bytes behind the prompt", &has("device_bytes_counted")),
         ],
+        peers::SUITE => vec![peers_sheet(&cases)],
         _ => vec![instructions_sheet(&cases)],
     };
     sheets.into_iter().filter(|sheet| sheet.num_rows() > 0).collect()
@@ -160,6 +167,52 @@ fn tiers_sheet(title: &str, cases: &[&Case]) -> Sheet {
             figure(case, "attainable_ns", 1e3, 1),
             Cell::text(format!("{:.0} %", 100.0 * case.figure("attainable_ns") / median)),
             figure(case, "overlap_efficiency", 1.0, 2),
+        ]);
+    }
+    sheet
+}
+
+/// Prefill and decoding of one cache and context in one row.
+fn peers_sheet(cases: &[&Case]) -> Sheet {
+    let columns = [
+        "cache",
+        "tokens",
+        "prefill tok/s",
+        "× llama.cpp f16",
+        "decode tok/s",
+        "× llama.cpp f16 ",
+        "MAD %",
+        "peak MiB",
+        "samples",
+    ];
+    let mut sheet = Sheet::new("Speed beside other programs", &columns);
+    let (prefills, decodes): (Vec<&Case>, Vec<&Case>) =
+        cases.iter().copied().partition(|case| case.name.contains("/prefill/"));
+    // Context by context, the caches beside each other.
+    let mut pairs: Vec<(&Case, &Case)> = prefills.into_iter().zip(decodes).collect();
+    pairs.sort_by_key(|(prefill, _)| prefill.context);
+    for (prefill, decode) in pairs {
+        let faster = |case: &Case| {
+            let [low, high] =
+                ["high", "low"].map(|end| 1.0 / case.figure(&format!("ratio_to_yardstick_{end}")));
+            Cell::text(format!(
+                "{:.2} [{low:.2}, {high:.2}]",
+                1.0 / case.figure("ratio_to_yardstick")
+            ))
+        };
+        let (spread, num_samples) = decode.summary.map_or((f64::NAN, 0), |summary| {
+            (100.0 * summary.mad_ns / summary.median_ns, summary.num_samples)
+        });
+        sheet.push(vec![
+            Cell::text(decode.cache.clone().unwrap_or_default()),
+            Cell::Number(decode.context.unwrap_or(0) as f64, 0),
+            figure(prefill, "tokens_per_second", 1.0, 0),
+            faster(prefill),
+            figure(decode, "tokens_per_second", 1.0, 1),
+            faster(decode),
+            Cell::Number(spread, 0),
+            figure(decode, "rss_peak_bytes", (1 << 20) as f64, 0),
+            Cell::Number(num_samples as f64, 0),
         ]);
     }
     sheet

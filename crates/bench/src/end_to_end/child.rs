@@ -35,28 +35,28 @@ pub(crate) struct ChildArgs {
 
 /// What it tells, on one line.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Report {
-    pub(super) prefill_ns: f64,
+pub(crate) struct Report {
+    pub(crate) prefill_ns: f64,
     /// From the beginning of the prefill to the first token.
-    pub(super) first_token_ns: f64,
-    pub(super) decode_ns_per_token: f64,
+    pub(crate) first_token_ns: f64,
+    pub(crate) decode_ns_per_token: f64,
     /// Resident bytes with the model loaded and no prompt.
-    pub(super) loaded_rss: u64,
+    pub(crate) loaded_rss: u64,
     /// The most while the prompt was processed.
-    pub(super) prefill_peak_rss: u64,
+    pub(crate) prefill_peak_rss: u64,
     /// When it had been.
-    pub(super) prefill_rss: u64,
+    pub(crate) prefill_rss: u64,
     /// The most while tokens were decoded.
-    pub(super) decode_peak_rss: u64,
+    pub(crate) decode_peak_rss: u64,
     /// When they had been.
-    pub(super) decode_rss: u64,
+    pub(crate) decode_rss: u64,
     /// Counted by the arenas behind the prompt.
-    pub(super) device_bytes: usize,
-    pub(super) host_bytes: usize,
+    pub(crate) device_bytes: usize,
+    pub(crate) host_bytes: usize,
     /// Generated greedily.
-    pub(super) tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// What is wrong with the memory's figures.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// Does it and prints the report.
