@@ -67,13 +67,16 @@ fn command() -> String {
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         // Places on this machine that the automation filled in say nothing to others.
-        if ["--out", "--model", "--corpus"].contains(&word.as_str()) {
+        if ["--out", "--model", "--corpus", "--peers-folder"].contains(&word.as_str()) {
             words.next();
         } else {
             line = format!("{line} {word}");
         }
     }
-    if program.contains("peers") { format!("{line} --peers") } else { line }
+    let is_with_peers = Path::new(&program)
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().contains("peers"));
+    if is_with_peers { format!("{line} --peers") } else { line }
 }
 
 /// The commit of the working tree, and whether it has changes.

@@ -15,6 +15,11 @@ pub(crate) fn report_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/bench/REPORT.md")
 }
 
+/// The first page, which has the table beside other programs.
+pub(crate) fn readme_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")
+}
+
 /// Replaces what stands between `<!-- begin: name -->` and `<!-- end: name -->` in the page at `path`.
 ///
 /// # Errors

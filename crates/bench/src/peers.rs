@@ -33,6 +33,9 @@ pub(crate) const MAX_ROUNDS: usize = 3;
 /// Caches of ours beside `full`, where none are named.
 pub(crate) const OURS: [&str; 2] = ["hca:12.5%", "hca-rescore:6.25%"];
 
+/// Tokens of the text that peers get, at most.
+const WINDOW_TOKENS: usize = 1024;
+
 /// What all others are held against.
 const YARDSTICK: &str = "llama.cpp f16";
 
@@ -243,11 +246,7 @@ fn theirs(engine: PeerEngine, cache: &str, run: &Run<'_>) -> Result<(String, Vec
         model: run.place.model.clone(),
         threads: run.length.num_threads,
         caches: vec![cache.to_owned()],
-        // Quality is measured elsewhere: one step of one token, for the tokens of the timing.
-        windows: vec![PeerWindow {
-            context: run.tokens[..run.tokens.len() - 2].to_vec(),
-            continuation: run.tokens[run.tokens.len() - 2..].to_vec(),
-        }],
+        windows: vec![window(run.tokens)],
         speed: Some(PeerSpeedRequest {
             contexts: run.contexts.to_vec(),
             steps: run.length.num_steps,
@@ -271,6 +270,16 @@ fn theirs(engine: PeerEngine, cache: &str, run: &Run<'_>) -> Result<(String, Vec
     };
     let speeds: Result<Vec<Speed>> = run.contexts.iter().map(speed).collect();
     Ok((versions, speeds?))
+}
+
+/// What a peer takes its tokens from, over and over where a context is longer. Quality is measured elsewhere, and one
+/// step of it here.
+fn window(tokens: &[u32]) -> PeerWindow {
+    let num_tokens = WINDOW_TOKENS.min(tokens.len() - 2);
+    PeerWindow {
+        context: tokens[..num_tokens].to_vec(),
+        continuation: tokens[num_tokens..num_tokens + 2].to_vec(),
+    }
 }
 
 fn of_peer(speed: &PeerSpeed, num_tokens: usize) -> Result<Speed> {

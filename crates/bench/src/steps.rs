@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
         println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
     }
     if arguments.splice {
-        splice(&record, &page::report_path())?;
+        splice(&record, page_of)?;
     }
     let Some(old) = old else { return Ok(true) };
     let allowance = Allowance { ratio: arguments.allow, across: arguments.across };
@@ -233,8 +233,13 @@ fn print_tables(record: &Record) {
     }
 }
 
-/// Puts the tables of every suite that was measured between its marks.
-fn splice(record: &Record, path: &Path) -> Result<()> {
+/// The page that has the tables of a suite.
+fn page_of(suite: &str) -> PathBuf {
+    if suite == peers::SUITE { page::readme_path() } else { page::report_path() }
+}
+
+/// Puts the tables of every suite that was measured between its marks in the suite's page.
+fn splice(record: &Record, page_of: impl Fn(&str) -> PathBuf) -> Result<()> {
     for suite in tables::SUITES {
         let sheets = tables::of_suite(record, suite);
         if sheets.is_empty() {
@@ -255,7 +260,7 @@ fn splice(record: &Record, path: &Path) -> Result<()> {
         for left_out in left_out {
             content = format!("{content}\nLeft out: `{}`: {}\n", left_out.name, left_out.reason);
         }
-        page::splice(path, suite, &content)?;
+        page::splice(&page_of(suite), suite, &content)?;
     }
     Ok(())
 }
@@ -263,6 +268,7 @@ fn splice(record: &Record, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Case;
 
     #[test]
     fn a_filter_reaches_the_suites_that_it_may_mean() {
@@ -277,18 +283,26 @@ mod tests {
     }
 
     #[test]
-    fn the_report_has_its_marks_and_takes_a_record() {
+    fn the_pages_have_their_marks_and_take_a_record() {
         let folder = tempfile::tempdir().expect("a folder");
-        let copy = folder.path().join("REPORT.md");
-        std::fs::copy(page::report_path(), &copy).expect("the report is there");
+        let copy_of = |suite: &str| {
+            let page = page_of(suite);
+            folder.path().join(page.file_name().expect("it has a name"))
+        };
         let mut record = Record::new(&Environment::detect(Level::SCALAR, 1));
         for suite in tables::SUITES {
-            let case = crate::record::Case::new(suite, format!("{suite}/x-marks-it"));
-            let case = case.with("device_bytes_read", 1.0).with("rss_peak_bytes", 1.0);
-            record.cases.push(case);
+            std::fs::copy(page_of(suite), copy_of(suite)).expect("the page is there");
+            for phase in ["prefill", "decode"] {
+                let name = format!("{suite}/{phase}/x-marks-{suite}");
+                let case = Case::new(suite, name);
+                let case = case.with("device_bytes_read", 1.0).with("rss_peak_bytes", 1.0);
+                record.cases.push(Case { cache: Some(format!("x-marks-{suite}")), ..case });
+            }
         }
-        splice(&record, &copy).expect("it has marks for every suite");
-        let text = std::fs::read_to_string(&copy).expect("it is there");
-        assert!(text.matches("x-marks-it").count() >= tables::SUITES.len());
+        splice(&record, copy_of).expect("they have marks for every suite");
+        for suite in tables::SUITES {
+            let text = std::fs::read_to_string(copy_of(suite)).expect("it is there");
+            assert!(text.contains(&format!("x-marks-{suite}")), "{suite}");
+        }
     }
 }

@@ -178,27 +178,34 @@ fn peers_sheet(cases: &[&Case]) -> Sheet {
         "cache",
         "tokens",
         "prefill tok/s",
-        "× llama.cpp f16",
+        "× llama.cpp f16 [least, most]",
         "decode tok/s",
-        "× llama.cpp f16 ",
+        "× llama.cpp f16 [least, most] ",
         "MAD %",
         "peak MiB",
         "samples",
     ];
     let mut sheet = Sheet::new("Speed beside other programs", &columns);
-    let (prefills, decodes): (Vec<&Case>, Vec<&Case>) =
-        cases.iter().copied().partition(|case| case.name.contains("/prefill/"));
+    let decodes = cases.iter().filter(|case| case.name.contains("/decode/"));
     // Context by context, the caches beside each other.
-    let mut pairs: Vec<(&Case, &Case)> = prefills.into_iter().zip(decodes).collect();
+    let mut pairs: Vec<(&Case, &Case)> = decodes
+        .filter_map(|decode| {
+            let is_its = |case: &&&Case| {
+                case.name.contains("/prefill/")
+                    && (&case.cache, case.context) == (&decode.cache, decode.context)
+            };
+            Some((*cases.iter().find(is_its)?, *decode))
+        })
+        .collect();
     pairs.sort_by_key(|(prefill, _)| prefill.context);
     for (prefill, decode) in pairs {
-        let faster = |case: &Case| {
-            let [low, high] =
-                ["high", "low"].map(|end| 1.0 / case.figure(&format!("ratio_to_yardstick_{end}")));
-            Cell::text(format!(
-                "{:.2} [{low:.2}, {high:.2}]",
-                1.0 / case.figure("ratio_to_yardstick")
-            ))
+        let faster = |case: &Case| match case.figures.get("ratio_to_yardstick") {
+            None => Cell::text(""),
+            Some(ratio) => {
+                let [low, high] = ["high", "low"]
+                    .map(|end| 1.0 / case.figure(&format!("ratio_to_yardstick_{end}")));
+                Cell::text(format!("{:.2} [{low:.2}, {high:.2}]", 1.0 / ratio))
+            }
         };
         let (spread, num_samples) = decode.summary.map_or((f64::NAN, 0), |summary| {
             (100.0 * summary.mad_ns / summary.median_ns, summary.num_samples)
@@ -335,6 +342,10 @@ mod tests {
             let case = Case::new(suite, format!("{suite}/full@512")).timed(&samples);
             let case = case.with("device_bytes_read", 1048576.0).with("slope_ns_per_token", 1.0);
             record.cases.push(case.with("rss_peak_bytes", 1.0).with("device_bytes_counted", 1.0));
+        }
+        for phase in ["prefill", "decode"] {
+            let case = Case::new(peers::SUITE, format!("peers/{phase}/full@512")).timed(&samples);
+            record.cases.push(Case { cache: Some("full@512".to_owned()), ..case });
         }
         for suite in SUITES {
             let shown: String = of_suite(&record, suite).iter().map(Sheet::markdown).collect();
