@@ -7,7 +7,8 @@ fn main() {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");
     }
-    println!("cargo::rerun-if-changed=build.rs");
+    // So does a file of ours that is changed.
+    println!("cargo::rerun-if-changed=..");
     println!("cargo::rustc-env=HETEROKV_COMMIT={}", commit().unwrap_or("unknown".to_owned()));
 }
 

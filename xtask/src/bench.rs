@@ -100,7 +100,7 @@ fn corpus(workspace: &Workspace) -> PathBuf {
 
 fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     let target = workspace.target_folder()?;
-    let has = |option: &str| words.iter().any(|word| word == option);
+    let has = |option: &str| has(words, option);
     let is_quant = words.first().is_some_and(|first| first == "quant");
     let mut command = if is_quant && has("--peers") {
         let run = ["run", "--release", "--manifest-path", PEERS_MANIFEST];
@@ -114,7 +114,7 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     if !is_quant && has("--peers") && !has("--peers-folder") {
         command.arg("--peers-folder").arg(peers::folder(workspace)?);
     }
-    if !has("--help") {
+    if !has("--help") && !has("-h") {
         if !has("--out") {
             command.arg("--out").arg(target.join("bench"));
         }
@@ -125,9 +125,17 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     Ok(command)
 }
 
+/// Whether an option is among the words, with or without a value behind `=`.
+fn has(words: &[OsString], option: &str) -> bool {
+    words.iter().any(|word| {
+        let rest = word.to_str().and_then(|word| word.strip_prefix(option));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    })
+}
+
 /// Whether the program asks for a model that the words do not name.
 fn needs_model(words: &[OsString]) -> bool {
-    let has = |word: &str| words.iter().any(|given| given == word);
+    let has = |option: &str| has(words, option);
     if has("--test") || has("--model") {
         return false;
     }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use crate::bootstrap::{self, Ratio};
 use crate::machine;
 use crate::record::{Case, Record};
+use crate::selection::Selection;
 use crate::sheet::{Cell, Sheet};
 
 /// Samples without which an interval says nothing.
@@ -49,11 +50,16 @@ enum Verdict {
     TooFewSamples,
 }
 
-/// Compares `new` with `old`.
+/// Compares `new` with those cases of `old` that are wanted.
 ///
 /// # Errors
 /// Records of different machines or subjects, unless allowed, and records that share no case.
-pub(crate) fn compare(new: &Record, old: &Record, allowance: Allowance) -> Result<Comparison> {
+pub(crate) fn compare(
+    new: &Record,
+    old: &Record,
+    wanted: &Selection,
+    allowance: Allowance,
+) -> Result<Comparison> {
     if !allowance.across {
         check_same_machine(new, old)?;
     }
@@ -65,7 +71,8 @@ pub(crate) fn compare(new: &Record, old: &Record, allowance: Allowance) -> Resul
     ensure!(!rows.is_empty(), "the two records share no case; measure the same suites");
     let measured: BTreeSet<&str> = new.cases.iter().map(|case| case.name.as_str()).collect();
     let missing = old.cases.iter().map(|case| &case.name);
-    let missing = missing.filter(|name| !measured.contains(name.as_str())).cloned().collect();
+    let is_missing = |name: &&String| wanted.wants(name) && !measured.contains(name.as_str());
+    let missing = missing.filter(is_missing).cloned().collect();
     Ok(Comparison { rows, missing, allowed: allowance.ratio })
 }
 
@@ -120,9 +127,10 @@ fn row(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
 }
 
 impl Comparison {
-    /// Whether no case is slower than allowed.
+    /// Whether no case is slower than allowed, none is missing, and there were samples enough to tell.
     pub(crate) fn is_held(&self) -> bool {
-        self.num(Verdict::Regressed) == 0
+        let is_judged = |row: &Row| matches!(row.verdict, Verdict::Held | Verdict::Machine);
+        self.missing.is_empty() && self.rows.iter().all(is_judged)
     }
 
     /// All shared cases.
@@ -157,7 +165,7 @@ impl Comparison {
             self.num(Verdict::Machine) + self.num(Verdict::TooFewSamples),
         );
         if !self.missing.is_empty() {
-            text = format!("{text}; in the old record alone: {}", self.missing.join(", "));
+            text = format!("{text}; MISSING, in the old record alone: {}", self.missing.join(", "));
         }
         text
     }
@@ -184,29 +192,33 @@ mod tests {
         record
     }
 
+    fn compare_all(new: &Record, old: &Record, allowance: Allowance) -> Result<Comparison> {
+        compare(new, old, &Selection::new(None), allowance)
+    }
+
     const TENTH: Allowance = Allowance { ratio: 1.1, across: false };
 
     #[test]
     fn equal_runs_pass_and_a_slower_one_does_not() {
         let old = record("model", 1.0);
-        let same = compare(&record("model", 1.0), &old, TENTH).expect("one machine");
+        let same = compare_all(&record("model", 1.0), &old, TENTH).expect("one machine");
         assert!(same.is_held(), "{}", same.summary());
-        let slower = compare(&record("model", 1.3), &old, TENTH).expect("one machine");
+        let slower = compare_all(&record("model", 1.3), &old, TENTH).expect("one machine");
         assert!(!slower.is_held(), "{}", slower.summary());
         assert!(slower.sheet().aligned().contains("REGRESSED"));
         let more_allowed = Allowance { ratio: 1.4, ..TENTH };
-        assert!(compare(&record("model", 1.3), &old, more_allowed).expect("it runs").is_held());
-        assert!(compare(&record("model", 0.5), &old, TENTH).expect("one machine").is_held());
+        assert!(compare_all(&record("model", 1.3), &old, more_allowed).expect("it runs").is_held());
+        assert!(compare_all(&record("model", 0.5), &old, TENTH).expect("one machine").is_held());
     }
 
     #[test]
     fn the_machine_and_too_few_samples_are_told_and_not_judged() {
-        let machine = compare(&record("machine", 3.0), &record("machine", 1.0), TENTH);
+        let machine = compare_all(&record("machine", 3.0), &record("machine", 1.0), TENTH);
         let machine = machine.expect("one machine");
         assert!(machine.is_held() && machine.summary().contains("1 not judged"));
         let mut few = record("model", 3.0);
         few.cases[0].samples_ns.truncate(2);
-        let few = compare(&few, &record("model", 1.0), TENTH).expect("one machine");
+        let few = compare_all(&few, &record("model", 1.0), TENTH).expect("one machine");
         assert!(few.is_held() && few.summary().contains("1 not judged"));
     }
 
@@ -219,7 +231,7 @@ mod tests {
             record
         };
         let held =
-            |count| compare(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
+            |count| compare_all(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
         assert!(held(1000) && held(1020) && !held(1021));
     }
 
@@ -228,24 +240,36 @@ mod tests {
         let mut old = record("model", 1.0);
         old.environment.insert("threads".to_owned(), "64".to_owned());
         let new = record("model", 1.0);
-        let told = format!("{:#}", compare(&new, &old, TENTH).expect_err("another setting"));
+        let told = format!("{:#}", compare_all(&new, &old, TENTH).expect_err("another setting"));
         assert!(
             told.contains("threads was `64` and is `2`") && told.contains("--across"),
             "{told}"
         );
-        assert!(compare(&new, &old, Allowance { across: true, ..TENTH }).is_ok());
+        assert!(compare_all(&new, &old, Allowance { across: true, ..TENTH }).is_ok());
         let (mut a, mut b) = (record("model", 1.0), record("model", 1.0));
         (a.subject, b.subject) = ("x".to_owned(), "y".to_owned());
-        assert!(format!("{:#}", compare(&a, &b, TENTH).expect_err("others")).contains("`y`"));
+        assert!(format!("{:#}", compare_all(&a, &b, TENTH).expect_err("others")).contains("`y`"));
     }
 
     #[test]
     fn records_without_a_shared_case_are_refused_and_missing_cases_told() {
-        let none = compare(&record("model", 1.0), &record("attention", 1.0), TENTH);
+        let none = compare_all(&record("model", 1.0), &record("attention", 1.0), TENTH);
         assert!(none.is_err());
         let mut old = record("model", 1.0);
         old.cases.push(Case::new("model", "model/hca:25%@512"));
-        let compared = compare(&record("model", 1.0), &old, TENTH).expect("one is shared");
+        let compared = compare_all(&record("model", 1.0), &old, TENTH).expect("one is shared");
         assert!(compared.summary().contains("model/hca:25%@512"), "{}", compared.summary());
+        assert!(!compared.is_held(), "a case that is gone is no case that held");
+        let wanted = Selection::new(Some("full".to_owned()));
+        let compared = compare(&record("model", 1.0), &old, &wanted, TENTH);
+        assert!(compared.expect("one is shared").is_held(), "it was not asked for");
+    }
+
+    #[test]
+    fn too_few_samples_are_no_proof() {
+        let mut few = record("model", 1.0);
+        few.cases[0].samples_ns.truncate(2);
+        let compared = compare_all(&few, &record("model", 1.0), TENTH).expect("one is shared");
+        assert!(!compared.is_held(), "{}", compared.summary());
     }
 }

@@ -58,7 +58,8 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
     }
     let Some(old) = old else { return Ok(true) };
     let allowance = Allowance { ratio: arguments.allow, across: arguments.across };
-    let comparison = compare(&record, &old, allowance)?;
+    let wanted = Selection::new(arguments.filter.clone());
+    let comparison = compare(&record, &old, &wanted, allowance)?;
     println!("\n{}\n{}", comparison.sheet().aligned(), comparison.summary());
     Ok(comparison.is_held())
 }

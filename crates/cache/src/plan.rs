@@ -63,6 +63,9 @@ pub struct CachePlan {
     pub num_tokens: usize,
     /// Bytes on the device after a prompt of that length.
     pub device: DeviceBytes,
+    /// Most bytes on the device that so many tokens can take while tokens come one at a time: the window can begin
+    /// anywhere in its pages, and tokens wait for their group.
+    pub most_device_bytes: usize,
     /// Bytes on the host.
     pub host_bytes: usize,
     /// Bytes of scratch for scores, weights and selections, shared by all layers; not part of any ratio.
@@ -83,6 +86,7 @@ impl CachePlan {
         let mut plan = Self {
             num_tokens,
             device: DeviceBytes::default(),
+            most_device_bytes: 0,
             host_bytes: 0,
             score_scratch_bytes: 0,
             full_bytes: full_bytes(shape, num_tokens),
@@ -94,6 +98,7 @@ impl CachePlan {
                 let resident = ExactRows::bytes(head_dim, EXACT_PAGE_TOKENS, num_tokens);
                 let of_head = DeviceBytes { resident, ..DeviceBytes::default() };
                 plan.device = of_head.times(shape.num_layers * shape.heads.num_kv_heads);
+                plan.most_device_bytes = plan.device.total();
             }
             CacheConfig::Hca(config) => {
                 config.keys.check(shape)?;
@@ -104,6 +109,7 @@ impl CachePlan {
                     let host = host_shape(config, shape);
                     let host = StoreShape { num_layers: 1, num_kv_heads: num_heads, ..host };
                     plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
+                    plan.most_device_bytes += num_heads * of_head.most_bytes(num_tokens);
                     plan.host_bytes += host.bytes(coded);
                     most_coded = most_coded.max(coded);
                     plan.coded_from_tokens =
@@ -201,15 +207,18 @@ impl DevicePlan {
         // Beyond one page of codes more, a longer context only amortises what is fixed.
         let lengths = min_tokens..=min_tokens + 2 * CODE_PAGE_TOKENS;
         let ratio = |num_tokens: usize| {
-            let sinks = num_tokens.min(self.sinks);
-            let coded = self.coded_after_prompt(num_tokens);
-            // One group more can be waiting, and the window can begin at the end of a page.
-            let waiting = self.layout.group_tokens - 1 + WINDOW_PAGE_TOKENS - 1;
-            let window = num_tokens - sinks - coded + waiting;
-            let bytes = self.bytes(sinks, coded, window).total();
-            bytes as f64 / (4 * self.head_dim * num_tokens) as f64
+            self.most_bytes(num_tokens) as f64 / (4 * self.head_dim * num_tokens) as f64
         };
         lengths.map(ratio).fold(0.0, f64::max)
+    }
+
+    /// The most bytes that `num_tokens` can take, at any place of the window in its pages.
+    fn most_bytes(&self, num_tokens: usize) -> usize {
+        let sinks = num_tokens.min(self.sinks);
+        let coded = self.coded_after_prompt(num_tokens);
+        // One group more can be waiting, and the window can begin at the end of a page.
+        let waiting = self.layout.group_tokens - 1 + WINDOW_PAGE_TOKENS - 1;
+        self.bytes(sinks, coded, num_tokens - sinks - coded + waiting).total()
     }
 
     /// The whole groups among `candidates` tokens.

@@ -10,7 +10,7 @@ pub const STEP_BLOCK: usize = 16;
 const NUM_RESAMPLES: usize = 1_000;
 
 /// Blocks below which the values say too little about how much they vary.
-const MIN_BLOCKS: usize = 4;
+const MIN_BLOCKS: usize = 8;
 
 /// Share of the means on either side of an interval.
 const TAIL: f64 = 0.025;
@@ -33,19 +33,22 @@ pub struct Interval {
 /// Values are drawn in blocks of `block` that follow one another within a sample (Künsch 1989, "The jackknife and
 /// the bootstrap for general stationary observations"), since drawing them one by one makes intervals too narrow
 /// where neighbours are alike. A block that reaches the end of its sample goes on at its beginning, so that every
-/// value is drawn equally often. Blocks are as long as the shortest sample where that is less. For values that
-/// have nothing to do with each other, `block` is 1.
+/// value is drawn equally often. For values that have nothing to do with each other, `block` is 1.
 ///
 /// The interval speaks of values like those of these samples: few samples cannot tell how other texts differ.
 /// Values that are all equal give a point.
 ///
-/// None where there are fewer than four blocks of values, or one value is not finite. The same values give the
+/// None where there are fewer than eight blocks of values, a sample is shorter than a block, or one value is not
+/// finite. With few blocks the interval is too narrow: of eight blocks of steps that hardly depend on each other it
+/// holds the mean in some 85 to 90 of 100 cases, of skewed values like KL in fewer. The same values give the
 /// same interval, to the bit.
 #[must_use]
 pub fn mean_interval(groups: &[Vec<f64>], block: usize) -> Option<Interval> {
     let groups = groups.iter().filter(|group| !group.is_empty());
     let shortest = groups.clone().map(Vec::len).min()?;
-    let block = block.clamp(1, shortest);
+    if block == 0 || shortest < block {
+        return None;
+    }
     // Each value with its group, so that a block can be drawn by where it begins.
     let values: Vec<(&[f64], usize)> =
         groups.flat_map(|group| (0..group.len()).map(move |at| (group.as_slice(), at))).collect();
@@ -59,6 +62,15 @@ pub fn mean_interval(groups: &[Vec<f64>], block: usize) -> Option<Interval> {
     means.sort_by(f64::total_cmp);
     let cut = (TAIL * NUM_RESAMPLES as f64) as usize;
     Some(Interval { low: means[cut], high: means[NUM_RESAMPLES - 1 - cut] })
+}
+
+/// Wilson's 95 % interval (1927) of a share of `num` answers, each right or wrong, of which `share` are right. `num` is
+/// at least 1.
+pub(crate) fn wilson_interval(share: f64, num: usize) -> Interval {
+    let (n, z) = (num as f64, 1.959_964);
+    let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    Interval { low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
 }
 
 /// Mean of as many values as there are, drawn in blocks; the last block is cut.
@@ -142,7 +154,25 @@ mod tests {
         assert_eq!(mean_interval(&[], 1), None);
         assert_eq!(mean_interval(&[vec![]], 1), None);
         assert_eq!(mean_interval(&[vec![1.0]], 1), None);
-        assert_eq!(mean_interval(&[vec![1.0; 63]], STEP_BLOCK), None, "not four blocks");
-        assert_eq!(mean_interval(&[vec![1.0, f64::NAN, 2.0, 3.0, 4.0]], 1), None);
+        assert_eq!(mean_interval(&[vec![1.0; 127]], STEP_BLOCK), None, "not eight blocks");
+        assert_eq!(
+            mean_interval(&[vec![1.0; 200], vec![1.0; 15]], STEP_BLOCK),
+            None,
+            "a short one"
+        );
+        assert_eq!(
+            mean_interval(&[vec![1.0, f64::NAN, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]], 1),
+            None
+        );
+    }
+
+    /// Values of the textbook formula: 8 of 10, and the ends.
+    #[test]
+    fn shares_have_the_interval_of_wilson() {
+        let Interval { low, high } = wilson_interval(0.8, 10);
+        assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
+        let Interval { low, high } = wilson_interval(1.0, 4);
+        assert!((low - 0.5101).abs() < 1e-4 && high == 1.0, "{low} {high}");
+        assert_eq!(wilson_interval(0.0, 1).low, 0.0);
     }
 }

@@ -1,10 +1,13 @@
 //! What all samples of a cache come to: the figures that tables, reports and the gate share.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
-use crate::bootstrap::{Interval, STEP_BLOCK, mean_interval};
-use crate::divergence::{Steps, quantile};
-use crate::{Outcome, Row};
+use crate::bootstrap::{Interval, STEP_BLOCK, mean_interval, wilson_interval};
+use crate::divergence::Steps;
+use crate::evaluate::{hex_digest, median};
+use crate::{Outcome, Row, Run};
 
 /// A named number, with its interval where it is a mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -34,6 +37,12 @@ pub struct Digest {
     pub context: usize,
     /// The cache as it was named.
     pub cache: String,
+    /// Commit of the code, and the conditions it ran under.
+    pub commit: String,
+    /// See [`Run::conditions`].
+    pub conditions: String,
+    /// Digest of which samples these are: names, lengths, and how much was fed or asked.
+    pub samples: String,
     /// Rows, each one sample.
     pub num_samples: usize,
     /// Steps of all samples whose distributions were compared.
@@ -54,8 +63,8 @@ pub struct Digest {
     pub rows_read: Option<f64>,
     /// Seconds of a step: the median of the samples' medians; none where there was no step.
     pub step_seconds: Option<f64>,
-    /// Tokens of the prompts over the seconds that they took, per second; none where no time was taken. A prompt
-    /// that several caches took at once has the time of all of them: a lower bound for each.
+    /// Tokens of the prompts over the seconds that they took, per second, of prompts that no other cache took at the
+    /// same time; none where there is no such prompt.
     pub prefill_rate: Option<f64>,
 }
 
@@ -69,12 +78,19 @@ impl Digest {
 
 /// One digest for each engine, model, task, context length and cache, in the order in which rows first show them.
 ///
-/// Steps of samples are put behind each other, and answers too, so that each counts the same. Intervals are those
-/// of [`mean_interval`], steps in blocks of [`STEP_BLOCK`] and answers one by one. Empty where there is no row.
+/// Rows of other code, other conditions or other numbers of steps are apart, and the same measurement twice counts
+/// once. Steps of samples are put behind each other, and answers too, so that each counts the same. Intervals of steps
+/// are those of [`mean_interval`] in blocks of [`STEP_BLOCK`]. Empty where there is no row.
 #[must_use]
 pub fn digest(rows: &[Row]) -> Vec<Digest> {
     let mut groups: Vec<Vec<&Row>> = Vec::new();
+    let mut known = HashSet::new();
     for row in rows {
+        // The same measurement twice, from files that overlap, counts once.
+        let Row { task, sample, context, cache, inputs, run, .. } = row;
+        if !known.insert((&run.engine, task, sample, context, cache, inputs)) {
+            continue;
+        }
         match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),
@@ -83,9 +99,20 @@ pub fn digest(rows: &[Row]) -> Vec<Digest> {
     groups.iter().map(|group| of_group(group)).collect()
 }
 
-/// Rows that are alike in this are samples of the same.
-fn key(row: &Row) -> (&str, &str, &str, usize, &str) {
-    (&row.run.engine, &row.run.fingerprint, &row.task, row.context, &row.cache)
+/// Rows that are alike in this are samples of the same: other code, other conditions or as many steps more are
+/// something else.
+fn key(row: &Row) -> [String; 9] {
+    let num_steps = match &row.outcome {
+        Outcome::Divergence { steps, .. } => steps.len(),
+        Outcome::Answers { .. } => 0,
+    };
+    let Run { engine, version, commit, conditions, fingerprint, .. } = &row.run;
+    let numbers = [row.context, num_steps].map(|number| number.to_string());
+    let [context, num_steps] = numbers;
+    let texts = [engine, version, commit, conditions, fingerprint, &row.task].map(Clone::clone);
+    let [engine, version, commit, conditions, fingerprint, task] = texts;
+    let cache = format!("{} {}", row.cache, row.spec);
+    [engine, version, commit, conditions, fingerprint, task, context, num_steps, cache]
 }
 
 /// `rows` has at least one.
@@ -104,13 +131,13 @@ fn of_group(rows: &[&Row]) -> Digest {
     let num_answers = scores.iter().map(Vec::len).sum();
     if num_answers > 0 {
         let sum: f64 = scores.iter().flatten().sum();
-        figures.push(mean("score", sum / num_answers as f64, &scores, 1));
+        figures.push(score(sum / num_answers as f64, &scores));
     }
     let memory = || rows.iter().flat_map(|row| &row.memory);
     let counted: Vec<f64> = rows.iter().filter_map(|row| row.rows_read).collect();
     let step_seconds: Vec<f64> =
         rows.iter().filter(|row| row.time.num_steps > 0).map(|row| row.time.step).collect();
-    let timed = || rows.iter().filter(|row| row.time.prefill > 0.0);
+    let timed = || rows.iter().filter(|row| row.time.prefill > 0.0 && row.time.prefill_caches == 1);
     let prefill_seconds: f64 = timed().map(|row| row.time.prefill).sum();
     let prefill_tokens: usize = timed().map(|row| row.num_tokens).sum();
     let first = rows[0];
@@ -121,6 +148,9 @@ fn of_group(rows: &[&Row]) -> Digest {
         task: first.task.clone(),
         context: first.context,
         cache: first.cache.clone(),
+        commit: first.run.commit.clone(),
+        conditions: first.run.conditions.clone(),
+        samples: samples_digest(rows),
         num_samples: rows.len(),
         num_steps: steps.iter().map(|steps| steps.len()).sum(),
         num_answers,
@@ -133,9 +163,43 @@ fn of_group(rows: &[&Row]) -> Digest {
         host_bytes: memory().map(|memory| memory.host_bytes).max(),
         rows_read: (!counted.is_empty())
             .then(|| counted.iter().sum::<f64>() / counted.len() as f64),
-        step_seconds: (!step_seconds.is_empty()).then(|| quantile(&step_seconds, 0.5)),
+        step_seconds: (!step_seconds.is_empty()).then(|| median(&step_seconds)),
         prefill_rate: (prefill_seconds > 0.0).then(|| prefill_tokens as f64 / prefill_seconds),
     }
+}
+
+/// See [`Digest::samples`].
+fn samples_digest(rows: &[&Row]) -> String {
+    let mut names: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let asked: Vec<&str> = match &row.outcome {
+                Outcome::Divergence { .. } => Vec::new(),
+                Outcome::Answers { answers, .. } => {
+                    answers.iter().map(|answer| answer.question.as_str()).collect()
+                }
+            };
+            format!("{} {} {} {asked:?}", row.sample, row.num_tokens, row.run.seed)
+        })
+        .collect();
+    names.sort();
+    hex_digest(&names.join("\n"))
+}
+
+/// The mean of all answers. Its interval is Wilson's where each sample is one answer, right or wrong; else that of
+/// samples drawn as wholes, since answers over one context have much in common.
+fn score(value: f64, samples: &[Vec<f64>]) -> Figure {
+    let is_binary =
+        samples.iter().all(|sample| matches!(sample[..], [score] if score == 0.0 || score == 1.0));
+    let interval = if is_binary {
+        Some(wilson_interval(value, samples.len()))
+    } else {
+        let mean_of =
+            |sample: &Vec<f64>| vec![sample.iter().sum::<f64>() / sample.len().max(1) as f64];
+        mean_interval(&samples.iter().map(mean_of).collect::<Vec<_>>(), 1)
+    };
+    let (low, high) = interval.map(|Interval { low, high }| (low, high)).unzip();
+    Figure { name: "score", value, low, high }
 }
 
 /// The figures of steps, one list a sample; none of no step.
@@ -189,6 +253,7 @@ mod tests {
         let mut second = divergence("kl", 512, "b", &[3.0]);
         second.memory[0].device.codes += 100;
         second.time.step = 0.5;
+        second.sample = "1".to_owned();
         second.rows_read = Some(0.25);
         let rows = [
             divergence("kl", 512, "b", &[1.0, 2.0]),

@@ -9,22 +9,22 @@ use crate::{Error, Result};
 /// Most probable tokens that are compared as a set.
 const TOP_TOKENS: usize = 5;
 
-/// A next-token distribution as natural-log probabilities `[vocab_size]`.
+/// A next-token distribution as natural-log probabilities `[vocab_size]`, f64.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Distribution(Vec<f32>);
+pub struct Distribution(Vec<f64>);
 
 impl Distribution {
     /// The softmax of `logits`. The sum is taken in f64.
     #[must_use]
     pub fn of_logits(logits: &[f32]) -> Self {
         let lse = log_sum_exp(logits);
-        Self(logits.iter().map(|&x| (f64::from(x) - lse) as f32).collect())
+        Self(logits.iter().map(|&x| f64::from(x) - lse).collect())
     }
 
     /// The log-probability of a token; −∞ for one outside the vocabulary.
     #[must_use]
     pub fn log_probability(&self, token: u32) -> f64 {
-        self.0.get(token as usize).map_or(f64::NEG_INFINITY, |&x| f64::from(x))
+        self.0.get(token as usize).copied().unwrap_or(f64::NEG_INFINITY)
     }
 
     /// The most probable token, the lowest of equals.
@@ -41,9 +41,9 @@ impl Distribution {
 
     /// The most probable token that is not one of `excluded`, the lowest of equals; none where nothing is a number.
     pub(crate) fn top_outside(&self, excluded: &BTreeSet<u32>) -> Option<u32> {
-        let mut top: Option<(u32, f32)> = None;
+        let mut top: Option<(u32, f64)> = None;
         for (id, &x) in (0..).zip(&self.0) {
-            let is_more = x > top.map_or(f32::NEG_INFINITY, |(_, most)| most);
+            let is_more = x > top.map_or(f64::NEG_INFINITY, |(_, most)| most);
             if is_more && !excluded.contains(&id) {
                 top = Some((id, x));
             }
@@ -191,6 +191,35 @@ pub struct Summary {
     pub probability_change: f64,
 }
 
+impl Summary {
+    /// Whether every figure is a number that JSON can hold.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.figures().iter().all(|figure| figure.is_finite())
+    }
+
+    /// Whether it is the summary of `steps`, up to what another machine rounds otherwise.
+    pub(crate) fn is_of(&self, steps: &Steps) -> bool {
+        let Some(own) = steps.summary() else { return false };
+        let near = |(a, b): (f64, f64)| (a - b).abs() <= 1e-9 * (1.0 + b.abs());
+        self.num_steps == own.num_steps && self.figures().into_iter().zip(own.figures()).all(near)
+    }
+
+    fn figures(&self) -> [f64; 10] {
+        [
+            self.kl_mean,
+            self.kl_median,
+            self.kl_p99,
+            self.kl_max,
+            self.top1,
+            self.top5,
+            self.ppl,
+            self.full_ppl,
+            self.ppl_change,
+            self.probability_change,
+        ]
+    }
+}
+
 /// KL(p ‖ q) = Σ p · (ln p − ln q), in nats. Exactly 0 when both are the same. NaN in either gives NaN.
 ///
 /// # Panics
@@ -198,10 +227,11 @@ pub struct Summary {
 #[must_use]
 pub fn kl_divergence(p: &Distribution, q: &Distribution) -> f64 {
     assert_eq!(p.0.len(), q.0.len(), "distributions over one vocabulary");
-    let terms = p.0.iter().zip(&q.0).map(|(&p, &q)| {
-        let (p, q) = (f64::from(p), f64::from(q));
-        if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
-    });
+    let terms = p
+        .0
+        .iter()
+        .zip(&q.0)
+        .map(|(&p, &q)| if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) });
     terms.sum()
 }
 

@@ -91,6 +91,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A folder, a pipe or a device where a file is to be.
+    #[error("{} is not a regular file; give another name", path.display())]
+    NoFile {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A results file that another program is writing.
     #[error("{} is being written by another program; wait for it, or give another file", path.display())]
     InUse {

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::divergence::Distribution;
-use crate::row::{Row, Run, Time};
+use crate::row::{ROW_VERSION, Row, Run, Time};
 use crate::subject::{Candidate, Subject};
 use crate::task::{Probe, Sample};
 use probe::Probed;
@@ -21,10 +21,22 @@ use probe::Probed;
 /// A sample of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    /// Name of the task.
-    pub task: &'static str,
+    /// Name of the task, as [`Row::task`] has it.
+    pub task: String,
     /// The sample.
     pub sample: Sample,
+}
+
+impl Job {
+    /// A sample of the task of that name.
+    #[must_use]
+    pub fn new(task: &str, sample: Sample) -> Self {
+        let task = match &sample.part {
+            Some(part) => format!("{task}/{part}"),
+            None => task.to_owned(),
+        };
+        Self { task, sample }
+    }
 }
 
 /// What looks on while samples are evaluated.
@@ -83,8 +95,8 @@ impl Engine<'_> {
 /// prefill. What is done already (by [`Watcher::is_done`]) is left out, and with it contexts of which nothing is left.
 ///
 /// # Errors
-/// [`Error::NotCompressed`](crate::Error::NotCompressed) for a cache that holds more bytes than its plan or its name says; a distribution that is
-/// not finite; what the model, a cache or the watcher refuses.
+/// [`Error::NotCompressed`](crate::Error::NotCompressed) for a cache that holds more bytes than its plan or its name
+/// says, behind the prompt or while tokens come; a distribution that is not finite; what the model, a cache or the watcher refuses.
 pub fn evaluate(
     engine: Engine<'_>,
     jobs: &[Job],
@@ -129,7 +141,7 @@ impl<'a> Pending<'a> {
         let mut pending = Vec::new();
         for (index, candidate) in candidates.iter().enumerate() {
             let inputs = inputs_digest(&job.sample, candidate, run);
-            if !watcher.is_done(job.task, &job.sample, &candidate.name, &inputs) {
+            if !watcher.is_done(&job.task, &job.sample, &candidate.name, &inputs) {
                 pending.push((index, inputs));
             }
         }
@@ -148,10 +160,19 @@ pub fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> S
     add(&format!("{:?} {:?}", sample.context, sample.probe));
     add(&candidate.config.to_string());
     add(candidate.profile.as_ref().map_or("", |(_, digest)| digest));
-    for part in [&run.engine, &run.commit, &run.fingerprint, &run.conditions] {
+    for part in [&run.engine, &run.build, &run.fingerprint, &run.conditions] {
         add(part);
     }
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..8])
+}
+
+/// What tells a text from others: the first 16 digits of its SHA-256.
+pub(crate) fn hex_digest(text: &str) -> String {
+    hex(&Sha256::digest(text)[..8])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Samples with one context.
@@ -165,7 +186,6 @@ struct Group<'a> {
 struct Held<'a> {
     candidate: &'a Candidate<'a>,
     subject: Box<dyn Subject>,
-    plan: CachePlan,
 }
 
 /// All caches that have.
@@ -195,8 +215,8 @@ impl Group<'_> {
             let mut probed: Vec<Probed> = Vec::new();
             let mut rows = Vec::new();
             for (index, inputs) in &pending.candidates {
-                let place = wanted.iter().position(|wanted| wanted == index);
-                let Some(held) = place.and_then(|place| held.get(place)) else { continue };
+                // What is pending of a job is wanted of its group, and held in the same order.
+                let held = &held[wanted.partition_point(|wanted| wanted < index)];
                 probed.push(Probed::new(held.subject.fork()?));
                 rows.push((held, inputs));
             }
@@ -219,12 +239,14 @@ impl Group<'_> {
             for (((held, inputs), probed), outcome) in rows.into_iter().zip(probed).zip(outcomes) {
                 let candidate = held.candidate;
                 let mut memory = probed.memory;
-                memory.iter().try_for_each(|memory| candidate.check_promise(memory))?;
-                if let Some(first) = memory.first_mut() {
-                    first.predicted_device_bytes = Some(held.plan.device.total());
+                for memory in &mut memory {
+                    let plan = self.plan(candidate, memory.num_tokens)?;
+                    memory.predicted_device_bytes = Some(plan.device.total());
+                    candidate.check_bytes(memory, &plan)?;
                 }
                 watcher.row(Row {
-                    task: (*task).to_owned(),
+                    version: ROW_VERSION,
+                    task: task.clone(),
                     sample: sample.name.clone(),
                     context: sample.length,
                     num_tokens: context.len(),
@@ -248,6 +270,11 @@ impl Group<'_> {
         Ok(())
     }
 
+    fn plan(&self, candidate: &Candidate<'_>, num_tokens: usize) -> Result<CachePlan> {
+        let shape = self.engine.model.kv_shape();
+        Ok(CachePlan::new(&candidate.config, &shape, num_tokens)?)
+    }
+
     /// The context in a cache `full` and in each of the wanted candidates.
     fn prefill(
         &self,
@@ -267,13 +294,13 @@ impl Group<'_> {
         let reference = Box::new(caches.remove(0));
         let mut held = Vec::new();
         for (candidate, cache) in chosen.zip(caches) {
-            let plan = CachePlan::new(&candidate.config, &model.kv_shape(), context.len())?;
+            let plan = self.plan(candidate, context.len())?;
             let subject: Box<dyn Subject> = match candidate.replace {
                 Some(replace) => replace(context, cache)?,
                 None => Box::new(cache),
             };
-            candidate.check_planned(&subject.memory(), &plan)?;
-            held.push(Held { candidate, subject, plan });
+            candidate.check_bytes(&subject.memory(), &plan)?;
+            held.push(Held { candidate, subject });
         }
         Ok(Prefilled { reference, held, last })
     }

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 
 /// Figures that no run may be worse than. Its file is JSON, meant to be committed and read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gate {
     /// How it was made.
     pub command: String,
@@ -20,6 +21,7 @@ pub struct Gate {
 
 /// A figure of one cache on one task and length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gated {
     /// Name of the task.
     pub task: String,
@@ -27,13 +29,15 @@ pub struct Gated {
     pub context: usize,
     /// The cache as it was named.
     pub cache: String,
+    /// Which samples it was measured on: [`Digest::samples`].
+    pub samples: String,
     /// Name of the figure: `kl_mean`, `top1`, `score` or `ratio`.
     pub figure: String,
     /// Its value.
     pub value: f64,
 }
 
-/// A figure that is worse than what was written down, or is not there.
+/// A figure that is worse than what was written down, or was not measured on the same samples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Regression {
     /// What was written down.
@@ -65,6 +69,12 @@ const BOUNDS: [Bound; 4] = [
 ];
 
 impl Bound {
+    /// The full cache is what all are held against: its own divergence is 0, or something is broken.
+    fn exact(&self) -> Self {
+        let absolute = if self.name == "kl_mean" { 0.0 } else { self.absolute };
+        Self { relative: 0.0, absolute, ..*self }
+    }
+
     fn worst(&self, value: f64) -> f64 {
         let slack = self.relative * value + self.absolute;
         if self.more_is_worse { value + slack } else { value - slack }
@@ -95,6 +105,7 @@ impl Gate {
                     task: digest.task.clone(),
                     context: digest.context,
                     cache: digest.cache.clone(),
+                    samples: digest.samples.clone(),
                     figure: bound.name.to_owned(),
                     value: bound.of(digest)?,
                 })
@@ -127,11 +138,28 @@ impl Gate {
         Ok(gate)
     }
 
+    /// Whether figures can be written to `path`: a file of figures, an empty one, or none yet in a folder that is there.
+    ///
+    /// # Errors
+    /// [`Error::BadGate`] for any other file, which is left alone, and [`Error::Io`].
+    pub fn check_place(path: &Path) -> Result<()> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        match path.metadata() {
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => Ok(()),
+            Ok(_) => Self::read(path).map(drop),
+            Err(_) => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                folder.unwrap_or(Path::new(".")).metadata().map(drop).map_err(io)
+            }
+        }
+    }
+
     /// Writes it to a file, which is replaced.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`Gate::check_place`].
     pub fn write(&self, path: &Path) -> Result<()> {
+        Self::check_place(path)?;
         let io = |source| Error::Io { path: path.to_owned(), source };
         let mut text = serde_json::to_string_pretty(self).map_err(|error| io(error.into()))?;
         text.push('\n');
@@ -144,10 +172,11 @@ impl Gate {
         let regression = |gated: &Gated| {
             let bound = bound_of(gated)?;
             let same = |digest: &&Digest| {
-                (&digest.task, digest.context, &digest.cache)
-                    == (&gated.task, gated.context, &gated.cache)
+                (&digest.task, digest.context, &digest.cache, &digest.samples)
+                    == (&gated.task, gated.context, &gated.cache, &gated.samples)
             };
             let actual = digests.iter().find(same).and_then(|digest| bound.of(digest));
+            let bound = if gated.cache == "full" { &bound.exact() } else { bound };
             let holds = actual.is_some_and(|actual| bound.holds(gated.value, actual));
             let bound = bound.worst(gated.value);
             (!holds).then(|| Regression { gated: gated.clone(), bound, actual })
@@ -192,6 +221,12 @@ mod tests {
         let missing = gate.regressions(&digests(0.01)[1..]);
         assert_eq!(missing.len(), 3);
         assert!(missing.iter().all(|regression| regression.actual.is_none()));
+        let mut others = digests(0.01);
+        others[0].samples = "other".to_owned();
+        assert_eq!(gate.regressions(&others).len(), 3, "other samples");
+        let mut full = digests(0.01);
+        full[1].figures[0].value = 1e-12;
+        assert_eq!(gate.regressions(&full).len(), 1, "full is exact");
         let mut nan = digests(0.01);
         nan[0].figures[0].value = f64::NAN;
         assert_eq!(gate.regressions(&nan).len(), 1);
@@ -202,6 +237,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gate.json");
         assert!(matches!(Gate::read(&path), Err(Error::Io { .. })));
+        let letter = folder.path().join("letter");
+        std::fs::write(&letter, "Dear").unwrap();
+        let gate = Gate::of(&digests(0.1), "heterokv eval");
+        assert!(matches!(gate.write(&letter), Err(Error::BadGate { .. })));
+        assert_eq!(std::fs::read_to_string(&letter).unwrap(), "Dear");
+        assert!(matches!(gate.write(&letter.join("x")), Err(Error::Io { .. })));
         let gate = Gate::of(&digests(0.1 + 0.2), "heterokv eval");
         gate.write(&path).unwrap();
         assert_eq!(Gate::read(&path).unwrap(), gate);

@@ -10,7 +10,8 @@
 //!
 //! Programs of others are measured on the same windows by a process of their own ([`Peer`]).
 //!
-//! This crate prints nothing, and reads no files but those of LongBench, results and gates, where they are given.
+//! This crate prints nothing. It reads and writes no files but those that it is given: records of LongBench, results
+//! and gates; and it starts no processes but peers.
 
 mod attention;
 mod bootstrap;
@@ -43,7 +44,7 @@ pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
 pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
-pub use gate::{Gate, Regression};
+pub use gate::{Gate, Gated, Regression};
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
@@ -54,7 +55,7 @@ pub use peer::{
 pub use prompting::{Asked, Prompting};
 pub use report::{html, markdown};
 pub use results::{Results, read_rows};
-pub use row::{Answer, Memory, Outcome, Row, Run, Time};
+pub use row::{Answer, Memory, Outcome, ROW_VERSION, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
 pub use subject::{Candidate, Replace, Subject};
 pub use task::{Inputs, Probe, Question, Sample, Settings, Task, task, tasks};

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::row::{Outcome, Row};
+use crate::row::{Outcome, ROW_VERSION, Row};
 use crate::{Error, Result};
 
 /// What tells a measurement from every other: task, sample, length, cache, and [`Row::inputs`].
@@ -27,15 +27,17 @@ impl Results {
     /// Opens `path` to go on with it, or begins it.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::InUse`] where another program writes it; [`Error::BadLine`] where a line other than
-    /// an unfinished last one is no row: such a file is left as it is.
+    /// [`Error::NoFile`] for a folder, a pipe or a device; [`Error::Io`]; [`Error::InUse`] where another program
+    /// writes it; [`Error::BadLine`] where a line is no row, other than a last one that is the beginning of one: such
+    /// a file is left as it is.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_owned(), source };
+        // What is there is looked at first: to open a pipe is to wait for its other end.
+        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(Error::NoFile { path: path.to_owned() });
+        }
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         let mut file = options.open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.is_dir() {
-            return Err(io(std::io::ErrorKind::IsADirectory.into()));
-        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
@@ -44,16 +46,17 @@ impl Results {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let rows = parse(path, &bytes[..whole])?;
+        let mut rows = parse(path, &bytes[..whole])?;
         let torn = &bytes[whole..];
         if !torn.is_empty() {
-            // Only what was to become a row is cut off; anything else is somebody's text.
-            if !torn.starts_with(&ROW_BEGINS[..torn.len().min(ROW_BEGINS.len())]) {
-                let reason = "it has no line end and is no row; give another file".to_owned();
-                return Err(Error::BadLine { path: path.to_owned(), line: rows.len() + 1, reason });
+            match last_line(path, &bytes, whole)? {
+                // An editor may have taken its end away.
+                Some(row) => {
+                    file.write_all(b"\n").map_err(io)?;
+                    rows.push(row);
+                }
+                None => file.set_len(whole as u64).map_err(io)?,
             }
-            file.set_len(whole as u64).map_err(io)?;
-            file.seek(SeekFrom::End(0)).map_err(io)?;
         }
         let done = rows.iter().map(key).collect();
         Ok(Self { path: path.to_owned(), file, rows, done })
@@ -75,8 +78,13 @@ impl Results {
     /// Writes a row behind the others.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file is sound all the same.
+    /// [`Error::NotFinite`] for a summary that JSON has no form for, and [`Error::Io`]; the file is sound all the same.
     pub fn push(&mut self, row: Row) -> Result<()> {
+        if let Outcome::Divergence { summary, .. } = &row.outcome
+            && !summary.is_finite()
+        {
+            return Err(Error::NotFinite { what: "the summary", step: summary.num_steps });
+        }
         let mut line = serde_json::to_vec(&row)
             .map_err(|error| Error::Io { path: self.path.clone(), source: error.into() })?;
         line.push(b'\n');
@@ -89,13 +97,25 @@ impl Results {
 }
 
 /// How every row begins.
-const ROW_BEGINS: &[u8] = br#"{"task":"#;
+const ROW_BEGINS: &[u8] = br#"{"version":1,"task":"#;
+
+/// What stands behind the last line end, from byte `start` on: a row that is whole, or the beginning of one (none).
+fn last_line(path: &Path, bytes: &[u8], start: usize) -> Result<Option<Row>> {
+    let line = 1 + bytes[..start].iter().filter(|&&byte| byte == b'\n').count();
+    let torn = &bytes[start..];
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(torn).is_ok();
+    if !is_json && torn.starts_with(&ROW_BEGINS[..torn.len().min(ROW_BEGINS.len())]) {
+        return Ok(None);
+    }
+    row_of(path, line, torn).map(Some)
+}
 
 fn key(row: &Row) -> Key {
     (row.task.clone(), row.sample.clone(), row.context, row.cache.clone(), row.inputs.clone())
 }
 
-/// The rows of a results file. A last line without its end, which a stopped run leaves, is passed over.
+/// The rows of a results file. The beginning of a row behind the last line end, which a stopped run leaves, is passed
+/// over.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::BadLine`] for a line that is no row.
@@ -103,24 +123,44 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     let bytes =
         std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    parse(path, &bytes[..whole])
+    let mut rows = parse(path, &bytes[..whole])?;
+    if whole < bytes.len() {
+        rows.extend(last_line(path, &bytes, whole)?);
+    }
+    Ok(rows)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Row>> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();
     let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
-    let row = |(index, line): (usize, &[u8])| {
-        let bad =
-            |reason: String| Error::BadLine { path: path.to_owned(), line: index + 1, reason };
-        let row: Row = serde_json::from_slice(line).map_err(|error| bad(error.to_string()))?;
-        match &row.outcome {
-            Outcome::Divergence { steps, .. } if steps.is_empty() || !steps.is_sound() => {
-                Err(bad("its steps are not lists of one length of finite numbers".to_owned()))
-            }
-            _ => Ok(row),
+    lines.map(|(index, line)| row_of(path, index + 1, line)).collect()
+}
+
+/// The row in a line.
+fn row_of(path: &Path, line: usize, text: &[u8]) -> Result<Row> {
+    let bad = |reason: String| Error::BadLine { path: path.to_owned(), line, reason };
+    let row: Row = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
+    if row.version != ROW_VERSION {
+        return Err(bad(format!(
+            "it is of version {}, not {ROW_VERSION}; give another file",
+            row.version
+        )));
+    }
+    let is_share = |score: &f64| (0.0..=1.0).contains(score);
+    match &row.outcome {
+        Outcome::Divergence { steps, .. } if !steps.is_sound() => {
+            Err(bad("its steps are not lists of one length of finite numbers".to_owned()))
         }
-    };
-    lines.map(row).collect()
+        Outcome::Divergence { steps, summary } if !summary.is_of(steps) => {
+            Err(bad("its summary is not that of its steps".to_owned()))
+        }
+        Outcome::Answers { score, answers }
+            if !is_share(score) || !answers.iter().all(|answer| is_share(&answer.score)) =>
+        {
+            Err(bad("a score is not from 0 to 1".to_owned()))
+        }
+        _ => Ok(row),
+    }
 }
 
 #[cfg(test)]
@@ -188,12 +228,36 @@ mod tests {
             ("a letter\n".to_owned(), 1),
             (format!("{row}\n{{\"task\": 3}}\n{row}\n"), 2),
             (format!("{row}\n{row}\nDear"), 3),
+            (format!("{row}\n{{\"version\":1,\"task\":\"my precious list\"}}"), 2),
+            (format!("{row}\n{}", row.replacen("\"version\":1", "\"version\":2", 1)), 2),
+            (format!("{}\n", row.replacen("\"kl_mean\":", "\"kl_mean\":9", 1)), 1),
             (format!("{row}\n{uneven}\n"), 2),
         ] {
             std::fs::write(&path, &text).unwrap();
             let error = Results::open(&path).unwrap_err();
             assert!(matches!(error, Error::BadLine { line: at, .. } if at == line), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_last_row_without_its_line_end_is_a_row() {
+        let (_folder, path) = file();
+        let row = serde_json::to_string(&named("a")).unwrap();
+        std::fs::write(&path, &row).unwrap();
+        assert_eq!(read_rows(&path).unwrap(), [named("a")]);
+        let mut results = Results::open(&path).unwrap();
+        results.push(named("b")).unwrap();
+        assert_eq!(read_rows(&path).unwrap(), ["a", "b"].map(named));
+        assert!(row.as_bytes().starts_with(ROW_BEGINS));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        for path in ["/dev/zero", "/"] {
+            let error = Results::open(Path::new(path)).unwrap_err();
+            assert!(matches!(error, Error::NoFile { .. }), "{error}");
         }
     }
 

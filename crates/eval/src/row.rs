@@ -5,10 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::divergence::{Steps, Summary};
 
+/// Of the form of rows; one more whenever an older program would misread them.
+pub const ROW_VERSION: u32 = 1;
+
 /// What one cache did on one sample of a task. A results file has one a line, as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Name of the task.
+    /// [`ROW_VERSION`].
+    pub version: u32,
+    /// Name of the task, and behind a slash the part of it that is scored apart, where there is one.
     pub task: String,
     /// Which of the task's samples of this length it is.
     pub sample: String,
@@ -23,8 +28,8 @@ pub struct Row {
     pub cache: String,
     /// The cache with every option written out.
     pub spec: String,
-    /// Digest of all that the outcome depends on: the sample's tokens, what is asked, the cache, the model and the
-    /// form of its weights. Where it is the same, the same was measured.
+    /// Digest of all that the outcome depends on: the sample's tokens, what is asked, the cache and its profile, the
+    /// model and the form of its weights, the engine and its build. Where it is the same, the same was measured.
     pub inputs: String,
     /// What came of it.
     pub outcome: Outcome,
@@ -120,6 +125,8 @@ pub struct Run {
     pub engine: String,
     /// Its version.
     pub version: String,
+    /// What tells the program from every other build of it.
+    pub build: String,
     /// Commit of the sources, `unknown` where they are in no repository, with `+` behind it where they were changed.
     pub commit: String,
     /// The model as people call it.

@@ -78,17 +78,13 @@ impl Candidate<'_> {
         }
     }
 
-    /// Holds the bytes counted behind a prompt against those that a cache of this kind plans.
-    pub(crate) fn check_planned(&self, memory: &Memory, plan: &CachePlan) -> Result<()> {
+    /// Holds the bytes counted behind a prompt, or while tokens come, against the most that a cache of this kind plans
+    /// for so many tokens, and against what the name promises.
+    pub(crate) fn check_bytes(&self, memory: &Memory, plan: &CachePlan) -> Result<()> {
         let is_full = self.config == CacheConfig::Full;
-        if !is_full && memory.device.total() > plan.device.total() {
-            return Err(self.not_compressed(memory, plan.device.total()));
+        if !is_full && memory.device.total() > plan.most_device_bytes {
+            return Err(self.not_compressed(memory, plan.most_device_bytes));
         }
-        Ok(())
-    }
-
-    /// Holds the bytes counted, at any length, against what the name promises.
-    pub(crate) fn check_promise(&self, memory: &Memory) -> Result<()> {
         let Some(promise) = self.promise else { return Ok(()) };
         let most = (promise.percent / 100.0 * memory.full_bytes as f64) as usize;
         if memory.num_tokens >= promise.min_tokens && memory.device.total() > most {

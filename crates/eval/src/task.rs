@@ -94,7 +94,9 @@ pub struct Settings {
 /// A context, and what is asked behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Tells it from the others of its task and length.
+    /// The part of the task that is scored apart, as the datasets of LongBench are; none where the task is one.
+    pub part: Option<String>,
+    /// Tells it from the others of its task, part and length.
     pub name: String,
     /// Tokens that were asked for; the context has at most as many.
     pub length: usize,

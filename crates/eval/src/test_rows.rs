@@ -39,6 +39,7 @@ pub(crate) fn answers(
 
 fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
     Row {
+        version: crate::ROW_VERSION,
         task: task.to_owned(),
         sample: "0".to_owned(),
         context,
@@ -56,10 +57,11 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
             predicted_device_bytes: Some(100),
             full_bytes: 400,
         }],
-        time: Time { prefill: 2.0, prefill_caches: 3, step: 0.025, num_steps: 64 },
+        time: Time { prefill: 2.0, prefill_caches: 1, step: 0.025, num_steps: 64 },
         run: Run {
             engine: "heterokv".to_owned(),
             version: "0.1.0".to_owned(),
+            build: "b".to_owned(),
             commit: "0123abc".to_owned(),
             model: "SmolLM2-135M".to_owned(),
             fingerprint: "f00d".to_owned(),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use heterokv_cache::{AttentionCache, CacheSpec, KvCache};
+use heterokv_cache::{AttentionCache, CacheSpec, KvCache, PromptLayer};
 use heterokv_eval::{
     Candidate, Engine, Error, Gate, Inputs, Job, Memory, Outcome, Probe, Prompting, Replace,
     Results, Row, Run, Sample, Settings, Subject, Watcher, digest, evaluate, task,
@@ -46,6 +46,7 @@ fn run() -> Run {
     Run {
         engine: "heterokv".to_owned(),
         version: "0".to_owned(),
+        build: String::new(),
         commit: "unknown".to_owned(),
         model: "tiny".to_owned(),
         fingerprint: "tiny".to_owned(),
@@ -112,13 +113,14 @@ fn try_measure(
 
 fn tokens_job(context: &[u32], fed: &[u32]) -> Job {
     let sample = Sample {
+        part: None,
         name: "tokens".to_owned(),
         length: context.len(),
         depth: None,
         context: context.to_vec(),
         probe: Probe::Tokens(fed.to_vec()),
     };
-    Job { task: "kl", sample }
+    Job::new("kl", sample)
 }
 
 /// What candidates do when `fed` is fed behind `context`; the last token is only predicted.
@@ -139,10 +141,14 @@ enum Fault {
     Noise(f32),
     /// The next token stands one place further on than it should.
     OffByOne,
+    /// Compresses a prompt, and keeps what comes behind it exact as well.
+    Hoards,
 }
 
 struct Faulty {
     cache: KvCache,
+    /// What is kept exact besides.
+    hoard: Option<KvCache>,
     fault: Fault,
     state: u32,
 }
@@ -153,6 +159,9 @@ impl AttentionCache for Faulty {
     }
 
     fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> heterokv_cache::Result<()> {
+        if let Some(hoard) = &mut self.hoard {
+            hoard.append(layer, k, v)?;
+        }
         self.cache.append(layer, k, v)
     }
 
@@ -171,11 +180,14 @@ impl AttentionCache for Faulty {
 
 impl Subject for Faulty {
     fn fork(&self) -> heterokv_eval::Result<Box<dyn Subject>> {
-        Ok(Box::new(Self { cache: self.cache.fork()?, ..*self }))
+        let hoard = self.hoard.as_ref().map(KvCache::fork).transpose()?;
+        Ok(Box::new(Self { cache: self.cache.fork()?, hoard, ..*self }))
     }
 
     fn memory(&self) -> Memory {
-        self.cache.memory()
+        let mut memory = self.cache.memory();
+        memory.device.window += self.hoard.as_ref().map_or(0, KvCache::device_in_use_bytes);
+        memory
     }
 
     fn rows_read(&self) -> f64 {
@@ -210,25 +222,35 @@ fn noticed(
 fn check_faults(model: &Model, tokenizer: &Tokenizer, jobs: &[Job], spec: &str) {
     for fault in [Fault::Noise(1.0), Fault::OffByOne] {
         let replace = |_: &[u32], cache| -> heterokv_eval::Result<Box<dyn Subject>> {
-            Ok(Box::new(Faulty { cache, fault, state: 1 }))
+            Ok(Box::new(Faulty { cache, hoard: None, fault, state: 1 }))
         };
         let worse = noticed(model, tokenizer, jobs, spec, &replace);
         assert!(worse.iter().any(|figure| figure == "kl_mean"), "{worse:?}");
     }
 }
 
-/// The tokens of a page in the middle of the context become others before the cache sees them.
-fn lose_page<'a>(
-    model: &'a Model,
+/// Keys and values of a page of the context are gone, in every layer, and nothing else is changed.
+fn lose_page(
+    model: &Model,
     page: std::ops::Range<usize>,
-    other: u32,
-) -> impl Fn(&[u32], KvCache) -> heterokv_eval::Result<Box<dyn Subject>> + 'a {
+) -> impl Fn(&[u32], KvCache) -> heterokv_eval::Result<Box<dyn Subject>> {
     move |context, cache| {
-        let mut context = context.to_vec();
-        context[page.clone()].fill(other);
         let (shape, config) = (cache.shape(), cache.config().clone());
         let mut caches = [KvCache::new(shape, config, model.level(), None)?];
-        model.prefill(&context, &mut caches, None)?;
+        let row_len = shape.heads.kv_row_len();
+        let lost = page.start * row_len..page.end * row_len;
+        model.observe(&[context], &mut |block| {
+            if block.first > 0 {
+                return;
+            }
+            let (mut k, mut v) = (block.k.to_vec(), block.v.to_vec());
+            k[lost.clone()].fill(0.0);
+            v[lost.clone()].fill(0.0);
+            let mut prompt = PromptLayer::new(shape.heads, model.level(), &k, &v).unwrap();
+            let mut out = vec![0.0; block.q.len()];
+            prompt.attend(0, block.q, &mut out).unwrap();
+            prompt.store(&mut caches, block.layer).unwrap();
+        })?;
         let [cache] = caches;
         Ok(Box::new(cache))
     }
@@ -243,11 +265,19 @@ fn check_uncompressed(model: &Model, tokenizer: &Tokenizer, jobs: &[Job], spec: 
         let [cache] = caches;
         Ok(Box::new(cache))
     };
-    let faulty = Candidate { replace: Some(&uncompressed), ..candidate(model, spec) };
-    let error = try_measure(model, tokenizer, jobs, &[faulty]).unwrap_err();
-    let text = error.to_string();
-    assert!(matches!(error, Error::NotCompressed { .. }), "{text}");
-    assert!(text.starts_with("compression was asked for and did not happen"), "{text}");
+    let hoarding = |_: &[u32], cache: KvCache| -> heterokv_eval::Result<Box<dyn Subject>> {
+        let config = CacheSpec::full().resolve(&model.kv_shape(), None)?;
+        let hoard = Some(KvCache::new(model.kv_shape(), config, model.level(), None)?);
+        Ok(Box::new(Faulty { cache, hoard, fault: Fault::Hoards, state: 1 }))
+    };
+    let faults: [Replace<'_>; 2] = [&uncompressed, &hoarding];
+    for fault in faults {
+        let faulty = Candidate { replace: Some(fault), ..candidate(model, spec) };
+        let error = try_measure(model, tokenizer, jobs, &[faulty]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::NotCompressed { .. }), "{text}");
+        assert!(text.starts_with("compression was asked for and did not happen"), "{text}");
+    }
 }
 
 fn tiny_jobs(model: &Model) -> Vec<Job> {
@@ -263,7 +293,7 @@ fn faulty_caches_are_noticed() {
     let jobs = tiny_jobs(&model);
     check_faults(&model, &tokenizer, &jobs, TINY_SPEC);
     check_uncompressed(&model, &tokenizer, &jobs, TINY_SPEC);
-    let lose = lose_page(&model, 100..164, 3);
+    let lose = lose_page(&model, 100..164);
     let worse = noticed(&model, &tokenizer, &jobs, TINY_SPEC, &lose);
     assert!(worse.iter().any(|figure| figure == "kl_mean"), "{worse:?}");
 }
@@ -288,7 +318,7 @@ fn passkey_job(smollm: &Smollm) -> Job {
     };
     let sample = task("passkey").unwrap().samples(&inputs, 2000).unwrap().remove(0);
     assert!(sample.context.len() <= 2000 && sample.context.len() > 1900);
-    Job { task: "passkey", sample }
+    Job::new("passkey", sample)
 }
 
 #[test]
@@ -313,7 +343,7 @@ fn faulty_caches_are_noticed_on_the_default_model() {
     let places: Vec<usize> = places.collect();
     assert_eq!(places.len(), 2, "the key is said twice");
     let page = places[0] - 8..places[1] + key.len();
-    let lose = lose_page(&model, page.clone(), context[page.start - 1]);
+    let lose = lose_page(&model, page);
     let worse = noticed(&model, tokenizer, &[job], "hca:12.5%", &lose);
     assert!(worse.iter().any(|figure| figure == "score"), "{worse:?}");
 }
@@ -340,7 +370,7 @@ fn check_repeats(model: &Model, tokenizer: &Tokenizer, jobs: &[Job], spec: &str)
 /// Also a text of the model's own.
 fn with_own_text(mut jobs: Vec<Job>) -> Vec<Job> {
     let mut own = jobs[0].clone();
-    own.task = "longgen";
+    own.task = "longgen".to_owned();
     own.sample.probe = Probe::OwnText { num_steps: 20 };
     jobs.push(own);
     jobs

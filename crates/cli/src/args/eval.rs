@@ -6,7 +6,7 @@ use clap::Args;
 use heterokv_cache::CacheSpec;
 use heterokv_eval::Task;
 
-use super::quantity::{parse_count, parse_depth, parse_seed, parse_tokens};
+use super::quantity::{parse_depth, parse_samples, parse_seed, parse_tokens};
 use super::{CacheTerms, ModelArgs, cache_help};
 
 /// `heterokv eval`.
@@ -97,7 +97,7 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', default_values_t = [0.0, 25.0, 50.0, 75.0, 100.0], value_parser = parse_depth, allow_negative_numbers = true)]
     pub(crate) depth: Vec<f64>,
     /// Samples of a task at a length, and at a depth where it has depths
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_samples, allow_negative_numbers = true)]
     pub(crate) samples: usize,
     /// Beginning of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_seed, allow_negative_numbers = true)]

@@ -20,6 +20,12 @@ pub(super) fn parse_bits(text: &str) -> Result<f64, String> {
     bits.ok_or_else(|| "expected a number of bits above 0 and up to 64, such as 2.25".to_owned())
 }
 
+/// Reads a number of samples: all are made before the first is measured.
+pub(super) fn parse_samples(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=10_000).contains(count));
+    count.ok_or_else(|| "expected a whole number from 1 to 10000".to_owned())
+}
+
 /// Reads a place in a text, in percent.
 pub(super) fn parse_depth(text: &str) -> Result<f64, String> {
     let depth = text.parse().ok().filter(|depth| (0.0..=100.0).contains(depth));

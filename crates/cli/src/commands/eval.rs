@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, Profile};
-use heterokv_eval::{Candidate, Engine, Job, Probe, Run, digest, evaluate};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Profile};
+use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, digest, evaluate};
 use heterokv_model::text::ModelText;
 
 use crate::args::EvalArgs;
@@ -20,6 +20,9 @@ use crate::load::{Opened, check_ratio, file_digest};
 use crate::output::{print_line, say};
 use crate::requirement::{check_memory, plan, say_uncoded};
 use watch::Watch;
+
+/// What computes, as rows name it.
+const ENGINE: &str = "heterokv";
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     match &args.tokens {
@@ -39,7 +42,7 @@ fn measure(args: &EvalArgs) -> Result<()> {
     let profile = profile.as_ref().zip(profile_digest.as_deref());
     let candidates = candidates(args, &opened, profile)?;
     check(args, &opened, &candidates, &jobs)?;
-    let run = of_program(args, &opened);
+    let run = of_program(args, &opened)?;
     let mut watch = Watch::new(args.out.as_deref(), args.json)?;
     let line = opened.first_line();
     if args.json {
@@ -62,7 +65,7 @@ fn measure(args: &EvalArgs) -> Result<()> {
     }
     if args.terms.strict_ratio {
         for (spec, digest) in args.cache.iter().flat_map(|spec| {
-            let of_spec = digests.iter().filter(move |digest| digest.cache == spec.to_string());
+            let of_spec = digests.iter().filter(move |digest| is_of(digest, spec));
             of_spec.map(move |digest| (spec, digest))
         }) {
             check_ratio(spec, digest.ratio.unwrap_or(0.0), digest.context)?;
@@ -108,6 +111,23 @@ fn check_names(args: &EvalArgs) -> Result<()> {
         args.samples.context.iter().all(|&context| context > 0),
         "--context must be at least 1"
     );
+    if let Some(path) = &args.write_gate {
+        Gate::check_place(path)?;
+    }
+    let samples = &args.samples;
+    let numbers = [("context", &samples.context), ("token-offset", &samples.token_offset)];
+    for (option, numbers) in numbers {
+        let mut before = numbers.iter().enumerate();
+        if let Some((_, number)) = before.find(|(place, number)| numbers[..*place].contains(number))
+        {
+            anyhow::bail!("--{option} {number} is given twice; once is enough");
+        }
+    }
+    let mut depths = samples.depth.iter().enumerate();
+    if let Some((_, depth)) = depths.find(|(place, depth)| samples.depth[..*place].contains(depth))
+    {
+        anyhow::bail!("--depth {depth} is given twice; once is enough");
+    }
     let caches: Vec<String> = args.cache.iter().map(ToString::to_string).collect();
     let twice = |names: &[String]| {
         let mut before = names.iter().enumerate();
@@ -201,12 +221,14 @@ fn tokens_behind(probe: &Probe) -> usize {
 }
 
 /// What this program is, for whoever reads its rows.
-fn of_program(args: &EvalArgs, opened: &Opened) -> Run {
+fn of_program(args: &EvalArgs, opened: &Opened) -> Result<Run> {
+    let build = file_digest(&std::env::current_exe().context("cannot find this program")?)?;
     let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    Run {
-        engine: "heterokv".to_owned(),
+    Ok(Run {
+        engine: ENGINE.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        build,
         commit: env!("HETEROKV_COMMIT").to_owned(),
         model: opened.name.clone(),
         fingerprint: opened.fingerprint(),
@@ -215,7 +237,7 @@ fn of_program(args: &EvalArgs, opened: &Opened) -> Run {
         seed: args.samples.seed,
         command: std::iter::once("heterokv".to_owned()).chain(words).collect::<Vec<_>>().join(" "),
         date: now.split('T').next().unwrap_or_default().to_owned(),
-    }
+    })
 }
 
 /// A word as a shell takes it.
@@ -225,6 +247,11 @@ fn quoted(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Whether a digest is of our cache of that name.
+fn is_of(digest: &heterokv_eval::Digest, spec: &CacheSpec) -> bool {
+    digest.engine == ENGINE && digest.cache == spec.to_string()
 }
 
 /// The rows of a results file, which must have some.

@@ -1,8 +1,9 @@
 //! `heterokv report`: a page, or Markdown, of results.
 
 use std::fs;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use heterokv_eval::{html, markdown};
 
 use super::eval::read_results;
@@ -23,6 +24,14 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
         Some("md") => markdown(&rows),
         _ => bail!("{} should end in .html, for a page, or .md, for Markdown", out.display()),
     };
+    let is_input = |path: &PathBuf| {
+        path.canonicalize().ok().is_some_and(|path| out.canonicalize().is_ok_and(|out| out == path))
+    };
+    ensure!(
+        !args.results.iter().any(is_input),
+        "{} is one of the results; give another name",
+        out.display()
+    );
     fs::write(out, text).with_context(|| format!("cannot write {}", out.display()))?;
     say(&format!("{} rows in {}", rows.len(), out.display()));
     Ok(())

@@ -82,6 +82,30 @@ fn a_run_that_is_killed_goes_on() {
 }
 
 #[test]
+fn tables_count_every_sample_once() {
+    let corpus = file("counted.txt", &prose(900));
+    let args = ["eval", "--model", model(), "--corpus", &corpus, "--cache", "hca:25%", "--task"];
+    let lengths =
+        ["kl,passkey", "--context", "500,600", "--continuation", "10", "--depth", "33.3,33.4"];
+    let table = stdout_of(&[&args[..], &lengths].concat());
+    for heading in [
+        "kl, 500 tokens: 1 sample, 10 steps",
+        "kl, 600 tokens: 1 sample, 10 steps",
+        "passkey, 500 tokens: 2 samples, 2 answers",
+        "passkey, 600 tokens: 2 samples, 2 answers",
+    ] {
+        assert!(table.contains(heading), "{heading:?} is not in\n{table}");
+    }
+    for twice in [["--context", "500,500"], ["--token-offset", "1,1"], ["--depth", "5,5"]] {
+        refuses(&[&args[..], &["kl"], &twice].concat(), &[twice[0], "is given twice"]);
+    }
+    // Files that overlap are put together once.
+    let results = new_file("counted.jsonl");
+    stdout_of(&eval(&corpus, &["--out", &results]));
+    assert_eq!(stdout_of(&["report", &results, &results]), stdout_of(&["report", &results]));
+}
+
+#[test]
 fn results_of_something_else_are_left_alone() {
     let corpus = file("alone.txt", &prose(900));
     let letter = file("letter.txt", "Dear Ishmael,\n");
@@ -92,7 +116,9 @@ fn results_of_something_else_are_left_alone() {
     refuses(&["report", &empty], &["empty.jsonl holds no results yet"]);
     refuses(&["report", "nowhere.jsonl"], &["nowhere.jsonl: No such file"]);
     let folder = model();
-    refuses(&eval(&corpus, &["--out", folder]), &["Is a directory"]);
+    refuses(&eval(&corpus, &["--out", folder]), &["is not a regular file"]);
+    refuses(&eval(&corpus, &["--write-gate", &letter]), &["letter.txt is no file of figures"]);
+    assert_eq!(std::fs::read_to_string(&letter).unwrap(), "Dear Ishmael,\n");
 }
 
 #[test]
@@ -220,6 +246,7 @@ fn a_report_shows_the_rows() {
         text.to_lowercase().starts_with("<!doctype html>") && text.contains("hca:25%"),
         "{page}"
     );
+    refuses(&["report", &results, "-o", &results], &["report.jsonl should end in .html"]);
     refuses(&["report", &results, "-o", "x.pdf"], &["x.pdf should end in .html", ".md"]);
     refuses(&["report", &results, "-o", "no/where.md"], &["cannot write no/where.md"]);
 }

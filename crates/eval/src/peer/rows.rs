@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use heterokv_cache::DeviceBytes;
-use sha2::{Digest, Sha256};
-
 use super::{Peer, PeerEngine, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerWindow};
-use crate::evaluate::{Job, Watcher, median};
-use crate::row::{Memory, Outcome, Row, Run, Time};
+use crate::evaluate::{Job, Watcher, hex_digest, median};
+use crate::row::{Memory, Outcome, ROW_VERSION, Row, Run, Time};
 use crate::task::Probe;
 use crate::{Error, Result};
+use heterokv_cache::DeviceBytes;
+
+/// How many more bytes than its share of tokens a cache of a peer may have: numbers of tokens are rounded.
+const SLACK: f64 = 1.02;
 
 /// Where a peer is, and what it works on.
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +35,15 @@ pub fn evaluate_peer(
     jobs: &[Job],
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
+    let run = &Run { build: build(setting.venv), ..setting.run.clone() };
     let mut pending: Vec<(&Job, Vec<u32>)> = Vec::new();
     let mut is_wanted = vec![false; caches.len()];
     for job in jobs {
         let Probe::Tokens(tokens) = &job.sample.probe else { continue };
         let mut is_pending = false;
         for (cache, is_wanted) in caches.iter().zip(&mut is_wanted) {
-            let inputs = peer_inputs_digest(engine, cache, job, setting.run);
-            if !watcher.is_done(job.task, &job.sample, &cache_name(engine, cache), &inputs) {
+            let inputs = peer_inputs_digest(engine, cache, job, run);
+            if !watcher.is_done(&job.task, &job.sample, cache, &inputs) {
                 (is_pending, *is_wanted) = (true, true);
             }
         }
@@ -76,10 +78,9 @@ pub fn evaluate_peer(
                 };
                 done += 1;
                 watcher.reads(done, total);
-                let inputs = peer_inputs_digest(engine, &quality.cache, job, setting.run);
-                let name = cache_name(engine, &quality.cache);
-                if !watcher.is_done(job.task, &job.sample, &name, &inputs) {
-                    watcher.row(row(engine, info, quality, job, setting.run, inputs)?)?;
+                let inputs = peer_inputs_digest(engine, &quality.cache, job, run);
+                if !watcher.is_done(&job.task, &job.sample, &quality.cache, &inputs) {
+                    watcher.row(row(info, quality, job, run, inputs)?)?;
                 }
             }
             PeerLine::Speed(_) => {}
@@ -88,29 +89,44 @@ pub fn evaluate_peer(
     Ok(())
 }
 
-/// The cache's name among those of other engines.
-fn cache_name(engine: PeerEngine, cache: &str) -> String {
-    format!("{engine} {cache}")
-}
-
 /// What [`Row::inputs`] is for a cache of a peer.
 fn peer_inputs_digest(engine: PeerEngine, cache: &str, job: &Job, run: &Run) -> String {
     let sample = &job.sample;
     let text = format!(
-        "{:?} {:?} {engine} {cache} {} {}",
-        sample.context, sample.probe, run.fingerprint, run.threads
+        "{:?} {:?} {engine} {cache} {} {} {}",
+        sample.context, sample.probe, run.fingerprint, run.threads, run.build
     );
-    Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex_digest(&text)
 }
 
-fn row(
-    engine: PeerEngine,
-    info: &PeerInfo,
-    quality: PeerQuality,
-    job: &Job,
-    run: &Run,
-    inputs: String,
-) -> Result<Row> {
+/// What tells the peers from other versions of them: the stamp that their installation leaves; nothing where there is
+/// none.
+fn build(venv: &Path) -> String {
+    std::fs::read_to_string(venv.join("heterokv-peers.stamp")).unwrap_or_default().trim().to_owned()
+}
+
+/// A cache that names the share of tokens that it keeps holds hardly more: those, and what was fed behind.
+fn check_share(cache: &str, job: &Job, memory: &Memory) -> Result<()> {
+    let share = cache.split_once(':').and_then(|(_, share)| share.strip_suffix('%'));
+    let Some(percent) = share.and_then(|percent| percent.parse::<f64>().ok()) else {
+        return Ok(());
+    };
+    let num_context = job.sample.context.len();
+    let kept = percent / 100.0 * num_context as f64 + (memory.num_tokens - num_context) as f64;
+    let most = SLACK * kept / memory.num_tokens as f64 * memory.full_bytes as f64;
+    if memory.device.total() as f64 > most {
+        return Err(Error::NotCompressed {
+            cache: cache.to_owned(),
+            num_tokens: memory.num_tokens,
+            device_bytes: memory.device.total(),
+            expected_bytes: most as usize,
+            full_bytes: memory.full_bytes,
+        });
+    }
+    Ok(())
+}
+
+fn row(info: &PeerInfo, quality: PeerQuality, job: &Job, run: &Run, inputs: String) -> Result<Row> {
     let PeerQuality {
         cache, steps, kv_bytes, full_f16_bytes, prefill_seconds, step_seconds, ..
     } = quality;
@@ -124,13 +140,15 @@ fn row(
         predicted_device_bytes: None,
         full_bytes: usize::try_from(full_f16_bytes).unwrap_or(usize::MAX),
     };
+    check_share(&cache, job, &memory)?;
     Ok(Row {
-        task: job.task.to_owned(),
+        version: ROW_VERSION,
+        task: job.task.clone(),
         sample: sample.name.clone(),
         context: sample.length,
         num_tokens: sample.context.len(),
         depth: sample.depth,
-        cache: cache_name(engine, &cache),
+        cache: cache.clone(),
         spec: cache,
         inputs,
         outcome: Outcome::Divergence { summary, steps },
@@ -149,4 +167,34 @@ fn row(
             ..run.clone()
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::Sample;
+
+    #[test]
+    fn a_press_that_keeps_everything_is_noticed() {
+        let sample = Sample {
+            part: None,
+            name: "w".to_owned(),
+            length: 100,
+            depth: None,
+            context: vec![1; 100],
+            probe: Probe::Tokens(vec![1; 11]),
+        };
+        let job = Job::new("kl", sample);
+        let memory = |resident| Memory {
+            num_tokens: 110,
+            device: DeviceBytes { resident, ..DeviceBytes::default() },
+            host_bytes: 0,
+            predicted_device_bytes: None,
+            full_bytes: 1100,
+        };
+        assert!(check_share("snapkv:25%", &job, &memory(350)).is_ok());
+        assert!(check_share("full", &job, &memory(1100)).is_ok());
+        let error = check_share("snapkv:25%", &job, &memory(1100)).unwrap_err();
+        assert!(matches!(error, Error::NotCompressed { expected_bytes: 357, .. }), "{error}");
+    }
 }

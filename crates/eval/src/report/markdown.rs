@@ -115,7 +115,7 @@ mod tests {
         ];
         let text = markdown(&rows).replace('\u{a0}', " ");
         assert!(text.contains("    heterokv eval"), "{text}");
-        assert!(text.contains("**kl at 1K tokens**") && text.contains("**needle at 512 tokens**"));
+        assert!(text.contains("**kl at 1Ki tokens**") && text.contains("**needle at 512 tokens**"));
         assert!(text.contains("| hca:25% | 25 % | 0.01 (0.01 to 0.01) | 0.01 |"), "{text}");
         assert!(text.contains("| hca:25% | 25 % | 0.5 |"), "two answers have no interval: {text}");
         for table in text.split("\n**").skip(1) {

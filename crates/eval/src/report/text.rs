@@ -27,13 +27,13 @@ pub(super) fn percent(share: f64) -> String {
     format!("{}\u{a0}%", short(100.0 * share))
 }
 
-/// Tokens: K and M are 1,024 and its square, where the number is a multiple.
+/// Tokens: Ki and Mi are 1,024 and its square, where the number is a multiple.
 pub(super) fn tokens(tokens: f64) -> String {
     let whole = tokens as u64;
     match whole {
         0 => short(tokens),
-        _ if whole.is_multiple_of(1 << 20) => format!("{}M", whole >> 20),
-        _ if whole.is_multiple_of(1 << 10) => format!("{}K", whole >> 10),
+        _ if whole.is_multiple_of(1 << 20) => format!("{}Mi", whole >> 20),
+        _ if whole.is_multiple_of(1 << 10) => format!("{}Ki", whole >> 10),
         _ => short(tokens),
     }
 }
@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(short(f64::NAN), "NaN");
         assert_eq!(
             [512.0, 1024.0, 131_072.0, 1_048_576.0].map(tokens),
-            ["512", "1K", "128K", "1M"]
+            ["512", "1Ki", "128Ki", "1Mi"]
         );
         assert_eq!([0.0, 2048.0, 3.5 * 1_048_576.0].map(bytes), ["0 bytes", "2 KiB", "3.5 MiB"]);
         assert_eq!(percent(0.125), "12.5\u{a0}%");

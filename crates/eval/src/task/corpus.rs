@@ -106,6 +106,7 @@ fn windows(
         }
         let (tokens, behind) = corpus[offset..needed_tokens].split_at(context);
         Ok(Sample {
+            part: None,
             name: format!("token {offset}, {num_steps} steps"),
             length: context,
             depth: None,

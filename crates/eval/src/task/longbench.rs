@@ -63,7 +63,8 @@ impl Task for LongBench {
                 stops: Vec::new(),
             };
             Ok(Sample {
-                name: format!("{}/{}", record.dataset, record.id),
+                name: record.id,
+                part: Some(record.dataset),
                 length: context,
                 depth: None,
                 context: fitted.asked.context,

@@ -153,6 +153,7 @@ impl Task for MultiTurn {
             };
             let questions: Result<Vec<Question>> = facts.iter().enumerate().map(question).collect();
             Ok(Sample {
+                part: None,
                 name: format!("#{index}"),
                 length: context,
                 depth: None,
@@ -190,7 +191,8 @@ fn at_depths(
             let mut random = random(inputs.settings.seed, task, context, number);
             let (tokens, questions) = sample(&mut random, depth)?;
             samples.push(Sample {
-                name: format!("depth {:.0} % #{index}", 100.0 * depth),
+                part: None,
+                name: format!("depth {} % #{index}", 100.0 * depth),
                 length: context,
                 depth: Some(depth),
                 context: tokens,

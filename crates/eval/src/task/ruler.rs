@@ -131,6 +131,7 @@ impl Task for Ruler {
                 stops: Vec::new(),
             };
             Ok(Sample {
+                part: None,
                 name: format!("#{index}"),
                 length: context,
                 depth: None,

@@ -113,6 +113,7 @@ fn row(
         }
     };
     Row {
+        version: heterokv_eval::ROW_VERSION,
         task: task.to_owned(),
         sample: sample.to_string(),
         context,
@@ -133,6 +134,7 @@ fn row(
         run: Run {
             engine: engine.to_owned(),
             version: "0.1.0".to_owned(),
+            build: String::new(),
             commit: "096ab38f2c5d+".to_owned(),
             model: "SmolLM2-135M-Instruct".to_owned(),
             fingerprint: "7c1f3e5a90b2d4c6".to_owned(),

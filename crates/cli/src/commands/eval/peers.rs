@@ -6,6 +6,9 @@ use heterokv_eval::{Job, PeerEngine, PeerSetting, Probe, Run, evaluate_peer};
 use super::watch::Watch;
 use crate::args::EvalArgs;
 
+/// An eighth of these is the least that pyramidkv keeps.
+const MIN_TOKENS: usize = 1024;
+
 /// Refuses what peers cannot do before anything is measured.
 pub(super) fn check(args: &EvalArgs, jobs: &[Job]) -> Result<()> {
     ensure!(
@@ -14,7 +17,7 @@ pub(super) fn check(args: &EvalArgs, jobs: &[Job]) -> Result<()> {
         args.model.model.display()
     );
     ensure!(
-        args.peers_folder.is_dir(),
+        args.peers_folder.join("bin/python").is_file(),
         "the peers are not installed in {}; run `cargo xtask fetch --peers`, or give --peers-folder",
         args.peers_folder.display()
     );
@@ -22,6 +25,12 @@ pub(super) fn check(args: &EvalArgs, jobs: &[Job]) -> Result<()> {
     if let Some(job) = jobs.iter().find(is_fed) {
         anyhow::bail!("--peers measures kl and recall only; leave out --task {}", job.task);
     }
+    let shortest = jobs.iter().map(|job| job.sample.context.len()).min().unwrap_or(0);
+    ensure!(
+        shortest >= MIN_TOKENS,
+        "--peers needs contexts of {MIN_TOKENS} tokens at least, of which kvpress keeps its windows; this one has \
+         {shortest}"
+    );
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub(super) fn make(args: &EvalArgs, text: &ModelText) -> Result<Vec<Job>> {
         let task = task(name)?;
         for &context in &samples.context {
             let made = task.samples(&inputs, context).with_context(|| of_task(name, samples))?;
-            jobs.extend(made.into_iter().map(|sample| Job { task: task.name(), sample }));
+            jobs.extend(made.into_iter().map(|sample| Job::new(task.name(), sample)));
         }
     }
     Ok(jobs)

@@ -3,6 +3,7 @@
 use heterokv_cache::CacheSpec;
 use heterokv_eval::{Digest, Figure};
 
+use super::{ENGINE, is_of};
 use crate::output::{bytes, is_above_promise, percent, table, tokens};
 
 /// A table for each task and length, caches in order.
@@ -15,12 +16,13 @@ pub(super) fn show(digests: &[Digest], specs: &[CacheSpec]) -> String {
             None => groups.push(vec![digest]),
         }
     }
-    let spec = |digest: &Digest| specs.iter().find(|spec| spec.to_string() == digest.cache);
+    let spec = |digest: &Digest| specs.iter().find(|spec| is_of(digest, spec));
+    let has_engines = digests.iter().any(|digest| digest.engine != ENGINE);
     let mut text: Vec<String> = groups
         .iter()
         .map(|group| {
             let rows: Vec<Vec<String>> =
-                group.iter().map(|digest| row(digest, spec(digest))).collect();
+                group.iter().map(|digest| row(digest, spec(digest), has_engines)).collect();
             format!("{}\n\n{}", heading(group[0]), table(&header(group[0]), &rows))
         })
         .collect();
@@ -54,8 +56,9 @@ fn header(digest: &Digest) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-fn row(digest: &Digest, spec: Option<&CacheSpec>) -> Vec<String> {
-    let mut cells = vec![digest.cache.clone()];
+fn row(digest: &Digest, spec: Option<&CacheSpec>, has_engines: bool) -> Vec<String> {
+    let Digest { engine, cache, .. } = digest;
+    let mut cells = vec![if has_engines { format!("{engine} {cache}") } else { cache.clone() }];
     let number = |name: &str, show: &dyn Fn(f64) -> String| {
         or_dash(digest.figure(name), |figure| show(figure.value))
     };
@@ -105,7 +108,7 @@ fn footnote(digests: &[Digest], specs: &[CacheSpec]) -> Option<String> {
     let mut promises: Vec<String> = Vec::new();
     for spec in specs {
         let Some(promise) = spec.promise() else { continue };
-        let of_spec = |digest: &&Digest| digest.cache == spec.to_string();
+        let of_spec = |digest: &&Digest| is_of(digest, spec);
         if digests.iter().filter(of_spec).any(|digest| is_above(digest, Some(spec))) {
             let from = tokens(promise.min_tokens);
             promises.push(format!("{spec} keeps {} % from {from} on", promise.percent));

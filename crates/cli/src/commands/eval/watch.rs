@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use heterokv_eval::{Candidate, Job, Results, Row, Run, Sample, Watcher, inputs_digest};
 
+use crate::failure::Unwritable;
 use crate::output::print_line;
 use crate::progress::Bar;
 
@@ -40,24 +41,26 @@ impl Watch {
         jobs.iter().any(|job| {
             candidates.iter().any(|candidate| {
                 let inputs = inputs_digest(&job.sample, candidate, run);
-                !self.is_done(job.task, &job.sample, &candidate.name, &inputs)
+                !self.is_done(&job.task, &job.sample, &candidate.name, &inputs)
             })
         })
     }
 
-    /// The rows that this run made or found made, in the order of the samples, caches in the order in which they were
-    /// measured.
+    /// The rows that were asked for, made now or found made, each once: in the order of the samples, caches in the order
+    /// in which they were measured.
     pub(super) fn into_rows(self, jobs: &[Job]) -> Vec<Row> {
         let all = self.results.as_ref().map_or(&self.rows[..], Results::rows);
-        let mut rows = Vec::new();
-        for job in jobs {
-            let is_it = |row: &&Row| {
-                self.seen.contains(&row.inputs)
-                    && (row.task.as_str(), &row.sample) == (job.task, &job.sample.name)
-            };
-            rows.extend(all.iter().filter(is_it).cloned());
-        }
-        rows
+        let place = |row: &Row| {
+            jobs.iter().position(|job| {
+                (&job.task, &job.sample.name, job.sample.length)
+                    == (&row.task, &row.sample, row.context)
+            })
+        };
+        let asked = all.iter().filter(|row| self.seen.contains(&row.inputs));
+        let mut rows: Vec<(usize, Row)> =
+            asked.filter_map(|row| Some((place(row)?, row.clone()))).collect();
+        rows.sort_by_key(|(place, _)| *place);
+        rows.into_iter().map(|(_, row)| row).collect()
     }
 }
 
@@ -88,9 +91,13 @@ impl Watcher for Watch {
 
     fn row(&mut self, row: Row) -> heterokv_eval::Result<()> {
         if self.is_json {
-            // A reader that has gone ends the run when the tables are printed; rows go on to the file until then.
-            let line = serde_json::to_string(&row).unwrap_or_default();
-            let _ = print_line(&line);
+            let line = serde_json::to_string(&row).map_err(std::io::Error::from);
+            let printed =
+                line.and_then(|line| print_line(&line).map_err(|Unwritable(source)| source));
+            // Without a file the rows are for the reader alone, and end with it.
+            if let (Err(source), None) = (printed, &self.results) {
+                return Err(heterokv_eval::Error::Io { path: "stdout".into(), source });
+            }
         }
         match &mut self.results {
             Some(results) => results.push(row)?,

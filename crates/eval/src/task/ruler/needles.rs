@@ -129,7 +129,7 @@ impl Needles {
             if is_one { "it" } else { "them" },
             if is_one { "it" } else { "them" },
         );
-        let asked = self.text(&mut made, &needles, &before)?;
+        let asked = self.text(&mut made, &keys, &needles, &before)?;
         let names = match &keys[..num_queries] {
             [one] => one.clone(),
             [first @ .., last] => format!("{}, and {last}", first.join(", ")),
@@ -158,6 +158,7 @@ impl Needles {
     fn text(
         &self,
         made: &mut Made<'_>,
+        keys: &[String],
         needles: &[(f64, String)],
         before: &str,
     ) -> Result<crate::prompting::Asked> {
@@ -168,7 +169,7 @@ impl Needles {
             Among::Needles => {
                 let seed: u64 = random.random();
                 let build = |pieces| {
-                    let others = self.others(seed, pieces);
+                    let others = self.others(seed, pieces, keys);
                     let others = others.iter().map(String::as_str).collect();
                     format!("{before}{}\n\n", Haystack::Given(others).with(pieces, needles))
                 };
@@ -178,16 +179,12 @@ impl Needles {
         fit_haystack(task, prompting, *length, &haystack, needles, before, "\n\n")
     }
 
-    /// Needles that nobody asks for. A key that is asked for is not among them: each has a word or a digit more.
-    fn others(&self, seed: u64, num: usize) -> Vec<String> {
+    /// Needles that nobody asks for: like the others, with other keys than `keys`.
+    fn others(&self, seed: u64, num: usize, keys: &[String]) -> Vec<String> {
         use rand::SeedableRng;
         let mut random = StdRng::seed_from_u64(seed);
         let mut other = || {
-            let key = match self.key {
-                // Four words: none is a name of three.
-                Kind::Word => fresh_key(&mut random, &[], 4),
-                kind => kind.draw(&mut random, &[]),
-            };
+            let key = self.key.draw(&mut random, keys);
             self.sentence(&key, &self.value.draw(&mut random, &[]))
         };
         (0..num).map(|_| other()).collect()

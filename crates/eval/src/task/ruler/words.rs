@@ -5,8 +5,8 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{Asking, Made};
-use crate::Result;
 use crate::task::haystack::{ADJECTIVES, NOUNS, fit};
+use crate::{Error, Result};
 
 /// Tokens of a reply about common words, RULER's `tokens_to_generate`.
 const MAX_COMMON_TOKENS: usize = 120;
@@ -52,7 +52,11 @@ pub(super) fn ask_common(mut made: Made<'_>) -> Result<Asking> {
             numbered.join(" ")
         )
     };
-    let (_, asked) = fit(made.task, made.prompting, made.length, 1, build)?;
+    let (num_others, asked) = fit(made.task, made.prompting, made.length, 1, build)?;
+    if num_others >= pool.len() {
+        let (haystack_tokens, needed_tokens) = (asked.context.len(), made.length);
+        return Err(Error::ShortHaystack { task: made.task, haystack_tokens, needed_tokens });
+    }
     Ok(Asking {
         asked,
         question: format!("Which {NUM_COMMON} words does the list have most often?"),
@@ -62,7 +66,7 @@ pub(super) fn ask_common(mut made: Made<'_>) -> Result<Asking> {
     })
 }
 
-/// Adjectives, nouns, and compounds of two nouns: enough for lists of some 25,000 entries.
+/// Adjectives, nouns, and compounds of two and of three: over 100,000 words, enough for lists of 300,000 entries.
 fn word_pool() -> Vec<String> {
     let single = ADJECTIVES.iter().chain(&NOUNS).map(|&word| word.to_owned());
     let compound = NOUNS.iter().flat_map(|first| {
@@ -74,7 +78,11 @@ fn word_pool() -> Vec<String> {
     let joined = ADJECTIVES
         .iter()
         .flat_map(|first| NOUNS.iter().map(move |second| format!("{first}{second}")));
-    single.chain(compound).chain(joined).collect()
+    let long = ADJECTIVES.iter().flat_map(|first| {
+        let second = NOUNS.iter().flat_map(|second| NOUNS.iter().map(move |third| (second, third)));
+        second.map(move |(second, third)| format!("{first}{second}{third}"))
+    });
+    single.chain(compound).chain(joined).chain(long).collect()
 }
 
 pub(super) fn ask_frequent(mut made: Made<'_>) -> Result<Asking> {
@@ -126,6 +134,6 @@ mod tests {
         pool.sort();
         pool.dedup();
         assert_eq!(pool.len(), len);
-        assert!(len > 4_000, "{len}");
+        assert!(len > 100_000, "{len}");
     }
 }
