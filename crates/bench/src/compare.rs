@@ -219,7 +219,7 @@ mod tests {
         let mut few = record("model", 3.0);
         few.cases[0].samples_ns.truncate(2);
         let few = compare_all(&few, &record("model", 1.0), TENTH).expect("one machine");
-        assert!(few.is_held() && few.summary().contains("1 not judged"));
+        assert!(!few.is_held() && few.summary().contains("1 not judged"));
     }
 
     #[test]
@@ -263,13 +263,5 @@ mod tests {
         let wanted = Selection::new(Some("full".to_owned()));
         let compared = compare(&record("model", 1.0), &old, &wanted, TENTH);
         assert!(compared.expect("one is shared").is_held(), "it was not asked for");
-    }
-
-    #[test]
-    fn too_few_samples_are_no_proof() {
-        let mut few = record("model", 1.0);
-        few.cases[0].samples_ns.truncate(2);
-        let compared = compare_all(&few, &record("model", 1.0), TENTH).expect("one is shared");
-        assert!(!compared.is_held(), "{}", compared.summary());
     }
 }

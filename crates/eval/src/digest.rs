@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn samples_of_the_same_are_put_together_in_the_order_of_appearance() {
-        let mut second = divergence("kl", 512, "b", &[3.0]);
+        let mut second = divergence("kl", 512, "b", &[3.0, 0.0]);
         second.memory[0].device.codes += 100;
         second.time.step = 0.5;
         second.sample = "1".to_owned();
@@ -265,22 +265,23 @@ mod tests {
         let keys: Vec<_> = digests.iter().map(|d| (d.cache.as_str(), d.context)).collect();
         assert_eq!(keys, [("b", 512), ("a", 512), ("b", 1024)]);
         let first = &digests[0];
-        assert_eq!((first.num_samples, first.num_steps, first.num_answers), (2, 3, 0));
-        assert_eq!(first.figure("kl_mean").unwrap().value, 2.0);
+        assert_eq!((first.num_samples, first.num_steps, first.num_answers), (2, 4, 0));
+        assert_eq!(first.figure("kl_mean").unwrap().value, 1.5);
         assert_eq!(first.figure("kl_max").unwrap().value, 3.0);
         assert_eq!(first.figure("score"), None);
         assert_eq!(
             (first.device_bytes, first.ratio, first.host_bytes),
             (Some(200), Some(0.5), Some(400))
         );
-        assert_eq!((first.rows_read, first.step_seconds), (Some(0.25), Some(0.025)));
+        assert_eq!((first.rows_read, first.step_seconds), (Some(0.25), Some(0.2625)));
         assert_eq!(first.prefill_rate, Some(256.0));
     }
 
     #[test]
     fn figures_are_those_of_the_summary_of_all_steps() {
         let kl: Vec<f64> = (0..80).map(|i| f64::from(i) / 80.0).collect();
-        let rows = [divergence("kl", 512, "a", &kl), divergence("kl", 512, "a", &kl[..70])];
+        let other: Vec<f64> = kl.iter().map(|kl| kl * kl).collect();
+        let rows = [divergence("kl", 512, "a", &kl), divergence("kl", 512, "a", &other)];
         let mut all = Steps::default();
         for row in &rows {
             let Outcome::Divergence { steps, .. } = &row.outcome else { unreachable!() };
@@ -298,6 +299,21 @@ mod tests {
         }
         let kl_mean = digests[0].figure("kl_mean").unwrap();
         assert!(kl_mean.low.unwrap() < kl_mean.value && kl_mean.value < kl_mean.high.unwrap());
+    }
+
+    #[test]
+    fn other_code_is_apart_and_the_same_row_counts_once() {
+        let row = divergence("kl", 512, "a", &[1.0, 2.0]);
+        let mut newer = row.clone();
+        newer.run.commit = "later".to_owned();
+        newer.inputs = "later".to_owned();
+        let longer = divergence("kl", 512, "a", &[1.0, 2.0, 3.0]);
+        let digests = digest(&[row.clone(), newer, row, longer]);
+        let seen: Vec<_> = digests
+            .iter()
+            .map(|one| (one.commit.as_str(), one.num_samples, one.num_steps))
+            .collect();
+        assert_eq!(seen, [("0123abc", 1, 2), ("later", 1, 2), ("0123abc", 1, 3)]);
     }
 
     #[test]
@@ -322,7 +338,16 @@ mod tests {
         let digests = digest(&rows);
         let score = digests[0].figure("score").unwrap();
         assert_eq!((score.value, digests[0].num_answers), (0.625, 4));
-        assert!(score.low.unwrap() < 0.625 && score.high.unwrap() > 0.625);
+        assert_eq!(score.low, None, "two samples say nothing of others");
+        let right: Vec<Row> =
+            (0..4).map(|at| answers("needle", 512, "a", Some(f64::from(at)), &[1.0])).collect();
+        let mut right = right;
+        for (row, name) in right.iter_mut().zip(["0", "1", "2", "3"]) {
+            row.sample = name.to_owned();
+        }
+        let digests = digest(&right);
+        let score = digests[0].figure("score").unwrap();
+        assert!((score.low.unwrap() - 0.51).abs() < 0.001 && score.high.unwrap() > 0.999);
         assert_eq!(digest(&[]), []);
         let none = digest(&[answers("needle", 512, "a", None, &[])]);
         assert_eq!(none[0].figures, []);

@@ -227,11 +227,10 @@ impl Summary {
 #[must_use]
 pub fn kl_divergence(p: &Distribution, q: &Distribution) -> f64 {
     assert_eq!(p.0.len(), q.0.len(), "distributions over one vocabulary");
-    let terms = p
-        .0
-        .iter()
-        .zip(&q.0)
-        .map(|(&p, &q)| if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) });
+    let terms =
+        p.0.iter()
+            .zip(&q.0)
+            .map(|(&p, &q)| if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) });
     terms.sum()
 }
 

@@ -46,7 +46,7 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
         num_tokens: context,
         depth: None,
         cache: cache.to_owned(),
-        inputs: "0123456789abcdef".to_owned(),
+        inputs: crate::evaluate::hex_digest(&format!("{outcome:?}")),
         spec: cache.to_owned(),
         outcome,
         rows_read: None,

@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn a_table_has_a_line_for_each_cache_and_the_command() {
         let rows = [
-            divergence("kl", 1024, "full", &[0.0; 64]),
-            divergence("kl", 1024, "hca:25%", &[0.01; 64]),
+            divergence("kl", 1024, "full", &[0.0; 128]),
+            divergence("kl", 1024, "hca:25%", &[0.01; 128]),
             answers("needle", 512, "hca:25%", Some(0.5), &[1.0, 0.0]),
         ];
         let text = markdown(&rows).replace('\u{a0}', " ");

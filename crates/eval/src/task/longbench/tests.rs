@@ -86,8 +86,11 @@ fn samples_by(
     LongBench.samples(&inputs, context)
 }
 
-fn names(samples: &[Sample]) -> Vec<&str> {
-    samples.iter().map(|sample| sample.name.as_str()).collect()
+/// Dataset and record.
+fn names(samples: &[Sample]) -> Vec<String> {
+    let name =
+        |Sample { part, name, .. }: &Sample| format!("{}/{name}", part.as_deref().unwrap_or(""));
+    samples.iter().map(name).collect()
 }
 
 fn question(sample: &Sample) -> &Question {
@@ -275,7 +278,7 @@ fn samples_are_drawn_by_seed_without_replacement() {
     ]);
     let draw = |seed, num_samples| {
         let samples = samples_of(folder.path(), &settings(seed, num_samples), 900).unwrap();
-        samples.into_iter().map(|sample| sample.name).collect::<Vec<_>>()
+        names(&samples)
     };
     let drawn = draw(7, 10);
     assert_eq!(drawn.iter().filter(|name| name.starts_with("qasper/")).count(), 10);
