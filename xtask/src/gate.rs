@@ -17,7 +17,7 @@ const CORPUS: &str = "tests/gate/moby-dick.txt";
 const FIGURES: &str = "tests/gate/figures.json";
 
 /// What is measured: what follows in a text, what is said in it once more, and a number hidden in another, at a length
-/// from which presets keep their ratios.
+/// from which presets keep their ratios and at depths where the full cache answers.
 const RUN: [&str; 20] = [
     "--task",
     "kl,recall,passkey",
@@ -26,7 +26,7 @@ const RUN: [&str; 20] = [
     "--continuation",
     "64",
     "--depth",
-    "20,80",
+    "10,30,50,60",
     "--seed",
     "7",
     "--cache",

@@ -73,7 +73,11 @@ fn measure(args: &EvalArgs) -> Result<()> {
     }
     match (&gate, &args.write_gate) {
         (Some(gate), _) => gate::hold(gate, &digests),
-        (None, Some(path)) => gate::write(path, &digests, &run.command),
+        (None, Some(path)) => {
+            // Where the model is on this machine says nothing to others.
+            let model = quoted(&args.model.model.to_string_lossy());
+            gate::write(path, &digests, &run.command.replace(&model, &opened.name))
+        }
         (None, None) => Ok(()),
     }
 }
