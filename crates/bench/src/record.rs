@@ -151,11 +151,19 @@ impl Record {
     /// If it cannot be written.
     pub(crate) fn save(&self, folder: &Path, filter: Option<&str>) -> Result<PathBuf> {
         let path = folder.join(self.file_name(filter));
-        let context = || format!("cannot write {}", path.display());
-        fs::create_dir_all(folder).with_context(context)?;
-        let text = serde_json::to_string_pretty(self).with_context(context)?;
-        fs::write(&path, text + "\n").with_context(context)?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        self.write(&path)?;
         Ok(path)
+    }
+
+    /// Writes the record to the file `path`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let context = || format!("cannot write {}", path.display());
+        let text = serde_json::to_string_pretty(self).with_context(context)?;
+        fs::write(path, text + "\n").with_context(context)
     }
 }
 

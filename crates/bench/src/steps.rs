@@ -1,5 +1,6 @@
 //! A run of the suites that make a record: what is measured, printed, kept, and compared.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -15,13 +16,16 @@ use crate::quality::default_corpus;
 use crate::record::Record;
 use crate::selection::Selection;
 use crate::settings::Settings;
-use crate::subject::Place;
+use crate::subject::{Place, Subject};
 use crate::suite::Folder;
 use crate::{attention, end_to_end, instructions, model_step, page, peers, tables};
 
 /// Tokens of a text that pass through the model; beyond them a context repeats them. Eight more than the default
 /// model was trained for, so that its prefill tells what follows a context of that length.
 const REAL_TOKENS: usize = 8192 + 8;
+
+/// What a run has measured so far, in the folder of its results: if it is stopped, `--measured` takes this file.
+const UNFINISHED: &str = "unfinished.json";
 
 /// Where records are kept that are to stay.
 const RECORDS: &str = "../../docs/bench/record";
@@ -52,6 +56,11 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
             false => arguments.out.clone(),
         };
         println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
+        let unfinished = arguments.out.join(UNFINISHED);
+        if unfinished.exists() {
+            fs::remove_file(&unfinished)
+                .with_context(|| format!("cannot remove {}", unfinished.display()))?;
+        }
     }
     if arguments.splice {
         splice(&record, page_of)?;
@@ -74,6 +83,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
     if arguments.peers {
         return beside_peers(arguments);
     }
+    let unfinished = folder.join(UNFINISHED);
     let selection = Selection::new(arguments.filter.clone());
     let wants = |suite: &str| wants_suite(&selection, suite);
     let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
@@ -105,8 +115,13 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         };
         settings.say("machine");
         let ceilings = machine::measure(&settings.selection, sizes, &pool, &folder, &mut record)?;
+        record.write(&unfinished)?;
         if let Some(place) = place.as_ref().filter(|_| is_step_wanted) {
-            steps(place, arguments.test, &settings, &ceilings, &mut record)?;
+            let rows = steps(place, arguments.test, &settings, &mut record)?;
+            rows.attention(&settings, &ceilings, &mut record)?;
+            record.write(&unfinished)?;
+            rows.model(&settings, &ceilings, &mut record)?;
+            record.write(&unfinished)?;
         }
     }
     if let Some(place) = place.filter(|_| wants(end_to_end::SUITE)) {
@@ -115,6 +130,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
             num_threads: arguments.threads,
         };
         end_to_end::measure(&settings, &place, length, &mut record)?;
+        record.write(&unfinished)?;
     }
     if wants(instructions::SUITE) {
         instructions::measure(&settings, &mut record)?;
@@ -155,35 +171,59 @@ fn beside_peers(arguments: &StepArgs) -> Result<Record> {
     Ok(record)
 }
 
-/// One layer and the whole model, on the rows of one prompt.
+/// What one layer and the whole model are measured on.
+struct Steps {
+    subject: Subject,
+    rows: PromptRows,
+    /// Rows of no model in the place of these for one layer: the heads of a tiny model are too short for the presets.
+    synthetic: Option<PromptRows>,
+}
+
+impl Steps {
+    fn attention(
+        &self,
+        settings: &Settings<'_>,
+        ceilings: &machine::Ceilings,
+        record: &mut Record,
+    ) -> Result<()> {
+        if !wants_suite(&settings.selection, attention::SUITE) {
+            return Ok(());
+        }
+        let Some(synthetic) = &self.synthetic else {
+            return attention::measure(settings, &self.rows, ceilings, record);
+        };
+        let settings = Settings { caches: PRESETS.map(str::to_owned).to_vec(), ..settings.clone() };
+        attention::measure(&settings, synthetic, ceilings, record)
+    }
+
+    fn model(
+        &self,
+        settings: &Settings<'_>,
+        ceilings: &machine::Ceilings,
+        record: &mut Record,
+    ) -> Result<()> {
+        if !wants_suite(&settings.selection, model_step::SUITE) {
+            return Ok(());
+        }
+        model_step::measure(settings, &self.subject, &self.rows, ceilings, record)
+    }
+}
+
+/// The model and its rows of one prompt.
 fn steps(
     place: &Place,
     is_test: bool,
     settings: &Settings<'_>,
-    ceilings: &machine::Ceilings,
     record: &mut Record,
-) -> Result<()> {
+) -> Result<Steps> {
     let longest = settings.contexts.iter().copied().max().unwrap_or(REAL_TOKENS);
     let num_tokens = longest.saturating_add(8).min(REAL_TOKENS);
     let subject = place.load(num_tokens, settings.level)?;
     settings.say(&format!("prefill of {num_tokens} tokens"));
     record.subject = subject.name.clone();
     let rows = settings.pool.install(|| PromptRows::of_model(&subject.model, &subject.tokens))?;
-    if wants_suite(&settings.selection, attention::SUITE) {
-        // A tiny model's heads are too short for the presets, which rows of no model are not.
-        let presets = PRESETS.map(str::to_owned).to_vec();
-        let (synthetic, caches) = match is_test {
-            true => (Some(PromptRows::synthetic(num_tokens)?), presets),
-            false => (None, settings.caches.clone()),
-        };
-        let settings = Settings { caches, ..settings.clone() };
-        let rows = synthetic.as_ref().unwrap_or(&rows);
-        attention::measure(&settings, rows, ceilings, record)?;
-    }
-    if wants_suite(&settings.selection, model_step::SUITE) {
-        model_step::measure(settings, &subject, &rows, ceilings, record)?;
-    }
-    Ok(())
+    let synthetic = is_test.then(|| PromptRows::synthetic(num_tokens)).transpose()?;
+    Ok(Steps { subject, rows, synthetic })
 }
 
 /// Whether a case of the suite may be wanted: unless the filter names another.
