@@ -7,10 +7,11 @@ mod samples;
 mod tables;
 mod watch;
 
+use std::fmt::Display;
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Profile};
 use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, digest, evaluate};
 use heterokv_model::text::ModelText;
@@ -118,33 +119,19 @@ fn check_names(args: &EvalArgs) -> Result<()> {
     if let Some(path) = &args.write_gate {
         Gate::check_place(path)?;
     }
-    let samples = &args.samples;
-    let numbers = [("context", &samples.context), ("token-offset", &samples.token_offset)];
-    for (option, numbers) in numbers {
-        let mut before = numbers.iter().enumerate();
-        if let Some((_, number)) = before.find(|(place, number)| numbers[..*place].contains(number))
-        {
-            anyhow::bail!("--{option} {number} is given twice; once is enough");
-        }
+    check_once("context", &args.samples.context)?;
+    check_once("token-offset", &args.samples.token_offset)?;
+    check_once("depth", &args.samples.depth)?;
+    check_once("cache", &args.cache.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    check_once("task", &args.task)
+}
+
+fn check_once<T: PartialEq + Display>(option: &str, values: &[T]) -> Result<()> {
+    let mut places = values.iter().enumerate();
+    match places.find(|(place, value)| values[..*place].contains(value)) {
+        Some((_, value)) => bail!("--{option} {value} is given twice; once is enough"),
+        None => Ok(()),
     }
-    let mut depths = samples.depth.iter().enumerate();
-    if let Some((_, depth)) = depths.find(|(place, depth)| samples.depth[..*place].contains(depth))
-    {
-        anyhow::bail!("--depth {depth} is given twice; once is enough");
-    }
-    let caches: Vec<String> = args.cache.iter().map(ToString::to_string).collect();
-    let twice = |names: &[String]| {
-        let mut before = names.iter().enumerate();
-        before.find(|(place, name)| names[..*place].contains(name)).map(|(_, name)| name.clone())
-    };
-    if let Some(name) = twice(&caches) {
-        anyhow::bail!("--cache {name} is given twice; once is enough");
-    }
-    let tasks: Vec<String> = args.task.iter().map(ToString::to_string).collect();
-    if let Some(name) = twice(&tasks) {
-        anyhow::bail!("--task {name} is given twice; once is enough");
-    }
-    Ok(())
 }
 
 /// The full cache, and those that were asked for beside it.

@@ -1,5 +1,6 @@
 //! One probe, put to many caches.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use heterokv_model::Progress;
@@ -103,12 +104,13 @@ pub(super) fn ask(
     questions: &[Question],
     progress: Progress<'_>,
 ) -> Result<Vec<Outcome>> {
+    let words = Words { ends: engine.end_ids(), nameless: engine.nameless_ids() };
     let total = probed.len() * questions.len();
     let mut outcomes = Vec::new();
     for (place, probed) in probed.iter_mut().enumerate() {
         let mut answers = Vec::new();
         for (index, question) in questions.iter().enumerate() {
-            answers.push(answer(engine, probed, question)?);
+            answers.push(answer(engine, &words, probed, question)?);
             progress(place * questions.len() + index + 1, total);
         }
         let score = answers.iter().map(|answer| answer.score).sum::<f64>();
@@ -118,9 +120,19 @@ pub(super) fn ask(
     Ok(outcomes)
 }
 
+/// Tokens that a reply does not go on behind, or cannot hold.
+struct Words {
+    ends: BTreeSet<u32>,
+    nameless: BTreeSet<u32>,
+}
+
 /// The most probable reply, token by token.
-fn answer(engine: Engine<'_>, probed: &mut Probed, question: &Question) -> Result<Answer> {
-    let (ends, nameless) = (engine.end_ids(), engine.nameless_ids());
+fn answer(
+    engine: Engine<'_>,
+    words: &Words,
+    probed: &mut Probed,
+    question: &Question,
+) -> Result<Answer> {
     let mut stops = StopMatcher::new(question.stops.iter().map(String::as_str))?;
     let mut stream = engine.tokenizer.decode_stream(SpecialTokens::Skip, LeadingSpace::Keep);
     let mut fed: Vec<u32> = probed.pending.take().into_iter().collect();
@@ -133,13 +145,13 @@ fn answer(engine: Engine<'_>, probed: &mut Probed, question: &Question) -> Resul
     let mut reply = String::new();
     for _ in 0..question.max_tokens {
         let says = Distribution::of_logits(&probed.step(engine, token)?);
-        let Some(next) = says.top_outside(&nameless) else {
+        let Some(next) = says.top_outside(&words.nameless) else {
             let step = probed.step_seconds.len() - 1;
             return Err(Error::NotFinite { what: "the distribution", step });
         };
         token = next;
         probed.pending = None;
-        if ends.contains(&token) {
+        if words.ends.contains(&token) {
             break;
         }
         probed.pending = Some(token);

@@ -2,8 +2,8 @@
 
 use super::{ChatTemplate, EncodeOptions, Error, Message, ModelText, RenderOptions, Result};
 
-/// Stands where a question or a reply will be; no template touches it and no text holds it.
-const PLACEHOLDER: &str = "\u{2063}heterokv placeholder\u{2063}";
+/// Marks where a question or a reply belongs in what a template writes, to cut it there; no template touches it and no text holds it.
+const MARK: &str = "\u{2063}heterokv mark\u{2063}";
 
 /// Turns messages into the tokens that a model was taught to see, a stretch at a time, so that what was said
 /// before can stay in a cache.
@@ -46,9 +46,8 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// What the template or the tokenizer refuses, and [`Error::TemplateChangesText`].
     pub fn opening(&self, text: &str) -> Result<Opening> {
-        let rendered = self.render(&[Message::new("user", format!("{text}{PLACEHOLDER}"))])?;
-        let (before, behind) =
-            rendered.rsplit_once(PLACEHOLDER).ok_or(Error::TemplateChangesText)?;
+        let rendered = self.render(&[Message::new("user", format!("{text}{MARK}"))])?;
+        let (before, behind) = rendered.rsplit_once(MARK).ok_or(Error::TemplateChangesText)?;
         Ok(Opening { tokens: self.encode(before)?, behind: behind.to_owned() })
     }
 
@@ -70,10 +69,10 @@ impl<'a> Conversation<'a> {
         // What was said before is in the cache; only what follows a reply is wanted.
         let rendered = self.render(&[
             Message::new("user", "."),
-            Message::new("assistant", PLACEHOLDER),
+            Message::new("assistant", MARK),
             Message::new("user", question),
         ])?;
-        let (_, behind) = rendered.split_once(PLACEHOLDER).ok_or(Error::TemplateChangesText)?;
+        let (_, behind) = rendered.split_once(MARK).ok_or(Error::TemplateChangesText)?;
         self.encode(&format!("{behind}{reply}"))
     }
 

@@ -1,11 +1,12 @@
 //! Needles in a haystack: magic numbers and UUIDs of keys.
 
-use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 
 use super::{Asking, Made};
 use crate::Result;
+use crate::prompting::Asked;
 use crate::task::haystack::{Haystack, NOISE, fit, fit_haystack, fresh_key};
 
 /// Tokens of a reply: RULER's `tokens_to_generate` of these tasks.
@@ -135,14 +136,14 @@ impl Needles {
             [first @ .., last] => format!("{}, and {last}", first.join(", ")),
             [] => String::new(),
         };
-        let (is, the) = if is_one { ("is", "The") } else { ("are all", "The") };
+        let is = if is_one { "is" } else { "are all" };
         Ok(Asking {
             asked,
             question: format!(
                 "What {is} the special magic {what} for {names} that the text mentions?"
             ),
             reply: format!(
-                " {the} special magic {what} for {names} that the text mentions {}",
+                " The special magic {what} for {names} that the text mentions {}",
                 if is_one { "is" } else { "are" }
             ),
             answers: values[..num_queries].concat(),
@@ -161,7 +162,7 @@ impl Needles {
         keys: &[String],
         needles: &[(f64, String)],
         before: &str,
-    ) -> Result<crate::prompting::Asked> {
+    ) -> Result<Asked> {
         let Made { task, prompting, haystack, length, random } = made;
         let haystack = match self.among {
             Among::Noise => Haystack::Repeated(NOISE),
@@ -181,7 +182,6 @@ impl Needles {
 
     /// Needles that nobody asks for: like the others, with other keys than `keys`.
     fn others(&self, seed: u64, num: usize, keys: &[String]) -> Vec<String> {
-        use rand::SeedableRng;
         let mut random = StdRng::seed_from_u64(seed);
         let mut other = || {
             let key = self.key.draw(&mut random, keys);
@@ -193,8 +193,6 @@ impl Needles {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
 
     #[test]
