@@ -89,13 +89,13 @@ pub(crate) struct StepArgs {
     /// Put the tables into docs/bench/REPORT.md
     #[arg(long)]
     pub(crate) splice: bool,
-    /// Print ratios to an earlier record, and fail where a case became slower beyond the noise
+    /// Print ratios to an earlier record, and fail where a case became slower beyond the noise, or larger
     #[arg(long, value_name = "OLD.json")]
     pub(crate) compare: Option<PathBuf>,
     /// Take this record for what was measured, and measure nothing
     #[arg(long, value_name = "NEW.json", conflicts_with = "record")]
     pub(crate) measured: Option<PathBuf>,
-    /// New time over old up to which the lower end of the 95 % interval may reach
+    /// New time over old up to which the lower end of the 95 % interval may reach, and new resident memory over old
     #[arg(long, value_name = "RATIO", default_value_t = 1.10, value_parser = allowance, requires = "compare")]
     pub(crate) allow: f64,
     /// Compare records of different machines, settings or models, too

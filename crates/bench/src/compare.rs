@@ -1,4 +1,4 @@
-//! A run against an earlier one of the same machine: what became slower, beyond the noise of both.
+//! A run against an earlier one of the same machine: what became slower, beyond the noise of both, or larger.
 
 use std::collections::BTreeSet;
 
@@ -16,10 +16,17 @@ const MIN_SAMPLES: usize = 3;
 /// How much more instructions a kernel may take: they hardly vary from run to run.
 const ALLOWED_INSTRUCTIONS: f64 = 1.02;
 
+/// Bytes that a cache counts, and how much more there may be: they do not vary, but capacities are rounded up.
+const COUNTED: [&str; 2] = ["device_bytes_counted", "host_bytes_counted"];
+const ALLOWED_COUNTED: f64 = 1.01;
+
+/// Bytes as the operating system sees them, which vary about as times do.
+const RESIDENT: [&str; 2] = ["rss_peak_bytes", "rss_steady_bytes"];
+
 /// What a comparison lets pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {
-    /// New time over old up to which the lower end of the interval may reach.
+    /// New time over old up to which the lower end of the interval may reach, and new resident memory over old.
     pub(crate) ratio: f64,
     /// Compare records of different machines or subjects, too.
     pub(crate) across: bool,
@@ -66,7 +73,8 @@ pub(crate) fn compare(
     let mut rows = Vec::new();
     for case in &new.cases {
         let Some(before) = old.case(&case.name) else { continue };
-        rows.extend(row(case, before, allowance.ratio));
+        rows.extend(time(case, before, allowance.ratio));
+        rows.extend(memory(case, before, allowance.ratio));
     }
     ensure!(!rows.is_empty(), "the two records share no case; measure the same suites");
     let measured: BTreeSet<&str> = new.cases.iter().map(|case| case.name.as_str()).collect();
@@ -99,18 +107,27 @@ fn check_same_machine(new: &Record, old: &Record) -> Result<()> {
     Ok(())
 }
 
-/// None for cases of which nothing is compared.
-fn row(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
+/// A ratio that is known without noise.
+fn exact(name: String, ratio: f64, allowed: f64) -> Row {
+    let verdict = if ratio <= allowed { Verdict::Held } else { Verdict::Regressed };
+    Row { name, ratio: Ratio { median: ratio, low: ratio, high: ratio }, verdict }
+}
+
+/// The bytes that both have.
+fn memory(case: &Case, before: &Case, allowed: f64) -> Vec<Row> {
+    let counted = COUNTED.map(|name| (name, ALLOWED_COUNTED));
+    let of = |(name, allowed): (&str, f64)| {
+        let (new, old) = (case.figures.get(name)?, before.figures.get(name)?);
+        (*old > 0.0).then(|| exact(format!("{} {name}", case.name), new / old, allowed))
+    };
+    counted.into_iter().chain(RESIDENT.map(|name| (name, allowed))).filter_map(of).collect()
+}
+
+/// None for cases that are not timed.
+fn time(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
     let name = case.name.clone();
     if let (Some(new), Some(old)) = (case.instructions, before.instructions) {
-        let ratio = new as f64 / old as f64;
-        let is_held = ratio <= ALLOWED_INSTRUCTIONS;
-        let verdict = if is_held { Verdict::Held } else { Verdict::Regressed };
-        return Some(Row {
-            name,
-            ratio: Ratio { median: ratio, low: ratio, high: ratio },
-            verdict,
-        });
+        return Some(exact(name, new as f64 / old as f64, ALLOWED_INSTRUCTIONS));
     }
     let fewest = case.samples_ns.len().min(before.samples_ns.len());
     if fewest == 0 {
@@ -127,7 +144,7 @@ fn row(case: &Case, before: &Case, allowed: f64) -> Option<Row> {
 }
 
 impl Comparison {
-    /// Whether no case is slower than allowed, none is missing, and there were samples enough to tell.
+    /// Whether no case is slower or larger than allowed, none is missing, and there were samples enough to tell.
     pub(crate) fn is_held(&self) -> bool {
         let is_judged = |row: &Row| matches!(row.verdict, Verdict::Held | Verdict::Machine);
         self.missing.is_empty() && self.rows.iter().all(is_judged)
@@ -156,12 +173,13 @@ impl Comparison {
     /// What was found, in words and numbers.
     pub(crate) fn summary(&self) -> String {
         let mut text = format!(
-            "{} held, {} regressed (lower end of the 95 % interval above {:.2}; instructions above {:.2}), \
-             {} not judged",
+            "{} held, {} regressed (lower end of the 95 % interval or resident memory above {:.2}; \
+             instructions above {:.2}; bytes counted above {:.2}), {} not judged",
             self.num(Verdict::Held),
             self.num(Verdict::Regressed),
             self.allowed,
             ALLOWED_INSTRUCTIONS,
+            ALLOWED_COUNTED,
             self.num(Verdict::Machine) + self.num(Verdict::TooFewSamples),
         );
         if !self.missing.is_empty() {
@@ -233,6 +251,24 @@ mod tests {
         let held =
             |count| compare_all(&counted(count), &counted(1000), TENTH).expect("it runs").is_held();
         assert!(held(1000) && held(1020) && !held(1021));
+    }
+
+    #[test]
+    fn bytes_are_held_too() {
+        let counted = |name, bytes| {
+            let mut record = record("end-to-end", 1.0);
+            record.cases[0].set(name, bytes);
+            record
+        };
+        for (name, allowed) in [("device_bytes_counted", 1.01), ("rss_peak_bytes", 1.1)] {
+            let held = |factor: f64| {
+                let (new, old) = (counted(name, 1e6 * factor), counted(name, 1e6));
+                compare_all(&new, &old, TENTH).expect("it runs").is_held()
+            };
+            assert!(held(1.0) && held(0.1) && held(allowed) && !held(allowed + 0.005), "{name}");
+        }
+        let gone = compare_all(&record("end-to-end", 1.0), &counted("host_bytes_counted", 1e6), TENTH);
+        assert!(gone.expect("it runs").is_held(), "bytes that one of the two lacks are not compared");
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn command() -> String {
     if is_with_peers { format!("{line} --peers") } else { line }
 }
 
-/// The commit of the working tree, and whether it has changes.
+/// The commit of the working tree, with `+` behind it where it has changes.
 fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
         let folder = env!("CARGO_MANIFEST_DIR");
@@ -88,7 +88,7 @@ fn commit() -> Option<String> {
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     let is_clean = git(&["status", "--porcelain"])?.is_empty();
-    Some(if is_clean { commit } else { format!("{commit} with changes") })
+    Some(if is_clean { commit } else { format!("{commit}+") })
 }
 
 fn cpu() -> Option<String> {

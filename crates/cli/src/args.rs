@@ -327,4 +327,23 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn logits_of_tokens_take_no_option_that_would_be_passed_over() {
+        let mut command = Cli::command();
+        command.build();
+        let eval = command.find_subcommand("eval").expect("it is a command");
+        let tokens = eval.get_arguments().find(|one| one.get_id() == "tokens").expect("it is there");
+        let refused: Vec<&str> =
+            eval.get_arg_conflicts_with(tokens).iter().map(|one| one.get_id().as_str()).collect();
+        let taken: Vec<&str> = eval
+            .get_arguments()
+            .map(|one| one.get_id().as_str())
+            .filter(|name| !refused.contains(name))
+            .collect();
+        assert_eq!(taken, TAKEN_WITH_TOKENS);
+    }
+
+    /// `--peers-folder` goes with `--peers` alone.
+    const TAKEN_WITH_TOKENS: [&str; 0] = [];
 }

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 /// Steps that are drawn together, since the next step of a text is much like the last.
-pub const STEP_BLOCK: usize = 16;
+pub(crate) const STEP_BLOCK: usize = 16;
 
 /// Means that an interval is read from.
 const NUM_RESAMPLES: usize = 1_000;
@@ -20,11 +20,11 @@ const SEED: u64 = 0x6b76;
 
 /// Where a mean lies by the values that it is of, with 95 % confidence.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// Lower end.
-    pub low: f64,
+    pub(crate) low: f64,
     /// Upper end.
-    pub high: f64,
+    pub(crate) high: f64,
 }
 
 /// The 95 % percentile bootstrap interval of the mean of all values, from 1,000 means of as many values drawn
@@ -43,7 +43,7 @@ pub struct Interval {
 /// holds the mean in some 85 to 90 of 100 cases, of skewed values like KL in fewer. The same values give the
 /// same interval, to the bit.
 #[must_use]
-pub fn mean_interval(groups: &[Vec<f64>], block: usize) -> Option<Interval> {
+pub(crate) fn mean_interval(groups: &[Vec<f64>], block: usize) -> Option<Interval> {
     let groups = groups.iter().filter(|group| !group.is_empty());
     let shortest = groups.clone().map(Vec::len).min()?;
     if block == 0 || shortest < block {

@@ -9,10 +9,10 @@ use std::time::Instant;
 use heterokv_cache::{CachePlan, KvCache};
 use heterokv_model::text::Tokenizer;
 use heterokv_model::{Model, Progress};
-use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::divergence::Distribution;
+use crate::hash::hex_digest;
 use crate::row::{ROW_VERSION, Row, Run, Time};
 use crate::subject::{Candidate, Subject};
 use crate::task::{Probe, Sample};
@@ -152,27 +152,11 @@ impl<'a> Pending<'a> {
 /// What [`Row::inputs`] is for a candidate on a sample.
 #[must_use]
 pub fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> String {
-    let mut hash = Sha256::new();
-    let mut add = |part: &str| {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    };
-    add(&format!("{:?} {:?}", sample.context, sample.probe));
-    add(&candidate.config.to_string());
-    add(candidate.profile.as_ref().map_or("", |(_, digest)| digest));
-    for part in [&run.engine, &run.build, &run.fingerprint, &run.conditions] {
-        add(part);
-    }
-    hex(&hash.finalize()[..8])
-}
-
-/// What tells a text from others: the first 16 digits of its SHA-256.
-pub(crate) fn hex_digest(text: &str) -> String {
-    hex(&Sha256::digest(text)[..8])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let profile = candidate.profile.as_ref().map_or("", |(_, digest)| digest);
+    let config = candidate.config.to_string();
+    let of_run = [&run.engine, &run.build, &run.fingerprint, &run.conditions].map(String::as_str);
+    let parts = [&sample.digest(), config.as_str(), profile].into_iter().chain(of_run);
+    hex_digest(parts.map(str::as_bytes))
 }
 
 /// Samples with one context.
@@ -253,14 +237,15 @@ impl Group<'_> {
                     depth: sample.depth,
                     cache: candidate.name.clone(),
                     spec: candidate.config.to_string(),
+                    sample_digest: sample.digest(),
                     inputs: inputs.clone(),
                     outcome,
                     rows_read: Some(probed.subject.rows_read()),
                     memory,
                     time: Time {
-                        prefill: prefill_seconds,
+                        prefill_seconds,
                         prefill_caches: wanted.len() + 1,
-                        step: median(&probed.step_seconds),
+                        step_seconds: median(&probed.step_seconds),
                         num_steps: probed.step_seconds.len(),
                     },
                     run: self.run.clone(),

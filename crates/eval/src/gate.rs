@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::aggregate::Aggregate;
 use crate::{Error, Result};
 
 /// Figures that no run may be worse than. Its file is JSON, meant to be committed and read.
@@ -29,7 +29,7 @@ pub struct Gated {
     pub context: usize,
     /// The cache as it was named.
     pub cache: String,
-    /// Which samples it was measured on: [`Digest::samples`].
+    /// Which samples it was measured on: [`Aggregate::samples`].
     pub samples: String,
     /// Name of the figure: `kl_mean`, `top1`, `score` or `ratio`.
     pub figure: String,
@@ -87,33 +87,33 @@ impl Bound {
     }
 
     /// The figure of this name.
-    fn of(&self, digest: &Digest) -> Option<f64> {
+    fn of(&self, aggregate: &Aggregate) -> Option<f64> {
         match self.name {
-            "ratio" => digest.ratio,
-            name => digest.figure(name).map(|figure| figure.value),
+            "ratio" => aggregate.ratio,
+            name => aggregate.figure(name).map(|figure| figure.value),
         }
     }
 }
 
 impl Gate {
-    /// The figures of `digests` that are gated.
+    /// The figures of `aggregates` that are gated.
     #[must_use]
-    pub fn of(digests: &[Digest], command: &str) -> Self {
-        let figures = digests.iter().flat_map(|digest| {
+    pub fn of(aggregates: &[Aggregate], command: &str) -> Self {
+        let figures = aggregates.iter().flat_map(|aggregate| {
             BOUNDS.iter().filter_map(|bound| {
                 Some(Gated {
-                    task: digest.task.clone(),
-                    context: digest.context,
-                    cache: digest.cache.clone(),
-                    samples: digest.samples.clone(),
+                    task: aggregate.task.clone(),
+                    context: aggregate.context,
+                    cache: aggregate.cache.clone(),
+                    samples: aggregate.samples.clone(),
                     figure: bound.name.to_owned(),
-                    value: bound.of(digest)?,
+                    value: bound.of(aggregate)?,
                 })
             })
         });
         Self {
             command: command.to_owned(),
-            fingerprint: digests.first().map_or_else(String::new, |one| one.fingerprint.clone()),
+            fingerprint: aggregates.first().map_or_else(String::new, |one| one.fingerprint.clone()),
             figures: figures.collect(),
         }
     }
@@ -166,16 +166,16 @@ impl Gate {
         std::fs::write(path, text).map_err(io)
     }
 
-    /// The figures that `digests` do not reach.
+    /// The figures that `aggregates` do not reach.
     #[must_use]
-    pub fn regressions(&self, digests: &[Digest]) -> Vec<Regression> {
+    pub fn regressions(&self, aggregates: &[Aggregate]) -> Vec<Regression> {
         let regression = |gated: &Gated| {
             let bound = bound_of(gated)?;
-            let same = |digest: &&Digest| {
-                (&digest.task, digest.context, &digest.cache, &digest.samples)
+            let same = |aggregate: &&Aggregate| {
+                (&aggregate.task, aggregate.context, &aggregate.cache, &aggregate.samples)
                     == (&gated.task, gated.context, &gated.cache, &gated.samples)
             };
-            let actual = digests.iter().find(same).and_then(|digest| bound.of(digest));
+            let actual = aggregates.iter().find(same).and_then(|aggregate| bound.of(aggregate));
             let bound = if gated.cache == "full" { &bound.exact() } else { bound };
             let holds = actual.is_some_and(|actual| bound.holds(gated.value, actual));
             let bound = bound.worst(gated.value);
@@ -192,11 +192,11 @@ fn bound_of(gated: &Gated) -> Option<&'static Bound> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::digest;
+    use crate::aggregate::aggregate;
     use crate::test_rows::divergence;
 
-    fn digests(kl: f64) -> Vec<Digest> {
-        digest(&[
+    fn aggregates(kl: f64) -> Vec<Aggregate> {
+        aggregate(&[
             divergence("kl", 2048, "hca:25%", &[kl, kl]),
             divergence("kl", 2048, "full", &[0.0]),
         ])
@@ -204,30 +204,30 @@ mod tests {
 
     #[test]
     fn the_same_figures_pass_and_a_little_worse_too() {
-        let gate = Gate::of(&digests(0.01), "heterokv eval");
+        let gate = Gate::of(&aggregates(0.01), "heterokv eval");
         assert_eq!(gate.figures.len(), 6);
-        assert_eq!(gate.regressions(&digests(0.01)), []);
-        assert_eq!(gate.regressions(&digests(0.012)), []);
-        assert_eq!(gate.regressions(&digests(0.001)), []);
+        assert_eq!(gate.regressions(&aggregates(0.01)), []);
+        assert_eq!(gate.regressions(&aggregates(0.012)), []);
+        assert_eq!(gate.regressions(&aggregates(0.001)), []);
     }
 
     #[test]
     fn worse_figures_and_missing_ones_are_named() {
-        let gate = Gate::of(&digests(0.01), "heterokv eval");
-        let worse = gate.regressions(&digests(0.013));
+        let gate = Gate::of(&aggregates(0.01), "heterokv eval");
+        let worse = gate.regressions(&aggregates(0.013));
         assert_eq!(worse.len(), 1);
         assert_eq!((worse[0].gated.figure.as_str(), worse[0].actual), ("kl_mean", Some(0.013)));
         assert!((worse[0].bound - 0.01252).abs() < 1e-12);
-        let missing = gate.regressions(&digests(0.01)[1..]);
+        let missing = gate.regressions(&aggregates(0.01)[1..]);
         assert_eq!(missing.len(), 3);
         assert!(missing.iter().all(|regression| regression.actual.is_none()));
-        let mut others = digests(0.01);
+        let mut others = aggregates(0.01);
         others[0].samples = "other".to_owned();
         assert_eq!(gate.regressions(&others).len(), 3, "other samples");
-        let mut full = digests(0.01);
+        let mut full = aggregates(0.01);
         full[1].figures[0].value = 1e-12;
         assert_eq!(gate.regressions(&full).len(), 1, "full is exact");
-        let mut nan = digests(0.01);
+        let mut nan = aggregates(0.01);
         nan[0].figures[0].value = f64::NAN;
         assert_eq!(gate.regressions(&nan).len(), 1);
     }
@@ -239,11 +239,11 @@ mod tests {
         assert!(matches!(Gate::read(&path), Err(Error::Io { .. })));
         let letter = folder.path().join("letter");
         std::fs::write(&letter, "Dear").unwrap();
-        let gate = Gate::of(&digests(0.1), "heterokv eval");
+        let gate = Gate::of(&aggregates(0.1), "heterokv eval");
         assert!(matches!(gate.write(&letter), Err(Error::BadGate { .. })));
         assert_eq!(std::fs::read_to_string(&letter).unwrap(), "Dear");
         assert!(matches!(gate.write(&letter.join("x")), Err(Error::Io { .. })));
-        let gate = Gate::of(&digests(0.1 + 0.2), "heterokv eval");
+        let gate = Gate::of(&aggregates(0.1 + 0.2), "heterokv eval");
         gate.write(&path).unwrap();
         assert_eq!(Gate::read(&path).unwrap(), gate);
         let text = std::fs::read_to_string(&path).unwrap();

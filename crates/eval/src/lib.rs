@@ -13,14 +13,15 @@
 //! This crate prints nothing. It reads and writes no files but those that it is given: records of LongBench, results
 //! and gates; and it starts no processes but peers.
 
+mod aggregate;
 mod attention;
 mod bootstrap;
-mod digest;
 mod divergence;
 mod error;
 mod evaluate;
 mod fit;
 mod gate;
+mod hash;
 mod heads;
 mod logits;
 mod metric;
@@ -37,9 +38,8 @@ mod task;
 #[cfg(test)]
 mod test_rows;
 
+pub use aggregate::{Aggregate, Figure, aggregate};
 pub use attention::{AttentionError, ExactAttention, exact_scores};
-pub use bootstrap::{Interval, STEP_BLOCK, mean_interval};
-pub use digest::{Digest, Figure, digest};
 pub use divergence::{Distribution, Steps, Summary, kl_divergence};
 pub use error::{Error, Result};
 pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};

@@ -36,12 +36,16 @@ impl Results {
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::NoFile { path: path.to_owned() });
         }
+        let is_new = !path.exists();
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         let mut file = options.open(path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+        if is_new {
+            sync_folder(path).map_err(io)?;
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io)?;
@@ -94,6 +98,16 @@ impl Results {
         self.rows.push(row);
         Ok(())
     }
+}
+
+/// Sees that the name of a new file is on the disk, as its contents will be.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    if cfg!(windows) {
+        // There a folder cannot be opened as a file, and its names are kept with the file.
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// How every row begins.

@@ -28,8 +28,10 @@ pub struct Row {
     pub cache: String,
     /// The cache with every option written out.
     pub spec: String,
-    /// Digest of all that the outcome depends on: the sample's tokens, what is asked, the cache and its profile, the
-    /// model and the form of its weights, the engine and its build. Where it is the same, the same was measured.
+    /// [`Sample::digest`](crate::Sample::digest): which tokens these are, and what is asked behind them.
+    pub sample_digest: String,
+    /// Digest of all that the outcome depends on: the sample, the cache and its profile, the model and the form of its
+    /// weights, the engine and its build. Where it is the same, the same was measured.
     pub inputs: String,
     /// What came of it.
     pub outcome: Outcome,
@@ -105,15 +107,15 @@ impl Memory {
     }
 }
 
-/// How long a cache took, in seconds.
+/// How long a cache took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Time {
     /// The prompt, through the model and into all caches that took it at once.
-    pub prefill: f64,
+    pub prefill_seconds: f64,
     /// How many caches these are.
     pub prefill_caches: usize,
     /// Median of the steps, each one token through the model.
-    pub step: f64,
+    pub step_seconds: f64,
     /// How many steps that is the median of.
     pub num_steps: usize,
 }

@@ -8,6 +8,7 @@ mod ruler;
 
 use std::path::Path;
 
+use crate::hash::hex_digest;
 use crate::metric::Metric;
 use crate::prompting::Prompting;
 use crate::{Error, Result};
@@ -106,6 +107,15 @@ pub struct Sample {
     pub context: Vec<u32>,
     /// What comes behind it.
     pub probe: Probe,
+}
+
+impl Sample {
+    /// What tells its tokens, and what is asked behind them, from those of every other sample: 16 hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let context: Vec<u8> = self.context.iter().flat_map(|token| token.to_le_bytes()).collect();
+        hex_digest([context.as_slice(), format!("{:?}", self.probe).as_bytes()])
+    }
 }
 
 /// What comes behind a context.

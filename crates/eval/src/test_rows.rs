@@ -46,8 +46,9 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
         num_tokens: context,
         depth: None,
         cache: cache.to_owned(),
-        inputs: crate::evaluate::hex_digest(&format!("{outcome:?}")),
         spec: cache.to_owned(),
+        sample_digest: format!("{task} {context}"),
+        inputs: crate::hash::hex_digest([format!("{outcome:?}").as_bytes()]),
         outcome,
         rows_read: None,
         memory: vec![Memory {
@@ -57,7 +58,7 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
             predicted_device_bytes: Some(100),
             full_bytes: 400,
         }],
-        time: Time { prefill: 2.0, prefill_caches: 1, step: 0.025, num_steps: 64 },
+        time: Time { prefill_seconds: 2.0, prefill_caches: 1, step_seconds: 0.025, num_steps: 64 },
         run: Run {
             engine: "heterokv".to_owned(),
             version: "0.1.0".to_owned(),

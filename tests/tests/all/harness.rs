@@ -6,7 +6,7 @@ use std::path::Path;
 use heterokv_cache::{AttentionCache, CacheSpec, KvCache, PromptLayer};
 use heterokv_eval::{
     Candidate, Engine, Error, Gate, Inputs, Job, Memory, Outcome, Probe, Prompting, Replace,
-    Results, Row, Run, Sample, Settings, Subject, Watcher, digest, evaluate, task,
+    Results, Row, Run, Sample, Settings, Subject, Time, Watcher, aggregate, evaluate, task,
 };
 use heterokv_model::text::{GgufVocab, Tokenizer};
 use heterokv_model::{ComputeType, Model};
@@ -207,7 +207,7 @@ fn noticed(
     let sound = candidate(model, spec);
     let figures = |candidate: &Candidate<'_>| {
         let rows = try_measure(model, tokenizer, jobs, std::slice::from_ref(candidate)).unwrap();
-        digest(&rows)
+        aggregate(&rows)
     };
     let gate = Gate::of(&figures(&sound), "sound");
     assert_eq!(gate.regressions(&figures(&sound)), [], "a sound cache is let through");
@@ -352,7 +352,7 @@ fn faulty_caches_are_noticed_on_the_default_model() {
 fn timeless(rows: &[Row]) -> Vec<Row> {
     let timeless = |row: &Row| {
         let mut row = row.clone();
-        (row.time.prefill, row.time.prefill_caches, row.time.step) = (0.0, 0, 0.0);
+        row.time = Time { prefill_seconds: 0.0, prefill_caches: 0, step_seconds: 0.0, ..row.time };
         row
     };
     rows.iter().map(timeless).collect()

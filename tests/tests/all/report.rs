@@ -4,7 +4,7 @@
 mod browser;
 mod rows;
 
-use heterokv_eval::{Digest, Row, digest, html};
+use heterokv_eval::{Aggregate, Row, aggregate, html};
 
 use browser::{Browser, Cell, Found};
 use rows::{EVIL, rows};
@@ -55,10 +55,10 @@ fn the_page_is_whole_at_both_widths() {
 fn numbers_on_the_page_are_those_of_the_rows() {
     let Some(browser) = Browser::or_skip() else { return };
     let rows = rows();
-    let digests = digest(&through_json(&rows));
+    let aggregates = aggregate(&through_json(&rows));
     let cells = browser.look(&html(&rows, "x").unwrap(), WIDTHS[0]).cells;
     assert!(cells.iter().any(|cell| cell.cache == EVIL), "the odd name is shown as it is");
-    let differing = differing(&cells, &digests);
+    let differing = differing(&cells, &aggregates);
     assert!(differing.is_empty(), "{differing:#?}");
     // A page of other rows is told from this one.
     let mut others = rows;
@@ -66,42 +66,42 @@ fn numbers_on_the_page_are_those_of_the_rows() {
         panic!("a row of divergence")
     };
     steps.kl[0] += 1e-9;
-    assert!(!self::differing(&cells, &digest(&others)).is_empty());
+    assert!(!self::differing(&cells, &aggregate(&others)).is_empty());
 }
 
-/// Numbers that the page lacks or has otherwise, and cells that belong to no digest.
-fn differing(cells: &[Cell], digests: &[Digest]) -> Vec<String> {
+/// Numbers that the page lacks or has otherwise, and cells that belong to no aggregate.
+fn differing(cells: &[Cell], aggregates: &[Aggregate]) -> Vec<String> {
     let number = |text: &str| text.parse::<f64>().unwrap();
     let mut differing = Vec::new();
     let mut num_expected = 0;
-    for digest in digests {
+    for aggregate in aggregates {
         let mut expected = vec![
-            ("context", Some(digest.context as f64), None, None),
-            ("num_samples", Some(digest.num_samples as f64), None, None),
-            ("ratio", digest.ratio, None, None),
-            ("device_bytes", digest.device_bytes.map(|bytes| bytes as f64), None, None),
-            ("host_bytes", digest.host_bytes.map(|bytes| bytes as f64), None, None),
-            ("rows_read", digest.rows_read, None, None),
-            ("step_seconds", digest.step_seconds, None, None),
-            ("prefill_rate", digest.prefill_rate, None, None),
+            ("context", Some(aggregate.context as f64), None, None),
+            ("num_samples", Some(aggregate.num_samples as f64), None, None),
+            ("ratio", aggregate.ratio, None, None),
+            ("device_bytes", aggregate.device_bytes.map(|bytes| bytes as f64), None, None),
+            ("host_bytes", aggregate.host_bytes.map(|bytes| bytes as f64), None, None),
+            ("rows_read", aggregate.rows_read, None, None),
+            ("step_seconds", aggregate.step_seconds, None, None),
+            ("prefill_rate", aggregate.prefill_rate, None, None),
         ];
-        let figures = digest.figures.iter();
+        let figures = aggregate.figures.iter();
         expected.extend(figures.map(|f| (f.name, Some(f.value), f.low, f.high)));
         for (name, value, low, high) in expected {
             let Some(value) = value else { continue };
             num_expected += 1;
             let cell = cells.iter().find(|cell| {
-                (&cell.task, &cell.fingerprint) == (&digest.task, &digest.fingerprint)
-                    && cell.engine.as_ref() == Some(&digest.engine)
-                    && (&cell.cache, &*cell.name) == (&digest.cache, name)
-                    && number(&cell.context) == digest.context as f64
+                (&cell.task, &cell.fingerprint) == (&aggregate.task, &aggregate.fingerprint)
+                    && cell.engine.as_ref() == Some(&aggregate.engine)
+                    && (&cell.cache, &*cell.name) == (&aggregate.cache, name)
+                    && number(&cell.context) == aggregate.context as f64
             });
             let shown = cell.map(|cell| {
                 let of = |end: &Option<String>| end.as_deref().map(number);
                 (number(&cell.value), of(&cell.low), of(&cell.high))
             });
             if shown != Some((value, low, high)) {
-                let cache = &digest.cache;
+                let cache = &aggregate.cache;
                 differing.push(format!("{cache} {name}: {:?}, not {shown:?}", (value, low, high)));
             }
         }
@@ -160,7 +160,7 @@ fn few_and_odd_rows_make_a_whole_page() {
     let mut rows: Vec<Row> = rows().into_iter().take(3).collect();
     rows[0].memory.clear();
     rows[1].time.num_steps = 0;
-    rows[2].time.step = f64::NAN;
+    rows[2].time.step_seconds = f64::NAN;
     rows[2].run.command = "x".repeat(2_000);
     rows[2].cache = "a-name-without-end-".repeat(12);
     let title = "UnbreakableTitle".repeat(20);

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Profile};
-use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, digest, evaluate};
+use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, aggregate, evaluate};
 use heterokv_model::text::ModelText;
 
 use crate::args::EvalArgs;
@@ -60,24 +60,24 @@ fn measure(args: &EvalArgs) -> Result<()> {
         evaluate(engine, &jobs, &candidates, &run, &mut watch)?;
     }
     let rows = watch.into_rows(&jobs);
-    let digests = digest(&rows);
+    let aggregates = aggregate(&rows);
     if !args.json {
-        print_line(&format!("\n{}", tables::show(&digests, &args.cache)))?;
+        print_line(&format!("\n{}", tables::show(&aggregates, &args.cache)))?;
     }
     if args.terms.strict_ratio {
-        for (spec, digest) in args.cache.iter().flat_map(|spec| {
-            let of_spec = digests.iter().filter(move |digest| is_of(digest, spec));
-            of_spec.map(move |digest| (spec, digest))
+        for (spec, aggregate) in args.cache.iter().flat_map(|spec| {
+            let of_spec = aggregates.iter().filter(move |aggregate| is_of(aggregate, spec));
+            of_spec.map(move |aggregate| (spec, aggregate))
         }) {
-            check_ratio(spec, digest.ratio.unwrap_or(0.0), digest.context)?;
+            check_ratio(spec, aggregate.ratio.unwrap_or(0.0), aggregate.context)?;
         }
     }
     match (&gate, &args.write_gate) {
-        (Some(gate), _) => gate::hold(gate, &digests),
+        (Some(gate), _) => gate::hold(gate, &aggregates),
         (None, Some(path)) => {
             // Where the model is on this machine says nothing to others.
             let model = quoted(&args.model.model.to_string_lossy());
-            gate::write(path, &digests, &run.command.replace(&model, &opened.name))
+            gate::write(path, &aggregates, &run.command.replace(&model, &opened.name))
         }
         (None, None) => Ok(()),
     }
@@ -240,9 +240,9 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Whether a digest is of our cache of that name.
-fn is_of(digest: &heterokv_eval::Digest, spec: &CacheSpec) -> bool {
-    digest.engine == ENGINE && digest.cache == spec.to_string()
+/// Whether an aggregate is of our cache of that name.
+fn is_of(aggregate: &heterokv_eval::Aggregate, spec: &CacheSpec) -> bool {
+    aggregate.engine == ENGINE && aggregate.cache == spec.to_string()
 }
 
 /// The rows of a results file, which must have some.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{Peer, PeerEngine, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerWindow};
-use crate::evaluate::{Job, Watcher, hex_digest, median};
+use crate::evaluate::{Job, Watcher, median};
+use crate::hash::hex_digest;
 use crate::row::{Memory, Outcome, ROW_VERSION, Row, Run, Time};
 use crate::task::Probe;
 use crate::{Error, Result};
@@ -91,12 +92,9 @@ pub fn evaluate_peer(
 
 /// What [`Row::inputs`] is for a cache of a peer.
 fn peer_inputs_digest(engine: PeerEngine, cache: &str, job: &Job, run: &Run) -> String {
-    let sample = &job.sample;
-    let text = format!(
-        "{:?} {:?} {engine} {cache} {} {} {}",
-        sample.context, sample.probe, run.fingerprint, run.threads, run.build
-    );
-    hex_digest(&text)
+    let of_peer = [engine.to_string(), cache.to_owned(), run.threads.to_string()];
+    let parts = [&job.sample.digest(), &run.fingerprint, &run.build].into_iter().chain(&of_peer);
+    hex_digest(parts.map(|part| part.as_bytes()))
 }
 
 /// What tells the peers from other versions of them: the stamp that their installation leaves; nothing where there is
@@ -150,14 +148,15 @@ fn row(info: &PeerInfo, quality: PeerQuality, job: &Job, run: &Run, inputs: Stri
         depth: sample.depth,
         cache: cache.clone(),
         spec: cache,
+        sample_digest: sample.digest(),
         inputs,
         outcome: Outcome::Divergence { summary, steps },
         rows_read: None,
         memory: vec![memory],
         time: Time {
-            prefill: prefill_seconds,
+            prefill_seconds,
             prefill_caches: 1,
-            step: median(&step_seconds),
+            step_seconds: median(&step_seconds),
             num_steps: step_seconds.len(),
         },
         run: Run {

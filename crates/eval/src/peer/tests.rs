@@ -10,9 +10,24 @@ use tempfile::TempDir;
 
 use super::*;
 
-const ENGINE: &str = r#"{"engine": {"name": "fake", "version": "1", "threads": 2, "attention": "none", "kv_bytes_from": "a guess"}}"#;
-const QUALITY: &str = r#"{"cache": "q8_0", "window": 0, "steps": {"kl": [0.5, 0], "top1": [1, 0], "top5": [1.0, 0.8], "nll": [2.0, 3.0], "full_nll": [2.0, 2.5]}, "kv_bytes": 10, "full_f16_bytes": 20, "prefill_seconds": 0.5, "step_seconds": [0.1, 0.2], "peak_rss_bytes": 1000}"#;
-const SPEED: &str = r#"{"cache": "q8_0", "speed": {"context": 512, "prefill_tokens_per_second": 100.0, "prefill_samples": [100.0], "decode_tokens_per_second": [50.0]}, "peak_rss_bytes": 2000}"#;
+/// A request and the lines of an answer, which the tests of the Python package read, too.
+const EXAMPLE: &str = include_str!("example.jsonl");
+
+fn example(place: usize) -> &'static str {
+    EXAMPLE.lines().nth(place).unwrap()
+}
+
+fn engine() -> &'static str {
+    example(1)
+}
+
+fn quality() -> &'static str {
+    example(2)
+}
+
+fn speed() -> &'static str {
+    example(3)
+}
 
 fn request() -> PeerRequest {
     PeerRequest {
@@ -63,7 +78,7 @@ fn failure(script: &str) -> (PeerError, String) {
 #[test]
 fn a_good_run_gives_its_lines_and_ends() {
     let lines: Vec<PeerLine> =
-        answer(&answering(&[ENGINE, QUALITY, SPEED])).into_iter().map(Result::unwrap).collect();
+        answer(&answering(&[engine(), quality(), speed()])).into_iter().map(Result::unwrap).collect();
     let [PeerLine::Engine(info), PeerLine::Quality(quality), PeerLine::Speed(speed)] = &lines[..]
     else {
         panic!("{lines:?}")
@@ -77,7 +92,7 @@ fn a_good_run_gives_its_lines_and_ends() {
 
 #[test]
 fn the_process_gets_the_module_the_request_and_its_words_are_heard() {
-    let venv = venv(&format!("echo \"$@\" >&2\ncat >&2\necho >&2\n{}", answering(&[ENGINE])));
+    let venv = venv(&format!("echo \"$@\" >&2\ncat >&2\necho >&2\n{}", answering(&[engine()])));
     let (sender, heard) = mpsc::channel();
     let progress = move |line: &str| sender.send(line.to_owned()).unwrap();
     let mut peer = Peer::start(venv.path(), PeerEngine::Kvpress, request(), progress).unwrap();
@@ -85,26 +100,22 @@ fn the_process_gets_the_module_the_request_and_its_words_are_heard() {
     assert!(matches!(peer.next(), Some(Err(PeerError::Incomplete { .. }))));
     let heard: Vec<String> = heard.iter().collect();
     assert_eq!(heard[0], "-m heterokv_peers.kvpress");
-    let expected = serde_json::json!({
-        "model": "model.gguf", "threads": 2, "caches": ["q8_0"],
-        "windows": [{"context": [1, 2], "continuation": [3, 4, 5]}],
-        "speed": {"contexts": [512], "steps": 4, "repeats": 1}, "seed": 0,
-    });
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&heard[1]).unwrap(), expected);
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(json(&heard[1]), json(example(0)));
 }
 
 #[test]
 fn a_malformed_line_is_an_error_with_its_number_and_reason() {
-    let renamed = QUALITY.replace("q8_0", "q2_k");
-    let elsewhere = QUALITY.replace(r#""window": 0"#, r#""window": 1"#);
-    let too_few = QUALITY.replace("[0.5, 0]", "[0.5]");
-    let no_number = QUALITY.replace("[0.5, 0]", "[0.5, null]");
-    let other_depth = SPEED.replace("512", "1024");
-    let samples = SPEED.replace("[50.0]", "[50.0, 51.0]");
+    let renamed = quality().replace("q8_0", "q2_k");
+    let elsewhere = quality().replace(r#""window": 0"#, r#""window": 1"#);
+    let too_few = quality().replace("[0.5, 0]", "[0.5]");
+    let no_number = quality().replace("[0.5, 0]", "[0.5, null]");
+    let other_depth = speed().replace("512", "1024");
+    let samples = speed().replace("[50.0]", "[50.0, 51.0]");
     let cases = [
         ("Loading checkpoint", "expected value"),
         (r#"{"cache": "q8_0"}"#, "missing field"),
-        (ENGINE, "the engine must be the first line"),
+        (engine(), "the engine must be the first line"),
         (&renamed, "nobody asked for the cache `q2_k`"),
         (&elsewhere, "there is no window 1"),
         (&too_few, "instead of 2"),
@@ -113,11 +124,11 @@ fn a_malformed_line_is_an_error_with_its_number_and_reason() {
         (&samples, "not 1 samples"),
     ];
     for (line, reason) in cases {
-        let (error, words) = failure(&answering(&[ENGINE, line, SPEED]));
+        let (error, words) = failure(&answering(&[engine(), line, speed()]));
         assert!(matches!(error, PeerError::Malformed { line: 2, .. }), "{words}");
         assert!(words.contains("line 2 from llama.cpp") && words.contains(reason), "{words}");
     }
-    let (_, words) = failure(&answering(&[QUALITY]));
+    let (_, words) = failure(&answering(&[quality()]));
     assert!(words.contains("line 1 ") && words.contains("the engine must be the first"), "{words}");
 }
 
@@ -132,7 +143,7 @@ fn a_refusal_is_an_error_in_the_peers_words() {
 #[test]
 fn a_failure_is_an_error_with_its_last_words() {
     let noise = "i=0; while [ $i -lt 50 ]; do echo \"word $i\" >&2; i=$((i+1)); done; exit 3";
-    let (error, words) = failure(&format!("{}\n{noise}", answering(&[ENGINE, QUALITY])));
+    let (error, words) = failure(&format!("{}\n{noise}", answering(&[engine(), quality()])));
     assert!(matches!(error, PeerError::Failed { .. }), "{words}");
     assert!(words.contains("exit status: 3") && words.contains("word 49"), "{words}");
     assert!(words.contains("word 30") && !words.contains("word 29"), "{words}");
@@ -151,7 +162,7 @@ fn a_process_that_reads_nothing_is_told_by_its_end() {
 
 #[test]
 fn an_answer_that_ends_early_is_an_error() {
-    let (error, words) = failure(&answering(&[ENGINE, QUALITY]));
+    let (error, words) = failure(&answering(&[engine(), quality()]));
     assert!(matches!(error, PeerError::Incomplete { received: 2, expected: 3, .. }), "{words}");
 }
 
@@ -167,7 +178,7 @@ fn without_an_environment_the_error_says_how_to_get_one() {
 
 #[test]
 fn a_peer_that_is_dropped_is_killed() {
-    let venv = venv(&format!("{}\nexec sleep 60", answering(&[ENGINE])));
+    let venv = venv(&format!("{}\nexec sleep 60", answering(&[engine()])));
     let start = Instant::now();
     let mut peer = Peer::start(venv.path(), PeerEngine::LlamaCpp, request(), |_| {}).unwrap();
     assert!(matches!(peer.next(), Some(Ok(_))));

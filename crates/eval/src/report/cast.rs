@@ -1,7 +1,7 @@
 //! Who is in a report, and by which name and look.
 
 use super::paint::Look;
-use crate::{Digest, Row};
+use crate::{Aggregate, Row};
 
 /// The cache that all others are measured against.
 const REFERENCE: &str = "full";
@@ -72,14 +72,14 @@ impl Cast {
     }
 }
 
-/// Digests that can be compared, those of one model, task and context length, in the order in which they come.
-pub(super) fn comparable(digests: &[Digest]) -> Vec<Vec<&Digest>> {
-    let key = |digest: &Digest| (digest.fingerprint.clone(), digest.task.clone(), digest.context);
-    let mut groups: Vec<Vec<&Digest>> = Vec::new();
-    for digest in digests {
-        match groups.iter_mut().find(|group| key(group[0]) == key(digest)) {
-            Some(group) => group.push(digest),
-            None => groups.push(vec![digest]),
+/// Aggregates that can be compared, those of one model, task and context length, in the order in which they come.
+pub(super) fn comparable(aggregates: &[Aggregate]) -> Vec<Vec<&Aggregate>> {
+    let key = |aggregate: &Aggregate| (aggregate.fingerprint.clone(), aggregate.task.clone(), aggregate.context);
+    let mut groups: Vec<Vec<&Aggregate>> = Vec::new();
+    for aggregate in aggregates {
+        match groups.iter_mut().find(|group| key(group[0]) == key(aggregate)) {
+            Some(group) => group.push(aggregate),
+            None => groups.push(vec![aggregate]),
         }
     }
     groups

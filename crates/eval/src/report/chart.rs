@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::cast::Cast;
 use super::frame::Drawn;
 use super::paint::Entry;
-use crate::{Digest, Row};
+use crate::{Aggregate, Row};
 
 /// A picture with what is written around it.
 #[derive(Debug, Serialize)]
@@ -34,7 +34,7 @@ pub(super) struct Section {
 }
 
 /// All charts that the rows have data for; a section without one is left out.
-pub(super) fn sections(rows: &[Row], digests: &[Digest], cast: &Cast) -> Drawn<Vec<Section>> {
+pub(super) fn sections(rows: &[Row], aggregates: &[Aggregate], cast: &Cast) -> Drawn<Vec<Section>> {
     let mut sections = vec![
         Section {
             id: "quality",
@@ -42,7 +42,7 @@ pub(super) fn sections(rows: &[Row], digests: &[Digest], cast: &Cast) -> Drawn<V
             about: "Each mark is a cache, with its 95 % interval. The line is the Pareto front: no other cache is \
                     both smaller and better. Bytes are those on the device, as allocated, over those of the same \
                     tokens in a full f16 cache.",
-            charts: tradeoff::charts(digests, cast)?,
+            charts: tradeoff::charts(aggregates, cast)?,
         },
         Section {
             id: "needles",

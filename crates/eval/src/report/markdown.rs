@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::cast::{Cast, add, comparable};
 use super::table::{FIGURES, interval, shown};
 use super::text::{percent, short, tokens};
-use crate::{Digest, Row, digest};
+use crate::{Aggregate, Row, aggregate};
 
 /// Figures that a pull request is judged by. The page has all.
 const SHOWN: [&str; 6] = ["score", "kl_mean", "kl_p99", "top1", "ppl_change", "probability_change"];
@@ -18,9 +18,9 @@ pub fn markdown(rows: &[Row]) -> String {
         return "No results.\n".to_owned();
     }
     let cast = Cast::of(rows);
-    let digests = digest(rows);
+    let aggregates = aggregate(rows);
     let mut text = made_by(rows);
-    for group in comparable(&digests) {
+    for group in comparable(&aggregates) {
         table(&mut text, &group, &cast);
     }
     text
@@ -53,11 +53,11 @@ fn made_by(rows: &[Row]) -> String {
     text
 }
 
-fn table(text: &mut String, group: &[&Digest], cast: &Cast) {
+fn table(text: &mut String, group: &[&Aggregate], cast: &Cast) {
     let first = group[0];
     let subject = format!("{} at {} tokens", first.task, tokens(first.context as f64));
     let _ = writeln!(text, "\n**{}**\n", literal(&cast.subject(&first.fingerprint, &subject)));
-    let is_there = |name: &&str| group.iter().any(|digest| digest.figure(name).is_some());
+    let is_there = |name: &&str| group.iter().any(|aggregate| aggregate.figure(name).is_some());
     let figures: Vec<&str> = SHOWN.into_iter().filter(is_there).collect();
     let heading =
         |name: &&str| FIGURES.iter().find(|(known, _)| known == name).map(|found| found.1);
@@ -65,8 +65,8 @@ fn table(text: &mut String, group: &[&Digest], cast: &Cast) {
     let _ =
         writeln!(text, "| cache | of full f16 | {} | step, ms | samples |", headings.join(" | "));
     let _ = writeln!(text, "|:--|--:|{}--:|--:|", "--:|".repeat(headings.len()));
-    for digest in group {
-        let cell = |name: &&str| match digest.figure(name) {
+    for aggregate in group {
+        let cell = |name: &&str| match aggregate.figure(name) {
             None => String::new(),
             Some(figure) => {
                 let value = shown(name, figure.value);
@@ -74,14 +74,14 @@ fn table(text: &mut String, group: &[&Digest], cast: &Cast) {
             }
         };
         let figures: Vec<String> = figures.iter().map(cell).collect();
-        let step = digest.step_seconds.map(|step| short(1000.0 * step)).unwrap_or_default();
+        let step = aggregate.step_seconds.map(|step| short(1000.0 * step)).unwrap_or_default();
         let _ = writeln!(
             text,
             "| {} | {} | {} | {step} | {} |",
-            literal(&cast.label(&digest.engine, &digest.cache)),
-            digest.ratio.map(percent).unwrap_or_default(),
+            literal(&cast.label(&aggregate.engine, &aggregate.cache)),
+            aggregate.ratio.map(percent).unwrap_or_default(),
             figures.join(" | "),
-            digest.num_samples,
+            aggregate.num_samples,
         );
     }
 }

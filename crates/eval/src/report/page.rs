@@ -8,7 +8,7 @@ use super::cast::{Cast, add};
 use super::chart::{Section, sections};
 use super::paint::{Rule, rules};
 use super::table::{Table, tables};
-use crate::{Error, Result, Row, digest};
+use crate::{Error, Result, Row, aggregate};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -35,7 +35,7 @@ struct Fact {
 }
 
 /// The results as one HTML page: by what they were made; charts of quality against device bytes, needles, divergence
-/// by position, memory and decode time; and tables of all digests, whose cells hold each number with every digit
+/// by position, memory and decode time; and tables of all aggregates, whose cells hold each number with every digit
 /// in `data-value`. It loads nothing. A chart without data is left out.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ pub fn html(rows: &[Row], title: &str) -> Result<String> {
         return Err(Error::NoResults);
     }
     let cast = Cast::of(rows);
-    let digests = digest(rows);
+    let aggregates = aggregate(rows);
     let mut commands = Vec::new();
     for row in rows {
         add(&mut commands, row.run.command.clone());
@@ -57,8 +57,8 @@ pub fn html(rows: &[Row], title: &str) -> Result<String> {
         paints: rules(),
         facts: facts(rows),
         commands,
-        sections: sections(rows, &digests, &cast).map_err(|error| Error::Report(error.into()))?,
-        tables: tables(&digests, &cast),
+        sections: sections(rows, &aggregates, &cast).map_err(|error| Error::Report(error.into()))?,
+        tables: tables(&aggregates, &cast),
     };
     // The ending of the name has all text escaped.
     let mut environment = Environment::new();
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn numbers_that_are_none_break_nothing() {
         let mut odd = divergence("kl", 8, "odd", &[f64::NAN, f64::INFINITY]);
-        odd.time.step = f64::NAN;
+        odd.time.step_seconds = f64::NAN;
         odd.depth = Some(f64::NAN);
         odd.rows_read = Some(f64::INFINITY);
         let mut lost = answers("needle", 8, "odd", Some(f64::NAN), &[f64::NAN]);

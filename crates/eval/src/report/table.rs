@@ -1,10 +1,10 @@
-//! Tables of digests: which columns, what is written in a cell, and the number behind it.
+//! Tables of aggregates: which columns, what is written in a cell, and the number behind it.
 
 use serde::Serialize;
 
 use super::cast::Cast;
 use super::text::{bytes, percent, short, tokens};
-use crate::{Digest, Figure};
+use crate::{Aggregate, Figure};
 
 /// A table of one model and task.
 #[derive(Debug, Serialize)]
@@ -64,21 +64,21 @@ pub(super) fn interval(figure: &Figure) -> Option<String> {
 }
 
 /// One table for each model and task.
-pub(super) fn tables(digests: &[Digest], cast: &Cast) -> Vec<Table> {
-    let mut groups: Vec<Vec<&Digest>> = Vec::new();
-    for digest in digests {
+pub(super) fn tables(aggregates: &[Aggregate], cast: &Cast) -> Vec<Table> {
+    let mut groups: Vec<Vec<&Aggregate>> = Vec::new();
+    for aggregate in aggregates {
         let is_like =
-            |first: &Digest| first.fingerprint == digest.fingerprint && first.task == digest.task;
+            |first: &Aggregate| first.fingerprint == aggregate.fingerprint && first.task == aggregate.task;
         match groups.iter_mut().find(|group| is_like(group[0])) {
-            Some(group) => group.push(digest),
-            None => groups.push(vec![digest]),
+            Some(group) => group.push(aggregate),
+            None => groups.push(vec![aggregate]),
         }
     }
     groups.iter().map(|group| table(group, cast)).collect()
 }
 
-fn table(group: &[&Digest], cast: &Cast) -> Table {
-    let of = |digest: &&Digest| cells(digest, cast.has_engines());
+fn table(group: &[&Aggregate], cast: &Cast) -> Table {
+    let of = |aggregate: &&Aggregate| cells(aggregate, cast.has_engines());
     let rows: Vec<Vec<(Column, Cell)>> = group.iter().map(of).collect();
     // A column that no row has anything in is left out; all rows have the same ones.
     let is_used = |place: usize| {
@@ -99,19 +99,19 @@ fn table(group: &[&Digest], cast: &Cast) -> Table {
 }
 
 /// Every column that there is, the cache first.
-fn cells(digest: &Digest, has_engines: bool) -> Vec<(Column, Cell)> {
-    let engine = if has_engines { digest.engine.as_str() } else { "" };
+fn cells(aggregate: &Aggregate, has_engines: bool) -> Vec<(Column, Cell)> {
+    let engine = if has_engines { aggregate.engine.as_str() } else { "" };
     let mut cells = vec![
-        (Column { name: "cache", heading: "cache" }, text(&digest.cache)),
+        (Column { name: "cache", heading: "cache" }, text(&aggregate.cache)),
         (Column { name: "engine", heading: "engine" }, text(engine)),
-        whole("context", "context", Some(digest.context), |context| tokens(context as f64)),
-        whole("num_samples", "samples", Some(digest.num_samples), |count| count.to_string()),
-        number("ratio", "of full f16", digest.ratio, percent),
-        whole("device_bytes", "device", digest.device_bytes, |count| bytes(count as f64)),
-        whole("host_bytes", "host", digest.host_bytes, |count| bytes(count as f64)),
+        whole("context", "context", Some(aggregate.context), |context| tokens(context as f64)),
+        whole("num_samples", "samples", Some(aggregate.num_samples), |count| count.to_string()),
+        number("ratio", "of full f16", aggregate.ratio, percent),
+        whole("device_bytes", "device", aggregate.device_bytes, |count| bytes(count as f64)),
+        whole("host_bytes", "host", aggregate.host_bytes, |count| bytes(count as f64)),
     ];
     for (name, heading) in FIGURES {
-        let figure = digest.figure(name);
+        let figure = aggregate.figure(name);
         let (column, mut cell) =
             number(name, heading, figure.map(|figure| figure.value), |value| shown(name, value));
         cell.interval = figure.and_then(interval).unwrap_or_default();
@@ -119,10 +119,10 @@ fn cells(digest: &Digest, has_engines: bool) -> Vec<(Column, Cell)> {
         cell.high = figure.and_then(|figure| figure.high).map(exact);
         cells.push((column, cell));
     }
-    cells.push(number("rows_read", "rows read", digest.rows_read, percent));
+    cells.push(number("rows_read", "rows read", aggregate.rows_read, percent));
     let milliseconds = |seconds: f64| format!("{} ms", short(1000.0 * seconds));
-    cells.push(number("step_seconds", "step", digest.step_seconds, milliseconds));
-    cells.push(number("prefill_rate", "prefill, tokens/s", digest.prefill_rate, short));
+    cells.push(number("step_seconds", "step", aggregate.step_seconds, milliseconds));
+    cells.push(number("prefill_rate", "prefill, tokens/s", aggregate.prefill_rate, short));
     cells
 }
 

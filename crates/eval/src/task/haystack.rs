@@ -183,67 +183,79 @@ pub(super) fn fresh_key(random: &mut StdRng, taken: &[String], num_words: usize)
     }
 }
 
-/// A text of as many pieces as fit `length` tokens.
-///
-/// `build` writes it for a number of pieces, the more the longer.
-///
-/// # Errors
-/// [`Error::ShortTaskContext`] where not even `least` pieces fit, and what the tokenizer refuses.
-pub(super) fn fit(
-    task: &'static str,
-    prompting: &Prompting<'_>,
-    length: usize,
-    least: usize,
-    build: impl Fn(usize) -> String,
-) -> Result<(usize, Asked)> {
-    let least_asked = prompting.context(&build(least))?;
-    if least_asked.context.len() > length {
-        let needed_tokens = least_asked.context.len();
-        return Err(Error::ShortTaskContext { task, context: length, needed_tokens });
-    }
-    let (mut fits, mut best) = (least, least_asked);
-    // Doubles until it is too long, then halves the gap.
-    let mut too_long = None;
-    loop {
-        let pieces = match too_long {
-            None => (2 * fits).max(least + 8),
-            Some(too_long) if too_long - fits <= 1 => return Ok((fits, best)),
-            Some(too_long) => usize::midpoint(fits, too_long),
-        };
-        let asked = prompting.context(&build(pieces))?;
-        if asked.context.len() > length {
-            too_long = Some(pieces);
-        } else if asked.context.len() == best.context.len() && too_long.is_none() {
-            // A text that somebody gave has come to its end.
-            return Ok((fits, asked));
-        } else {
-            (fits, best) = (pieces, asked);
-        }
-    }
+/// The tokens that a task has for a text.
+#[derive(Clone, Copy)]
+pub(super) struct Room<'a> {
+    pub(super) task: &'static str,
+    pub(super) prompting: &'a Prompting<'a>,
+    /// How many there are.
+    pub(super) length: usize,
 }
 
-/// [`fit`] of a haystack with needles in it between `before` and `behind`.
-///
-/// # Errors
-/// As there, and [`Error::ShortHaystack`] where the text given comes to its end before the context does.
-pub(super) fn fit_haystack(
-    task: &'static str,
-    prompting: &Prompting<'_>,
-    length: usize,
-    haystack: &Haystack<'_>,
-    needles: &[(f64, String)],
-    before: &str,
-    behind: &str,
-) -> Result<Asked> {
-    let build = |pieces| format!("{before}{}{behind}", haystack.with(pieces, needles));
-    let (pieces, asked) = fit(task, prompting, length, 1, build)?;
-    match haystack.num_pieces() {
-        Some(all) if pieces >= all => Err(Error::ShortHaystack {
-            task,
+impl Room<'_> {
+    /// A text of as many pieces as fit, and how many these are.
+    ///
+    /// `build` writes it for a number of pieces, the more the longer.
+    ///
+    /// # Errors
+    /// [`Error::ShortTaskContext`] where not even `least` pieces fit, and what the tokenizer refuses.
+    pub(super) fn fill(
+        self,
+        least: usize,
+        build: impl Fn(usize) -> String,
+    ) -> Result<(usize, Asked)> {
+        let Self { task, prompting, length } = self;
+        let least_asked = prompting.context(&build(least))?;
+        if least_asked.context.len() > length {
+            let needed_tokens = least_asked.context.len();
+            return Err(Error::ShortTaskContext { task, context: length, needed_tokens });
+        }
+        let (mut fits, mut best) = (least, least_asked);
+        // Doubles until it is too long, then halves the gap.
+        let mut too_long = None;
+        loop {
+            let pieces = match too_long {
+                None => (2 * fits).max(least + 8),
+                Some(too_long) if too_long - fits <= 1 => return Ok((fits, best)),
+                Some(too_long) => usize::midpoint(fits, too_long),
+            };
+            let asked = prompting.context(&build(pieces))?;
+            if asked.context.len() > length {
+                too_long = Some(pieces);
+            } else if asked.context.len() == best.context.len() && too_long.is_none() {
+                // A text that somebody gave has come to its end.
+                return Ok((fits, asked));
+            } else {
+                (fits, best) = (pieces, asked);
+            }
+        }
+    }
+
+    /// `before`, behind it a haystack with needles in it, and a blank line.
+    ///
+    /// # Errors
+    /// As [`Room::fill`], and [`Error::ShortHaystack`] where the text given comes to its end before the context does.
+    pub(super) fn hide(
+        self,
+        needles: &[(f64, String)],
+        haystack: &Haystack<'_>,
+        before: &str,
+    ) -> Result<Asked> {
+        let build = |pieces| format!("{before}{}\n\n", haystack.with(pieces, needles));
+        let (pieces, asked) = self.fill(1, build)?;
+        match haystack.num_pieces() {
+            Some(all) if pieces >= all => Err(self.short_haystack(&asked)),
+            _ => Ok(asked),
+        }
+    }
+
+    /// The text has come to its end before the room has.
+    pub(super) fn short_haystack(self, asked: &Asked) -> Error {
+        Error::ShortHaystack {
+            task: self.task,
             haystack_tokens: asked.context.len(),
-            needed_tokens: length,
-        }),
-        _ => Ok(asked),
+            needed_tokens: self.length,
+        }
     }
 }
 

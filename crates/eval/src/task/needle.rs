@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 
 use crate::Result;
 use crate::metric::Metric;
-use crate::task::haystack::{Haystack, NOISE, fit_haystack, fresh_key, random};
+use crate::task::haystack::{Haystack, NOISE, Room, fresh_key, random};
 use crate::task::{Inputs, Probe, Question, Sample, Task};
 
 /// Tokens of a reply.
@@ -35,18 +35,10 @@ impl Task for PassKey {
     fn samples(&self, inputs: &Inputs<'_>, context: usize) -> Result<Vec<Sample>> {
         let before = "There is an important piece of information hidden inside a lot of irrelevant text. Find it and \
                       memorize it. I will quiz you about it.\n";
-        at_depths(self.name(), inputs, context, |random, depth| {
+        at_depths(self.name(), inputs, context, |room, random, depth| {
             let key: u32 = random.random_range(10_000..100_000);
             let needle = format!("The pass key is {key}. Remember it. {key} is the pass key.");
-            let asked = fit_haystack(
-                self.name(),
-                inputs.prompting,
-                context,
-                &Haystack::Repeated(NOISE),
-                &[(depth, needle)],
-                before,
-                "\n\n",
-            )?;
+            let asked = room.hide(&[(depth, needle)], &Haystack::Repeated(NOISE), before)?;
             let (question, reply) = ("What is the pass key?", " The pass key is");
             let tokens = inputs.prompting.first_question(&asked, question, reply)?;
             Ok((asked.context, vec![number_question(question, tokens, key)]))
@@ -91,19 +83,10 @@ impl Task for Needle {
     }
 
     fn samples(&self, inputs: &Inputs<'_>, context: usize) -> Result<Vec<Sample>> {
-        at_depths(self.name(), inputs, context, |random, depth| {
+        at_depths(self.name(), inputs, context, |room, random, depth| {
             let fact = Fact::new(random, &[]);
             let haystack = Haystack::of(inputs.haystack, random.random());
-            let needles = [(depth, fact.sentence())];
-            let asked = fit_haystack(
-                self.name(),
-                inputs.prompting,
-                context,
-                &haystack,
-                &needles,
-                "",
-                "\n\n",
-            )?;
+            let asked = room.hide(&[(depth, fact.sentence())], &haystack, "")?;
             let question = fact.question();
             let tokens = inputs.prompting.first_question(&asked, &question, &fact.reply())?;
             Ok((asked.context, vec![number_question(&question, tokens, fact.number)]))
@@ -134,15 +117,8 @@ impl Task for MultiTurn {
                 .enumerate()
                 .map(|(turn, fact)| (place(turn), fact.sentence()))
                 .collect();
-            let asked = fit_haystack(
-                self.name(),
-                inputs.prompting,
-                context,
-                &haystack,
-                &needles,
-                "",
-                "\n\n",
-            )?;
+            let room = Room { task: self.name(), prompting: inputs.prompting, length: context };
+            let asked = room.hide(&needles, &haystack, "")?;
             let question = |(turn, fact): (usize, &Fact)| {
                 let (text, reply) = (fact.question(), fact.reply());
                 let tokens = match turn {
@@ -182,14 +158,15 @@ fn at_depths(
     task: &'static str,
     inputs: &Inputs<'_>,
     context: usize,
-    sample: impl Fn(&mut StdRng, f64) -> Result<(Vec<u32>, Vec<Question>)>,
+    sample: impl Fn(Room<'_>, &mut StdRng, f64) -> Result<(Vec<u32>, Vec<Question>)>,
 ) -> Result<Vec<Sample>> {
+    let room = Room { task, prompting: inputs.prompting, length: context };
     let mut samples = Vec::new();
     for (place, &depth) in inputs.settings.depths.iter().enumerate() {
         for index in 0..inputs.settings.num_samples {
             let number = place * inputs.settings.num_samples + index;
             let mut random = random(inputs.settings.seed, task, context, number);
-            let (tokens, questions) = sample(&mut random, depth)?;
+            let (tokens, questions) = sample(room, &mut random, depth)?;
             samples.push(Sample {
                 part: None,
                 name: format!("depth {} % #{index}", 100.0 * depth),

@@ -12,8 +12,8 @@ use rand::rngs::StdRng;
 
 use crate::Result;
 use crate::metric::Metric;
-use crate::prompting::{Asked, Prompting};
-use crate::task::haystack::random;
+use crate::prompting::Asked;
+use crate::task::haystack::{Room, random};
 use crate::task::{Inputs, Probe, Question, Sample, Task};
 use needles::{Among, Amounts, Kind, Needles};
 
@@ -71,10 +71,8 @@ struct Asking {
 
 /// What a text is made with.
 struct Made<'a> {
-    task: &'static str,
-    prompting: &'a Prompting<'a>,
+    room: Room<'a>,
     haystack: Option<&'a str>,
-    length: usize,
     random: StdRng,
 }
 
@@ -109,10 +107,8 @@ impl Task for Ruler {
     fn samples(&self, inputs: &Inputs<'_>, context: usize) -> Result<Vec<Sample>> {
         let sample = |index| {
             let made = Made {
-                task: self.name,
-                prompting: inputs.prompting,
+                room: Room { task: self.name, prompting: inputs.prompting, length: context },
                 haystack: inputs.haystack,
-                length: context,
                 random: random(inputs.settings.seed, self.name, context, index),
             };
             let asking = match &self.form {

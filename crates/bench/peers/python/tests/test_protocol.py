@@ -18,6 +18,17 @@ GOOD = {
     "seed": 0,
 }
 
+EXAMPLE = Path(__file__).parents[4] / "eval/src/peer/example.jsonl"
+
+
+def shape(value: object) -> object:
+    """Names and types without the values; lists by their first element."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value[:1]]
+    return "number" if isinstance(value, (int, float)) else type(value).__name__
+
 
 class CountingCache:
     """Its logits are a function of the tokens so far; those of a noisy one of nothing that was fed."""
@@ -109,6 +120,13 @@ class Requests(unittest.TestCase):
             seed=0,
         )
         self.assertEqual(request(), expected)
+
+    def test_the_example_that_the_caller_is_tested_by_is_a_request_and_its_answer(self) -> None:
+        asked, *answer = EXAMPLE.read_text().splitlines()
+        asked = parse(json.dumps(json.loads(asked) | {"model": __file__, "caches": ["exact"]}))
+        lines = []
+        harness.run(asked, CountingEngine(), lines.append)
+        self.assertEqual([shape(line) for line in lines[1:]], [shape(json.loads(line)) for line in answer[1:]])
 
     def test_each_mistake_is_named(self) -> None:
         mistakes = [

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use heterokv_eval::{Digest, Gate, Regression};
+use heterokv_eval::{Aggregate, Gate, Regression};
 
 use crate::failure::Worse;
 use crate::load::Opened;
@@ -21,16 +21,16 @@ pub(super) fn read(path: &Path, opened: &Opened) -> Result<Gate> {
 }
 
 /// Writes the figures of this run.
-pub(super) fn write(path: &Path, digests: &[Digest], command: &str) -> Result<()> {
-    let gate = Gate::of(digests, command);
+pub(super) fn write(path: &Path, aggregates: &[Aggregate], command: &str) -> Result<()> {
+    let gate = Gate::of(aggregates, command);
     gate.write(path)?;
     say(&format!("{} figures written to {}", count(gate.figures.len()), path.display()));
     Ok(())
 }
 
 /// Fails where a figure is worse than the one written down, or was not measured.
-pub(super) fn hold(gate: &Gate, digests: &[Digest]) -> Result<()> {
-    let regressions = gate.regressions(digests);
+pub(super) fn hold(gate: &Gate, aggregates: &[Aggregate]) -> Result<()> {
+    let regressions = gate.regressions(aggregates);
     if regressions.is_empty() {
         say(&format!("{} figures hold", count(gate.figures.len())));
         return Ok(());

@@ -66,7 +66,7 @@ fn medians<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> Vec<(f64, f64)> {
     contexts.sort_unstable();
     let median = |context: usize| {
         let here = rows.clone().filter(|row| row.context == context);
-        let times: Vec<f64> = here.map(|row| 1000.0 * row.time.step).collect();
+        let times: Vec<f64> = here.map(|row| 1000.0 * row.time.step_seconds).collect();
         (context as f64, quantile(&times, 0.5))
     };
     contexts.into_iter().map(median).collect()

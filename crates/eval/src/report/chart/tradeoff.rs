@@ -8,7 +8,7 @@ use crate::report::cast::{Cast, comparable};
 use crate::report::frame::{Drawn, Frame, SIZE, svg};
 use crate::report::paint::{INK, Look, dashes_entry, entry};
 use crate::report::text::{percent, short, tokens};
-use crate::{Digest, Figure};
+use crate::{Aggregate, Figure};
 
 /// A cache in the chart.
 struct Point {
@@ -31,9 +31,9 @@ const QUALITIES: [Quality; 2] = [
 ];
 
 /// One chart for each model, task, context and quality with a cache of which both are known.
-pub(super) fn charts(digests: &[Digest], cast: &Cast) -> Drawn<Vec<Chart>> {
+pub(super) fn charts(aggregates: &[Aggregate], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut charts = Vec::new();
-    for group in comparable(digests) {
+    for group in comparable(aggregates) {
         for quality in &QUALITIES {
             charts.extend(chart(&group, quality, cast)?);
         }
@@ -41,18 +41,18 @@ pub(super) fn charts(digests: &[Digest], cast: &Cast) -> Drawn<Vec<Chart>> {
     Ok(charts)
 }
 
-fn chart(group: &[&Digest], quality: &Quality, cast: &Cast) -> Drawn<Option<Chart>> {
+fn chart(group: &[&Aggregate], quality: &Quality, cast: &Cast) -> Drawn<Option<Chart>> {
     let mut points = Vec::new();
     let mut legend = Vec::new();
-    for digest in group {
-        let (Some(figure), Some(ratio)) = (digest.figure(quality.figure), digest.ratio) else {
+    for aggregate in group {
+        let (Some(figure), Some(ratio)) = (aggregate.figure(quality.figure), aggregate.ratio) else {
             continue;
         };
         if ratio > 0.0 && figure.value.is_finite() {
-            let look = cast.look(&digest.engine, &digest.cache);
+            let look = cast.look(&aggregate.engine, &aggregate.cache);
             points.push(Point { look, size: 100.0 * ratio, figure: *figure });
             let size = percent(ratio);
-            let label = cast.label(&digest.engine, &digest.cache);
+            let label = cast.label(&aggregate.engine, &aggregate.cache);
             legend.push(entry(look, &format!("{label}: {} at {size}", short(figure.value)))?);
         }
     }

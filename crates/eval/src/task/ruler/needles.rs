@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use super::{Asking, Made};
 use crate::Result;
 use crate::prompting::Asked;
-use crate::task::haystack::{Haystack, NOISE, fit, fit_haystack, fresh_key};
+use crate::task::haystack::{Haystack, NOISE, fresh_key};
 
 /// Tokens of a reply: RULER's `tokens_to_generate` of these tasks.
 const MAX_TOKENS: usize = 128;
@@ -163,7 +163,7 @@ impl Needles {
         needles: &[(f64, String)],
         before: &str,
     ) -> Result<Asked> {
-        let Made { task, prompting, haystack, length, random } = made;
+        let Made { room, haystack, random } = made;
         let haystack = match self.among {
             Among::Noise => Haystack::Repeated(NOISE),
             Among::Text => Haystack::of(*haystack, random.random()),
@@ -174,10 +174,10 @@ impl Needles {
                     let others = others.iter().map(String::as_str).collect();
                     format!("{before}{}\n\n", Haystack::Given(others).with(pieces, needles))
                 };
-                return Ok(fit(task, prompting, *length, 1, build)?.1);
+                return Ok(room.fill(1, build)?.1);
             }
         };
-        fit_haystack(task, prompting, *length, &haystack, needles, before, "\n\n")
+        room.hide(needles, &haystack, before)
     }
 
     /// Needles that nobody asks for: like the others, with other keys than `keys`.

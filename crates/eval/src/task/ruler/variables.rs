@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 
 use super::{Asking, Made};
 use crate::Result;
-use crate::task::haystack::{Haystack, NOISE, fit_haystack};
+use crate::task::haystack::{Haystack, NOISE};
 
 /// Tokens of a reply: RULER's `tokens_to_generate` of this task.
 const MAX_TOKENS: usize = 30;
@@ -32,11 +32,8 @@ pub(super) fn ask(mut made: Made<'_>) -> Result<Asking> {
     let needles: Vec<(f64, String)> =
         depths.iter().enumerate().map(|(index, &depth)| (depth, assign(index))).collect();
     let before = "Follow the variables hidden in the text below: each is set to a number or to another variable.\n";
-    let haystack = Haystack::Repeated(NOISE);
-    let asked =
-        fit_haystack(made.task, made.prompting, made.length, &haystack, &needles, before, "\n\n")?;
     Ok(Asking {
-        asked,
+        asked: made.room.hide(&needles, &Haystack::Repeated(NOISE), before)?,
         question: format!("Which variables have the value {value}, directly or through others?"),
         reply: format!(" These {} variables have the value {value}:", names.len()),
         answers: names,

@@ -5,8 +5,8 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{Asking, Made};
-use crate::task::haystack::{ADJECTIVES, NOUNS, fit};
-use crate::{Error, Result};
+use crate::task::haystack::{ADJECTIVES, NOUNS};
+use crate::Result;
 
 /// Tokens of a reply about common words, RULER's `tokens_to_generate`.
 const MAX_COMMON_TOKENS: usize = 120;
@@ -52,10 +52,9 @@ pub(super) fn ask_common(mut made: Made<'_>) -> Result<Asking> {
             numbered.join(" ")
         )
     };
-    let (num_others, asked) = fit(made.task, made.prompting, made.length, 1, build)?;
+    let (num_others, asked) = made.room.fill(1, build)?;
     if num_others >= pool.len() {
-        let (haystack_tokens, needed_tokens) = (asked.context.len(), made.length);
-        return Err(Error::ShortHaystack { task: made.task, haystack_tokens, needed_tokens });
+        return Err(made.room.short_haystack(&asked));
     }
     Ok(Asking {
         asked,
@@ -113,7 +112,7 @@ pub(super) fn ask_frequent(mut made: Made<'_>) -> Result<Asking> {
     };
     // From this many words on, the three most frequent occur differently often, and more often than all others.
     let least = 60;
-    let (_, asked) = fit(made.task, made.prompting, made.length, least, build)?;
+    let (_, asked) = made.room.fill(least, build)?;
     Ok(Asking {
         asked,
         question: format!("Which {NUM_FREQUENT} coded words does the text have most often?"),

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::bootstrap::{Interval, STEP_BLOCK, mean_interval, wilson_interval};
 use crate::divergence::Steps;
-use crate::evaluate::{hex_digest, median};
+use crate::evaluate::median;
+use crate::hash::hex_digest;
 use crate::{Outcome, Row, Run};
 
 /// A named number, with its interval where it is a mean.
@@ -24,7 +25,7 @@ pub struct Figure {
 
 /// What all samples of one cache come to, on one task and context length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Digest {
+pub struct Aggregate {
     /// What computed.
     pub engine: String,
     /// The model as people call it.
@@ -41,7 +42,7 @@ pub struct Digest {
     pub commit: String,
     /// See [`Run::conditions`].
     pub conditions: String,
-    /// Digest of which samples these are: names, lengths, and how much was fed or asked.
+    /// Digest of which samples these are: of [`Row::sample_digest`] of all.
     pub samples: String,
     /// Rows, each one sample.
     pub num_samples: usize,
@@ -68,7 +69,7 @@ pub struct Digest {
     pub prefill_rate: Option<f64>,
 }
 
-impl Digest {
+impl Aggregate {
     /// The figure of that name.
     #[must_use]
     pub fn figure(&self, name: &str) -> Option<&Figure> {
@@ -76,13 +77,14 @@ impl Digest {
     }
 }
 
-/// One digest for each engine, model, task, context length and cache, in the order in which rows first show them.
+/// One aggregate for each engine, model, task, context length and cache, in the order in which rows first show them.
 ///
 /// Rows of other code, other conditions or other numbers of steps are apart, and the same measurement twice counts
-/// once. Steps of samples are put behind each other, and answers too, so that each counts the same. Intervals of steps
-/// are those of [`mean_interval`] in blocks of [`STEP_BLOCK`]. Empty where there is no row.
+/// once. Steps of samples are put behind each other, and answers too, so that each counts the same. Intervals are of
+/// 95 %: of steps by bootstrap in blocks of 16 (Künsch 1989), of answers that are right or wrong, one a sample, Wilson's
+/// (1927), of other answers by bootstrap of samples. Empty where there is no row.
 #[must_use]
-pub fn digest(rows: &[Row]) -> Vec<Digest> {
+pub fn aggregate(rows: &[Row]) -> Vec<Aggregate> {
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     let mut known = HashSet::new();
     for row in rows {
@@ -116,7 +118,7 @@ fn key(row: &Row) -> [String; 9] {
 }
 
 /// `rows` has at least one.
-fn of_group(rows: &[&Row]) -> Digest {
+fn of_group(rows: &[&Row]) -> Aggregate {
     let mut steps: Vec<&Steps> = Vec::new();
     let mut scores: Vec<Vec<f64>> = Vec::new();
     for row in rows {
@@ -136,12 +138,13 @@ fn of_group(rows: &[&Row]) -> Digest {
     let memory = || rows.iter().flat_map(|row| &row.memory);
     let counted: Vec<f64> = rows.iter().filter_map(|row| row.rows_read).collect();
     let step_seconds: Vec<f64> =
-        rows.iter().filter(|row| row.time.num_steps > 0).map(|row| row.time.step).collect();
-    let timed = || rows.iter().filter(|row| row.time.prefill > 0.0 && row.time.prefill_caches == 1);
-    let prefill_seconds: f64 = timed().map(|row| row.time.prefill).sum();
+        rows.iter().filter(|row| row.time.num_steps > 0).map(|row| row.time.step_seconds).collect();
+    let is_timed = |row: &&&Row| row.time.prefill_seconds > 0.0 && row.time.prefill_caches == 1;
+    let timed = || rows.iter().filter(is_timed);
+    let prefill_seconds: f64 = timed().map(|row| row.time.prefill_seconds).sum();
     let prefill_tokens: usize = timed().map(|row| row.num_tokens).sum();
     let first = rows[0];
-    Digest {
+    Aggregate {
         engine: first.run.engine.clone(),
         model: first.run.model.clone(),
         fingerprint: first.run.fingerprint.clone(),
@@ -168,22 +171,11 @@ fn of_group(rows: &[&Row]) -> Digest {
     }
 }
 
-/// See [`Digest::samples`].
+/// See [`Aggregate::samples`].
 fn samples_digest(rows: &[&Row]) -> String {
-    let mut names: Vec<String> = rows
-        .iter()
-        .map(|row| {
-            let asked: Vec<&str> = match &row.outcome {
-                Outcome::Divergence { .. } => Vec::new(),
-                Outcome::Answers { answers, .. } => {
-                    answers.iter().map(|answer| answer.question.as_str()).collect()
-                }
-            };
-            format!("{} {} {} {asked:?}", row.sample, row.num_tokens, row.run.seed)
-        })
-        .collect();
-    names.sort();
-    hex_digest(&names.join("\n"))
+    let mut digests: Vec<&[u8]> = rows.iter().map(|row| row.sample_digest.as_bytes()).collect();
+    digests.sort_unstable();
+    hex_digest(digests)
 }
 
 /// The mean of all answers. Its interval is Wilson's where each sample is one answer, right or wrong; else that of
@@ -252,7 +244,7 @@ mod tests {
     fn samples_of_the_same_are_put_together_in_the_order_of_appearance() {
         let mut second = divergence("kl", 512, "b", &[3.0, 0.0]);
         second.memory[0].device.codes += 100;
-        second.time.step = 0.5;
+        second.time.step_seconds = 0.5;
         second.sample = "1".to_owned();
         second.rows_read = Some(0.25);
         let rows = [
@@ -261,10 +253,10 @@ mod tests {
             second,
             divergence("kl", 1024, "b", &[9.0]),
         ];
-        let digests = digest(&rows);
-        let keys: Vec<_> = digests.iter().map(|d| (d.cache.as_str(), d.context)).collect();
+        let aggregates = aggregate(&rows);
+        let keys: Vec<_> = aggregates.iter().map(|d| (d.cache.as_str(), d.context)).collect();
         assert_eq!(keys, [("b", 512), ("a", 512), ("b", 1024)]);
-        let first = &digests[0];
+        let first = &aggregates[0];
         assert_eq!((first.num_samples, first.num_steps, first.num_answers), (2, 4, 0));
         assert_eq!(first.figure("kl_mean").unwrap().value, 1.5);
         assert_eq!(first.figure("kl_max").unwrap().value, 3.0);
@@ -288,16 +280,16 @@ mod tests {
             all.extend(steps);
         }
         let summary = serde_json::to_value(all.summary().unwrap()).unwrap();
-        let digests = digest(&rows);
-        let named: Vec<&str> = digests[0].figures.iter().map(|figure| figure.name).collect();
+        let aggregates = aggregate(&rows);
+        let named: Vec<&str> = aggregates[0].figures.iter().map(|figure| figure.name).collect();
         let fields = summary.as_object().unwrap();
         assert_eq!(named.len(), fields.len() - 1, "all but the count: {named:?}");
-        for figure in &digests[0].figures {
+        for figure in &aggregates[0].figures {
             assert_eq!(figure.value, fields[figure.name].as_f64().unwrap(), "{}", figure.name);
             let is_mean = ["kl_mean", "top1", "top5", "probability_change"].contains(&figure.name);
             assert_eq!(figure.low.is_some() && figure.high.is_some(), is_mean, "{}", figure.name);
         }
-        let kl_mean = digests[0].figure("kl_mean").unwrap();
+        let kl_mean = aggregates[0].figure("kl_mean").unwrap();
         assert!(kl_mean.low.unwrap() < kl_mean.value && kl_mean.value < kl_mean.high.unwrap());
     }
 
@@ -308,8 +300,8 @@ mod tests {
         newer.run.commit = "later".to_owned();
         newer.inputs = "later".to_owned();
         let longer = divergence("kl", 512, "a", &[1.0, 2.0, 3.0]);
-        let digests = digest(&[row.clone(), newer, row, longer]);
-        let seen: Vec<_> = digests
+        let aggregates = aggregate(&[row.clone(), newer, row, longer]);
+        let seen: Vec<_> = aggregates
             .iter()
             .map(|one| (one.commit.as_str(), one.num_samples, one.num_steps))
             .collect();
@@ -320,11 +312,11 @@ mod tests {
     fn what_was_not_counted_is_none_and_not_zero() {
         let mut row = divergence("kl", 512, "a", &[1.0]);
         row.memory.clear();
-        row.time = crate::Time { prefill: 0.0, prefill_caches: 0, step: 0.0, num_steps: 0 };
-        let digest = &digest(&[row])[0];
-        assert_eq!((digest.ratio, digest.device_bytes, digest.host_bytes), (None, None, None));
+        row.time = crate::Time { prefill_seconds: 0.0, prefill_caches: 0, step_seconds: 0.0, num_steps: 0 };
+        let aggregate = &aggregate(&[row])[0];
+        assert_eq!((aggregate.ratio, aggregate.device_bytes, aggregate.host_bytes), (None, None, None));
         assert_eq!(
-            (digest.rows_read, digest.step_seconds, digest.prefill_rate),
+            (aggregate.rows_read, aggregate.step_seconds, aggregate.prefill_rate),
             (None, None, None)
         );
     }
@@ -335,9 +327,9 @@ mod tests {
             answers("needle", 512, "a", Some(0.0), &[1.0, 0.0, 0.5]),
             answers("needle", 512, "a", Some(1.0), &[1.0]),
         ];
-        let digests = digest(&rows);
-        let score = digests[0].figure("score").unwrap();
-        assert_eq!((score.value, digests[0].num_answers), (0.625, 4));
+        let aggregates = aggregate(&rows);
+        let score = aggregates[0].figure("score").unwrap();
+        assert_eq!((score.value, aggregates[0].num_answers), (0.625, 4));
         assert_eq!(score.low, None, "two samples say nothing of others");
         let right: Vec<Row> =
             (0..4).map(|at| answers("needle", 512, "a", Some(f64::from(at)), &[1.0])).collect();
@@ -345,11 +337,11 @@ mod tests {
         for (row, name) in right.iter_mut().zip(["0", "1", "2", "3"]) {
             row.sample = name.to_owned();
         }
-        let digests = digest(&right);
-        let score = digests[0].figure("score").unwrap();
+        let aggregates = aggregate(&right);
+        let score = aggregates[0].figure("score").unwrap();
         assert!((score.low.unwrap() - 0.51).abs() < 0.001 && score.high.unwrap() > 0.999);
-        assert_eq!(digest(&[]), []);
-        let none = digest(&[answers("needle", 512, "a", None, &[])]);
+        assert_eq!(aggregate(&[]), []);
+        let none = aggregate(&[answers("needle", 512, "a", None, &[])]);
         assert_eq!(none[0].figures, []);
     }
 }
