@@ -267,8 +267,12 @@ mod tests {
             };
             assert!(held(1.0) && held(0.1) && held(allowed) && !held(allowed + 0.005), "{name}");
         }
-        let gone = compare_all(&record("end-to-end", 1.0), &counted("host_bytes_counted", 1e6), TENTH);
-        assert!(gone.expect("it runs").is_held(), "bytes that one of the two lacks are not compared");
+        let gone =
+            compare_all(&record("end-to-end", 1.0), &counted("host_bytes_counted", 1e6), TENTH);
+        assert!(
+            gone.expect("it runs").is_held(),
+            "bytes that one of the two lacks are not compared"
+        );
     }
 
     #[test]

@@ -333,7 +333,8 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         let eval = command.find_subcommand("eval").expect("it is a command");
-        let tokens = eval.get_arguments().find(|one| one.get_id() == "tokens").expect("it is there");
+        let tokens =
+            eval.get_arguments().find(|one| one.get_id() == "tokens").expect("it is there");
         let refused: Vec<&str> =
             eval.get_arg_conflicts_with(tokens).iter().map(|one| one.get_id().as_str()).collect();
         let taken: Vec<&str> = eval
@@ -344,6 +345,17 @@ mod tests {
         assert_eq!(taken, TAKEN_WITH_TOKENS);
     }
 
-    /// `--peers-folder` goes with `--peers` alone.
-    const TAKEN_WITH_TOKENS: [&str; 0] = [];
+    /// The output is JSON already, and `--peers-folder` asks for `--peers`, which is refused.
+    const TAKEN_WITH_TOKENS: [&str; 10] = [
+        "model",
+        "compute",
+        "allow_beyond_trained",
+        "peers_folder",
+        "json",
+        "tokens",
+        "logits",
+        "rows",
+        "threads",
+        "help",
+    ];
 }

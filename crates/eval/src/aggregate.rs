@@ -312,9 +312,17 @@ mod tests {
     fn what_was_not_counted_is_none_and_not_zero() {
         let mut row = divergence("kl", 512, "a", &[1.0]);
         row.memory.clear();
-        row.time = crate::Time { prefill_seconds: 0.0, prefill_caches: 0, step_seconds: 0.0, num_steps: 0 };
+        row.time = crate::Time {
+            prefill_seconds: 0.0,
+            prefill_caches: 0,
+            step_seconds: 0.0,
+            num_steps: 0,
+        };
         let aggregate = &aggregate(&[row])[0];
-        assert_eq!((aggregate.ratio, aggregate.device_bytes, aggregate.host_bytes), (None, None, None));
+        assert_eq!(
+            (aggregate.ratio, aggregate.device_bytes, aggregate.host_bytes),
+            (None, None, None)
+        );
         assert_eq!(
             (aggregate.rows_read, aggregate.step_seconds, aggregate.prefill_rate),
             (None, None, None)

@@ -155,7 +155,8 @@ pub fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> S
     let profile = candidate.profile.as_ref().map_or("", |(_, digest)| digest);
     let config = candidate.config.to_string();
     let of_run = [&run.engine, &run.build, &run.fingerprint, &run.conditions].map(String::as_str);
-    let parts = [&sample.digest(), config.as_str(), profile].into_iter().chain(of_run);
+    let sample = sample.digest();
+    let parts = [sample.as_str(), &config, profile].into_iter().chain(of_run);
     hex_digest(parts.map(str::as_bytes))
 }
 

@@ -93,7 +93,8 @@ pub fn evaluate_peer(
 /// What [`Row::inputs`] is for a cache of a peer.
 fn peer_inputs_digest(engine: PeerEngine, cache: &str, job: &Job, run: &Run) -> String {
     let of_peer = [engine.to_string(), cache.to_owned(), run.threads.to_string()];
-    let parts = [&job.sample.digest(), &run.fingerprint, &run.build].into_iter().chain(&of_peer);
+    let sample = job.sample.digest();
+    let parts = [&sample, &run.fingerprint, &run.build].into_iter().chain(&of_peer);
     hex_digest(parts.map(|part| part.as_bytes()))
 }
 

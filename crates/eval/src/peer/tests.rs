@@ -77,8 +77,10 @@ fn failure(script: &str) -> (PeerError, String) {
 
 #[test]
 fn a_good_run_gives_its_lines_and_ends() {
-    let lines: Vec<PeerLine> =
-        answer(&answering(&[engine(), quality(), speed()])).into_iter().map(Result::unwrap).collect();
+    let lines: Vec<PeerLine> = answer(&answering(&[engine(), quality(), speed()]))
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
     let [PeerLine::Engine(info), PeerLine::Quality(quality), PeerLine::Speed(speed)] = &lines[..]
     else {
         panic!("{lines:?}")

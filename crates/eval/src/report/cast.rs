@@ -74,7 +74,9 @@ impl Cast {
 
 /// Aggregates that can be compared, those of one model, task and context length, in the order in which they come.
 pub(super) fn comparable(aggregates: &[Aggregate]) -> Vec<Vec<&Aggregate>> {
-    let key = |aggregate: &Aggregate| (aggregate.fingerprint.clone(), aggregate.task.clone(), aggregate.context);
+    let key = |aggregate: &Aggregate| {
+        (aggregate.fingerprint.clone(), aggregate.task.clone(), aggregate.context)
+    };
     let mut groups: Vec<Vec<&Aggregate>> = Vec::new();
     for aggregate in aggregates {
         match groups.iter_mut().find(|group| key(group[0]) == key(aggregate)) {

@@ -57,7 +57,8 @@ pub fn html(rows: &[Row], title: &str) -> Result<String> {
         paints: rules(),
         facts: facts(rows),
         commands,
-        sections: sections(rows, &aggregates, &cast).map_err(|error| Error::Report(error.into()))?,
+        sections: sections(rows, &aggregates, &cast)
+            .map_err(|error| Error::Report(error.into()))?,
         tables: tables(&aggregates, &cast),
     };
     // The ending of the name has all text escaped.

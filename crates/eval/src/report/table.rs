@@ -67,8 +67,9 @@ pub(super) fn interval(figure: &Figure) -> Option<String> {
 pub(super) fn tables(aggregates: &[Aggregate], cast: &Cast) -> Vec<Table> {
     let mut groups: Vec<Vec<&Aggregate>> = Vec::new();
     for aggregate in aggregates {
-        let is_like =
-            |first: &Aggregate| first.fingerprint == aggregate.fingerprint && first.task == aggregate.task;
+        let is_like = |first: &Aggregate| {
+            first.fingerprint == aggregate.fingerprint && first.task == aggregate.task
+        };
         match groups.iter_mut().find(|group| is_like(group[0])) {
             Some(group) => group.push(aggregate),
             None => groups.push(vec![aggregate]),

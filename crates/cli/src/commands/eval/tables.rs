@@ -21,8 +21,10 @@ pub(super) fn show(aggregates: &[Aggregate], specs: &[CacheSpec]) -> String {
     let mut text: Vec<String> = groups
         .iter()
         .map(|group| {
-            let rows: Vec<Vec<String>> =
-                group.iter().map(|aggregate| row(aggregate, spec(aggregate), has_engines)).collect();
+            let rows: Vec<Vec<String>> = group
+                .iter()
+                .map(|aggregate| row(aggregate, spec(aggregate), has_engines))
+                .collect();
             format!("{}\n\n{}", heading(group[0]), table(&header(group[0]), &rows))
         })
         .collect();

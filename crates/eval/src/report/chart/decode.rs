@@ -15,7 +15,7 @@ pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     for (fingerprint, name) in cast.models() {
         let is_of = |row: &&Row| {
             let time = &row.time;
-            row.run.fingerprint == *fingerprint && time.num_steps > 0 && time.step > 0.0
+            row.run.fingerprint == *fingerprint && time.num_steps > 0 && time.step_seconds > 0.0
         };
         let timed: Vec<&Row> = rows.iter().filter(is_of).collect();
         charts.extend(chart(&timed, name, cast)?);

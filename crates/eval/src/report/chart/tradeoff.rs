@@ -45,7 +45,8 @@ fn chart(group: &[&Aggregate], quality: &Quality, cast: &Cast) -> Drawn<Option<C
     let mut points = Vec::new();
     let mut legend = Vec::new();
     for aggregate in group {
-        let (Some(figure), Some(ratio)) = (aggregate.figure(quality.figure), aggregate.ratio) else {
+        let (Some(figure), Some(ratio)) = (aggregate.figure(quality.figure), aggregate.ratio)
+        else {
             continue;
         };
         if ratio > 0.0 && figure.value.is_finite() {

@@ -5,8 +5,8 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::{Asking, Made};
-use crate::task::haystack::{ADJECTIVES, NOUNS};
 use crate::Result;
+use crate::task::haystack::{ADJECTIVES, NOUNS};
 
 /// Tokens of a reply about common words, RULER's `tokens_to_generate`.
 const MAX_COMMON_TOKENS: usize = 120;
