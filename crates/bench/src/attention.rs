@@ -17,7 +17,7 @@ use crate::bootstrap;
 use crate::caches::{self, FULL, LADDER_BITS, Planned, distance, of_ladder};
 use crate::interleave::interleaved;
 use crate::machine::Ceilings;
-use crate::memory;
+use crate::memory::Room;
 use crate::prompt_rows::{Context, PromptRows};
 use crate::record::{Case, Record};
 use crate::settings::Settings;
@@ -45,6 +45,7 @@ pub(crate) fn measure(
     settings: &Settings<'_>,
     rows: &PromptRows,
     ceilings: &Ceilings,
+    room: Room,
     record: &mut Record,
 ) -> Result<()> {
     let shape = KvShape { num_layers: 1, heads: rows.shape.heads };
@@ -58,7 +59,7 @@ pub(crate) fn measure(
         let rows_bytes = row_bytes * num_tokens as u64 * 4 / 3;
         let copied = planned.iter().map(|(_, planned)| planned.total_bytes()).max().unwrap_or(0);
         let held: u64 = planned.iter().map(|(_, planned)| planned.total_bytes()).sum();
-        if let Some(lack) = memory::lack(rows_bytes + copied + held) {
+        if let Some(lack) = room.lack(rows_bytes + copied + held) {
             for (name, _) in planned {
                 record.leave_out(name, lack.clone());
             }

@@ -38,15 +38,44 @@ pub(crate) fn reset_peak() -> Result<()> {
         .context("cannot reset the peak of the resident memory by /proc/self/clear_refs")
 }
 
-/// Bytes that a case may plan to take now; none where the system does not say what is free.
-pub(crate) fn usable() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    kib_field(&info, "MemAvailable").map(|bytes| (bytes as f64 * USABLE) as u64)
+/// What cases can have between them, one after the other. The allocator of this process keeps what a case has freed: the
+/// next one has it again, though the system does not count it as free.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// What the process held before the first case.
+    base: u64,
 }
 
-/// Why `needed` bytes cannot be had now; none if they can, or if the system does not say what is free.
+impl Room {
+    /// Before the first case.
+    pub(crate) fn new() -> Self {
+        Self { base: resident().map_or(u64::MAX, |resident| resident.now) }
+    }
+
+    /// Why `needed` bytes cannot be had where no case is at work; none if they can, or if the system does not say what
+    /// is free.
+    pub(crate) fn lack(self, needed: u64) -> Option<String> {
+        let kept = resident().map_or(0, |resident| resident.now.saturating_sub(self.base));
+        lack_of(needed, available()?.saturating_add(kept))
+    }
+}
+
+/// Why `needed` bytes cannot be had beside all that is held; none if they can, or if the system does not say what is
+/// free.
 pub(crate) fn lack(needed: u64) -> Option<String> {
-    let usable = usable().filter(|&usable| needed > usable)?;
+    lack_of(needed, available()?)
+}
+
+/// None where the system does not say.
+fn available() -> Option<u64> {
+    kib_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+fn lack_of(needed: u64, available: u64) -> Option<String> {
+    let usable = (available as f64 * USABLE) as u64;
+    if needed <= usable {
+        return None;
+    }
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     Some(format!(
         "needs {:.1} GiB, and {:.1} GiB may be taken now ({:.0} % of what is free)",
@@ -92,9 +121,15 @@ mod tests {
 
     #[test]
     fn more_than_any_machine_has_is_lacking_with_both_figures() {
-        if usable().is_some() {
+        if available().is_some() {
             assert!(lack(u64::MAX).expect("no machine has it").contains("GiB"));
+            assert!(Room::new().lack(u64::MAX).expect("no machine has it").contains("GiB"));
         }
-        assert_eq!(lack(0), None);
+        assert_eq!((lack(0), Room::new().lack(0)), (None, None));
+        assert_eq!(lack_of(80, 100), None);
+        assert_eq!(
+            lack_of(8 << 30, 8 << 30).expect("a part of it is left"),
+            "needs 8.0 GiB, and 6.4 GiB may be taken now (80 % of what is free)"
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::bootstrap;
 use crate::caches::{FULL, Planned, Reads, distance};
 use crate::interleave::interleaved;
 use crate::machine::Ceilings;
-use crate::memory;
+use crate::memory::{self, Room};
 use crate::prompt_rows::PromptRows;
 use crate::record::{Case, Record};
 use crate::samples::Samples;
@@ -42,14 +42,18 @@ pub(crate) fn measure(
     subject: &Subject,
     rows: &PromptRows,
     ceilings: &Ceilings,
+    room: Room,
     record: &mut Record,
 ) -> Result<()> {
-    for &num_tokens in settings.contexts_or(&CONTEXTS) {
+    // The longest first: what it takes is free yet in one piece.
+    let mut by_context = Vec::new();
+    for &num_tokens in settings.contexts_or(&CONTEXTS).iter().rev() {
+        let mut cases = Vec::new();
         let planned = plan(settings, rows, num_tokens, record)?;
         let suite = Suite { settings, subject, rows, ceilings, num_tokens };
         // Together where there is memory for all, so that they take turns; else each by itself.
         let total: u64 = planned.iter().map(|(_, planned)| planned.total_bytes()).sum();
-        let together = memory::lack(suite.scratch_bytes() + total).is_none();
+        let together = room.lack(suite.scratch_bytes() + total).is_none();
         let batches: Vec<Vec<(String, Planned)>> = match together {
             true => vec![planned],
             false => planned.into_iter().map(|cache| vec![cache]).collect(),
@@ -57,19 +61,20 @@ pub(crate) fn measure(
         let mut full = None;
         for batch in batches.into_iter().filter(|batch| !batch.is_empty()) {
             let needed: u64 = batch.iter().map(|(_, planned)| planned.total_bytes()).sum();
-            if let Some(lack) = memory::lack(suite.scratch_bytes() + needed) {
+            if let Some(lack) = room.lack(suite.scratch_bytes() + needed) {
                 batch.into_iter().for_each(|(name, _)| record.leave_out(name, lack.clone()));
                 continue;
             }
             settings.say(&format!("{SUITE}: {num_tokens} tokens, {} caches", batch.len()));
-            let cases = settings.pool.install(|| {
+            cases.extend(settings.pool.install(|| {
                 suite
                     .run(batch, &mut full)
                     .with_context(|| format!("{SUITE} at {num_tokens} tokens"))
-            })?;
-            record.cases.extend(cases);
+            })?);
         }
+        by_context.push(cases);
     }
+    record.cases.extend(by_context.into_iter().rev().flatten());
     Ok(())
 }
 
@@ -310,7 +315,8 @@ mod tests {
         let ceilings = ceilings.expect("it runs");
         let subject = Place::tiny().load(310, level).expect("every checkout has it");
         let mut rows = PromptRows::of_model(&subject.model, &subject.tokens).expect("it computes");
-        measure(&settings, &subject, &rows, &ceilings, &mut record).expect("it is right");
+        measure(&settings, &subject, &rows, &ceilings, Room::new(), &mut record)
+            .expect("it is right");
         assert_eq!(record.cases.len(), 2 * TINY.len());
         for case in &record.cases {
             assert_eq!(case.samples_ns.len(), 2, "{}", case.name);
@@ -326,7 +332,7 @@ mod tests {
         // Off by one position: what the prefill had for the token before.
         let width = subject.model.config().hidden_size;
         rows.hidden.rotate_right(width);
-        let told = measure(&settings, &subject, &rows, &ceilings, &mut record);
+        let told = measure(&settings, &subject, &rows, &ceilings, Room::new(), &mut record);
         let told = format!("{:#}", told.expect_err("it is another token's"));
         assert!(told.contains("at 300 tokens: full: the hidden state is"), "{told}");
     }

@@ -11,6 +11,7 @@ use crate::caches::{FULL, PRESETS, TINY};
 use crate::compare::{Allowance, compare};
 use crate::environment::Environment;
 use crate::machine::{self, Sizes};
+use crate::memory::Room;
 use crate::prompt_rows::PromptRows;
 use crate::quality::default_corpus;
 use crate::record::Record;
@@ -104,6 +105,15 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         level,
         pool: &pool,
     };
+    // While this process is small: the others have all that is free to themselves.
+    if let Some(place) = place.as_ref().filter(|_| wants(end_to_end::SUITE)) {
+        let length = end_to_end::Length {
+            num_steps: if arguments.test { 4 } else { arguments.steps },
+            num_threads: arguments.threads,
+        };
+        end_to_end::measure(&settings, place, length, &mut record)?;
+        record.write(&unfinished)?;
+    }
     if is_step_wanted || wants(machine::SUITE) {
         let sizes = match arguments.test {
             true => Sizes { memory_bytes: 4 << 20, file_bytes: 1 << 20, num_rounds: 1 },
@@ -118,19 +128,12 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         record.write(&unfinished)?;
         if let Some(place) = place.as_ref().filter(|_| is_step_wanted) {
             let rows = steps(place, arguments.test, &settings, &mut record)?;
-            rows.attention(&settings, &ceilings, &mut record)?;
+            let room = Room::new();
+            rows.attention(&settings, &ceilings, room, &mut record)?;
             record.write(&unfinished)?;
-            rows.model(&settings, &ceilings, &mut record)?;
+            rows.model(&settings, &ceilings, room, &mut record)?;
             record.write(&unfinished)?;
         }
-    }
-    if let Some(place) = place.filter(|_| wants(end_to_end::SUITE)) {
-        let length = end_to_end::Length {
-            num_steps: if arguments.test { 4 } else { arguments.steps },
-            num_threads: arguments.threads,
-        };
-        end_to_end::measure(&settings, &place, length, &mut record)?;
-        record.write(&unfinished)?;
     }
     if wants(instructions::SUITE) {
         instructions::measure(&settings, &mut record)?;
@@ -184,28 +187,30 @@ impl Steps {
         &self,
         settings: &Settings<'_>,
         ceilings: &machine::Ceilings,
+        room: Room,
         record: &mut Record,
     ) -> Result<()> {
         if !wants_suite(&settings.selection, attention::SUITE) {
             return Ok(());
         }
         let Some(synthetic) = &self.synthetic else {
-            return attention::measure(settings, &self.rows, ceilings, record);
+            return attention::measure(settings, &self.rows, ceilings, room, record);
         };
         let settings = Settings { caches: PRESETS.map(str::to_owned).to_vec(), ..settings.clone() };
-        attention::measure(&settings, synthetic, ceilings, record)
+        attention::measure(&settings, synthetic, ceilings, room, record)
     }
 
     fn model(
         &self,
         settings: &Settings<'_>,
         ceilings: &machine::Ceilings,
+        room: Room,
         record: &mut Record,
     ) -> Result<()> {
         if !wants_suite(&settings.selection, model_step::SUITE) {
             return Ok(());
         }
-        model_step::measure(settings, &self.subject, &self.rows, ceilings, record)
+        model_step::measure(settings, &self.subject, &self.rows, ceilings, room, record)
     }
 }
 

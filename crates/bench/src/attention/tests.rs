@@ -6,6 +6,7 @@ use super::*;
 use crate::caches::PRESETS;
 use crate::environment::Environment;
 use crate::machine::{Sizes, threads};
+use crate::memory::Room;
 use crate::selection::Selection;
 
 /// Filled caches over `num_tokens` tokens, and the context that they hold.
@@ -75,7 +76,8 @@ fn a_filter_keeps_full_beside_what_it_selects_and_every_case_is_complete() {
     let machine = &settings.selection;
     let ceilings = crate::machine::measure(machine, sizes, &pool, folder.path(), &mut record);
     let rows = PromptRows::synthetic(500).expect("it is made");
-    measure(&settings, &rows, &ceilings.expect("it runs"), &mut record).expect("it runs");
+    measure(&settings, &rows, &ceilings.expect("it runs"), Room::new(), &mut record)
+        .expect("it runs");
     let names: Vec<&str> = record.cases.iter().map(|case| case.name.as_str()).collect();
     let expected = [
         "attention/full@400",
