@@ -34,7 +34,7 @@ const SUITS: &str =
 /// How llama.cpp is built: for this processor, without what reads pictures.
 const CMAKE_ARGS: &str = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF";
 
-/// In the environment: the digest of what it was made from.
+/// In the environment: the digest of what it was made from. `InstalledPeers` of `heterokv-eval` looks for it.
 const STAMP: &str = "heterokv-peers.stamp";
 
 /// In the environment: the version of every package, as `pip freeze` prints them.

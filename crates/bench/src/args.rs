@@ -86,7 +86,7 @@ pub(crate) struct StepArgs {
     /// Put the record into docs/bench/record instead
     #[arg(long)]
     pub(crate) record: bool,
-    /// Put the tables into docs/bench/REPORT.md
+    /// Put the tables into docs/bench/REPORT.md, those of --peers into README.md
     #[arg(long)]
     pub(crate) splice: bool,
     /// Print ratios to an earlier record, and fail where a case became slower beyond the noise, or larger

@@ -163,7 +163,7 @@ impl Comparison {
                     Verdict::Held => "held",
                     Verdict::Regressed => "REGRESSED",
                     Verdict::Machine => "the machine's own, not judged",
-                    Verdict::TooFewSamples => "too few samples, not judged",
+                    Verdict::TooFewSamples => "TOO FEW SAMPLES",
                 }),
             ]);
         }
@@ -174,14 +174,20 @@ impl Comparison {
     pub(crate) fn summary(&self) -> String {
         let mut text = format!(
             "{} held, {} regressed (lower end of the 95 % interval or resident memory above {:.2}; \
-             instructions above {:.2}; bytes counted above {:.2}), {} not judged",
+             instructions above {:.2}; bytes counted above {:.2}), {} of the machine not judged",
             self.num(Verdict::Held),
             self.num(Verdict::Regressed),
             self.allowed,
             ALLOWED_INSTRUCTIONS,
             ALLOWED_COUNTED,
-            self.num(Verdict::Machine) + self.num(Verdict::TooFewSamples),
+            self.num(Verdict::Machine),
         );
+        let num_few = self.num(Verdict::TooFewSamples);
+        if num_few > 0 {
+            text = format!(
+                "{text}; {num_few} with fewer than {MIN_SAMPLES} samples, which fails: raise --rounds"
+            );
+        }
         if !self.missing.is_empty() {
             text = format!("{text}; MISSING, in the old record alone: {}", self.missing.join(", "));
         }
@@ -233,11 +239,11 @@ mod tests {
     fn the_machine_and_too_few_samples_are_told_and_not_judged() {
         let machine = compare_all(&record("machine", 3.0), &record("machine", 1.0), TENTH);
         let machine = machine.expect("one machine");
-        assert!(machine.is_held() && machine.summary().contains("1 not judged"));
+        assert!(machine.is_held() && machine.summary().contains("1 of the machine not judged"));
         let mut few = record("model", 3.0);
         few.cases[0].samples_ns.truncate(2);
         let few = compare_all(&few, &record("model", 1.0), TENTH).expect("one machine");
-        assert!(!few.is_held() && few.summary().contains("1 not judged"));
+        assert!(!few.is_held() && few.summary().contains("1 with fewer than 3 samples"));
     }
 
     #[test]

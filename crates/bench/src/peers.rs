@@ -1,4 +1,4 @@
-//! Prompts and decoding in other programs, in turns with ours: the same GGUF file, tokens and threads.
+//! Prompts and decoding in other programs, in turns with ours: the same GGUF file, prompts and threads.
 //!
 //! Every sample of a cache is a process of its own, ours too; in a round each cache runs once over all contexts, and
 //! every round begins with another one. What caches lose is measured by `heterokv eval --peers`.
@@ -6,15 +6,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use heterokv_cache::KvShape;
-use heterokv_eval::{
-    Peer, PeerEngine, PeerLine, PeerRequest, PeerSpeed, PeerSpeedRequest, PeerWindow,
-};
+use heterokv_eval::{Peer, PeerEngine, PeerLine, PeerRequest, PeerSpeedRequest};
 use heterokv_model::Checkpoint;
 
 use crate::bootstrap;
-use crate::caches::Planned;
 use crate::end_to_end::{Length, Report, run_process};
 use crate::interleave::interleaved;
 use crate::record::{Case, Record};
@@ -32,9 +29,6 @@ pub(crate) const MAX_ROUNDS: usize = 3;
 
 /// Caches of ours beside `full`, where none are named.
 pub(crate) const OURS: [&str; 2] = ["hca:12.5%", "hca-rescore:6.25%"];
-
-/// Tokens of the text that peers get, at most.
-const WINDOW_TOKENS: usize = 1024;
 
 /// What all others are held against.
 const YARDSTICK: &str = "llama.cpp f16";
@@ -80,7 +74,7 @@ pub(crate) fn measure(
         fs::write(tokens_file(folder.path(), num_tokens), text)
             .context("cannot write the tokens")?;
     }
-    let run = Run { place, length, venv, contexts, tokens: &tokens, shape, folder: folder.path() };
+    let run = Run { place, length, venv, contexts, tokens: &tokens, folder: folder.path() };
     let ours = settings.caches.iter().map(|spec| Program::Ours(spec.clone()));
     let theirs = PEERS.iter().map(|&(engine, cache)| Program::Theirs(engine, cache));
     let mut candidates: Vec<Candidate> = ours
@@ -95,8 +89,8 @@ pub(crate) fn measure(
     let yardstick = candidates.iter().find(|candidate| candidate.name() == YARDSTICK);
     let yardstick = yardstick.map(|candidate| candidate.speeds.clone());
     for candidate in &candidates {
-        for (place, &num_tokens) in contexts.iter().enumerate() {
-            record.cases.extend(candidate.cases(num_tokens, place, yardstick.as_deref()));
+        for (context_idx, &num_tokens) in contexts.iter().enumerate() {
+            record.cases.extend(candidate.cases(num_tokens, context_idx, yardstick.as_deref()));
         }
     }
     Ok(())
@@ -110,7 +104,6 @@ struct Run<'a> {
     contexts: &'a [usize],
     /// Of the longest context, and what is fed behind it.
     tokens: &'a [u32],
-    shape: KvShape,
     folder: &'a Path,
 }
 
@@ -194,11 +187,11 @@ impl Candidate {
     fn cases(
         &self,
         num_tokens: usize,
-        place: usize,
+        context_idx: usize,
         yardstick: Option<&[Vec<Speed>]>,
     ) -> Vec<Case> {
         let at = |rounds: &[Vec<Speed>], of: fn(&Speed) -> f64| -> Samples {
-            rounds.iter().map(|speeds| of(&speeds[place])).collect()
+            rounds.iter().map(|speeds| of(&speeds[context_idx])).collect()
         };
         let case = |phase: &Phase| {
             let samples = at(&self.speeds, phase.nanoseconds);
@@ -227,7 +220,6 @@ impl Candidate {
 /// A process for each context.
 fn ours(spec: &str, run: &Run<'_>) -> Result<Vec<Speed>> {
     let speed = |&num_tokens: &usize| {
-        Planned::new(spec, &run.shape, num_tokens)?;
         let tokens = tokens_file(run.folder, num_tokens);
         let report: Report = run_process(spec, &run.place.model, &tokens, run.length)?;
         Ok(Speed {
@@ -246,11 +238,11 @@ fn theirs(engine: PeerEngine, cache: &str, run: &Run<'_>) -> Result<(String, Vec
         model: run.place.model.clone(),
         threads: run.length.num_threads,
         caches: vec![cache.to_owned()],
-        windows: vec![window(run.tokens)],
+        windows: Vec::new(),
         speed: Some(PeerSpeedRequest {
             contexts: run.contexts.to_vec(),
             steps: run.length.num_steps,
-            repeats: 1,
+            tokens: run.tokens.to_vec(),
         }),
         seed: 0,
     };
@@ -259,64 +251,27 @@ fn theirs(engine: PeerEngine, cache: &str, run: &Run<'_>) -> Result<(String, Vec
         match line? {
             PeerLine::Engine(info) => versions = info.version,
             PeerLine::Speed(speed) => found.push(speed),
-            PeerLine::Quality(_) => {}
+            PeerLine::Quality(_) => bail!("{engine} answers what nobody asked"),
         }
     }
     let speed = |&num_tokens: &usize| {
         let speed = found.iter().find(|speed| speed.context == num_tokens);
         let speed =
             speed.with_context(|| format!("{engine} {cache} left out {num_tokens} tokens"))?;
-        of_peer(speed, num_tokens)
+        Ok(Speed {
+            prefill_ns: 1e9 * speed.prefill_seconds,
+            decode_ns_per_token: 1e9 * speed.step_seconds,
+            peak_rss_bytes: speed.peak_rss_bytes,
+            tokens: Vec::new(),
+        })
     };
     let speeds: Result<Vec<Speed>> = run.contexts.iter().map(speed).collect();
     Ok((versions, speeds?))
 }
 
-/// What a peer takes its tokens from, over and over where a context is longer. Quality is measured elsewhere, and one
-/// step of it here.
-fn window(tokens: &[u32]) -> PeerWindow {
-    let num_tokens = WINDOW_TOKENS.min(tokens.len() - 2);
-    PeerWindow {
-        context: tokens[..num_tokens].to_vec(),
-        continuation: tokens[num_tokens..num_tokens + 2].to_vec(),
-    }
-}
-
-fn of_peer(speed: &PeerSpeed, num_tokens: usize) -> Result<Speed> {
-    let decode = *speed.decode_tokens_per_second.first().context("there is no sample")?;
-    let rates = [speed.prefill_tokens_per_second, decode];
-    ensure!(rates.iter().all(|&rate| rate > 0.0 && rate.is_finite()), "{rates:?} are no speeds");
-    Ok(Speed {
-        prefill_ns: 1e9 * num_tokens as f64 / speed.prefill_tokens_per_second,
-        decode_ns_per_token: 1e9 / decode,
-        peak_rss_bytes: speed.peak_rss_bytes,
-        tokens: Vec::new(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn speed(decode: f64) -> PeerSpeed {
-        PeerSpeed {
-            cache: "f16".to_owned(),
-            context: 512,
-            prefill_tokens_per_second: 256.0,
-            prefill_samples: vec![256.0],
-            decode_tokens_per_second: vec![decode],
-            peak_rss_bytes: 7,
-        }
-    }
-
-    #[test]
-    fn speeds_of_peers_are_times() {
-        let times = of_peer(&speed(50.0), 512).expect("they are speeds");
-        assert_eq!((times.prefill_ns, times.decode_ns_per_token), (2e9, 2e7));
-        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(of_peer(&speed(wrong), 512).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn cases_hold_a_cache_against_the_yardstick_of_the_same_round() {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use heterokv_eval::InstalledPeers;
 use heterokv_quant::Level;
 
 use crate::args::StepArgs;
@@ -141,8 +142,13 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
     let filter = arguments.filter.as_deref().unwrap_or_default();
     ensure!(
         !record.cases.is_empty() || !record.left_out.is_empty(),
-        "no case has `{filter}` in its name; suites are {} and quant",
-        tables::SUITES.join(", ")
+        "no case has `{filter}` in its name; suites are {} and quant, and other programs are measured by --peers",
+        tables::SUITES
+            .iter()
+            .filter(|suite| **suite != peers::SUITE)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ")
     );
     Ok(record)
 }
@@ -150,11 +156,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
 /// Ours beside other programs.
 fn beside_peers(arguments: &StepArgs) -> Result<Record> {
     let venv = &arguments.peers_folder;
-    ensure!(
-        venv.is_dir(),
-        "the peers are not installed in {}; run `cargo xtask fetch --peers`",
-        venv.display()
-    );
+    InstalledPeers::at(venv)?;
     let place = place(arguments)?;
     let level = Level::detect();
     let pool = machine::threads(arguments.threads)?;

@@ -5,8 +5,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use crate::bootstrap::{Interval, STEP_BLOCK, mean_interval, wilson_interval};
-use crate::divergence::Steps;
-use crate::evaluate::median;
+use crate::divergence::{Steps, median};
 use crate::hash::hex_digest;
 use crate::{Outcome, Row, Run};
 
@@ -38,7 +37,7 @@ pub struct Aggregate {
     pub context: usize,
     /// The cache as it was named.
     pub cache: String,
-    /// Commit of the code, and the conditions it ran under.
+    /// Commit of the code.
     pub commit: String,
     /// See [`Run::conditions`].
     pub conditions: String,
@@ -86,19 +85,26 @@ impl Aggregate {
 #[must_use]
 pub fn aggregate(rows: &[Row]) -> Vec<Aggregate> {
     let mut groups: Vec<Vec<&Row>> = Vec::new();
-    let mut known = HashSet::new();
-    for row in rows {
-        // The same measurement twice, from files that overlap, counts once.
-        let Row { task, sample, context, cache, inputs, run, .. } = row;
-        if !known.insert((&run.engine, task, sample, context, cache, inputs)) {
-            continue;
-        }
+    for row in distinct(rows) {
         match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),
         }
     }
     groups.iter().map(|group| of_group(group)).collect()
+}
+
+/// The rows without those that are the same measurement as one before, from files that overlap.
+pub(crate) fn distinct(rows: &[Row]) -> Vec<&Row> {
+    let mut known = HashSet::new();
+    let mut distinct = Vec::new();
+    for row in rows {
+        let Row { task, sample, context, cache, inputs, run, .. } = row;
+        if known.insert((&run.engine, task, sample, context, cache, inputs)) {
+            distinct.push(row);
+        }
+    }
+    distinct
 }
 
 /// Rows that are alike in this are samples of the same: other code, other conditions or as many steps more are

@@ -194,7 +194,7 @@ pub enum Error {
     },
     /// A text too short to fit tables on.
     #[error(
-        "{num_tokens} tokens are too few to fit the tables of {format} on, which need {needed}: {num_fitted} are left          of them, since the first {} of every piece of {} stay exact; use more tokens",
+        "{num_tokens} tokens are too few to fit the tables of {format} on, which need {needed}: {num_fitted} are left of them, since the first {} of every piece of {} stay exact; use more tokens",
         pieces.sinks,
         pieces.tokens
     )]
@@ -224,9 +224,12 @@ pub enum Error {
     /// A report of no rows.
     #[error("there are no results to report; give a file with at least one row")]
     NoResults,
-    /// A chart or the page of a report could not be made.
-    #[error("the report could not be made: {0}")]
-    Report(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A chart of a report cannot be drawn.
+    #[error("a chart of the report could not be drawn")]
+    Chart(#[from] plotters::drawing::DrawingAreaErrorKind<std::io::Error>),
+    /// The page of a report cannot be written.
+    #[error("the page of the report could not be made")]
+    Page(#[source] minijinja::Error),
     /// The model produced something that is not a distribution.
     #[error("{what} is not finite at step {step}")]
     NotFinite {
@@ -234,6 +237,28 @@ pub enum Error {
         what: &'static str,
         /// Index of the token fed.
         step: usize,
+    },
+    /// The same, of a cache among others.
+    #[error(
+        "{cache}: {what} is not finite at step {step}; leave the cache out to go on with the others"
+    )]
+    CacheNotFinite {
+        /// The cache as it was named.
+        cache: String,
+        /// What was computed.
+        what: &'static str,
+        /// Index of the token fed.
+        step: usize,
+    },
+    /// A row whose summary JSON has no form for.
+    #[error("{task} {sample}, {cache}: the summary is not finite, and no row can hold it")]
+    SummaryNotFinite {
+        /// The task.
+        task: String,
+        /// The sample.
+        sample: String,
+        /// The cache.
+        cache: String,
     },
     /// A cost by which formats cannot be compared.
     #[error(

@@ -11,9 +11,9 @@ use heterokv_model::text::Tokenizer;
 use heterokv_model::{Model, Progress};
 
 use crate::Result;
-use crate::divergence::Distribution;
+use crate::divergence::{Distribution, median};
 use crate::hash::hex_digest;
-use crate::row::{ROW_VERSION, Row, Run, Time};
+use crate::row::{Outcome, ROW_VERSION, Row, Run, Time};
 use crate::subject::{Candidate, Subject};
 use crate::task::{Probe, Sample};
 use probe::Probed;
@@ -41,7 +41,8 @@ impl Job {
 
 /// What looks on while samples are evaluated.
 pub trait Watcher {
-    /// Whether a row with these is at hand already, and need not be made again. `inputs` is [`Row::inputs`].
+    /// Whether a row with these is at hand already, and need not be made again. `inputs` is [`Row::inputs`]. Asked for
+    /// every sample and cache before the first context begins, so that a watcher may learn from it what was asked for.
     fn is_done(&mut self, task: &str, sample: &Sample, cache: &str, inputs: &str) -> bool;
 
     /// Context `index` of `total` is about to be taken in.
@@ -192,68 +193,88 @@ impl Group<'_> {
         let wanted: Vec<usize> = (0..self.candidates.len()).filter(is_wanted).collect();
         let start = Instant::now();
         let mut progress = |done, total| watcher.reads(done, total);
-        let Prefilled { reference, held, last } =
-            self.prefill(context, &wanted, Some(&mut progress))?;
+        let Prefilled { reference, held, last } = self.prefill(context, &wanted, &mut progress)?;
         let prefill_seconds = start.elapsed().as_secs_f64();
         for pending in group {
-            let Job { task, sample } = pending.job;
+            let sample = &pending.job.sample;
             let mut probed: Vec<Probed> = Vec::new();
             let mut rows = Vec::new();
             for (index, inputs) in &pending.candidates {
                 // What is pending of a job is wanted of its group, and held in the same order.
                 let held = &held[wanted.partition_point(|wanted| wanted < index)];
-                probed.push(Probed::new(held.subject.fork()?));
+                probed.push(Probed::new(&held.candidate.name, held.subject.fork()?));
                 rows.push((held, inputs));
             }
             let mut progress = |done, total| watcher.probes(pending.job, done, total);
-            let outcomes = match &sample.probe {
-                Probe::Tokens(tokens) => {
-                    let feed = probe::Feed::Given(tokens);
-                    let reference = Probed::new(reference.fork()?);
-                    probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)?
-                }
+            let feed = match &sample.probe {
+                Probe::Tokens(tokens) => Ok(probe::Feed::Given(tokens)),
                 Probe::OwnText { num_steps } => {
-                    let feed = probe::Feed::Own { num_steps: *num_steps, last: &last };
-                    let reference = Probed::new(reference.fork()?);
+                    Ok(probe::Feed::Own { num_steps: *num_steps, last: &last })
+                }
+                Probe::Questions(questions) => Err(questions),
+            };
+            let outcomes = match feed {
+                Ok(feed) => {
+                    let reference = Probed::new("full", reference.fork()?);
                     probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)?
                 }
-                Probe::Questions(questions) => {
-                    probe::ask(self.engine, &mut probed, questions, &mut progress)?
-                }
+                Err(questions) => probe::ask(self.engine, &mut probed, questions, &mut progress)?,
+            };
+            let time = |probed: &Probed| Time {
+                prefill_seconds,
+                prefill_caches: wanted.len() + 1,
+                step_seconds: median(&probed.step_seconds),
+                num_steps: probed.step_seconds.len(),
             };
             for (((held, inputs), probed), outcome) in rows.into_iter().zip(probed).zip(outcomes) {
-                let candidate = held.candidate;
-                let mut memory = probed.memory;
-                for memory in &mut memory {
-                    let plan = self.plan(candidate, memory.num_tokens)?;
-                    memory.predicted_device_bytes = Some(plan.device.total());
-                    candidate.check_bytes(memory, &plan)?;
-                }
-                watcher.row(Row {
-                    version: ROW_VERSION,
-                    task: task.clone(),
-                    sample: sample.name.clone(),
-                    context: sample.length,
-                    num_tokens: context.len(),
-                    depth: sample.depth,
-                    cache: candidate.name.clone(),
-                    spec: candidate.config.to_string(),
-                    sample_digest: sample.digest(),
-                    inputs: inputs.clone(),
+                let time = time(&probed);
+                let inputs = inputs.clone();
+                watcher.row(self.row(
+                    pending.job,
+                    held.candidate,
+                    inputs,
+                    probed,
                     outcome,
-                    rows_read: Some(probed.subject.rows_read()),
-                    memory,
-                    time: Time {
-                        prefill_seconds,
-                        prefill_caches: wanted.len() + 1,
-                        step_seconds: median(&probed.step_seconds),
-                        num_steps: probed.step_seconds.len(),
-                    },
-                    run: self.run.clone(),
-                })?;
+                    time,
+                )?)?;
             }
         }
         Ok(())
+    }
+
+    /// What came of a job with a cache, whose bytes are held against its plan.
+    fn row(
+        &self,
+        Job { task, sample }: &Job,
+        candidate: &Candidate<'_>,
+        inputs: String,
+        probed: Probed,
+        outcome: Outcome,
+        time: Time,
+    ) -> Result<Row> {
+        let Probed { subject, mut memory, .. } = probed;
+        for memory in &mut memory {
+            let plan = self.plan(candidate, memory.num_tokens)?;
+            memory.predicted_device_bytes = Some(plan.device.total());
+            candidate.check_bytes(memory, &plan)?;
+        }
+        Ok(Row {
+            version: ROW_VERSION,
+            task: task.clone(),
+            sample: sample.name.clone(),
+            context: sample.length,
+            num_tokens: sample.context.len(),
+            depth: sample.depth,
+            cache: candidate.name.clone(),
+            spec: candidate.config.to_string(),
+            sample_digest: sample.digest(),
+            inputs,
+            outcome,
+            rows_read: Some(subject.rows_read()),
+            memory,
+            time,
+            run: self.run.clone(),
+        })
     }
 
     fn plan(&self, candidate: &Candidate<'_>, num_tokens: usize) -> Result<CachePlan> {
@@ -266,7 +287,7 @@ impl Group<'_> {
         &self,
         context: &[u32],
         wanted: &[usize],
-        progress: Option<Progress<'_>>,
+        progress: Progress<'_>,
     ) -> Result<Prefilled<'_>> {
         let model = self.engine.model;
         let chosen = wanted.iter().map(|&index| &self.candidates[index]);
@@ -274,7 +295,7 @@ impl Group<'_> {
         for candidate in chosen.clone() {
             caches.push(new_cache(model, candidate)?);
         }
-        let hidden = model.prefill(context, &mut caches, progress)?;
+        let hidden = model.prefill(context, &mut caches, Some(progress))?;
         let last = &hidden[hidden.len() - model.config().hidden_size..];
         let last = Distribution::of_logits(&model.logits(last)?);
         let reference = Box::new(caches.remove(0));
@@ -295,15 +316,4 @@ impl Group<'_> {
 fn new_cache(model: &Model, candidate: &Candidate<'_>) -> Result<KvCache> {
     let profile = candidate.profile.as_ref().map(|(profile, _)| *profile);
     Ok(KvCache::new(model.kv_shape(), candidate.config.clone(), model.level(), profile)?)
-}
-
-/// 0 of nothing.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        len if len % 2 == 1 => sorted[len / 2],
-        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
-    }
 }

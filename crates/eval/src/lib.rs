@@ -49,8 +49,8 @@ pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, v
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;
 pub use peer::{
-    Peer, PeerEngine, PeerError, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerSetting,
-    PeerSpeed, PeerSpeedRequest, PeerWindow, evaluate_peer,
+    InstalledPeers, Peer, PeerEngine, PeerError, PeerInfo, PeerLine, PeerQuality, PeerRequest,
+    PeerSetting, PeerSpeed, PeerSpeedRequest, PeerWindow, evaluate_peer,
 };
 pub use prompting::{Asked, Prompting};
 pub use report::{html, markdown};

@@ -82,7 +82,10 @@ impl fmt::Display for PeerEngine {
 #[non_exhaustive]
 pub enum PeerError {
     /// There is no such environment.
-    #[error("the peers are not installed in {}; run `cargo xtask fetch --peers`", venv.display())]
+    #[error(
+        "the peers are not installed in {}; run `cargo xtask fetch --peers`, or give --peers-folder",
+        venv.display()
+    )]
     NotInstalled {
         /// The virtual environment that was looked for.
         venv: PathBuf,
@@ -151,6 +154,34 @@ pub enum PeerError {
     },
 }
 
+/// Left by an installation that came to its end: what it was made from. `cargo xtask fetch --peers` writes it.
+const STAMP: &str = "heterokv-peers.stamp";
+
+/// Peers that are installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledPeers {
+    /// The interpreter of their virtual environment.
+    pub python: PathBuf,
+    /// What tells the installation from others.
+    pub build: String,
+}
+
+impl InstalledPeers {
+    /// Those of a virtual environment, installed to the end.
+    ///
+    /// # Errors
+    /// [`PeerError::NotInstalled`].
+    pub fn at(venv: &Path) -> Result<Self, PeerError> {
+        let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+        let stamp = std::fs::read_to_string(venv.join(STAMP)).unwrap_or_default();
+        let build = stamp.trim().to_owned();
+        if !python.is_file() || build.is_empty() {
+            return Err(PeerError::NotInstalled { venv: venv.to_owned() });
+        }
+        Ok(Self { python, build })
+    }
+}
+
 /// A peer at work: an iterator over the lines of its answer, each there as soon as it is measured.
 ///
 /// The first line is [`PeerLine::Engine`]; the iterator ends after the first error. A peer that is dropped early
@@ -181,10 +212,7 @@ impl Peer {
         request: PeerRequest,
         progress: impl FnMut(&str) + Send + 'static,
     ) -> Result<Self, PeerError> {
-        let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-        if !python.is_file() {
-            return Err(PeerError::NotInstalled { venv: venv.to_owned() });
-        }
+        let InstalledPeers { python, .. } = InstalledPeers::at(venv)?;
         let words =
             serde_json::to_vec(&request).map_err(|source| PeerError::Request { engine, source })?;
         let io = |source| PeerError::Io { engine, python: python.clone(), source };

@@ -82,12 +82,13 @@ impl Results {
     /// Writes a row behind the others.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for a summary that JSON has no form for, and [`Error::Io`]; the file is sound all the same.
+    /// [`Error::SummaryNotFinite`] for one that JSON has no form for, and [`Error::Io`]; the file is sound all the same.
     pub fn push(&mut self, row: Row) -> Result<()> {
         if let Outcome::Divergence { summary, .. } = &row.outcome
             && !summary.is_finite()
         {
-            return Err(Error::NotFinite { what: "the summary", step: summary.num_steps });
+            let Row { task, sample, cache, .. } = row;
+            return Err(Error::SummaryNotFinite { task, sample, cache });
         }
         let mut line = serde_json::to_vec(&row)
             .map_err(|error| Error::Io { path: self.path.clone(), source: error.into() })?;

@@ -33,7 +33,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 }
 
 fn measure(args: &EvalArgs) -> Result<()> {
-    check_names(args)?;
+    check_arguments(args)?;
     let opened = Opened::new(&args.model)?;
     let gate = args.gate.as_deref().map(|path| gate::read(path, &opened)).transpose()?;
     let text = opened.text()?;
@@ -65,11 +65,12 @@ fn measure(args: &EvalArgs) -> Result<()> {
         print_line(&format!("\n{}", tables::show(&aggregates, &args.cache)))?;
     }
     if args.terms.strict_ratio {
-        for (spec, aggregate) in args.cache.iter().flat_map(|spec| {
-            let of_spec = aggregates.iter().filter(move |aggregate| is_of(aggregate, spec));
-            of_spec.map(move |aggregate| (spec, aggregate))
-        }) {
-            check_ratio(spec, aggregate.ratio.unwrap_or(0.0), aggregate.context)?;
+        for spec in &args.cache {
+            for aggregate in aggregates.iter().filter(|aggregate| is_of(aggregate, spec)) {
+                let ratio =
+                    aggregate.ratio.with_context(|| format!("{spec}: no bytes were counted"))?;
+                check_ratio(spec, ratio, aggregate.context)?;
+            }
         }
     }
     match (&gate, &args.write_gate) {
@@ -110,8 +111,9 @@ fn in_turns(
     Ok(())
 }
 
-/// Refuses names given twice: their rows could not be told apart.
-fn check_names(args: &EvalArgs) -> Result<()> {
+/// Refuses what can be seen of the arguments alone: contexts of nothing, names given twice, whose rows could not be told
+/// apart, and a gate that cannot be written.
+fn check_arguments(args: &EvalArgs) -> Result<()> {
     ensure!(
         args.samples.context.iter().all(|&context| context > 0),
         "--context must be at least 1"

@@ -18,6 +18,8 @@ const MEMORY_SAMPLES: usize = 16;
 
 /// A cache in the middle of a probe, and what was measured of it.
 pub(super) struct Probed {
+    /// The cache as it was named.
+    name: String,
     pub(super) subject: Box<dyn Subject>,
     /// Before the probe, at steps of it, and behind it.
     pub(super) memory: Vec<Memory>,
@@ -28,9 +30,9 @@ pub(super) struct Probed {
 }
 
 impl Probed {
-    pub(super) fn new(subject: Box<dyn Subject>) -> Self {
-        let memory = vec![subject.memory()];
-        Self { subject, memory, step_seconds: Vec::new(), pending: None }
+    pub(super) fn new(name: &str, subject: Box<dyn Subject>) -> Self {
+        let (name, memory) = (name.to_owned(), vec![subject.memory()]);
+        Self { name, subject, memory, step_seconds: Vec::new(), pending: None }
     }
 
     /// One token through the model: the logits of the next.
@@ -40,6 +42,16 @@ impl Probed {
         let logits = engine.model.logits(&hidden)?;
         self.step_seconds.push(start.elapsed().as_secs_f64());
         Ok(logits)
+    }
+
+    /// What is not finite is so of this cache.
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::NotFinite { what, step } => {
+                Error::CacheNotFinite { cache: self.name.clone(), what, step }
+            }
+            other => other,
+        }
     }
 
     fn look_at_memory(&mut self) {
@@ -82,7 +94,7 @@ pub(super) fn diverge(
         let Some(next) = next else { break };
         for (probed, steps) in probed.iter_mut().zip(&mut steps) {
             let own = Distribution::of_logits(&probed.step(engine, fed)?);
-            steps.push(&full, &own, next)?;
+            steps.push(&full, &own, next).map_err(|error| probed.named(error))?;
             if (step + 1) % stride == 0 || step + 1 == num_steps {
                 probed.look_at_memory();
             }
@@ -147,7 +159,7 @@ fn answer(
         let says = Distribution::of_logits(&probed.step(engine, token)?);
         let Some(next) = says.top_outside(&words.nameless) else {
             let step = probed.step_seconds.len() - 1;
-            return Err(Error::NotFinite { what: "the distribution", step });
+            return Err(probed.named(Error::NotFinite { what: "the distribution", step }));
         };
         token = next;
         probed.pending = None;

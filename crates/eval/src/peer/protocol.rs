@@ -16,11 +16,11 @@ pub struct PeerRequest {
     pub threads: usize,
     /// Names of caches, as the engine has them.
     pub caches: Vec<String>,
-    /// Where quality is measured; speed takes its tokens from the first one.
+    /// Where quality is measured.
     pub windows: Vec<PeerWindow>,
     /// What is timed, if anything.
     pub speed: Option<PeerSpeedRequest>,
-    /// Which cache is timed first.
+    /// Seed of what an engine draws.
     pub seed: u64,
 }
 
@@ -60,8 +60,8 @@ pub struct PeerSpeedRequest {
     pub contexts: Vec<usize>,
     /// Timed steps behind each.
     pub steps: usize,
-    /// How often each cache is timed at each depth, in turns.
-    pub repeats: usize,
+    /// What is fed: the tokens of the longest context, of as many steps, and one more, which is not timed.
+    pub tokens: Vec<u32>,
 }
 
 /// One line of an answer.
@@ -121,13 +121,11 @@ pub struct PeerSpeed {
     pub cache: String,
     /// Tokens of context.
     pub context: usize,
-    /// Median of `prefill_samples`.
-    pub prefill_tokens_per_second: f64,
-    /// Tokens of context per second of prefill, one for each repeat.
-    pub prefill_samples: Vec<f64>,
-    /// Tokens fed per second, one for each repeat.
-    pub decode_tokens_per_second: Vec<f64>,
-    /// Largest resident size of the process in all repeats.
+    /// Seconds of the prefill.
+    pub prefill_seconds: f64,
+    /// Seconds of a step, the mean.
+    pub step_seconds: f64,
+    /// Largest resident size of the process meanwhile.
     pub peak_rss_bytes: u64,
 }
 
@@ -149,9 +147,8 @@ struct SpeedLine {
 #[derive(Deserialize)]
 struct SpeedFigures {
     context: usize,
-    prefill_tokens_per_second: f64,
-    prefill_samples: Vec<f64>,
-    decode_tokens_per_second: Vec<f64>,
+    prefill_seconds: f64,
+    step_seconds: f64,
 }
 
 impl PeerLine {
@@ -186,18 +183,18 @@ impl PeerLine {
 fn speed_of(line: SpeedLine, request: &PeerRequest) -> Result<PeerSpeed, String> {
     check_cache(&line.cache, request)?;
     let figures = line.speed;
-    let asked = request.speed.as_ref().filter(|s| s.contexts.contains(&figures.context));
-    let asked = asked.ok_or_else(|| format!("no speed was asked for at {}", figures.context))?;
-    let samples = [&figures.prefill_samples, &figures.decode_tokens_per_second];
-    if samples.iter().any(|samples| samples.len() != asked.repeats) {
-        return Err(format!("not {} samples of each speed", asked.repeats));
+    if !request.speed.as_ref().is_some_and(|speed| speed.contexts.contains(&figures.context)) {
+        return Err(format!("no speed was asked for at {}", figures.context));
+    }
+    let seconds = [figures.prefill_seconds, figures.step_seconds];
+    if !seconds.iter().all(|&seconds| seconds > 0.0 && seconds.is_finite()) {
+        return Err(format!("{seconds:?} are no times"));
     }
     Ok(PeerSpeed {
         cache: line.cache,
         context: figures.context,
-        prefill_tokens_per_second: figures.prefill_tokens_per_second,
-        prefill_samples: figures.prefill_samples,
-        decode_tokens_per_second: figures.decode_tokens_per_second,
+        prefill_seconds: figures.prefill_seconds,
+        step_seconds: figures.step_seconds,
         peak_rss_bytes: line.peak_rss_bytes,
     })
 }

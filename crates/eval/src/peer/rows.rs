@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use super::{Peer, PeerEngine, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerWindow};
-use crate::evaluate::{Job, Watcher, median};
+use super::{
+    InstalledPeers, Peer, PeerEngine, PeerInfo, PeerLine, PeerQuality, PeerRequest, PeerWindow,
+};
+use crate::divergence::median;
+use crate::evaluate::{Job, Watcher};
 use crate::hash::hex_digest;
 use crate::row::{Memory, Outcome, ROW_VERSION, Row, Run, Time};
 use crate::task::Probe;
@@ -36,7 +39,8 @@ pub fn evaluate_peer(
     jobs: &[Job],
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
-    let run = &Run { build: build(setting.venv), ..setting.run.clone() };
+    let InstalledPeers { build, .. } = InstalledPeers::at(setting.venv)?;
+    let run = &Run { build, ..setting.run.clone() };
     let mut pending: Vec<(&Job, Vec<u32>)> = Vec::new();
     let mut is_wanted = vec![false; caches.len()];
     for job in jobs {
@@ -96,12 +100,6 @@ fn peer_inputs_digest(engine: PeerEngine, cache: &str, job: &Job, run: &Run) -> 
     let sample = job.sample.digest();
     let parts = [&sample, &run.fingerprint, &run.build].into_iter().chain(&of_peer);
     hex_digest(parts.map(|part| part.as_bytes()))
-}
-
-/// What tells the peers from other versions of them: the stamp that their installation leaves; nothing where there is
-/// none.
-fn build(venv: &Path) -> String {
-    std::fs::read_to_string(venv.join("heterokv-peers.stamp")).unwrap_or_default().trim().to_owned()
 }
 
 /// A cache that names the share of tokens that it keeps holds hardly more: those, and what was fed behind.

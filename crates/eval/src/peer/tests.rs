@@ -35,7 +35,7 @@ fn request() -> PeerRequest {
         threads: 2,
         caches: vec!["q8_0".to_owned()],
         windows: vec![PeerWindow { context: vec![1, 2], continuation: vec![3, 4, 5] }],
-        speed: Some(PeerSpeedRequest { contexts: vec![512], steps: 4, repeats: 1 }),
+        speed: Some(PeerSpeedRequest { contexts: vec![2], steps: 1, tokens: vec![1, 2, 3, 4] }),
         seed: 0,
     }
 }
@@ -54,6 +54,7 @@ fn venv(script: &str) -> TempDir {
         .arg(format!("#!/bin/sh\n{script}"))
         .status();
     assert!(written.unwrap().success());
+    fs::write(venv.path().join(STAMP), "a digest\n").unwrap();
     venv
 }
 
@@ -88,8 +89,7 @@ fn a_good_run_gives_its_lines_and_ends() {
     assert_eq!((info.name.as_str(), info.build.as_deref()), ("fake", None));
     assert_eq!(quality.steps.kl, [0.5, 0.0]);
     assert_eq!((quality.kv_bytes, quality.full_f16_bytes), (10, 20));
-    assert_eq!((speed.context, speed.prefill_tokens_per_second), (512, 100.0));
-    assert_eq!(speed.decode_tokens_per_second, [50.0]);
+    assert_eq!((speed.context, speed.prefill_seconds, speed.step_seconds), (2, 0.25, 0.02));
 }
 
 #[test]
@@ -112,8 +112,8 @@ fn a_malformed_line_is_an_error_with_its_number_and_reason() {
     let elsewhere = quality().replace(r#""window": 0"#, r#""window": 1"#);
     let too_few = quality().replace("[0.5, 0]", "[0.5]");
     let no_number = quality().replace("[0.5, 0]", "[0.5, null]");
-    let other_depth = speed().replace("512", "1024");
-    let samples = speed().replace("[50.0]", "[50.0, 51.0]");
+    let other_depth = speed().replace(r#""context": 2"#, r#""context": 1024"#);
+    let no_time = speed().replace("0.02", "0.0");
     let cases = [
         ("Loading checkpoint", "expected value"),
         (r#"{"cache": "q8_0"}"#, "missing field"),
@@ -123,7 +123,7 @@ fn a_malformed_line_is_an_error_with_its_number_and_reason() {
         (&too_few, "instead of 2"),
         (&no_number, "null"),
         (&other_depth, "no speed was asked for at 1024"),
-        (&samples, "not 1 samples"),
+        (&no_time, "are no times"),
     ];
     for (line, reason) in cases {
         let (error, words) = failure(&answering(&[engine(), line, speed()]));
@@ -176,6 +176,15 @@ fn without_an_environment_the_error_says_how_to_get_one() {
     let words = started.unwrap_err().to_string();
     assert!(words.contains("run `cargo xtask fetch --peers`"), "{words}");
     assert!(words.contains(&venv.display().to_string()), "{words}");
+}
+
+#[test]
+fn an_installation_that_did_not_come_to_its_end_is_none() {
+    let venv = venv("exit 0");
+    let installed = InstalledPeers::at(venv.path()).unwrap();
+    assert_eq!(installed.build, "a digest");
+    fs::remove_file(venv.path().join(STAMP)).unwrap();
+    assert!(matches!(InstalledPeers::at(venv.path()), Err(PeerError::NotInstalled { .. })));
 }
 
 #[test]

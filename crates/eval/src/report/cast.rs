@@ -6,25 +6,49 @@ use crate::{Aggregate, Row};
 /// The cache that all others are measured against.
 const REFERENCE: &str = "full";
 
+/// A cache of a report: the same cache by other code is another.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Member {
+    pub(super) engine: String,
+    pub(super) cache: String,
+    commit: String,
+}
+
+impl From<&Row> for Member {
+    fn from(row: &Row) -> Self {
+        let (engine, commit) = (row.run.engine.clone(), row.run.commit.clone());
+        Self { engine, cache: row.cache.clone(), commit }
+    }
+}
+
+impl From<&Aggregate> for Member {
+    fn from(aggregate: &Aggregate) -> Self {
+        let Aggregate { engine, cache, commit, .. } = aggregate;
+        Self { engine: engine.clone(), cache: cache.clone(), commit: commit.clone() }
+    }
+}
+
 /// The engines, models and caches of a report, each in the order in which rows first show it.
 pub(super) struct Cast {
     engines: Vec<String>,
     /// Fingerprint and name.
     models: Vec<(String, String)>,
-    /// Engine and cache.
-    caches: Vec<(String, String)>,
+    members: Vec<Member>,
+    has_commits: bool,
 }
 
 impl Cast {
     pub(super) fn of(rows: &[Row]) -> Self {
-        let mut cast = Self { engines: vec![], models: vec![], caches: vec![] };
+        let mut cast =
+            Self { engines: vec![], models: vec![], members: vec![], has_commits: false };
         for row in rows {
             let run = &row.run;
             add(&mut cast.engines, run.engine.clone());
             if !cast.models.iter().any(|(fingerprint, _)| *fingerprint == run.fingerprint) {
                 cast.models.push((run.fingerprint.clone(), run.model.clone()));
             }
-            add(&mut cast.caches, (run.engine.clone(), row.cache.clone()));
+            add(&mut cast.members, Member::from(row));
+            cast.has_commits |= run.commit != rows[0].run.commit;
         }
         cast
     }
@@ -39,27 +63,30 @@ impl Cast {
         &self.models
     }
 
-    /// Engines and caches.
-    pub(super) fn caches(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.caches.iter().map(|(engine, cache)| (engine.as_str(), cache.as_str()))
+    /// All caches.
+    pub(super) fn members(&self) -> &[Member] {
+        &self.members
     }
 
-    /// What a cache is called.
-    pub(super) fn label(&self, engine: &str, cache: &str) -> String {
-        if self.has_engines() { format!("{cache} · {engine}") } else { cache.to_owned() }
+    /// What a cache is called: with its engine, and with the commit of the code, where there are several.
+    pub(super) fn label(&self, member: &Member) -> String {
+        let Member { engine, cache, commit } = member;
+        let engine = self.has_engines().then_some(engine);
+        let commit = self.has_commits.then_some(commit);
+        [Some(cache), engine, commit].into_iter().flatten().cloned().collect::<Vec<_>>().join(" · ")
     }
 
     /// How a cache is drawn. The reference is that of the first engine: of the others it is one more cache.
-    pub(super) fn look(&self, engine: &str, cache: &str) -> Look {
-        if self.is_reference(engine, cache) {
+    pub(super) fn look(&self, member: &Member) -> Look {
+        if self.is_reference(member) {
             return Look::Reference;
         }
-        let mut others = self.caches().filter(|(engine, cache)| !self.is_reference(engine, cache));
-        Look::Other(others.position(|other| other == (engine, cache)).unwrap_or(0))
+        let mut others = self.members.iter().filter(|member| !self.is_reference(member));
+        Look::Other(others.position(|other| other == member).unwrap_or(0))
     }
 
-    pub(super) fn is_reference(&self, engine: &str, cache: &str) -> bool {
-        cache == REFERENCE && self.engines.first().is_some_and(|first| first == engine)
+    fn is_reference(&self, member: &Member) -> bool {
+        member.cache == REFERENCE && self.engines.first() == Some(&member.engine)
     }
 
     /// What was measured, in words, with the model where there are several.

@@ -34,7 +34,11 @@ pub(super) struct Section {
 }
 
 /// All charts that the rows have data for; a section without one is left out.
-pub(super) fn sections(rows: &[Row], aggregates: &[Aggregate], cast: &Cast) -> Drawn<Vec<Section>> {
+pub(super) fn sections(
+    rows: &[&Row],
+    aggregates: &[Aggregate],
+    cast: &Cast,
+) -> Drawn<Vec<Section>> {
     let mut sections = vec![
         Section {
             id: "quality",
@@ -66,7 +70,7 @@ pub(super) fn sections(rows: &[Row], aggregates: &[Aggregate], cast: &Cast) -> D
         Section {
             id: "decode",
             heading: "Decode time against context",
-            about: "Time of one token through the model and the cache: median of all steps' medians.",
+            about: "Time of one token through the model and the cache: median of the samples' medians.",
             charts: decode::charts(rows, cast)?,
         },
     ];

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::cast::{Cast, add, comparable};
+use super::cast::{Cast, Member, add, comparable};
 use super::table::{FIGURES, interval, shown};
 use super::text::{percent, short, tokens};
 use crate::{Aggregate, Row, aggregate};
@@ -78,7 +78,7 @@ fn table(text: &mut String, group: &[&Aggregate], cast: &Cast) {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {step} | {} |",
-            literal(&cast.label(&aggregate.engine, &aggregate.cache)),
+            literal(&cast.label(&Member::from(*aggregate))),
             aggregate.ratio.map(percent).unwrap_or_default(),
             figures.join(" | "),
             aggregate.num_samples,

@@ -8,7 +8,8 @@ use super::cast::{Cast, add};
 use super::chart::{Section, sections};
 use super::paint::{Rule, rules};
 use super::table::{Table, tables};
-use crate::{Error, Result, Row, aggregate};
+use crate::aggregate::{aggregate, distinct};
+use crate::{Error, Result, Row};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -39,7 +40,7 @@ struct Fact {
 /// in `data-value`. It loads nothing. A chart without data is left out.
 ///
 /// # Errors
-/// [`Error::NoResults`] of no rows; [`Error::Report`] where a chart cannot be drawn.
+/// [`Error::NoResults`] of no rows; [`Error::Chart`] and [`Error::Page`] where they cannot be made.
 pub fn html(rows: &[Row], title: &str) -> Result<String> {
     if rows.is_empty() {
         return Err(Error::NoResults);
@@ -57,8 +58,7 @@ pub fn html(rows: &[Row], title: &str) -> Result<String> {
         paints: rules(),
         facts: facts(rows),
         commands,
-        sections: sections(rows, &aggregates, &cast)
-            .map_err(|error| Error::Report(error.into()))?,
+        sections: sections(&distinct(rows), &aggregates, &cast)?,
         tables: tables(&aggregates, &cast),
     };
     // The ending of the name has all text escaped.
@@ -67,7 +67,7 @@ pub fn html(rows: &[Row], title: &str) -> Result<String> {
         .add_template("page.html", PAGE)
         .and_then(|()| environment.get_template("page.html"))
         .and_then(|template| template.render(Serde(&page)))
-        .map_err(|error| Error::Report(error.into()))
+        .map_err(Error::Page)
 }
 
 /// By what the rows were made.

@@ -43,6 +43,7 @@ pub(crate) fn rows() -> Vec<Row> {
                     (1.0 - cache.3 * 12.0 * context as f64 / 4096.0 * (1.2 - depth)).max(0.0);
                 let mut needle = row("needle", 0, context, cache, answers(&[score]));
                 needle.depth = Some(depth);
+                needle.sample = format!("depth {depth}");
                 rows.push(needle);
             }
         }

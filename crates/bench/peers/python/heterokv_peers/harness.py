@@ -1,6 +1,5 @@
 """What is measured, the same for every engine: quality against the engine's own full cache, then speed."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -9,7 +8,9 @@ import numpy as np
 
 from heterokv_peers import memory
 from heterokv_peers.metrics import Steps
-from heterokv_peers.protocol import Request, Window, check_tokens, say
+from heterokv_peers.protocol import Request, Speed, Window, check_tokens, say
+
+WARM_UP_TOKENS = 64
 
 
 class Cache(Protocol):
@@ -57,9 +58,11 @@ def run(request: Request, engine: Engine, emit: Callable[[dict], None]) -> None:
             say(f"{name}: window {index + 1} of {len(request.windows)}, {cache}")
             emit({"cache": cache, "window": index} | _compare(engine, cache, window, full_logits))
     if request.speed is not None:
+        _warm_up(engine, request.caches[0], request.speed.tokens)
         for context in request.speed.contexts:
-            for line in _time_context(request, engine, name, context):
-                emit(line)
+            for cache in request.caches:
+                say(f"{name}: {context} tokens, {cache}")
+                emit({"cache": cache} | _time(engine, cache, request.speed, context))
 
 
 def _compare(engine: Engine, cache: str, window: Window, full_logits: list[np.ndarray]) -> dict:
@@ -96,34 +99,20 @@ def _feed(engine: Engine, name: str, window: Window, look: Callable[[int, np.nda
         cache.close()
 
 
-def _time_context(request: Request, engine: Engine, name: str, context: int) -> list[dict]:
-    """Every cache at one depth, the order turned by one from repeat to repeat."""
-    speed, window = request.speed, request.windows[0]
-    text = window.context + window.continuation
-    tokens = (text * (1 + (context + speed.steps) // len(text)))[: context + speed.steps + 1]
-    samples = {cache: {"prefill": [], "decode": [], "peak": []} for cache in request.caches}
-    for repeat in range(speed.repeats):
-        turn = (request.seed + repeat) % len(request.caches)
-        for cache in request.caches[turn:] + request.caches[:turn]:
-            say(f"{name}: {context} tokens, repeat {repeat + 1} of {speed.repeats}, {cache}")
-            _time_once(engine, cache, tokens, context, samples[cache])
-    return [
-        {
-            "cache": cache,
-            "speed": {
-                "context": context,
-                "prefill_tokens_per_second": statistics.median(sample["prefill"]),
-                "prefill_samples": sample["prefill"],
-                "decode_tokens_per_second": sample["decode"],
-            },
-            "peak_rss_bytes": max(sample["peak"]),
-        }
-        for cache, sample in samples.items()
-    ]
+def _warm_up(engine: Engine, name: str, tokens: list[int]) -> None:
+    """A short prompt and a step that nobody times: the first ones read the weights in and set things up."""
+    context = min(WARM_UP_TOKENS, len(tokens) - 1)
+    cache = engine.open(name, context + 1)
+    try:
+        cache.prefill(tokens[:context])
+        cache.step(tokens[context])
+    finally:
+        cache.close()
 
 
-def _time_once(engine: Engine, name: str, tokens: list[int], context: int, sample: dict) -> None:
-    """One prefill and one run of steps; the first step, which sets things up, is not timed."""
+def _time(engine: Engine, name: str, speed: Speed, context: int) -> dict:
+    """One prefill and one run of steps; the first step behind a prompt, which sets things up, is not timed."""
+    tokens = speed.tokens[: context + speed.steps + 1]
     memory.reset_peak()
     cache = engine.open(name, len(tokens))
     try:
@@ -137,6 +126,11 @@ def _time_once(engine: Engine, name: str, tokens: list[int], context: int, sampl
         end = time.perf_counter()
     finally:
         cache.close()
-    sample["prefill"].append(context / (prefilled - start))
-    sample["decode"].append((len(tokens) - context - 1) / (end - first))
-    sample["peak"].append(memory.peak_bytes())
+    return {
+        "speed": {
+            "context": context,
+            "prefill_seconds": prefilled - start,
+            "step_seconds": (end - first) / speed.steps,
+        },
+        "peak_rss_bytes": memory.peak_bytes(),
+    }

@@ -4,10 +4,10 @@ A request is one JSON object on stdin:
 
     {"model": "model.gguf", "threads": 2, "caches": ["f16", "q8_0"],
      "windows": [{"context": [ids], "continuation": [ids]}],
-     "speed": {"contexts": [512, 2048], "steps": 32, "repeats": 3} or null, "seed": 0}
+     "speed": {"tokens": [ids], "contexts": [512, 2048], "steps": 32} or null, "seed": 0}
 
-`repeats` may be left out and is then 3. The answer is one JSON object a line on stdout: the engine first, then
-one line a window and cache, then one a speed context and cache. Words for people go to stderr. A request that
+`tokens` are those of the longest context, of as many steps, and one more. The answer is one JSON object a line on
+stdout: the engine first, then one line a window and cache, then one a speed context and cache. Words for people go to stderr. A request that
 cannot be served is answered by {"error": "..."} and exit status 2, before anything is measured.
 """
 
@@ -37,11 +37,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Speed:
-    """At which depths to time, how many steps each time, and how often."""
+    """What is fed, at which depths to time, and how many steps each time."""
 
+    tokens: list[int]
     contexts: list[int]
     steps: int
-    repeats: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parse(text: str) -> Request:
     _expect(caches and all(isinstance(cache, str) for cache in caches), "`caches` must be names, at least one")
     _expect(len(set(caches)) == len(caches), "`caches` names one twice")
     windows = [_window(index, window) for index, window in enumerate(_field(fields, "windows", list))]
-    speed = None if fields.get("speed") is None else _speed(fields["speed"], windows)
+    speed = None if fields.get("speed") is None else _speed(fields["speed"])
     _expect(windows or speed, "there is nothing to measure: no window and no speed")
     return Request(
         model=Path(model),
@@ -86,27 +86,32 @@ def check_tokens(request: Request, vocab_size: int) -> None:
     for index, window in enumerate(request.windows):
         top = max(max(window.context), max(window.continuation))
         _expect(top < vocab_size, f"window {index} has the token {top}, but the vocabulary ends at {vocab_size}")
+    top = 0 if request.speed is None else max(request.speed.tokens)
+    _expect(top < vocab_size, f"`speed` has the token {top}, but the vocabulary ends at {vocab_size}")
 
 
 def _window(index: int, fields: object) -> Window:
     _expect(isinstance(fields, dict), f"window {index} is not an object")
     tokens = {}
     for name, fewest in (("context", 1), ("continuation", 2)):
-        values = fields.get(name)
-        is_ids = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-        _expect(is_ids and len(values) >= fewest, f"`{name}` of window {index} must be token ids, at least {fewest}")
-        tokens[name] = values
+        tokens[name] = _ids(fields, name, f"window {index}", fewest)
     return Window(**tokens)
 
 
-def _speed(fields: object, windows: list[Window]) -> Speed:
+def _ids(fields: dict, name: str, of: str, fewest: int) -> list[int]:
+    values = fields.get(name)
+    is_ids = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    _expect(is_ids and len(values) >= fewest, f"`{name}` of {of} must be token ids, at least {fewest}")
+    return values
+
+
+def _speed(fields: object) -> Speed:
     _expect(isinstance(fields, dict), "`speed` is neither an object nor null")
-    _expect(windows, "`speed` takes its tokens from the first window, and there is none")
     contexts = fields.get("contexts")
     is_counts = isinstance(contexts, list) and all(type(value) is int and value > 0 for value in contexts)
     _expect(is_counts and contexts, "`contexts` of `speed` must be numbers of tokens, at least one")
-    repeats = _count(fields, "repeats") if "repeats" in fields else 3
-    return Speed(contexts=contexts, steps=_count(fields, "steps"), repeats=repeats)
+    steps = _count(fields, "steps")
+    return Speed(_ids(fields, "tokens", "`speed`", max(contexts) + steps + 1), contexts, steps)
 
 
 def _field(fields: dict, name: str, kind: type) -> object:

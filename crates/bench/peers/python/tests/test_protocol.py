@@ -14,7 +14,7 @@ GOOD = {
     "threads": 2,
     "caches": ["exact", "noise"],
     "windows": [{"context": [1, 2, 3], "continuation": [4, 5, 6]}],
-    "speed": {"contexts": [4], "steps": 2},
+    "speed": {"tokens": [1, 2, 3, 4, 5, 6, 7], "contexts": [4, 3], "steps": 2},
     "seed": 0,
 }
 
@@ -84,7 +84,8 @@ class Measuring(unittest.TestCase):
         lines, _ = self.measure(request())
         self.assertEqual(lines[0], {"engine": {"name": "counting"}})
         kinds = [(line["cache"], "speed" in line) for line in lines[1:]]
-        self.assertEqual(kinds, [("exact", False), ("noise", False), ("exact", True), ("noise", True)])
+        self.assertEqual(kinds, [("exact", False), ("noise", False)] + 2 * [("exact", True), ("noise", True)])
+        self.assertEqual([line["speed"]["context"] for line in lines[3:]], [4, 4, 3, 3])
 
     def test_the_last_token_is_predicted_and_not_fed(self) -> None:
         lines, engine = self.measure(request(speed=None))
@@ -99,14 +100,10 @@ class Measuring(unittest.TestCase):
         self.assertEqual(lines[1]["steps"]["kl"], [0.0, 0.0])
         self.assertGreater(min(lines[2]["steps"]["kl"]), 0.5)
 
-    def test_repeats_take_turns_and_tokens_go_round(self) -> None:
-        lines, engine = self.measure(request(windows=GOOD["windows"], speed={"contexts": [8], "steps": 2}, seed=1))
-        speed = lines[-1]["speed"]
-        self.assertEqual([len(speed["decode_tokens_per_second"]), len(speed["prefill_samples"])], [3, 3])
-        self.assertEqual(speed["prefill_tokens_per_second"], sorted(speed["prefill_samples"])[1])
-        order = [cache for cache, capacity in engine.opened if capacity == 11]
-        self.assertEqual(order, ["noise", "exact", "exact", "noise", "noise", "exact"])
-        self.assertEqual(engine.closed[-1], [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5])
+    def test_speed_is_of_the_tokens_asked_for_behind_a_warm_up(self) -> None:
+        lines, engine = self.measure(request(windows=[], caches=["noise"]))
+        self.assertEqual(engine.closed, [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6]])
+        self.assertTrue(all(line["speed"]["step_seconds"] > 0 for line in lines[1:]))
 
 
 class Requests(unittest.TestCase):
@@ -116,7 +113,7 @@ class Requests(unittest.TestCase):
             threads=2,
             caches=["exact", "noise"],
             windows=[Window([1, 2, 3], [4, 5, 6])],
-            speed=Speed([4], 2, 3),
+            speed=Speed([1, 2, 3, 4, 5, 6, 7], [4, 3], 2),
             seed=0,
         )
         self.assertEqual(request(), expected)
@@ -139,9 +136,9 @@ class Requests(unittest.TestCase):
             ({"windows": [{"context": [1], "continuation": [1]}]}, "`continuation` of window 0"),
             ({"windows": [{"context": [1, -1], "continuation": [1, 2]}]}, "`context` of window 0"),
             ({"windows": [], "speed": None}, "nothing to measure"),
-            ({"windows": []}, "there is none"),
-            ({"speed": {"contexts": [], "steps": 1}}, "`contexts` of `speed`"),
-            ({"speed": {"contexts": [4], "steps": 0}}, "`steps` must be at least 1"),
+            ({"speed": {"tokens": [1], "contexts": [], "steps": 1}}, "`contexts` of `speed`"),
+            ({"speed": {"tokens": [1], "contexts": [4], "steps": 0}}, "`steps` must be at least 1"),
+            ({"speed": {"tokens": 6 * [1], "contexts": [4, 1], "steps": 2}}, "`tokens` of `speed` must be token ids, at least 7"),
             ({"seed": None}, "`seed` is missing"),
         ]
         for change, message in mistakes:
@@ -154,7 +151,9 @@ class Requests(unittest.TestCase):
     def test_a_token_outside_the_vocabulary_is_an_error_before_anything_is_measured(self) -> None:
         with self.assertRaisesRegex(BadRequest, "window 0 has the token 6, but the vocabulary ends at 6"):
             check_tokens(request(), 6)
-        check_tokens(request(), 7)
+        with self.assertRaisesRegex(BadRequest, "`speed` has the token 7, but the vocabulary ends at 7"):
+            check_tokens(request(), 7)
+        check_tokens(request(), 8)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 //! Caches of other programs on the same samples.
 
 use anyhow::{Context, Result, ensure};
-use heterokv_eval::{Job, PeerEngine, PeerSetting, Probe, Run, evaluate_peer};
+use heterokv_eval::{InstalledPeers, Job, PeerEngine, PeerSetting, Probe, Run, evaluate_peer};
 
 use super::watch::Watch;
 use crate::args::EvalArgs;
 
-/// An eighth of these is the least that pyramidkv keeps.
+/// At 12.5 % of fewer, kvpress's PyramidKV has less than two windows of 64 queries, and refuses.
 const MIN_TOKENS: usize = 1024;
 
 /// Refuses what peers cannot do before anything is measured.
@@ -16,13 +16,9 @@ pub(super) fn check(args: &EvalArgs, jobs: &[Job]) -> Result<()> {
         "--peers needs a GGUF file, which all engines read; {} is none",
         args.model.model.display()
     );
-    ensure!(
-        args.peers_folder.join("bin/python").is_file(),
-        "the peers are not installed in {}; run `cargo xtask fetch --peers`, or give --peers-folder",
-        args.peers_folder.display()
-    );
-    let is_fed = |job: &&Job| !matches!(job.sample.probe, Probe::Tokens(_));
-    if let Some(job) = jobs.iter().find(is_fed) {
+    InstalledPeers::at(&args.peers_folder)?;
+    let asks_questions = |job: &&Job| !matches!(job.sample.probe, Probe::Tokens(_));
+    if let Some(job) = jobs.iter().find(asks_questions) {
         anyhow::bail!("--peers measures kl and recall only; leave out --task {}", job.task);
     }
     let shortest = jobs.iter().map(|job| job.sample.context.len()).min().unwrap_or(0);

@@ -2,22 +2,22 @@
 
 use super::Chart;
 use crate::Row;
-use crate::divergence::quantile;
+use crate::divergence::median;
 use crate::report::axis::{Axis, Ladder};
-use crate::report::cast::{Cast, add};
+use crate::report::cast::{Cast, Member, add};
 use crate::report::frame::{Drawn, Frame, SIZE, svg};
 use crate::report::paint::entry;
 use crate::report::text::tokens;
 
 /// One chart for each model whose steps were timed.
-pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
+pub(super) fn charts(rows: &[&Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut charts = Vec::new();
     for (fingerprint, name) in cast.models() {
-        let is_of = |row: &&Row| {
+        let is_of = |row: &&&Row| {
             let time = &row.time;
             row.run.fingerprint == *fingerprint && time.num_steps > 0 && time.step_seconds > 0.0
         };
-        let timed: Vec<&Row> = rows.iter().filter(is_of).collect();
+        let timed: Vec<&Row> = rows.iter().filter(is_of).copied().collect();
         charts.extend(chart(&timed, name, cast)?);
     }
     Ok(charts)
@@ -26,13 +26,13 @@ pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
 fn chart(rows: &[&Row], title: &str, cast: &Cast) -> Drawn<Option<Chart>> {
     let mut lines = Vec::new();
     let mut legend = Vec::new();
-    for (engine, cache) in cast.caches() {
-        let is_of = |row: &&&Row| row.run.engine == engine && row.cache == cache;
+    for member in cast.members() {
+        let is_of = |row: &&&Row| Member::from(**row) == *member;
         let line = medians(rows.iter().filter(is_of).copied());
         if !line.is_empty() {
-            let look = cast.look(engine, cache);
+            let look = cast.look(member);
             lines.push((look, line));
-            legend.push(entry(look, &cast.label(engine, cache))?);
+            legend.push(entry(look, &cast.label(member))?);
         }
     }
     let points = || lines.iter().flat_map(|(_, line)| line);
@@ -64,10 +64,10 @@ fn medians<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> Vec<(f64, f64)> {
         add(&mut contexts, row.context);
     }
     contexts.sort_unstable();
-    let median = |context: usize| {
+    let at = |context: usize| {
         let here = rows.clone().filter(|row| row.context == context);
         let times: Vec<f64> = here.map(|row| 1000.0 * row.time.step_seconds).collect();
-        (context as f64, quantile(&times, 0.5))
+        (context as f64, median(&times))
     };
-    contexts.into_iter().map(median).collect()
+    contexts.into_iter().map(at).collect()
 }

@@ -5,7 +5,7 @@ use plotters::style::Color;
 
 use super::Chart;
 use crate::report::axis::Axis;
-use crate::report::cast::Cast;
+use crate::report::cast::{Cast, Member};
 use crate::report::frame::{Drawn, Frame, SIZE, svg};
 use crate::report::paint::{INK, SERIES, area_entry, dashes_entry};
 use crate::report::text::{byte_unit, bytes, percent, tokens};
@@ -22,16 +22,14 @@ fn parts(bytes: &DeviceBytes) -> [usize; 4] {
 }
 
 /// One chart for each model and cache that was counted at two lengths or more.
-pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
+pub(super) fn charts(rows: &[&Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut charts = Vec::new();
     for (fingerprint, _) in cast.models() {
-        for (engine, cache) in cast.caches() {
-            let is_of = |row: &&Row| {
-                (&*row.run.fingerprint, &*row.run.engine, &*row.cache)
-                    == (fingerprint, engine, cache)
-            };
-            let points = points(rows.iter().filter(is_of));
-            let title = cast.subject(fingerprint, &cast.label(engine, cache));
+        for member in cast.members() {
+            let is_of =
+                |row: &&&Row| row.run.fingerprint == *fingerprint && Member::from(**row) == *member;
+            let points = points(rows.iter().filter(is_of).copied());
+            let title = cast.subject(fingerprint, &cast.label(member));
             charts.extend(chart(&points, &title)?);
         }
     }

@@ -4,7 +4,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use super::Chart;
-use crate::report::cast::{Cast, add};
+use crate::report::cast::{Cast, Member, add};
 use crate::report::frame::{Area, Drawn, SIZE, svg, width, write};
 use crate::report::paint::{HEAT, INK, MUTED};
 use crate::report::text::{percent, tokens};
@@ -30,7 +30,7 @@ struct Grid {
 
 /// One chart for each model, task and cache that was asked for something at a depth; several where there are more
 /// lengths than a chart has room for.
-pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
+pub(super) fn charts(rows: &[&Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut tasks: Vec<&str> = Vec::new();
     for row in rows.iter().filter(|row| row.depth.is_some()) {
         add(&mut tasks, row.task.as_str());
@@ -38,14 +38,13 @@ pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut charts = Vec::new();
     for (fingerprint, _) in cast.models() {
         for task in &tasks {
-            for (engine, cache) in cast.caches() {
-                let is_of = |row: &&Row| {
-                    let run = &row.run;
-                    (&*run.fingerprint, &*row.task, &*run.engine, &*row.cache)
-                        == (fingerprint, task, engine, cache)
+            for member in cast.members() {
+                let is_of = |row: &&&Row| {
+                    (&row.run.fingerprint, row.task.as_str()) == (fingerprint, *task)
+                        && Member::from(**row) == *member
                 };
-                let cells = cells(rows.iter().filter(is_of));
-                let subject = format!("{task}: {}", cast.label(engine, cache));
+                let cells = cells(rows.iter().filter(is_of).copied());
+                let subject = format!("{task}: {}", cast.label(member));
                 for grid in grids(&cells) {
                     let title = cast.subject(fingerprint, &subject);
                     let about = format!("Score by depth and length: {title}");

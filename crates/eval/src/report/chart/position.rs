@@ -2,7 +2,7 @@
 
 use super::Chart;
 use crate::report::axis::{Axis, Ladder};
-use crate::report::cast::{Cast, add};
+use crate::report::cast::{Cast, Member, add};
 use crate::report::frame::{Drawn, Frame, SIZE, svg};
 use crate::report::paint::entry;
 use crate::report::text::{short, tokens};
@@ -15,17 +15,17 @@ const MAX_BINS: usize = 24;
 const MAX_MARKS: usize = 6;
 
 /// One chart for each model, task and context with a cache that diverges at two bins or more.
-pub(super) fn charts(rows: &[Row], cast: &Cast) -> Drawn<Vec<Chart>> {
+pub(super) fn charts(rows: &[&Row], cast: &Cast) -> Drawn<Vec<Chart>> {
     let mut groups: Vec<(&str, &str, usize)> = Vec::new();
     for row in rows.iter().filter(|row| matches!(row.outcome, Outcome::Divergence { .. })) {
         add(&mut groups, (&row.run.fingerprint, &row.task, row.context));
     }
     let mut charts = Vec::new();
     for (fingerprint, task, context) in groups {
-        let is_of = |row: &&Row| {
+        let is_of = |row: &&&Row| {
             (&*row.run.fingerprint, &*row.task, row.context) == (fingerprint, task, context)
         };
-        let of_group: Vec<&Row> = rows.iter().filter(is_of).collect();
+        let of_group: Vec<&Row> = rows.iter().filter(is_of).copied().collect();
         let subject = format!("{task} at {} tokens", tokens(context as f64));
         charts.extend(chart(&of_group, &cast.subject(fingerprint, &subject), cast)?);
     }
@@ -36,14 +36,14 @@ fn chart(rows: &[&Row], title: &str, cast: &Cast) -> Drawn<Option<Chart>> {
     let num_steps = rows.iter().map(|row| divergences(row).len()).max().unwrap_or(0);
     let mut lines = Vec::new();
     let mut legend = Vec::new();
-    for (engine, cache) in cast.caches() {
-        let is_of = |row: &&&Row| row.run.engine == engine && row.cache == cache;
+    for member in cast.members() {
+        let is_of = |row: &&&Row| Member::from(**row) == *member;
         let samples: Vec<&[f64]> = rows.iter().filter(is_of).map(|row| divergences(row)).collect();
         let line = binned(&samples, num_steps);
         if line.len() > 1 {
-            let look = cast.look(engine, cache);
+            let look = cast.look(member);
             lines.push((look, line));
-            legend.push(entry(look, &cast.label(engine, cache))?);
+            legend.push(entry(look, &cast.label(member))?);
         }
     }
     let values = lines.iter().flat_map(|(_, line)| line.iter().map(|&(_, kl)| kl));

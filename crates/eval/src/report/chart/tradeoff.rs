@@ -4,7 +4,7 @@ use plotters::style::Color;
 
 use super::Chart;
 use crate::report::axis::{Axis, Ladder};
-use crate::report::cast::{Cast, comparable};
+use crate::report::cast::{Cast, Member, comparable};
 use crate::report::frame::{Drawn, Frame, SIZE, svg};
 use crate::report::paint::{INK, Look, dashes_entry, entry};
 use crate::report::text::{percent, short, tokens};
@@ -50,10 +50,11 @@ fn chart(group: &[&Aggregate], quality: &Quality, cast: &Cast) -> Drawn<Option<C
             continue;
         };
         if ratio > 0.0 && figure.value.is_finite() {
-            let look = cast.look(&aggregate.engine, &aggregate.cache);
+            let member = Member::from(*aggregate);
+            let look = cast.look(&member);
             points.push(Point { look, size: 100.0 * ratio, figure: *figure });
             let size = percent(ratio);
-            let label = cast.label(&aggregate.engine, &aggregate.cache);
+            let label = cast.label(&member);
             legend.push(entry(look, &format!("{label}: {} at {size}", short(figure.value)))?);
         }
     }
