@@ -141,10 +141,17 @@ fn needs_model(words: &[OsString]) -> bool {
     }
     match words.first() {
         Some(first) if first == "quant" => has("--quality"),
+        _ if has("--measured") => false,
         _ => {
-            let begins =
-                |part: &str| words.iter().any(|word| word.to_string_lossy().starts_with(part));
-            !["machine", "instructions", "--measured"].into_iter().any(begins)
+            // The filter is a word that is no option and no option's value; it may begin with a suite's name.
+            let is_option = |word: &OsString| word.to_string_lossy().starts_with("--");
+            let follows_option = |place: usize| place > 0 && is_option(&words[place - 1]);
+            let filters = words.iter().enumerate().filter(|(place, _)| !follows_option(*place));
+            let begins = |filter: &OsString| {
+                let filter = filter.to_string_lossy();
+                ["machine", "instructions"].into_iter().any(|suite| filter.starts_with(suite))
+            };
+            !filters.map(|(_, filter)| filter).any(begins)
         }
     }
 }
@@ -174,7 +181,14 @@ mod tests {
     fn the_model_is_filled_in_where_a_suite_needs_it() {
         let needs =
             |words: &[&str]| needs_model(&words.iter().map(OsString::from).collect::<Vec<_>>());
-        for words in [&[][..], &["attention"], &["hca:25%", "--splice"], &["quant", "--quality"]] {
+        for words in [
+            &[][..],
+            &["attention"],
+            &["hca:25%", "--splice"],
+            &["quant", "--quality"],
+            &["--out", "machine-of-mine"],
+            &["--compare", "instructions-old.json"],
+        ] {
             assert!(needs(words), "{words:?}");
         }
         for words in [

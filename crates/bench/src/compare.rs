@@ -70,24 +70,31 @@ pub(crate) fn compare(
     if !allowance.across {
         check_same_machine(new, old)?;
     }
-    let mut rows = Vec::new();
-    for case in &new.cases {
-        let Some(before) = old.case(&case.name) else { continue };
+    let (mut rows, mut missing) = (Vec::new(), Vec::new());
+    for before in old.cases.iter().filter(|case| wanted.wants(&case.name)) {
+        let Some(case) = new.case(&before.name) else {
+            missing.push(before.name.clone());
+            continue;
+        };
         rows.extend(time(case, before, allowance.ratio));
         rows.extend(memory(case, before, allowance.ratio));
+        missing.extend(lost(case, before));
     }
-    ensure!(!rows.is_empty(), "the two records share no case; measure the same suites");
-    let measured: BTreeSet<&str> = new.cases.iter().map(|case| case.name.as_str()).collect();
-    let missing = old.cases.iter().map(|case| &case.name);
-    let is_missing = |name: &&String| wanted.wants(name) && !measured.contains(name.as_str());
-    let missing = missing.filter(is_missing).cloned().collect();
+    ensure!(
+        !rows.is_empty(),
+        "the two records share no case that is wanted; measure the same suites"
+    );
     Ok(Comparison { rows, missing, allowed: allowance.ratio })
 }
 
 /// The environments say the same, and both ran on the same model.
 fn check_same_machine(new: &Record, old: &Record) -> Result<()> {
-    for (name, value) in &new.environment {
-        let before = old.environment.get(name).map_or("unknown", String::as_str);
+    let names: BTreeSet<&String> = new.environment.keys().chain(old.environment.keys()).collect();
+    for name in names {
+        let of = |record: &'_ Record| {
+            record.environment.get(name).map_or_else(|| "unknown".to_owned(), String::clone)
+        };
+        let (before, value) = (of(old), of(new));
         if before != value {
             bail!(
                 "the old record is of another machine or setting: {name} was `{before}` and is `{value}`; \
@@ -121,6 +128,18 @@ fn memory(case: &Case, before: &Case, allowed: f64) -> Vec<Row> {
         (*old > 0.0).then(|| exact(format!("{} {name}", case.name), new / old, allowed))
     };
     counted.into_iter().chain(RESIDENT.map(|name| (name, allowed))).filter_map(of).collect()
+}
+
+/// What the old case was compared by, and the new one lacks.
+fn lost(case: &Case, before: &Case) -> Vec<String> {
+    let figures = COUNTED.iter().chain(&RESIDENT).copied();
+    let figures = figures
+        .filter(|name| before.figures.contains_key(*name) && !case.figures.contains_key(*name));
+    let times = (case.samples_ns.is_empty() && !before.samples_ns.is_empty()).then_some("times");
+    let instructions =
+        (case.instructions.is_none() && before.instructions.is_some()).then_some("instructions");
+    let lost = figures.chain(times).chain(instructions);
+    lost.map(|what| format!("{} {what}", case.name)).collect()
 }
 
 /// None for cases that are not timed.
@@ -273,12 +292,10 @@ mod tests {
             };
             assert!(held(1.0) && held(0.1) && held(allowed) && !held(allowed + 0.005), "{name}");
         }
-        let gone =
-            compare_all(&record("end-to-end", 1.0), &counted("host_bytes_counted", 1e6), TENTH);
-        assert!(
-            gone.expect("it runs").is_held(),
-            "bytes that one of the two lacks are not compared"
-        );
+        let gone = compare_all(&record("end-to-end", 1.0), &counted("rss_peak_bytes", 1e6), TENTH);
+        assert!(!gone.expect("it runs").is_held(), "bytes that are gone are no bytes that held");
+        let more = compare_all(&counted("rss_peak_bytes", 1e6), &record("end-to-end", 1.0), TENTH);
+        assert!(more.expect("it runs").is_held(), "bytes that nobody had before are not compared");
     }
 
     #[test]

@@ -114,6 +114,11 @@ impl Record {
         format!("{}.json", parts.join("-"))
     }
 
+    /// Where [`Record::save`] would put it.
+    pub(crate) fn path(&self, folder: &Path, filter: Option<&str>) -> PathBuf {
+        folder.join(self.file_name(filter))
+    }
+
     /// Reads a record.
     ///
     /// # Errors
@@ -150,7 +155,7 @@ impl Record {
     /// # Errors
     /// If it cannot be written.
     pub(crate) fn save(&self, folder: &Path, filter: Option<&str>) -> Result<PathBuf> {
-        let path = folder.join(self.file_name(filter));
+        let path = self.path(folder, filter);
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         self.write(&path)?;
         Ok(path)

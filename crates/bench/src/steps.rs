@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use heterokv_cache::CacheSpec;
 use heterokv_eval::InstalledPeers;
 use heterokv_quant::Level;
 
@@ -57,7 +58,16 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
             true => Path::new(env!("CARGO_MANIFEST_DIR")).join(RECORDS),
             false => arguments.out.clone(),
         };
-        println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
+        let place = record.path(&folder, arguments.filter.as_deref());
+        let is_old = |old: &Path| is_same_file(old, &place);
+        // What the run is held against stays as it is; the new record is kept beside it.
+        if arguments.compare.as_deref().is_some_and(is_old) {
+            let place = place.with_extension("new.json");
+            record.write(&place)?;
+            println!("{}", place.display());
+        } else {
+            println!("{}", record.save(&folder, arguments.filter.as_deref())?.display());
+        }
         let unfinished = arguments.out.join(UNFINISHED);
         if unfinished.exists() {
             fs::remove_file(&unfinished)
@@ -75,7 +85,12 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
     Ok(comparison.is_held())
 }
 
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
+}
+
 fn measure(arguments: &StepArgs) -> Result<Record> {
+    check(arguments)?;
     // Before the work, which would be lost.
     let scratch = tempfile::tempdir().context("cannot make a folder for files of this run")?;
     let folder: PathBuf = match arguments.test {
@@ -140,8 +155,11 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
         instructions::measure(&settings, &mut record)?;
     }
     let filter = arguments.filter.as_deref().unwrap_or_default();
+    if let (true, Some(first)) = (record.cases.is_empty(), record.left_out.first()) {
+        bail!("nothing could be measured; {}: {}", first.name, first.reason);
+    }
     ensure!(
-        !record.cases.is_empty() || !record.left_out.is_empty(),
+        !record.cases.is_empty(),
         "no case has `{filter}` in its name; suites are {} and quant, and other programs are measured by --peers",
         tables::SUITES
             .iter()
@@ -262,6 +280,23 @@ fn caches(arguments: &StepArgs) -> Vec<String> {
     };
     let others = asked.into_iter().filter(|spec| spec != FULL);
     std::iter::once(FULL.to_owned()).chain(others).collect()
+}
+
+/// Refuses caches that are none, and what is named twice: a case has one name.
+fn check(arguments: &StepArgs) -> Result<()> {
+    for (place, spec) in arguments.caches.iter().enumerate() {
+        let parsed: Result<CacheSpec, _> = spec.parse();
+        parsed.with_context(|| format!("--cache {spec}"))?;
+        ensure!(
+            !arguments.caches[..place].contains(spec),
+            "--cache {spec} is given twice; once is enough"
+        );
+    }
+    for (place, context) in arguments.contexts.iter().enumerate() {
+        let before = &arguments.contexts[..place];
+        ensure!(!before.contains(context), "--contexts has {context} twice; once is enough");
+    }
+    Ok(())
 }
 
 /// The contexts asked for; where only the answers are tested, a few short ones.

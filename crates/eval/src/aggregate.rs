@@ -37,8 +37,12 @@ pub struct Aggregate {
     pub context: usize,
     /// The cache as it was named.
     pub cache: String,
+    /// [`Row::cache_digest`].
+    pub cache_digest: String,
     /// Commit of the code.
     pub commit: String,
+    /// What tells the program from every other build of it.
+    pub build: String,
     /// See [`Run::conditions`].
     pub conditions: String,
     /// Digest of which samples these are: of [`Row::sample_digest`] of all.
@@ -107,20 +111,16 @@ pub(crate) fn distinct(rows: &[Row]) -> Vec<&Row> {
     distinct
 }
 
-/// Rows that are alike in this are samples of the same: other code, other conditions or as many steps more are
-/// something else.
-fn key(row: &Row) -> [String; 9] {
+/// Rows that are alike in this are samples of the same: another build, other conditions, another cache of the same name
+/// or as many steps more are something else.
+fn key(row: &Row) -> impl PartialEq + '_ {
     let num_steps = match &row.outcome {
         Outcome::Divergence { steps, .. } => steps.len(),
         Outcome::Answers { .. } => 0,
     };
-    let Run { engine, version, commit, conditions, fingerprint, .. } = &row.run;
-    let numbers = [row.context, num_steps].map(|number| number.to_string());
-    let [context, num_steps] = numbers;
-    let texts = [engine, version, commit, conditions, fingerprint, &row.task].map(Clone::clone);
-    let [engine, version, commit, conditions, fingerprint, task] = texts;
-    let cache = format!("{} {}", row.cache, row.spec);
-    [engine, version, commit, conditions, fingerprint, task, context, num_steps, cache]
+    let Run { engine, version, build, commit, conditions, fingerprint, .. } = &row.run;
+    let of_run = (engine, version, build, commit, conditions, fingerprint);
+    (of_run, &row.task, row.context, num_steps, (&row.cache, &row.cache_digest))
 }
 
 /// `rows` has at least one.
@@ -157,7 +157,9 @@ fn of_group(rows: &[&Row]) -> Aggregate {
         task: first.task.clone(),
         context: first.context,
         cache: first.cache.clone(),
+        cache_digest: first.cache_digest.clone(),
         commit: first.run.commit.clone(),
+        build: first.run.build.clone(),
         conditions: first.run.conditions.clone(),
         samples: samples_digest(rows),
         num_samples: rows.len(),
@@ -306,6 +308,12 @@ mod tests {
         newer.run.commit = "later".to_owned();
         newer.inputs = "later".to_owned();
         let longer = divergence("kl", 512, "a", &[1.0, 2.0, 3.0]);
+        let mut rebuilt = row.clone();
+        (rebuilt.run.build, rebuilt.inputs) = ("other".to_owned(), "rebuilt".to_owned());
+        let mut fitted = row.clone();
+        (fitted.cache_digest, fitted.inputs) = ("a profile".to_owned(), "fitted".to_owned());
+        let apart = aggregate(&[row.clone(), rebuilt, fitted]);
+        assert_eq!(apart.iter().map(|one| one.num_samples).collect::<Vec<_>>(), [1, 1, 1]);
         let aggregates = aggregate(&[row.clone(), newer, row, longer]);
         let seen: Vec<_> = aggregates
             .iter()

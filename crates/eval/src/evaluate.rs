@@ -153,12 +153,9 @@ impl<'a> Pending<'a> {
 /// What [`Row::inputs`] is for a candidate on a sample.
 #[must_use]
 pub fn inputs_digest(sample: &Sample, candidate: &Candidate<'_>, run: &Run) -> String {
-    let profile = candidate.profile.as_ref().map_or("", |(_, digest)| digest);
-    let config = candidate.config.to_string();
-    let of_run = [&run.engine, &run.build, &run.fingerprint, &run.conditions].map(String::as_str);
-    let sample = sample.digest();
-    let parts = [sample.as_str(), &config, profile].into_iter().chain(of_run);
-    hex_digest(parts.map(str::as_bytes))
+    let own = [sample.digest(), candidate.digest()];
+    let of_run = [&run.engine, &run.build, &run.fingerprint, &run.conditions];
+    hex_digest(own.iter().chain(of_run).map(|part| part.as_bytes()))
 }
 
 /// Samples with one context.
@@ -267,6 +264,7 @@ impl Group<'_> {
             depth: sample.depth,
             cache: candidate.name.clone(),
             spec: candidate.config.to_string(),
+            cache_digest: candidate.digest(),
             sample_digest: sample.digest(),
             inputs,
             outcome,

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
+use crate::results::read_file;
 use crate::{Error, Result};
 
 /// Figures that no run may be worse than. Its file is JSON, meant to be committed and read.
@@ -27,6 +28,8 @@ pub struct Gated {
     pub task: String,
     /// Tokens of context that were asked for.
     pub context: usize,
+    /// What computed.
+    pub engine: String,
     /// The cache as it was named.
     pub cache: String,
     /// Which samples it was measured on: [`Aggregate::samples`].
@@ -64,7 +67,7 @@ struct Bound {
 const BOUNDS: [Bound; 4] = [
     Bound { name: "kl_mean", more_is_worse: true, relative: 0.25, absolute: 2e-5 },
     Bound { name: "top1", more_is_worse: false, relative: 0.0, absolute: 0.025 },
-    Bound { name: "score", more_is_worse: false, relative: 0.0, absolute: 0.25 },
+    Bound { name: "score", more_is_worse: false, relative: 0.0, absolute: 0.2 },
     Bound { name: "ratio", more_is_worse: true, relative: 0.01, absolute: 0.0 },
 ];
 
@@ -104,6 +107,7 @@ impl Gate {
                 Some(Gated {
                     task: aggregate.task.clone(),
                     context: aggregate.context,
+                    engine: aggregate.engine.clone(),
                     cache: aggregate.cache.clone(),
                     samples: aggregate.samples.clone(),
                     figure: bound.name.to_owned(),
@@ -124,9 +128,8 @@ impl Gate {
     /// [`Error::Io`], and [`Error::BadGate`] for a file that is none, holds no figure, or one that is not gated.
     pub fn read(path: &Path) -> Result<Self> {
         let bad = |reason: String| Error::BadGate { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let gate: Self = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let bytes = read_file(path)?;
+        let gate: Self = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
         if gate.figures.is_empty() {
             return Err(bad("it has no figure".to_owned()));
         }
@@ -141,11 +144,12 @@ impl Gate {
     /// Whether figures can be written to `path`: a file of figures, an empty one, or none yet in a folder that is there.
     ///
     /// # Errors
-    /// [`Error::BadGate`] for any other file, which is left alone, and [`Error::Io`].
+    /// [`Error::BadGate`] for any other file, which is left alone, [`Error::NoFile`] and [`Error::Io`].
     pub fn check_place(path: &Path) -> Result<()> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         match path.metadata() {
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => Ok(()),
+            Ok(metadata) if !metadata.is_file() => Err(Error::NoFile { path: path.to_owned() }),
             Ok(_) => Self::read(path).map(drop),
             Err(_) => {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -172,8 +176,9 @@ impl Gate {
         let regression = |gated: &Gated| {
             let bound = bound_of(gated)?;
             let same = |aggregate: &&Aggregate| {
-                (&aggregate.task, aggregate.context, &aggregate.cache, &aggregate.samples)
-                    == (&gated.task, gated.context, &gated.cache, &gated.samples)
+                let Aggregate { engine, task, context, cache, samples, .. } = aggregate;
+                (engine, task, *context, cache, samples)
+                    == (&gated.engine, &gated.task, gated.context, &gated.cache, &gated.samples)
             };
             let actual = aggregates.iter().find(same).and_then(|aggregate| bound.of(aggregate));
             let bound = if gated.cache == "full" { &bound.exact() } else { bound };

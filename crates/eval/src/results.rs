@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::row::{Outcome, ROW_VERSION, Row};
+use crate::row::{Answer, Outcome, ROW_VERSION, Row};
 use crate::{Error, Result};
 
 /// What tells a measurement from every other: task, sample, length, cache, and [`Row::inputs`].
@@ -129,14 +129,22 @@ fn key(row: &Row) -> Key {
     (row.task.clone(), row.sample.clone(), row.context, row.cache.clone(), row.inputs.clone())
 }
 
+/// The bytes of a file, which a folder, a pipe and a device are not: some of these never end.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    if !path.metadata().map_err(io)?.is_file() {
+        return Err(Error::NoFile { path: path.to_owned() });
+    }
+    std::fs::read(path).map_err(io)
+}
+
 /// The rows of a results file. The beginning of a row behind the last line end, which a stopped run leaves, is passed
 /// over.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::BadLine`] for a line that is no row.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let bytes =
-        std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let bytes = read_file(path)?;
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     let mut rows = parse(path, &bytes[..whole])?;
     if whole < bytes.len() {
@@ -174,8 +182,16 @@ fn row_of(path: &Path, line: usize, text: &[u8]) -> Result<Row> {
         {
             Err(bad("a score is not from 0 to 1".to_owned()))
         }
+        Outcome::Answers { score, answers } if !is_mean(*score, answers) => {
+            Err(bad("its score is not the mean of its answers'".to_owned()))
+        }
         _ => Ok(row),
     }
+}
+
+fn is_mean(score: f64, answers: &[Answer]) -> bool {
+    let sum: f64 = answers.iter().map(|answer| answer.score).sum();
+    (score - sum / answers.len().max(1) as f64).abs() <= 1e-9
 }
 
 #[cfg(test)]

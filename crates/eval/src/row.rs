@@ -28,6 +28,8 @@ pub struct Row {
     pub cache: String,
     /// The cache with every option written out.
     pub spec: String,
+    /// [`Candidate::digest`](crate::Candidate::digest): the contents of a mix and a profile, too.
+    pub cache_digest: String,
     /// [`Sample::digest`](crate::Sample::digest): which tokens these are, and what is asked behind them.
     pub sample_digest: String,
     /// Digest of all that the outcome depends on: the sample, the cache and its profile, the model and the form of its

@@ -4,6 +4,7 @@ use heterokv_cache::{
     AttentionCache, CacheConfig, CachePlan, KvCache, Profile, RatioPromise, full_bytes,
 };
 
+use crate::hash::hex_digest;
 use crate::row::Memory;
 use crate::{Error, Result};
 
@@ -76,6 +77,14 @@ impl Candidate<'_> {
             profile: None,
             replace: None,
         }
+    }
+
+    /// What tells it from every other cache, by the contents of its mix and profile and not by the names of their files:
+    /// 16 hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let profile = self.profile.as_ref().map_or("", |(_, digest)| digest);
+        hex_digest([format!("{:?}", self.config).as_bytes(), profile.as_bytes()])
     }
 
     /// Holds the bytes counted behind a prompt, or while tokens come, against the most that a cache of this kind plans

@@ -47,6 +47,7 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
         depth: None,
         cache: cache.to_owned(),
         spec: cache.to_owned(),
+        cache_digest: cache.to_owned(),
         sample_digest: format!("{task} {context}"),
         inputs: crate::hash::hex_digest([format!("{outcome:?}").as_bytes()]),
         outcome,

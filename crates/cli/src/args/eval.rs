@@ -29,6 +29,9 @@ pub(crate) struct EvalArgs {
     /// again
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// Write a report of the samples asked for: a page where the name ends in .html, Markdown where it ends in .md
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
     /// Fail where a figure is worse than in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) gate: Option<PathBuf>,
@@ -51,7 +54,7 @@ pub(crate) struct EvalArgs {
         requires = "logits",
         conflicts_with_all = [
             "task", "corpus", "cache", "context", "continuation", "token_offset", "profile", "strict_ratio",
-            "haystack", "longbench", "longbench_prompts", "depth", "samples", "seed", "chat", "out", "gate", "write_gate", "peers",
+            "haystack", "longbench", "longbench_prompts", "depth", "samples", "seed", "chat", "out", "report", "gate", "write_gate", "peers",
         ]
     )]
     pub(crate) tokens: Option<PathBuf>,
@@ -96,7 +99,8 @@ pub(crate) struct SampleArgs {
     /// Where passkey and needle hide things, in percent of the text
     #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', default_values_t = [0.0, 25.0, 50.0, 75.0, 100.0], value_parser = parse_depth, allow_negative_numbers = true)]
     pub(crate) depth: Vec<f64>,
-    /// Samples of a task at a length, and at a depth where it has depths
+    /// Samples of a task at a length, and at a depth where it has depths; kl, recall and longgen have one for each
+    /// --token-offset
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_samples, allow_negative_numbers = true)]
     pub(crate) samples: usize,
     /// Beginning of the random numbers

@@ -8,7 +8,7 @@ mod tables;
 mod watch;
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +16,7 @@ use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Profile};
 use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, aggregate, evaluate};
 use heterokv_model::text::ModelText;
 
+use super::report;
 use crate::args::EvalArgs;
 use crate::load::{Opened, check_ratio, file_digest};
 use crate::output::{print_line, say};
@@ -43,6 +44,9 @@ fn measure(args: &EvalArgs) -> Result<()> {
     let profile = profile.as_ref().zip(profile_digest.as_deref());
     let candidates = candidates(args, &opened, profile)?;
     check(args, &opened, &candidates, &jobs)?;
+    if args.peers {
+        peers::check(args, &jobs)?;
+    }
     let run = of_program(args, &opened)?;
     let mut watch = Watch::new(args.out.as_deref(), args.json)?;
     let line = opened.first_line();
@@ -52,14 +56,16 @@ fn measure(args: &EvalArgs) -> Result<()> {
         print_line(&line)?
     }
     if args.peers {
-        peers::check(args, &jobs)?;
         in_turns(args, &opened, &text, &jobs, &candidates, &run, &mut watch)?;
     } else if watch.is_any_left(&jobs, &candidates, &run) {
         let model = opened.load()?;
         let engine = Engine { model: &model, tokenizer: &text.tokenizer };
         evaluate(engine, &jobs, &candidates, &run, &mut watch)?;
     }
-    let rows = watch.into_rows(&jobs);
+    let rows = watch.into_rows(&jobs)?;
+    if let Some(out) = &args.report {
+        report::write(&rows, out)?;
+    }
     let aggregates = aggregate(&rows);
     if !args.json {
         print_line(&format!("\n{}", tables::show(&aggregates, &args.cache)))?;
@@ -121,6 +127,15 @@ fn check_arguments(args: &EvalArgs) -> Result<()> {
     if let Some(path) = &args.write_gate {
         Gate::check_place(path)?;
     }
+    if let Some(path) = &args.report {
+        report::check(path)?;
+    }
+    let written = [&args.out, &args.write_gate, &args.report];
+    let written: Vec<&PathBuf> = written.into_iter().flatten().collect();
+    for (place, path) in written.iter().enumerate() {
+        let is_taken = written[..place].contains(path);
+        ensure!(!is_taken, "{} is to hold two things; give another name", path.display());
+    }
     check_once("context", &args.samples.context)?;
     check_once("token-offset", &args.samples.token_offset)?;
     check_once("depth", &args.samples.depth)?;
@@ -175,7 +190,7 @@ fn check(
             Err(heterokv_model::Error::BeyondTrained { held_tokens, max_tokens, limit_tokens })
                 .with_context(|| format!("{} {}", job.task, job.sample.name))?;
         }
-        longest = longest.max(held_tokens + max_tokens);
+        longest = longest.max(held_tokens.saturating_add(max_tokens));
     }
     // A probe works on forks, and beside all of them there is the full cache that they are held against.
     let full = Candidate::full();

@@ -138,6 +138,7 @@ fn row(info: &PeerInfo, quality: PeerQuality, job: &Job, run: &Run, inputs: Stri
         full_bytes: usize::try_from(full_f16_bytes).unwrap_or(usize::MAX),
     };
     check_share(&cache, job, &memory)?;
+    let spec = cache.clone();
     Ok(Row {
         version: ROW_VERSION,
         task: job.task.clone(),
@@ -145,8 +146,9 @@ fn row(info: &PeerInfo, quality: PeerQuality, job: &Job, run: &Run, inputs: Stri
         context: sample.length,
         num_tokens: sample.context.len(),
         depth: sample.depth,
-        cache: cache.clone(),
-        spec: cache,
+        cache,
+        spec: spec.clone(),
+        cache_digest: hex_digest([spec.as_bytes()]),
         sample_digest: sample.digest(),
         inputs,
         outcome: Outcome::Divergence { summary, steps },

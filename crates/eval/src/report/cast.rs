@@ -6,25 +6,38 @@ use crate::{Aggregate, Row};
 /// The cache that all others are measured against.
 const REFERENCE: &str = "full";
 
-/// A cache of a report: the same cache by other code is another.
+/// A cache of a report: one of other contents, or by other code, is another.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Member {
-    pub(super) engine: String,
-    pub(super) cache: String,
+    engine: String,
+    cache: String,
     commit: String,
+    build: String,
+    digest: String,
+}
+
+impl Member {
+    /// What can tell it from others of its name and engine.
+    fn parts(&self) -> [(&'static str, &str); 3] {
+        [("commit", &self.commit), ("build", &self.build), ("contents", &self.digest)]
+    }
 }
 
 impl From<&Row> for Member {
     fn from(row: &Row) -> Self {
-        let (engine, commit) = (row.run.engine.clone(), row.run.commit.clone());
-        Self { engine, cache: row.cache.clone(), commit }
+        let Row { run, cache, cache_digest, .. } = row;
+        let [engine, cache, commit, build, digest] =
+            [&run.engine, cache, &run.commit, &run.build, cache_digest].map(String::clone);
+        Self { engine, cache, commit, build, digest }
     }
 }
 
 impl From<&Aggregate> for Member {
     fn from(aggregate: &Aggregate) -> Self {
-        let Aggregate { engine, cache, commit, .. } = aggregate;
-        Self { engine: engine.clone(), cache: cache.clone(), commit: commit.clone() }
+        let Aggregate { engine, cache, commit, build, cache_digest, .. } = aggregate;
+        let [engine, cache, commit, build, digest] =
+            [engine, cache, commit, build, cache_digest].map(String::clone);
+        Self { engine, cache, commit, build, digest }
     }
 }
 
@@ -34,13 +47,11 @@ pub(super) struct Cast {
     /// Fingerprint and name.
     models: Vec<(String, String)>,
     members: Vec<Member>,
-    has_commits: bool,
 }
 
 impl Cast {
     pub(super) fn of(rows: &[Row]) -> Self {
-        let mut cast =
-            Self { engines: vec![], models: vec![], members: vec![], has_commits: false };
+        let mut cast = Self { engines: vec![], models: vec![], members: vec![] };
         for row in rows {
             let run = &row.run;
             add(&mut cast.engines, run.engine.clone());
@@ -48,7 +59,6 @@ impl Cast {
                 cast.models.push((run.fingerprint.clone(), run.model.clone()));
             }
             add(&mut cast.members, Member::from(row));
-            cast.has_commits |= run.commit != rows[0].run.commit;
         }
         cast
     }
@@ -68,12 +78,30 @@ impl Cast {
         &self.members
     }
 
-    /// What a cache is called: with its engine, and with the commit of the code, where there are several.
+    /// What a cache is called: its name, and whatever else is needed to tell it from the others.
     pub(super) fn label(&self, member: &Member) -> String {
-        let Member { engine, cache, commit } = member;
-        let engine = self.has_engines().then_some(engine);
-        let commit = self.has_commits.then_some(commit);
-        [Some(cache), engine, commit].into_iter().flatten().cloned().collect::<Vec<_>>().join(" · ")
+        let engine = if self.has_engines() { member.engine.as_str() } else { "" };
+        let parts = [member.cache.as_str(), engine, &self.distinction(member)];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" · ")
+    }
+
+    /// What tells a cache from others of its name and engine; empty where there are none.
+    pub(super) fn distinction(&self, member: &Member) -> String {
+        let same: Vec<&Member> = self
+            .members
+            .iter()
+            .filter(|other| (&other.engine, &other.cache) == (&member.engine, &member.cache))
+            .collect();
+        let is_of_commits = same.iter().any(|other| other.commit != member.commit);
+        let mut told = Vec::new();
+        for (part, (name, value)) in member.parts().into_iter().enumerate() {
+            // Another commit is another build, which says no more.
+            let is_told = name == "build" && is_of_commits;
+            if !is_told && same.iter().any(|other| other.parts()[part].1 != value) {
+                told.push(format!("{name} {}", value.chars().take(13).collect::<String>()));
+            }
+        }
+        told.join(", ")
     }
 
     /// How a cache is drawn. The reference is that of the first engine: of the others it is one more cache.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::cast::Cast;
+use super::cast::{Cast, Member};
 use super::text::{bytes, percent, short, tokens};
 use crate::{Aggregate, Figure};
 
@@ -79,7 +79,7 @@ pub(super) fn tables(aggregates: &[Aggregate], cast: &Cast) -> Vec<Table> {
 }
 
 fn table(group: &[&Aggregate], cast: &Cast) -> Table {
-    let of = |aggregate: &&Aggregate| cells(aggregate, cast.has_engines());
+    let of = |aggregate: &&Aggregate| cells(aggregate, cast);
     let rows: Vec<Vec<(Column, Cell)>> = group.iter().map(of).collect();
     // A column that no row has anything in is left out; all rows have the same ones.
     let is_used = |place: usize| {
@@ -100,11 +100,13 @@ fn table(group: &[&Aggregate], cast: &Cast) -> Table {
 }
 
 /// Every column that there is, the cache first.
-fn cells(aggregate: &Aggregate, has_engines: bool) -> Vec<(Column, Cell)> {
-    let engine = if has_engines { aggregate.engine.as_str() } else { "" };
+fn cells(aggregate: &Aggregate, cast: &Cast) -> Vec<(Column, Cell)> {
+    let engine = if cast.has_engines() { aggregate.engine.as_str() } else { "" };
+    let note = cast.distinction(&Member::from(aggregate));
     let mut cells = vec![
         (Column { name: "cache", heading: "cache" }, text(&aggregate.cache)),
         (Column { name: "engine", heading: "engine" }, text(engine)),
+        (Column { name: "of", heading: "of" }, text(&note)),
         whole("context", "context", Some(aggregate.context), |context| tokens(context as f64)),
         whole("num_samples", "samples", Some(aggregate.num_samples), |count| count.to_string()),
         number("ratio", "of full f16", aggregate.ratio, percent),

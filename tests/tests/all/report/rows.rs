@@ -122,6 +122,7 @@ fn row(
         depth: None,
         cache: cache.to_owned(),
         spec: cache.to_owned(),
+        cache_digest: String::new(),
         sample_digest: String::new(),
         inputs: String::new(),
         outcome,

@@ -18,6 +18,8 @@ pub(super) struct Watch {
     /// [`Row::inputs`] of what was asked for.
     seen: HashSet<String>,
     is_json: bool,
+    /// [`Row::inputs`] of rows printed as JSON when they were made.
+    printed: HashSet<String>,
     bar: Option<Bar>,
 }
 
@@ -28,7 +30,8 @@ impl Watch {
     /// A file that is in use, or is no results file.
     pub(super) fn new(out: Option<&Path>, is_json: bool) -> Result<Self> {
         let results = out.map(Results::open).transpose()?;
-        Ok(Self { results, rows: Vec::new(), seen: HashSet::new(), is_json, bar: None })
+        let (rows, seen, printed) = (Vec::new(), HashSet::new(), HashSet::new());
+        Ok(Self { results, rows, seen, is_json, printed, bar: None })
     }
 
     /// Whether a row is still to be measured.
@@ -48,7 +51,10 @@ impl Watch {
 
     /// The rows that were asked for, made now or found made, each once: in the order of the samples, caches in the order
     /// in which they were measured.
-    pub(super) fn into_rows(self, jobs: &[Job]) -> Vec<Row> {
+    ///
+    /// # Errors
+    /// What was found made and cannot be printed as JSON now.
+    pub(super) fn into_rows(self, jobs: &[Job]) -> Result<Vec<Row>> {
         let all = self.results.as_ref().map_or(&self.rows[..], Results::rows);
         let place = |row: &Row| {
             jobs.iter().position(|job| {
@@ -60,7 +66,11 @@ impl Watch {
         let mut rows: Vec<(usize, Row)> =
             asked.filter_map(|row| Some((place(row)?, row.clone()))).collect();
         rows.sort_by_key(|(place, _)| *place);
-        rows.into_iter().map(|(_, row)| row).collect()
+        let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+        for row in rows.iter().filter(|row| self.is_json && !self.printed.contains(&row.inputs)) {
+            print_line(&serde_json::to_string(row)?)?;
+        }
+        Ok(rows)
     }
 }
 
@@ -98,6 +108,7 @@ impl Watcher for Watch {
             if let (Err(source), None) = (printed, &self.results) {
                 return Err(heterokv_eval::Error::Io { path: "stdout".into(), source });
             }
+            self.printed.insert(row.inputs.clone());
         }
         match &mut self.results {
             Some(results) => results.push(row)?,

@@ -1,11 +1,11 @@
 //! Prompts: ours, or those of a file in the form of LongBench's `dataset2prompt.json`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use super::dataset::{self, Dataset};
 use super::record::Record;
+use crate::results::read_file;
 use crate::{Error, Result};
 
 /// Where a prompt has the record's text.
@@ -37,7 +37,7 @@ impl<'a> Prompts<'a> {
     pub(super) fn read(path: Option<&'a Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Ours) };
         let bad = |reason| Error::BadPrompts { path: path.to_owned(), reason };
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let bytes = read_file(path)?;
         let prompts: BTreeMap<String, String> =
             serde_json::from_slice(&bytes).map_err(|error| {
                 bad(format!(

@@ -85,6 +85,9 @@ fn visit_records(
     mut visit: impl FnMut(usize, Record) -> Result<(), String>,
 ) -> Result<()> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(Error::NoFile { path: path.to_owned() });
+    }
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
     let (mut bytes, mut line, mut num_records) = (Vec::new(), 0, 0_usize);
     while file.read_until(b'\n', &mut bytes).map_err(failed)? > 0 {
