@@ -62,6 +62,13 @@ const NEEDS: &[Need] = &[
         is_long: false,
     },
     Need {
+        name: "a device for wgpu",
+        purpose: "runs the kernels of the GPU; Mesa plays one on the CPU",
+        is_met: has_vulkan_driver,
+        installer: Installer::Apt(&["mesa-vulkan-drivers", "libvulkan1"]),
+        is_long: false,
+    },
+    Need {
         name: "linker, C library and emulator for 64-bit ARM",
         purpose: "link and run the NEON kernels",
         is_met: foreign::has_tools,
@@ -103,6 +110,14 @@ pub(crate) fn set_up(is_long: bool) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// Whether a driver of Vulkan is registered: a GPU's own or Mesa's.
+fn has_vulkan_driver() -> bool {
+    let has_driver =
+        |folder: &str| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    !cfg!(target_os = "linux")
+        || ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"].into_iter().any(has_driver)
 }
 
 impl Installer {

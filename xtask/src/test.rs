@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 use crate::{bench, checks, gate, model_file, needs, package};
 
 use report::{Report, Step};
-use runners::{Nextest, Settings};
+use runners::{Nextest, Settings, Stage, Wanted};
 
 /// What to test.
 #[derive(clap::Args)]
@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// A copy of the default model that you have already; it is verified
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// Whether there has to be a device for wgpu, a software one included: `auto` takes what there is
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    gpu: Wanted,
 }
 
 /// Runs every step, whatever became of those before it, and prints the table and the closing line; true if
@@ -47,7 +50,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.setup {
         report.step(Step::new("setup"), || needs::set_up(options.long));
     }
-    let mut settings = Settings { model: None, is_long: options.long };
+    let mut settings = Settings { model: None, is_long: options.long, gpu: options.gpu };
     if !options.no_model {
         report.step(Step::new("model"), || {
             settings.model = Some(model(options.model.as_deref())?);
@@ -97,11 +100,20 @@ fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Setting
     });
     if let (true, Some(nextest)) = (listed, nextest) {
         report.step(Step::new("unit and property tests").within_minutes(8), || {
-            nextest.run(workspace, settings, runners::Stage::Units)
+            nextest.run(workspace, settings, Stage::Units)
         });
         report.step(Step::new("model and program tests").within_minutes(10), || {
-            nextest.run(workspace, settings, runners::Stage::Models)
+            nextest.run(workspace, settings, Stage::Models)
         });
+        for (name, subgroup_size) in [
+            ("devices, subgroups of 4", 4),
+            ("devices, subgroups of 8", 8),
+            ("devices, subgroups of 16", 16),
+        ] {
+            report.step(Step::new(name).within_minutes(2), || {
+                nextest.run(workspace, settings, Stage::Devices { subgroup_size })
+            });
+        }
     }
 }
 

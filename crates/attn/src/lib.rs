@@ -8,6 +8,7 @@
 //! - [`AttnState`], [`Accumulator`]: finished parts and the running softmax that makes them.
 //! - [`prefill`]: exact causal attention over a whole prompt.
 //! - [`reference`](mod@reference): the same in scalar f64, sharing no code with the kernels.
+//! - [`device`]: the kernels of `heterokv-shaders` on a GPU, with their arguments checked.
 //! - [`simd`]: the vector code of this crate, and its only unsafe code.
 //!
 //! This crate never allocates by the length of the context squared, never reads a file or a device,
@@ -16,6 +17,7 @@
 
 mod accumulator;
 pub mod decode;
+pub mod device;
 mod error;
 mod prefill;
 pub mod reference;

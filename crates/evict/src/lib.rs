@@ -7,4 +7,4 @@ mod error;
 mod select;
 
 pub use error::{Error, Result};
-pub use select::{Rule, SelectScratch, Selector, Union};
+pub use select::{Enough, Rule, SelectScratch, Selector, Union};

@@ -66,6 +66,17 @@ pub struct Selector {
     max: usize,
 }
 
+/// When a query head has taken enough: what a rule, a floor and a cap come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Enough {
+    /// The mass, that of the resident tokens included; infinite where all tokens are to be taken.
+    pub mass: f32,
+    /// Coded tokens at least, as far as there are any.
+    pub at_least: usize,
+    /// Coded tokens at most, whatever their mass.
+    pub at_most: usize,
+}
+
 /// Working memory of [`Selector::select`], reused from call to call.
 #[derive(Clone, Debug)]
 pub struct SelectScratch {
@@ -100,6 +111,18 @@ impl Selector {
         Ok(Self { rule, min, max })
     }
 
+    /// When a query head has taken enough.
+    #[must_use]
+    pub fn enough(&self) -> Enough {
+        let Self { rule, min, max } = *self;
+        let (mass, at_most) = match rule {
+            Rule::All | Rule::TopP(1.0) => (f32::INFINITY, max),
+            Rule::TopP(top_p) => (top_p, max),
+            Rule::TopK(k) => (f32::INFINITY, k.max(min).min(max)),
+        };
+        Enough { mass, at_least: min, at_most }
+    }
+
     /// Marks the tokens that one query head takes: sets `taken[t]` where token `t` is taken, leaves the
     /// rest, and returns how many it takes.
     ///
@@ -119,11 +142,8 @@ impl Selector {
         taken: &mut [bool],
     ) -> Result<usize> {
         let taken = &mut taken[..weights.len()];
-        let (wanted_mass, at_least, at_most) = match self.rule {
-            Rule::All | Rule::TopP(1.0) => (f64::INFINITY, self.min, self.max),
-            Rule::TopP(top_p) => (f64::from(top_p) - resident_mass, self.min, self.max),
-            Rule::TopK(k) => (f64::INFINITY, self.min, k.max(self.min).min(self.max)),
-        };
+        let Enough { mass, at_least, at_most } = self.enough();
+        let wanted_mass = f64::from(mass) - resident_mass;
         if wanted_mass == f64::INFINITY && at_most >= weights.len() {
             check(weights)?;
             taken.fill(true);

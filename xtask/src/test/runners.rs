@@ -1,4 +1,4 @@
-//! The test runners: nextest in two stages where it is there, else libtest, and rustdoc's tests in either case.
+//! The test runners: nextest in stages where it is there, else libtest, and rustdoc's tests in either case.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,35 @@ use crate::workspace::Workspace;
 
 /// The tests that run the default model, and so share neither cores nor memory with others. The test group of
 /// `.config/nextest.toml` has the same words, which a test of ours compares.
-const MODEL_TESTS: &str = "package(heterokv-tests) | (package(heterokv) & kind(test))";
+const MODEL_TESTS: &str = "binary_id(heterokv-tests::all) | (package(heterokv) & kind(test))";
+
+/// The tests of kernels on devices, which a software device runs on all cores.
+const DEVICE_TESTS: &str = "binary_id(heterokv-tests::parity)";
+
+/// What fixes how many threads a subgroup of Mesa's software device has, 32 bits each; other devices pass it over.
+const SUBGROUP_BITS: &str = "LP_NATIVE_VECTOR_WIDTH";
+
+/// Whether there has to be a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Wanted {
+    /// It fails where there is none.
+    Required,
+    /// Whatever there is; none is counted as skipped.
+    #[default]
+    Auto,
+    /// None is looked for.
+    None,
+}
+
+impl Wanted {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Auto => "auto",
+            Self::None => "none",
+        }
+    }
+}
 
 /// What the tests are told, each by an environment variable.
 pub(super) struct Settings {
@@ -22,6 +50,8 @@ pub(super) struct Settings {
     pub(super) model: Option<PathBuf>,
     /// `HETEROKV_LONG=1`: every bar in full.
     pub(super) is_long: bool,
+    /// `HETEROKV_GPU`: what there has to be of devices for wgpu.
+    pub(super) gpu: Wanted,
 }
 
 impl Settings {
@@ -36,6 +66,7 @@ impl Settings {
         } else {
             command.env_remove("HETEROKV_LONG");
         }
+        command.env("HETEROKV_GPU", self.gpu.word());
     }
 }
 
@@ -66,26 +97,36 @@ fn cargo_test(workspace: &Workspace, settings: &Settings, targets: &[&str]) -> R
     watch(&mut command, Runner::Libtest)
 }
 
-/// Which half of the tests nextest runs.
+/// Which part of the tests nextest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Units,
     Models,
+    /// On devices; Mesa's software device has subgroups of so many threads.
+    Devices {
+        subgroup_size: u32,
+    },
 }
 
 impl Stage {
     fn filter(self) -> String {
         match self {
-            Self::Units => format!("not ({MODEL_TESTS})"),
+            Self::Units => format!("not ({MODEL_TESTS} | {DEVICE_TESTS})"),
             Self::Models => MODEL_TESTS.to_owned(),
+            Self::Devices { .. } => DEVICE_TESTS.to_owned(),
         }
     }
 
     /// The filter's meaning, on one binary of the list.
     fn takes(self, suite: &Suite) -> bool {
-        let is_model = suite.package_name == "heterokv-tests"
+        let is_device = suite.binary_id == "heterokv-tests::parity";
+        let is_model = suite.binary_id == "heterokv-tests::all"
             || (suite.package_name == "heterokv" && suite.kind == "test");
-        is_model == (self == Self::Models)
+        match self {
+            Self::Units => !is_device && !is_model,
+            Self::Models => is_model,
+            Self::Devices { .. } => is_device,
+        }
     }
 }
 
@@ -100,6 +141,7 @@ pub(super) struct Nextest {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Suite {
+    binary_id: String,
     package_name: String,
     kind: String,
     testcases: BTreeMap<String, Testcase>,
@@ -161,6 +203,9 @@ impl Nextest {
         command.args(["--profile", if settings.is_long { "long" } else { "default" }]);
         command.args(["--filterset", &stage.filter()]);
         settings.tell(&mut command);
+        if let Stage::Devices { subgroup_size } = stage {
+            command.env(SUBGROUP_BITS, (32 * subgroup_size).to_string());
+        }
         let mut tally = watch(&mut command, Runner::Nextest)?;
         let (num_expected, num_ignored) = self.expected(stage);
         let num_lost = num_expected.saturating_sub(tally.num_tests());
@@ -203,13 +248,17 @@ mod tests {
     use super::*;
 
     const LIST: &str = r#"{ "test-count": 4, "rust-suites": {
-        "heterokv-quant": { "package-name": "heterokv-quant", "kind": "lib", "status": "listed",
-            "testcases": { "a": { "ignored": false }, "b": { "ignored": true } } },
-        "heterokv": { "package-name": "heterokv", "kind": "bin", "testcases": { "a": { "ignored": false } } },
-        "heterokv::program": { "package-name": "heterokv", "kind": "test",
+        "heterokv-quant": { "binary-id": "heterokv-quant", "package-name": "heterokv-quant", "kind": "lib",
+            "status": "listed", "testcases": { "a": { "ignored": false }, "b": { "ignored": true } } },
+        "heterokv": { "binary-id": "heterokv", "package-name": "heterokv", "kind": "bin",
             "testcases": { "a": { "ignored": false } } },
-        "heterokv-tests::all": { "package-name": "heterokv-tests", "kind": "test",
-            "testcases": { "a": { "ignored": false }, "b": { "ignored": false }, "c": { "ignored": true } } }
+        "heterokv::program": { "binary-id": "heterokv::program", "package-name": "heterokv", "kind": "test",
+            "testcases": { "a": { "ignored": false } } },
+        "heterokv-tests::all": { "binary-id": "heterokv-tests::all", "package-name": "heterokv-tests",
+            "kind": "test",
+            "testcases": { "a": { "ignored": false }, "b": { "ignored": false }, "c": { "ignored": true } } },
+        "heterokv-tests::parity": { "binary-id": "heterokv-tests::parity", "package-name": "heterokv-tests",
+            "kind": "test", "testcases": { "a": { "ignored": false } } }
     } }"#;
 
     #[test]
@@ -217,6 +266,7 @@ mod tests {
         let list = Nextest::read(LIST.as_bytes()).expect("it is a list");
         assert_eq!(list.expected(Stage::Units), (2, 1));
         assert_eq!(list.expected(Stage::Models), (3, 1));
+        assert_eq!(list.expected(Stage::Devices { subgroup_size: 8 }), (1, 0));
         assert!(Nextest::read(b"{}").is_err());
     }
 
@@ -227,7 +277,8 @@ mod tests {
         let table: toml::Table = text.parse().expect("it is TOML");
         for profile in ["default", "long"] {
             let filter = &table["profile"][profile]["overrides"][0]["filter"];
-            assert_eq!(filter.as_str(), Some(MODEL_TESTS), "{profile}");
+            let one_by_one = format!("{MODEL_TESTS} | {DEVICE_TESTS}");
+            assert_eq!(filter.as_str(), Some(one_by_one.as_str()), "{profile}");
         }
     }
 
@@ -248,7 +299,7 @@ mod tests {
     #[test]
     fn what_is_not_set_is_unset() {
         let mut command = Command::new("true");
-        Settings { model: None, is_long: false }.tell(&mut command);
+        Settings { model: None, is_long: false, gpu: Wanted::Auto }.tell(&mut command);
         let unset: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).collect();
         assert_eq!(unset.len(), 2);
     }

@@ -1,8 +1,7 @@
 //! Who may know whom: every dependency between our crates is on the list, and so are the holders of the few
 //! outside crates that only one of ours may name.
 //!
-//! The list is the diagram of `ARCHITECTURE.md` and the edges planned for `gpu` and `shaders`; a new edge is a
-//! change to both, with a reason.
+//! The list is the diagram of `ARCHITECTURE.md`; a new edge is a change to both, with a reason.
 
 use cargo_metadata::{DependencyKind, Metadata};
 

@@ -13,6 +13,7 @@ mod lloyd_max;
 mod per_channel;
 mod per_group;
 mod plain;
+mod plane_tables;
 mod planes;
 mod pq;
 mod rotated;
@@ -21,11 +22,13 @@ mod tail;
 
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
+pub use plane_tables::PlaneTables;
 pub(crate) use planes::{
     ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
 };
 pub use tables::Tables;
-pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, Tail, exponent_scale};
+pub use tail::Tail;
+pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, exponent_scale};
 
 use std::sync::Arc;
 
@@ -126,6 +129,8 @@ pub struct PreparedQueries {
     words: Vec<i16>,
     /// Per-query tables of product quantization.
     table: Vec<f32>,
+    /// Where tables over planes are wanted in f32, instead of words and entries: `[num_heads, planes, 16]`.
+    plane_tables: Option<Vec<f32>>,
 }
 
 impl KeyCoder {

@@ -225,6 +225,11 @@ impl Planes {
         prepared.entries.resize(num_heads * sets.count * set_len, 0);
         prepared.words.clear();
         prepared.offsets.resize(num_heads, 0.0);
+        if let Some(tables) = &mut prepared.plane_tables {
+            let places = (0..num_heads).flat_map(|h| (0..self.num_planes()).map(move |p| (h, p)));
+            tables.extend(places.flat_map(|(head, plane)| products(head, plane)));
+            return;
+        }
         let mut slopes = vec![0.0f32; num_words];
         let mut rows = vec![[0.0f32; 16]; num_tables];
         for head in 0..num_heads {

@@ -9,7 +9,7 @@ use super::planes::STRIP;
 
 /// The numbers by which the values of a token are multiplied and moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tail {
+pub enum Tail {
     /// Nothing.
     None,
     /// One f16 that multiplies the values.

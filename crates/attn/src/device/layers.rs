@@ -1,0 +1,289 @@
+//! What a layer does beside attention: embedding, norm, products with weights, rotary embedding, activation.
+
+use bytemuck::{Pod, Zeroable};
+use heterokv_gpu::{Bound, Commands};
+use heterokv_shaders as shaders;
+
+use super::{Device, DeviceError, DeviceMatrix, DeviceResult, WeightForm, check_len, word};
+
+/// Up to so many vectors, weights are read once for each; more go through tiles.
+const MAX_GEMV_TOKENS: usize = 4;
+
+/// Rows that a workgroup of `gemv` multiplies, and the rows and vectors of a tile of `gemm`.
+const GEMV_ROWS: u64 = 8;
+const GEMM_TILE: u64 = 32;
+
+/// Threads of the kernels that have one thread for each few elements.
+const ELEMENT_THREADS: u64 = 64;
+
+/// Rows of the embedding.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed<'a> {
+    /// The matrix `[vocab_size, hidden_size]`.
+    pub matrix: &'a DeviceMatrix,
+    /// Token ids `[tokens]`, u32, all below `vocab_size`.
+    pub ids: Bound<'a>,
+    /// Tokens.
+    pub tokens: usize,
+    /// `[tokens, hidden_size]`, f32.
+    pub y: Bound<'a>,
+}
+
+/// Root mean square norm of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm<'a> {
+    /// Rows.
+    pub rows: usize,
+    /// Their length.
+    pub cols: usize,
+    /// What is added to the mean of squares.
+    pub eps: f32,
+    /// `[cols]`, f32.
+    pub weight: Bound<'a>,
+    /// `[rows, cols]`, f32.
+    pub x: Bound<'a>,
+    /// `[rows, cols]`, f32.
+    pub y: Bound<'a>,
+}
+
+/// A product with weights: `y = W x + bias`, or added to what `y` holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear<'a> {
+    /// The matrix `[rows, cols]`, with its bias.
+    pub matrix: &'a DeviceMatrix,
+    /// Vectors.
+    pub tokens: usize,
+    /// `[tokens, cols]`, f32.
+    pub x: Bound<'a>,
+    /// `[tokens, rows]`, f32.
+    pub y: Bound<'a>,
+    /// Whether the product is added to `y`: the residual stream.
+    pub adds: bool,
+}
+
+/// Rotary position embedding, in place, in the half-split pairing.
+#[derive(Clone, Copy, Debug)]
+pub struct Rope<'a> {
+    /// Tokens.
+    pub tokens: usize,
+    /// Heads of a token.
+    pub num_heads: usize,
+    /// Channels of a head, an even number.
+    pub head_dim: usize,
+    /// Cosine and sine `[tokens, head_dim / 2, 2]`, f32.
+    pub turns: Bound<'a>,
+    /// `[tokens, num_heads, head_dim]`, f32.
+    pub x: Bound<'a>,
+}
+
+/// The gated activation.
+#[derive(Clone, Copy, Debug)]
+pub struct SwiGlu<'a> {
+    /// Elements, a multiple of 4.
+    pub len: usize,
+    /// `[len]`, f32.
+    pub gate: Bound<'a>,
+    /// `[len]`, f32.
+    pub up: Bound<'a>,
+    /// `[len]`, f32.
+    pub y: Bound<'a>,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct EmbedParams {
+    first_row: u32,
+    rows: u32,
+    num_blocks: u32,
+    tokens: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RmsNormParams {
+    rows: u32,
+    cols: u32,
+    eps: f32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GemvParams {
+    rows: u32,
+    num_blocks: u32,
+    y_first: u32,
+    y_stride: u32,
+    add: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GemmParams {
+    rows: u32,
+    num_blocks: u32,
+    y_first: u32,
+    y_stride: u32,
+    add: u32,
+    tokens: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RopeParams {
+    tokens: u32,
+    num_heads: u32,
+    half: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SwiGluParams {
+    num_fours: u32,
+}
+
+impl Device {
+    /// Adds [`Embed`] to `commands`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn embed(&self, commands: &mut Commands<'_>, embed: &Embed<'_>) -> DeviceResult<()> {
+        const NAME: &str = "embed";
+        let Embed { matrix, ids, tokens, y } = embed;
+        check_len(NAME, "ids", ids, *tokens as u64)?;
+        check_len(NAME, "y", y, *tokens as u64 * matrix.cols() as u64)?;
+        let kernel = self.kernel(&shaders::EMBED, matrix.form())?;
+        let [x, wide] = self.spread(*tokens as u64);
+        for slab in matrix.slabs() {
+            let params = EmbedParams {
+                first_row: word(NAME, "rows", slab.first_row as u64)?,
+                rows: word(NAME, "rows", slab.rows as u64)?,
+                num_blocks: matrix.num_blocks(),
+                tokens: word(NAME, "tokens", *tokens as u64)?,
+            };
+            let buffers = [Bound::all(&slab.codes), Bound::all(&slab.scales), *ids, *y];
+            let grid = if *tokens == 0 { [0; 3] } else { [x, wide, 1] };
+            commands.dispatch(&kernel, &params, &buffers, grid)?;
+        }
+        Ok(())
+    }
+
+    /// Adds [`RmsNorm`] to `commands`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn rms_norm(&self, commands: &mut Commands<'_>, norm: &RmsNorm<'_>) -> DeviceResult<()> {
+        const NAME: &str = "rms_norm";
+        let RmsNorm { rows, cols, eps, weight, x, y } = norm;
+        let len = *rows as u64 * *cols as u64;
+        check_len(NAME, "weight", weight, *cols as u64)?;
+        check_len(NAME, "x", x, len)?;
+        check_len(NAME, "y", y, len)?;
+        word(NAME, "elements", len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let kernel = self.kernel(&shaders::RMS_NORM, WeightForm::default())?;
+        let [wide, high] = self.spread(*rows as u64);
+        let params = RmsNormParams { rows: *rows as u32, cols: *cols as u32, eps: *eps };
+        commands.dispatch(&kernel, &params, &[*weight, *x, *y], [wide, high, 1])?;
+        Ok(())
+    }
+
+    /// Adds [`Linear`] to `commands`: a dispatch for each part of the matrix.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn linear(&self, commands: &mut Commands<'_>, linear: &Linear<'_>) -> DeviceResult<()> {
+        const NAME: &str = "linear";
+        let Linear { matrix, tokens, x, y, adds } = linear;
+        let (num_tokens, rows, cols) = (*tokens as u64, matrix.rows() as u64, matrix.cols() as u64);
+        check_len(NAME, "x", x, num_tokens * cols)?;
+        check_len(NAME, "y", y, num_tokens * rows)?;
+        word(NAME, "elements", num_tokens * rows.max(cols))?;
+        if num_tokens == 0 {
+            return Ok(());
+        }
+        let is_few = *tokens <= MAX_GEMV_TOKENS;
+        let shader = if is_few { &shaders::GEMV } else { &shaders::GEMM };
+        let kernel = self.kernel(shader, matrix.form())?;
+        for slab in matrix.slabs() {
+            let params = GemmParams {
+                rows: slab.rows as u32,
+                num_blocks: matrix.num_blocks(),
+                y_first: slab.first_row as u32,
+                y_stride: rows as u32,
+                add: u32::from(*adds),
+                tokens: num_tokens as u32,
+            };
+            let buffers =
+                [Bound::all(&slab.codes), Bound::all(&slab.scales), Bound::all(&slab.bias), *x, *y];
+            if is_few {
+                let GemmParams { rows, num_blocks, y_first, y_stride, add, .. } = params;
+                let params = GemvParams { rows, num_blocks, y_first, y_stride, add };
+                let [wide, deep] = self.spread((slab.rows as u64).div_ceil(GEMV_ROWS));
+                let grid = [wide, num_tokens as u32, deep];
+                commands.dispatch(&kernel, &params, &buffers, grid)?;
+            } else {
+                let tiles = |count: u64| word(NAME, "tiles", count.div_ceil(GEMM_TILE));
+                let grid = [tiles(slab.rows as u64)?, tiles(num_tokens)?, 1];
+                commands.dispatch(&kernel, &params, &buffers, grid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds [`Rope`] to `commands`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for an odd `head_dim`.
+    pub fn rope(&self, commands: &mut Commands<'_>, rope: &Rope<'_>) -> DeviceResult<()> {
+        const NAME: &str = "rope";
+        let Rope { tokens, num_heads, head_dim, turns, x } = rope;
+        if !head_dim.is_multiple_of(2) {
+            let value = *head_dim as u64;
+            let (what, remedy) = ("a head_dim", "channels turn in pairs");
+            return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
+        }
+        let pairs = (*tokens * head_dim / 2) as u64 * *num_heads as u64;
+        check_len(NAME, "turns", turns, (*tokens * head_dim) as u64)?;
+        check_len(NAME, "x", x, 2 * pairs)?;
+        word(NAME, "elements", 2 * pairs)?;
+        if pairs == 0 {
+            return Ok(());
+        }
+        let kernel = self.kernel(&shaders::ROPE, WeightForm::default())?;
+        let params = RopeParams {
+            tokens: *tokens as u32,
+            num_heads: *num_heads as u32,
+            half: *head_dim as u32 / 2,
+        };
+        let [wide, high] = self.spread(pairs.div_ceil(ELEMENT_THREADS));
+        commands.dispatch(&kernel, &params, &[*turns, *x], [wide, high, 1])?;
+        Ok(())
+    }
+
+    /// Adds [`SwiGlu`] to `commands`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a length that is not in fours.
+    pub fn swiglu(&self, commands: &mut Commands<'_>, swiglu: &SwiGlu<'_>) -> DeviceResult<()> {
+        const NAME: &str = "swiglu";
+        let SwiGlu { len, gate, up, y } = swiglu;
+        if !len.is_multiple_of(4) {
+            let (what, value, remedy) = ("a length", *len as u64, "elements come in fours");
+            return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
+        }
+        for (tensor, bound) in [("gate", gate), ("up", up), ("y", y)] {
+            check_len(NAME, tensor, bound, *len as u64)?;
+        }
+        let num_fours = word(NAME, "elements", *len as u64)? / 4;
+        if num_fours == 0 {
+            return Ok(());
+        }
+        let kernel = self.kernel(&shaders::SWIGLU, WeightForm::default())?;
+        let [wide, high] = self.spread(u64::from(num_fours).div_ceil(ELEMENT_THREADS));
+        let buffers = [*gate, *up, *y];
+        commands.dispatch(&kernel, &SwiGluParams { num_fours }, &buffers, [wide, high, 1])?;
+        Ok(())
+    }
+}

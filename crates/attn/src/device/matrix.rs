@@ -1,0 +1,137 @@
+//! Weights on a device.
+
+use heterokv_gpu::{Buffer, Gpu};
+
+use super::{DeviceError, DeviceResult, WeightForm};
+
+/// Columns that share a scale.
+const BLOCK: usize = 32;
+
+/// Bytes of codes that are handed over at a time.
+const UPLOAD_BYTES: usize = 4 << 20;
+
+/// Where the rows of a matrix come from.
+pub trait MatrixRows {
+    /// Writes row `row`: its codes, as many words as the form has for the row, and a scale and an offset for each block
+    /// of 32 columns, f16 both, the scale in the lower half.
+    fn write(&self, row: usize, codes: &mut [u32], scales: &mut [u32]);
+}
+
+/// A matrix `[rows, cols]` and its bias. Where it is larger than a buffer can be, it lies in several, of whole rows.
+#[derive(Debug)]
+pub struct DeviceMatrix {
+    form: WeightForm,
+    rows: usize,
+    cols: usize,
+    slabs: Vec<Slab>,
+}
+
+/// Some of the rows.
+#[derive(Debug)]
+pub(super) struct Slab {
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    pub(super) codes: Buffer,
+    pub(super) scales: Buffer,
+    pub(super) bias: Buffer,
+}
+
+impl DeviceMatrix {
+    /// Uploads a matrix, a few rows at a time: no second copy of it is held. `bias` is `[rows]`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] for columns that are not whole blocks of 32, [`DeviceError::Length`] of the bias, and what
+    /// the device lacks.
+    pub fn upload(
+        gpu: &Gpu,
+        form: WeightForm,
+        [rows, cols]: [usize; 2],
+        bias: Option<&[f32]>,
+        source: &dyn MatrixRows,
+    ) -> DeviceResult<Self> {
+        const NAME: &str = "upload";
+        if !cols.is_multiple_of(BLOCK) {
+            return Err(DeviceError::Shape {
+                operation: NAME,
+                what: "columns",
+                value: cols as u64,
+                remedy: "weights on a device come in blocks of 32 columns; use --device cpu",
+            });
+        }
+        if let Some(bias) = bias.filter(|bias| bias.len() != rows) {
+            let (expected, actual) = (rows as u64, bias.len() as u64);
+            return Err(DeviceError::Length { operation: NAME, tensor: "bias", expected, actual });
+        }
+        let num_blocks = cols / BLOCK;
+        let code_words = num_blocks * form.code_words();
+        let row_bytes = (4 * code_words).max(4);
+        let slab_rows = (gpu.limits().binding_bytes as usize / row_bytes).max(1);
+        let zeros = vec![0.0; rows];
+        let bias = bias.unwrap_or(&zeros);
+        let mut slabs = Vec::new();
+        for first_row in (0..rows).step_by(slab_rows) {
+            let rows = slab_rows.min(rows - first_row);
+            let codes = gpu.buffer("weight codes", 4 * (rows * code_words) as u64)?;
+            let scales = gpu.buffer("weight scales", 4 * (rows * num_blocks) as u64)?;
+            let bias = bytemuck::cast_slice(&bias[first_row..][..rows]);
+            let slab = Slab { first_row, rows, codes, scales, bias: gpu.upload("bias", bias)? };
+            slab.fill(gpu, source, code_words, num_blocks)?;
+            slabs.push(slab);
+        }
+        Ok(Self { form, rows, cols, slabs })
+    }
+
+    /// How its weights are held.
+    #[must_use]
+    pub fn form(&self) -> WeightForm {
+        self.form
+    }
+
+    /// Length of a product.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of a vector that it is multiplied with.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(super) fn num_blocks(&self) -> u32 {
+        (self.cols / BLOCK) as u32
+    }
+
+    pub(super) fn slabs(&self) -> &[Slab] {
+        &self.slabs
+    }
+}
+
+impl Slab {
+    fn fill(
+        &self,
+        gpu: &Gpu,
+        source: &dyn MatrixRows,
+        code_words: usize,
+        num_blocks: usize,
+    ) -> DeviceResult<()> {
+        let part_rows = (UPLOAD_BYTES / (4 * code_words.max(1))).max(1);
+        let mut codes = vec![0u32; part_rows.min(self.rows) * code_words];
+        let mut scales = vec![0u32; part_rows.min(self.rows) * num_blocks];
+        for first in (0..self.rows).step_by(part_rows) {
+            let rows = part_rows.min(self.rows - first);
+            for row in 0..rows {
+                source.write(
+                    self.first_row + first + row,
+                    &mut codes[row * code_words..][..code_words],
+                    &mut scales[row * num_blocks..][..num_blocks],
+                );
+            }
+            let (codes, scales) = (&codes[..rows * code_words], &scales[..rows * num_blocks]);
+            gpu.write(&self.codes, 4 * (first * code_words) as u64, bytemuck::cast_slice(codes))?;
+            gpu.write(&self.scales, 4 * (first * num_blocks) as u64, bytemuck::cast_slice(scales))?;
+        }
+        Ok(())
+    }
+}

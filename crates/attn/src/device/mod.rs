@@ -1,0 +1,146 @@
+//! The kernels of `heterokv-shaders` on a device: what each takes, checked, and how it is spread over workgroups.
+//!
+//! A [`Device`] is a [`Gpu`] with the variant of the kernels that suits it. Each operation is a method that adds one
+//! dispatch to [`Commands`]; a struct beside it says what its numbers mean, and is what the shader's `Params` are made
+//! of. Lengths are checked here, before anything is recorded: a shader checks nothing but its bounds.
+
+mod attention;
+mod layers;
+mod matrix;
+mod scores;
+mod select;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use heterokv_gpu::{Bound, Gpu, Kernel, KernelSource};
+use heterokv_shaders::{Access, Reduction, Shader, Variant, WeightForm};
+
+pub use attention::{AttendRows, MergeStates, Prefill, RowPart};
+pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
+pub use matrix::{DeviceMatrix, MatrixRows};
+pub use scores::{ScorePlanes, Span};
+pub use select::{ScoreRow, Select, SelectScratch};
+
+/// What can go wrong with an operation on a device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] heterokv_gpu::Error),
+    /// A buffer that does not hold what an operation reads or writes.
+    #[error("{operation}: {tensor} has {actual} elements, and {expected} are needed")]
+    Length {
+        /// The operation.
+        operation: &'static str,
+        /// The buffer.
+        tensor: &'static str,
+        /// Elements needed.
+        expected: u64,
+        /// Elements there.
+        actual: u64,
+    },
+    /// Numbers that an operation is not made for.
+    #[error("{operation} cannot do with {what} of {value}; {remedy}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// What is wrong.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it can do with.
+        remedy: &'static str,
+    },
+}
+
+/// What operations give.
+pub type DeviceResult<T> = Result<T, DeviceError>;
+
+/// A device and its kernels.
+#[derive(Debug)]
+pub struct Device {
+    gpu: Arc<Gpu>,
+    reduction: Reduction,
+    kernels: Mutex<HashMap<(&'static str, Variant), Arc<Kernel>>>,
+}
+
+impl Device {
+    /// With the fastest sums that the device has.
+    #[must_use]
+    pub fn new(gpu: Arc<Gpu>) -> Self {
+        let has_subgroups = gpu.subgroup_sizes().is_some_and(|sizes| sizes.min >= 4);
+        let reduction = if has_subgroups { Reduction::Subgroup } else { Reduction::Workgroup };
+        Self::with_reduction(gpu, reduction)
+    }
+
+    /// With sums of that kind, which the device must have.
+    #[must_use]
+    pub fn with_reduction(gpu: Arc<Gpu>, reduction: Reduction) -> Self {
+        Self { gpu, reduction, kernels: Mutex::default() }
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn kernel(&self, shader: &Shader, weights: WeightForm) -> DeviceResult<Arc<Kernel>> {
+        let reduction = if shader.has_reduction() { self.reduction } else { Reduction::default() };
+        let weights = if shader.has_weights() { weights } else { WeightForm::default() };
+        let variant = Variant { reduction, weights };
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&(shader.name, variant)) {
+            return Ok(Arc::clone(kernel));
+        }
+        let bindings: Vec<heterokv_gpu::Access> = shader
+            .bindings
+            .iter()
+            .map(|access| match access {
+                Access::Read => heterokv_gpu::Access::Read,
+                Access::Write => heterokv_gpu::Access::Write,
+            })
+            .collect();
+        let kernel = self.gpu.kernel(&KernelSource {
+            name: shader.name,
+            wgsl: &shader.wgsl(variant),
+            bindings: &bindings,
+            constants: &shader.constants(variant),
+        })?;
+        kernels.insert((shader.name, variant), Arc::clone(&kernel));
+        Ok(kernel)
+    }
+
+    /// So many workgroups in two dimensions: some beyond them, which find nothing to do.
+    fn spread(&self, count: u64) -> [u32; 2] {
+        let limit = u64::from(self.gpu.limits().grid);
+        let wide = count.min(limit).max(1);
+        [wide as u32, u32::try_from(count.div_ceil(wide)).unwrap_or(u32::MAX)]
+    }
+}
+
+/// Elements of 4 bytes, of which there must be as many as are used.
+fn check_len(
+    operation: &'static str,
+    tensor: &'static str,
+    bound: &Bound<'_>,
+    expected: u64,
+) -> DeviceResult<()> {
+    let actual = bound.num_bytes() / 4;
+    if actual >= expected {
+        return Ok(());
+    }
+    Err(DeviceError::Length { operation, tensor, expected, actual })
+}
+
+/// A number that a shader holds in 32 bits.
+fn word(operation: &'static str, what: &'static str, value: u64) -> DeviceResult<u32> {
+    u32::try_from(value).map_err(|_| DeviceError::Shape {
+        operation,
+        what,
+        value,
+        remedy: "indices of a kernel have 32 bits; split it",
+    })
+}

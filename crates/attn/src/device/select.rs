@@ -1,0 +1,230 @@
+//! Selection on a device: which coded tokens the query heads of a KV head take.
+//!
+//! What [`Selector::select`](heterokv_evict::Selector::select) does on the host, by the same rule: tokens in falling order
+//! of weight, the lower position first among equals, until there are enough. A weight's bits order weights, and the key
+//! of the last token taken is found in three passes over the scores, ten or twelve bits in each.
+
+use bytemuck::{Pod, Zeroable};
+use heterokv_evict::{Enough, Union};
+use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
+use heterokv_shaders as shaders;
+
+use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use crate::HeadShape;
+
+/// Scores of a workgroup.
+const CHUNK_TOKENS: usize = 4096;
+
+/// Bins of a histogram.
+const NUM_BINS: usize = 1024;
+
+/// Words of what is known of a head.
+const CHOICE_WORDS: usize = 8;
+
+/// Tokens of a KV head at most: sums of ten bits of each stay in 32.
+const MAX_TOKENS: usize = 1 << 22;
+
+/// Query heads of a KV head at most: each has a bit of a word.
+const MAX_GROUP_SIZE: usize = 32;
+
+/// The scores of a query head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ScoreRow {
+    /// Where they begin.
+    pub start: u32,
+    /// How many there are: as many as of the other heads of the group.
+    pub num_tokens: u32,
+}
+
+/// Memory of a selection, for one layer after the other.
+#[derive(Debug)]
+pub struct SelectScratch {
+    num_chunks: usize,
+    parts: Buffer,
+    choices: Buffer,
+    counts: Buffer,
+    rests: Buffer,
+    ties: Buffer,
+    taken: Buffer,
+    totals: Buffer,
+}
+
+impl SelectScratch {
+    /// For heads of at most `max_tokens` coded tokens.
+    ///
+    /// # Errors
+    /// No memory, and [`DeviceError::Shape`] for more tokens than the kernels count.
+    pub fn new(gpu: &Gpu, shape: &HeadShape, max_tokens: usize) -> DeviceResult<Self> {
+        if max_tokens > MAX_TOKENS {
+            return Err(DeviceError::Shape {
+                operation: "select",
+                what: "tokens",
+                value: max_tokens as u64,
+                remedy: "a head can have 4,194,304",
+            });
+        }
+        let num_chunks = max_tokens.div_ceil(CHUNK_TOKENS).max(1);
+        let HeadShape { num_qo_heads, num_kv_heads, .. } = *shape;
+        let buffer = |label, words: usize| gpu.buffer(label, 4 * words as u64);
+        Ok(Self {
+            num_chunks,
+            parts: buffer("selection: sums", num_qo_heads * num_chunks)?,
+            choices: buffer("selection: choices", num_qo_heads * CHOICE_WORDS)?,
+            counts: buffer("selection: counts", num_qo_heads * NUM_BINS)?,
+            rests: buffer("selection: rests", num_qo_heads * NUM_BINS)?,
+            ties: buffer("selection: ties", num_qo_heads * num_chunks)?,
+            taken: buffer("selection: taken", num_kv_heads * num_chunks)?,
+            totals: buffer("selection: totals", num_qo_heads)?,
+        })
+    }
+}
+
+/// The coded tokens that each KV head's group takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Select<'a> {
+    /// The heads; a group has 32 at most.
+    pub shape: HeadShape,
+    /// The most coded tokens of a head.
+    pub max_tokens: usize,
+    /// When a query head has taken enough.
+    pub enough: Enough,
+    /// Whose tokens a query head attends to.
+    pub union: Union,
+    /// [`ScoreRow`] `[num_qo_heads]`.
+    pub rows: Bound<'a>,
+    /// Scores, f32, as the rows say.
+    pub scores: Bound<'a>,
+    /// Log-sum-exp of the resident tokens `[num_qo_heads]`, f32, natural logarithm; minus infinity where there are none.
+    pub resident: Bound<'a>,
+    /// Tokens that there is room for, of each KV head.
+    pub capacity: usize,
+    /// How many tokens each KV head takes `[num_kv_heads]`, u32.
+    pub num_taken: Bound<'a>,
+    /// Which `[num_kv_heads, capacity]`, u32, rising.
+    pub positions: Bound<'a>,
+    /// Their scores `[num_qo_heads, capacity]`, f32; minus infinity where a query head does not take a token.
+    pub taken_scores: Bound<'a>,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct BeginParams {
+    num_chunks: u32,
+    top_p: f32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct CountParams {
+    shift: u32,
+    rest_shift: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct FindParams {
+    shift: u32,
+    rest_unit: f32,
+    at_least: u32,
+    at_most: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct TakeParams {
+    group_size: u32,
+    num_chunks: u32,
+    capacity: u32,
+    is_shared: u32,
+    writes: u32,
+}
+
+/// Bits below those that a pass finds, how many of them are dropped from sums, and what a sum then counts in.
+const LEVELS: [(u32, u32, f32); 3] =
+    [(20, 10, 1.0 / 8192.0), (10, 0, 1.0 / 8_388_608.0), (0, 0, 0.0)];
+
+impl Device {
+    /// Adds [`Select`] to `commands`: some fifteen dispatches.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for more tokens than `scratch` is for and for groups of more
+    /// than 32.
+    pub fn select(
+        &self,
+        commands: &mut Commands<'_>,
+        select: &Select<'_>,
+        scratch: &SelectScratch,
+    ) -> DeviceResult<()> {
+        const NAME: &str = "select";
+        let HeadShape { num_qo_heads, num_kv_heads, .. } = select.shape;
+        let group_size = select.shape.group_size();
+        let bad = |what, value: usize, remedy| {
+            Err(DeviceError::Shape { operation: NAME, what, value: value as u64, remedy })
+        };
+        let num_chunks = select.max_tokens.div_ceil(CHUNK_TOKENS);
+        if num_chunks > scratch.num_chunks {
+            return bad("tokens", select.max_tokens, "make the scratch for as many");
+        }
+        if group_size > MAX_GROUP_SIZE {
+            return bad("a group_size", group_size, "a group can have 32 query heads");
+        }
+        let capacity = select.capacity;
+        check_len(NAME, "rows", &select.rows, 2 * num_qo_heads as u64)?;
+        check_len(NAME, "resident", &select.resident, num_qo_heads as u64)?;
+        check_len(NAME, "num_taken", &select.num_taken, num_kv_heads as u64)?;
+        check_len(NAME, "positions", &select.positions, (num_kv_heads * capacity) as u64)?;
+        check_len(NAME, "taken_scores", &select.taken_scores, (num_qo_heads * capacity) as u64)?;
+        let chunks = num_chunks as u32;
+        let by_head = [chunks, num_qo_heads as u32, 1];
+        let heads = [num_qo_heads as u32, 1, 1];
+        let kernel = |shader| self.kernel(shader, WeightForm::default());
+        let [parts, choices] = [&scratch.parts, &scratch.choices].map(Bound::all);
+        let [counts, rests] = [&scratch.counts, &scratch.rests].map(Bound::all);
+        let [ties, taken, totals] =
+            [&scratch.ties, &scratch.taken, &scratch.totals].map(Bound::all);
+
+        let of_scores = [select.rows, select.scores];
+        let buffers = [&of_scores[..], &[parts]].concat();
+        commands.dispatch(&kernel(&shaders::SCORE_LSE)?, &chunks, &buffers, by_head)?;
+        let params = BeginParams { num_chunks: chunks, top_p: select.enough.mass };
+        let buffers = [select.resident, parts, choices];
+        commands.dispatch(&kernel(&shaders::TOP_P_BEGIN)?, &params, &buffers, heads)?;
+        for (shift, rest_shift, rest_unit) in LEVELS {
+            let params = CountParams { shift, rest_shift };
+            let buffers = [&of_scores[..], &[choices, counts, rests]].concat();
+            commands.dispatch(&kernel(&shaders::TOP_P_COUNT)?, &params, &buffers, by_head)?;
+            let clamped = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            let params = FindParams {
+                shift,
+                rest_unit,
+                at_least: clamped(select.enough.at_least),
+                at_most: clamped(select.enough.at_most),
+            };
+            let buffers = [choices, counts, rests];
+            commands.dispatch(&kernel(&shaders::TOP_P_FIND)?, &params, &buffers, heads)?;
+        }
+        let buffers = [&of_scores[..], &[choices, ties]].concat();
+        commands.dispatch(&kernel(&shaders::TOP_P_TIES)?, &chunks, &buffers, by_head)?;
+        let scan = kernel(&shaders::SCAN_COUNTS)?;
+        commands.dispatch(&scan, &chunks, &[ties, totals], heads)?;
+        let take = kernel(&shaders::TOP_P_TAKE)?;
+        for writes in [0, 1] {
+            let params = TakeParams {
+                group_size: group_size as u32,
+                num_chunks: chunks,
+                capacity: word(NAME, "a capacity", capacity as u64)?,
+                is_shared: u32::from(select.union == Union::Group),
+                writes,
+            };
+            let outputs = [choices, ties, taken, select.positions, select.taken_scores];
+            let buffers = [&of_scores[..], &outputs].concat();
+            commands.dispatch(&take, &params, &buffers, [chunks, num_kv_heads as u32, 1])?;
+            if writes == 0 {
+                let grid = [num_kv_heads as u32, 1, 1];
+                commands.dispatch(&scan, &chunks, &[taken, select.num_taken], grid)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,317 @@
+//! The compute kernels of heterokv in WGSL, as text.
+//!
+//! A [`Shader`] is one kernel: a file `wgsl/NAME.wgsl` whose head gives its formula, axes, grid, bindings, empty case
+//! and accuracy. Some are written against an interface of which there are several implementations, the files in
+//! `wgsl/parts`: sums over a workgroup with subgroup operations or without, weights in several forms. A [`Variant`]
+//! chooses among them, and [`Shader::wgsl`] puts the text together.
+//!
+//! Every kernel has `main` as its entry point, a uniform `Params` at binding 0 of group 0 and its buffers at the
+//! bindings from 1 on, in the order of [`Shader::bindings`]. The tests of this crate hold that against what the shader
+//! itself says, in every variant, without a GPU.
+//!
+//! This crate knows no GPU API and runs nothing.
+
+/// A kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Shader {
+    /// Its name, that of its file.
+    pub name: &'static str,
+    /// What it does with each of its buffers.
+    pub bindings: &'static [Access],
+    body: &'static str,
+    interfaces: &'static [Interface],
+}
+
+/// What a kernel does with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It only reads it.
+    Read,
+    /// It writes it, and may read it.
+    Write,
+}
+
+/// What a kernel leaves to a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interface {
+    /// Sums and maxima over a workgroup.
+    Reduce,
+    /// A matrix of weights in one of several forms.
+    Weights,
+    /// Minus infinity.
+    Infinity,
+    /// What a search for a selection has found.
+    Choice,
+    /// Sums of the threads before each.
+    Scan,
+}
+
+/// How the threads of a workgroup add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// In workgroup memory: on every device.
+    #[default]
+    Workgroup,
+    /// By subgroups, of whatever size the device has.
+    Subgroup,
+    /// By subgroups of that size, which are played in workgroup memory: for tests.
+    Emulated(u32),
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WeightForm {
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8-bit integers with a scale and an offset for every 32 columns.
+    Q8,
+    /// 4-bit integers with a scale and an offset for every 32 columns.
+    Q4,
+}
+
+impl WeightForm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::Q8, Self::Q4];
+
+    /// Words of 4 bytes of the codes of 32 columns.
+    #[must_use]
+    pub fn code_words(self) -> usize {
+        match self {
+            Self::F16 => 16,
+            Self::Q8 => 8,
+            Self::Q4 => 4,
+        }
+    }
+}
+
+/// A choice among the implementations of what a kernel leaves open. What it does not leave open is not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Sums and maxima.
+    pub reduction: Reduction,
+    /// Weights.
+    pub weights: WeightForm,
+}
+
+/// All kernels.
+pub const SHADERS: [&Shader; 17] = [
+    &EMBED,
+    &RMS_NORM,
+    &GEMV,
+    &GEMM,
+    &ROPE,
+    &SWIGLU,
+    &PREFILL,
+    &SCORE_PLANES,
+    &SCORE_LSE,
+    &TOP_P_BEGIN,
+    &TOP_P_COUNT,
+    &TOP_P_FIND,
+    &TOP_P_TIES,
+    &SCAN_COUNTS,
+    &TOP_P_TAKE,
+    &ATTEND_ROWS,
+    &MERGE_STATES,
+];
+
+macro_rules! shader {
+    ($(#[$doc:meta])* $constant:ident, $name:literal, $bindings:expr, $interfaces:expr) => {
+        $(#[$doc])*
+        pub const $constant: Shader = Shader {
+            name: $name,
+            bindings: $bindings,
+            body: include_str!(concat!("../wgsl/", $name, ".wgsl")),
+            interfaces: $interfaces,
+        };
+    };
+}
+
+use Access::{Read, Write};
+use Interface::{Choice, Infinity, Reduce, Scan, Weights};
+
+shader!(
+    /// Rows of the embedding.
+    EMBED,
+    "embed",
+    &[Read, Read, Read, Write],
+    &[Weights]
+);
+shader!(
+    /// Root mean square norm of rows.
+    RMS_NORM,
+    "rms_norm",
+    &[Read, Read, Write],
+    &[Reduce]
+);
+shader!(
+    /// Products of a weight matrix with a few vectors.
+    GEMV,
+    "gemv",
+    &[Read, Read, Read, Read, Write],
+    &[Weights]
+);
+shader!(
+    /// Products of a weight matrix with many vectors.
+    GEMM,
+    "gemm",
+    &[Read, Read, Read, Read, Write],
+    &[Weights]
+);
+shader!(
+    /// Rotary position embedding.
+    ROPE,
+    "rope",
+    &[Read, Write],
+    &[]
+);
+shader!(
+    /// The gated activation of a feed-forward layer.
+    SWIGLU,
+    "swiglu",
+    &[Read, Read, Write],
+    &[]
+);
+shader!(
+    /// Exact causal attention of a block of a prompt.
+    PREFILL,
+    "prefill",
+    &[Read, Read, Read, Write, Write],
+    &[]
+);
+shader!(
+    /// Scores of coded keys that lie in nibble planes.
+    SCORE_PLANES,
+    "score_planes",
+    &[Read, Read, Read, Read, Write],
+    &[]
+);
+shader!(
+    /// Log-sum-exp of the scores of each chunk of a row.
+    SCORE_LSE,
+    "score_lse",
+    &[Read, Read, Write],
+    &[Choice, Reduce, Infinity]
+);
+shader!(
+    /// The normaliser of each head, and the mass that its coded tokens have to hold.
+    TOP_P_BEGIN,
+    "top_p_begin",
+    &[Read, Read, Write],
+    &[Choice, Reduce, Infinity]
+);
+shader!(
+    /// A histogram of the keys of a head's tokens.
+    TOP_P_COUNT,
+    "top_p_count",
+    &[Read, Read, Read, Write, Write],
+    &[Choice]
+);
+shader!(
+    /// The bin in which a head's selection ends.
+    TOP_P_FIND,
+    "top_p_find",
+    &[Write, Write, Write],
+    &[Choice]
+);
+shader!(
+    /// How many tokens of each chunk have the key of a head's last token.
+    TOP_P_TIES,
+    "top_p_ties",
+    &[Read, Read, Read, Write],
+    &[Choice, Scan]
+);
+shader!(
+    /// Sums of the counts before each, row by row.
+    SCAN_COUNTS,
+    "scan_counts",
+    &[Write, Write],
+    &[Scan]
+);
+shader!(
+    /// The tokens that a KV head's group takes.
+    TOP_P_TAKE,
+    "top_p_take",
+    &[Read, Read, Read, Read, Write, Write, Write],
+    &[Choice, Scan, Infinity]
+);
+shader!(
+    /// Attention of one token over exact rows, in parts.
+    ATTEND_ROWS,
+    "attend_rows",
+    &[Read, Read, Read, Read, Write, Write],
+    &[Reduce, Infinity]
+);
+shader!(
+    /// The exact merge of attention states.
+    MERGE_STATES,
+    "merge_states",
+    &[Read, Read, Read, Write, Write],
+    &[Reduce, Infinity]
+);
+
+impl Shader {
+    /// Its text in a variant.
+    #[must_use]
+    pub fn wgsl(&self, variant: Variant) -> String {
+        let parts = self.interfaces.iter().flat_map(|interface| interface.parts(variant));
+        parts.copied().chain([self.body]).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The values of its override constants in a variant.
+    #[must_use]
+    pub fn constants(&self, variant: Variant) -> Vec<(&'static str, f64)> {
+        match variant.reduction {
+            Reduction::Emulated(size) if self.leaves(Reduce) => {
+                vec![("EMULATED_SIZE", f64::from(size))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether sums over a workgroup come in variants.
+    #[must_use]
+    pub fn has_reduction(&self) -> bool {
+        self.leaves(Reduce)
+    }
+
+    /// Whether weights come in forms.
+    #[must_use]
+    pub fn has_weights(&self) -> bool {
+        self.leaves(Weights)
+    }
+
+    fn leaves(&self, interface: Interface) -> bool {
+        self.interfaces.contains(&interface)
+    }
+}
+
+impl Interface {
+    fn parts(self, variant: Variant) -> &'static [&'static str] {
+        const NATIVE: &str = include_str!("../wgsl/parts/subgroup_native.wgsl");
+        const EMULATED: &str = include_str!("../wgsl/parts/subgroup_emulated.wgsl");
+        const BY_SUBGROUP: &str = include_str!("../wgsl/parts/reduce_subgroup.wgsl");
+        match (self, variant) {
+            (Infinity, _) => &[include_str!("../wgsl/parts/infinity.wgsl")],
+            (Choice, _) => &[include_str!("../wgsl/parts/choice.wgsl")],
+            (Scan, _) => &[include_str!("../wgsl/parts/scan.wgsl")],
+            (Reduce, Variant { reduction: Reduction::Workgroup, .. }) => {
+                &[include_str!("../wgsl/parts/reduce_workgroup.wgsl")]
+            }
+            (Reduce, Variant { reduction: Reduction::Subgroup, .. }) => &[NATIVE, BY_SUBGROUP],
+            (Reduce, Variant { reduction: Reduction::Emulated(_), .. }) => &[EMULATED, BY_SUBGROUP],
+            (Weights, Variant { weights: WeightForm::F16, .. }) => {
+                &[include_str!("../wgsl/parts/weights_f16.wgsl")]
+            }
+            (Weights, Variant { weights: WeightForm::Q8, .. }) => {
+                &[include_str!("../wgsl/parts/weights_q8.wgsl")]
+            }
+            (Weights, Variant { weights: WeightForm::Q4, .. }) => {
+                &[include_str!("../wgsl/parts/weights_q4.wgsl")]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

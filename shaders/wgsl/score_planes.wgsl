@@ -1,0 +1,129 @@
+// Scores of coded keys that lie in nibble planes, by tables of each query.
+//
+//   score[h, t] = scale[t] * (offset[h] + sum over planes p of table[h, p, nibble[p, t]]) + zero[t] * sum[h] + bias[h]
+//
+// A strip of 32 tokens has its planes one after the other, 16 bytes each with a nibble of every token, and behind them
+// the tails of its tokens: nothing, a scale, a scale and a zero in f16, or a byte e that means a scale of
+// 2^((e - 128) / 8). The nibble of the token in slot s is in byte s % 8 * 2 + s / 8 % 2 of a plane, in the upper half for
+// s >= 16. What a nibble stands for is the tables' to say, so that one kernel scores integers per token, Lloyd-Max
+// codes, bits allocated over channels, and product quantization of 16 centroids.
+//
+// Grid: a workgroup a span, workgroup_id.x, and HEADS query heads of its group, workgroup_id.y; a thread a token. The
+// tables of TILE planes at a time are in workgroup memory.
+//
+// | binding | what | shape, type | access |
+// | --- | --- | --- | --- |
+// | 0 | params | Params | uniform |
+// | 1 | spans | [num_spans] Span | read |
+// | 2 | codes | strips, as words | read |
+// | 3 | tables | [num_qo_heads, num_planes, 16] f32 | read |
+// | 4 | finals | [num_qo_heads] offset, sum, bias and 0, f32 | read |
+// | 5 | scores | [..] f32: token t of a span and head h of its group at score_at + h * score_stride + t | write |
+//
+// A span is of at most GROUP tokens that begin with a strip. A span of no tokens writes nothing.
+// Accuracy: f32 sums in the order of the planes.
+// Source: HCAttention, arXiv 2507.19823, section 3.2, for tables of product quantization; docs/methods/hca.md for the rest.
+
+const GROUP: u32 = 128u;
+const HEADS: u32 = 8u;
+const TILE: u32 = 16u;
+const STRIP: u32 = 32u;
+const PLANE_WORDS: u32 = 4u;
+
+const TAIL_NONE: u32 = 0u;
+const TAIL_SCALE: u32 = 1u;
+const TAIL_SCALE_ZERO: u32 = 2u;
+const TAIL_EXPONENT: u32 = 3u;
+
+struct Params {
+    group_size: u32,
+    num_planes: u32,
+    strip_words: u32,
+    tail: u32,
+    score_stride: u32,
+}
+
+struct Span {
+    kv_head: u32,
+    // Of its first strip, in words.
+    place: u32,
+    num_tokens: u32,
+    score_at: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> spans: array<Span>;
+@group(0) @binding(2) var<storage, read> codes: array<u32>;
+@group(0) @binding(3) var<storage, read> tables: array<f32>;
+@group(0) @binding(4) var<storage, read> finals: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> scores: array<f32>;
+
+// [TILE, 16, HEADS]: the heads of an entry lie side by side.
+var<workgroup> tile: array<f32, TILE * 16u * HEADS>;
+
+// Scale and zero of the token in a slot of the strip whose tails begin at a word.
+fn tail_of(tails: u32, slot: u32) -> vec2<f32> {
+    switch params.tail {
+        case TAIL_SCALE, TAIL_SCALE_ZERO: {
+            let scales = unpack2x16float(codes[tails + slot / 2u]);
+            var zero = 0.0;
+            if params.tail == TAIL_SCALE_ZERO {
+                let zeros = unpack2x16float(codes[tails + STRIP / 2u + slot / 2u]);
+                zero = select(zeros.x, zeros.y, slot % 2u == 1u);
+            }
+            return vec2(select(scales.x, scales.y, slot % 2u == 1u), zero);
+        }
+        case TAIL_EXPONENT: {
+            let byte = (codes[tails + slot / 4u] >> (8u * (slot % 4u))) & 255u;
+            return vec2(exp2((f32(byte) - 128.0) / 8.0), 0.0);
+        }
+        default: {
+            return vec2(1.0, 0.0);
+        }
+    }
+}
+
+@compute @workgroup_size(GROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let span = spans[group.x];
+    let first_head = group.y * HEADS;
+    let heads = min(HEADS, params.group_size - first_head);
+    let first_qo = span.kv_head * params.group_size + first_head;
+    let is_inside = index < span.num_tokens;
+    let slot = index % STRIP;
+    let strip = span.place + index / STRIP * params.strip_words;
+    let word = slot % 8u / 2u;
+    let shift = slot % 2u * 16u + slot / 8u % 2u * 8u + slot / 16u * 4u;
+    var sums: array<f32, HEADS>;
+    for (var first = 0u; first < params.num_planes; first += TILE) {
+        let count = min(TILE, params.num_planes - first);
+        for (var at = index; at < count * 16u * HEADS; at += GROUP) {
+            let head = at % HEADS;
+            let entry = at / HEADS;
+            var value = 0.0;
+            if head < heads {
+                value = tables[((first_qo + head) * params.num_planes + first) * 16u + entry];
+            }
+            tile[at] = value;
+        }
+        workgroupBarrier();
+        if is_inside {
+            for (var p = 0u; p < count; p++) {
+                let nibble = (codes[strip + (first + p) * PLANE_WORDS + word] >> shift) & 15u;
+                let entry = (p * 16u + nibble) * HEADS;
+                for (var h = 0u; h < HEADS; h++) {
+                    sums[h] += tile[entry + h];
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    if is_inside {
+        let tail = tail_of(strip + params.num_planes * PLANE_WORDS, slot);
+        for (var h = 0u; h < heads; h++) {
+            let last = finals[first_qo + h];
+            let at = span.score_at + (first_head + h) * params.score_stride + index;
+            scores[at] = tail.x * (sums[h] + last.x) + tail.y * last.y + last.z;
+        }
+    }
+}

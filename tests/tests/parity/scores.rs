@@ -1,0 +1,123 @@
+//! Scores of coded keys in nibble planes.
+
+use heterokv_attn::device::{ScorePlanes, Span};
+use heterokv_gpu::Bound;
+use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
+use heterokv_testkit::{Controls, Inputs};
+
+use crate::devices::{Expected, Output, places_or_skip, run, upload};
+
+/// Keys that every format can be fitted on.
+const FIT_TOKENS: usize = 512;
+
+/// Every kind of tail and of table, at widths that fill a tile of planes and that do not.
+const FORMATS: [&str; 10] = [
+    "int4-token",
+    "int2-token",
+    "int6-token",
+    "lm1",
+    "lm2",
+    "lm4-plain",
+    "alloc/1",
+    "alloc/2.5",
+    "alloc/6",
+    "pq/4x16",
+];
+
+/// Query and KV heads, channels, and coded tokens: one, around a strip and a span, and more.
+const SHAPES: [(usize, usize, usize, usize); 5] =
+    [(1, 1, 64, 1), (9, 3, 64, 127), (4, 1, 128, 129), (16, 2, 128, 33), (9, 1, 64, 500)];
+
+#[test]
+fn score_planes() {
+    for (case, (format, (num_qo_heads, num_kv_heads, head_dim, num_tokens))) in
+        FORMATS.iter().flat_map(|format| SHAPES.map(|shape| (format, shape))).enumerate()
+    {
+        let mut inputs = Inputs::new(900 + case as u64);
+        let group_size = num_qo_heads / num_kv_heads;
+        let format: KeyFormat = format.parse().unwrap();
+        let q = inputs.gaussian_rows(num_qo_heads, head_dim, 1.0);
+        let sm_scale = 1.0 / (head_dim as f32).sqrt();
+        let (mut codes, mut spans) = (Vec::new(), Vec::new());
+        let (mut tables, mut finals) = (Vec::new(), Vec::new());
+        let mut exact = vec![0.0; num_qo_heads * num_tokens];
+        let mut naive = vec![0.0; num_qo_heads * num_tokens];
+        let (mut num_planes, mut tail, mut norm) = (0, None, 0.0f64);
+        for kv_head in 0..num_kv_heads {
+            let keys = inputs.gaussian_rows(FIT_TOKENS, head_dim, 1.5);
+            let energy = vec![1.0; head_dim];
+            let input = FitInput {
+                head_dim,
+                keys: &keys,
+                query_energy: &energy,
+                seed: kv_head as u64,
+                level: Level::detect(),
+            };
+            let coder = KeyCoder::fit(format, &input).unwrap();
+            let mut of_head = vec![0; coder.layout().bytes(num_tokens)];
+            let keys = &keys[..num_tokens * head_dim];
+            coder.encode(Level::detect(), 0, keys, &mut of_head).unwrap();
+            let mut decoded = vec![0.0; keys.len()];
+            coder.decode(0, &of_head, &mut decoded);
+            let queries = &q[kv_head * group_size * head_dim..][..group_size * head_dim];
+            let of_queries = coder.plane_tables(queries, sm_scale).unwrap();
+            (num_planes, tail) = (of_queries.num_planes, Some(of_queries.tail));
+            // Codes that are about their middle cancel with the offset: the terms are larger than the score.
+            let largest =
+                |entries: &[f32]| entries.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            for of_head in of_queries.tables.chunks(16 * num_planes) {
+                let terms: f32 = of_head.chunks(16).map(largest).sum();
+                norm = norm.max(f64::from(terms));
+            }
+            tables.extend(of_queries.tables);
+            finals.extend(of_queries.finals.into_iter().flatten());
+            let strip_bytes = coder.layout().block_bytes;
+            for first in (0..num_tokens).step_by(Span::TOKENS) {
+                spans.push(Span {
+                    kv_head: kv_head as u32,
+                    place: ((codes.len() + first / 32 * strip_bytes) / 4) as u32,
+                    num_tokens: Span::TOKENS.min(num_tokens - first) as u32,
+                    score_at: (kv_head * group_size * num_tokens + first) as u32,
+                });
+            }
+            codes.extend(of_head);
+            for head in 0..group_size {
+                let query = &queries[head * head_dim..][..head_dim];
+                for (token, key) in decoded.chunks_exact(head_dim).enumerate() {
+                    let at = (kv_head * group_size + head) * num_tokens + token;
+                    let pairs = || query.iter().zip(key);
+                    let sum: f64 = pairs().map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                    exact[at] = f64::from(sm_scale) * sum;
+                    naive[at] = pairs().map(|(q, k)| q * sm_scale * k).sum();
+                }
+            }
+        }
+        // A kernel that takes spans in their order as tokens in theirs is wrong.
+        spans.reverse();
+        let controls = Controls { num_heads: 1, head_dim: num_tokens };
+        let expected = Expected { exact, naive, norm, controls };
+        for place in places_or_skip() {
+            let gpu = place.device.gpu();
+            let [codes, tables, finals] =
+                [upload(gpu, &codes), upload(gpu, &tables), upload(gpu, &finals)];
+            let num_spans = spans.len();
+            let spans = upload(gpu, &spans);
+            let scores = Output::new(gpu, num_qo_heads * num_tokens);
+            let score = ScorePlanes {
+                group_size,
+                num_planes,
+                tail: tail.unwrap(),
+                score_stride: num_tokens,
+                num_spans,
+                spans: Bound::all(&spans),
+                codes: Bound::all(&codes),
+                tables: Bound::all(&tables),
+                finals: Bound::all(&finals),
+                scores: scores.bound(),
+            };
+            run(&place.device, |commands| place.device.score_planes(commands, &score));
+            let label = format!("score_planes {format}, case {case}, on {}", place.name);
+            expected.check(&scores.read(gpu, &label), &label, inputs.seed());
+        }
+    }
+}
