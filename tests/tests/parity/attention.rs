@@ -171,12 +171,13 @@ fn cases() -> Vec<(HeadShape, usize, Vec<Vec<usize>>)> {
 
 #[test]
 fn attend_rows() {
+    let places = places_or_skip();
     for (case, (shape, page_tokens, part_tokens)) in cases().into_iter().enumerate() {
         let mut inputs = Inputs::new(700 + case as u64);
         let rows = Rows::random(&mut inputs, shape, page_tokens, &part_tokens);
         let group_size = shape.group_size();
         let (states, exact_lse) = rows.states(&part_tokens);
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let [parts, pages, memory, q] = [
                 upload(gpu, &rows.parts),
@@ -218,6 +219,7 @@ fn check_lse(actual: &[f32], exact: &[f64], label: &str) {
 
 #[test]
 fn merge_states() {
+    let places = places_or_skip();
     for (case, (shape, page_tokens, part_tokens)) in cases().into_iter().enumerate() {
         let mut inputs = Inputs::new(800 + case as u64);
         let rows = Rows::random(&mut inputs, shape, page_tokens, &part_tokens);
@@ -248,7 +250,7 @@ fn merge_states() {
             norm: 8.0,
             controls: Controls { num_heads: shape.num_qo_heads, head_dim: shape.head_dim },
         };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let [first, outs, lses] = [upload(gpu, &first), upload(gpu, &outs), upload(gpu, &lses)];
             let out = Output::new(gpu, shape.qo_row_len());
@@ -285,6 +287,7 @@ const PREFILLS: [(usize, usize, usize, usize, usize); 8] = [
 
 #[test]
 fn prefill() {
+    let places = places_or_skip();
     for (case, &(num_qo_heads, num_kv_heads, head_dim, qo_len, kv_len)) in
         PREFILLS.iter().enumerate()
     {
@@ -297,7 +300,7 @@ fn prefill() {
         let naive = naive_prefill(&shape, &q, &k, &v);
         let controls = Controls { num_heads: num_qo_heads, head_dim };
         let states = Expected { exact: reference.out, naive, norm: 8.0, controls };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let [on_q, on_k, on_v] = [upload(gpu, &q), upload(gpu, &k), upload(gpu, &v)];
             let out = Output::new(gpu, q.len());

@@ -13,6 +13,7 @@ const NORMS: [(usize, usize); 6] = [(1, 2), (3, 255), (2, 256), (5, 257), (1, 57
 
 #[test]
 fn rms_norm() {
+    let places = places_or_skip();
     for (case, &(rows, cols)) in NORMS.iter().enumerate() {
         let mut inputs = Inputs::new(100 + case as u64);
         let x = inputs.gaussian_rows(rows, cols, 3.0);
@@ -32,7 +33,7 @@ fn rms_norm() {
         }
         let controls = Controls { num_heads: 1, head_dim: cols };
         let expected = Expected { exact, naive, norm: 4.0, controls };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let (weight, x) = (upload(gpu, &weight), upload(gpu, &x));
             let y = Output::new(gpu, rows * cols);
@@ -66,6 +67,7 @@ const LINEARS: [(usize, usize, usize); 8] = [
 
 #[test]
 fn linear() {
+    let places = places_or_skip();
     for (case, &(tokens, rows, cols)) in LINEARS.iter().enumerate() {
         for form in WeightForm::ALL {
             let mut inputs = Inputs::new(200 + case as u64);
@@ -88,7 +90,7 @@ fn linear() {
                 }
                 let controls = Controls { num_heads: 1, head_dim: rows };
                 let expected = Expected { exact, naive, norm: (cols as f64).sqrt(), controls };
-                for place in places_or_skip() {
+                for place in places {
                     let gpu = place.device.gpu();
                     let on_device =
                         DeviceMatrix::upload(gpu, form, matrix.shape, Some(&bias), &matrix)
@@ -118,6 +120,7 @@ fn linear() {
 
 #[test]
 fn embed() {
+    let places = places_or_skip();
     let (rows, cols) = (300, 96);
     for form in WeightForm::ALL {
         let mut inputs = Inputs::new(300);
@@ -127,7 +130,7 @@ fn embed() {
         let exact = naive.iter().map(|&x| f64::from(x)).collect();
         let controls = Controls { num_heads: 1, head_dim: cols };
         let expected = Expected { exact, naive, norm: 1.0, controls };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let on_device = DeviceMatrix::upload(gpu, form, matrix.shape, None, &matrix).unwrap();
             let on_device_ids = upload(gpu, &ids);
@@ -147,6 +150,7 @@ fn embed() {
 
 #[test]
 fn rope() {
+    let places = places_or_skip();
     for (case, &(tokens, num_heads, head_dim)) in
         [(1, 1, 2), (1, 9, 64), (3, 3, 128), (7, 5, 80), (70, 2, 6)].iter().enumerate()
     {
@@ -173,7 +177,7 @@ fn rope() {
         }
         let expected =
             Expected { exact, naive, norm: 2.0, controls: Controls { num_heads, head_dim } };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let on_device = upload(gpu, &turns);
             let y = Output::of(gpu, &x);
@@ -188,6 +192,7 @@ fn rope() {
 
 #[test]
 fn swiglu() {
+    let places = places_or_skip();
     for len in [4, 252, 256, 1536, 4100] {
         let mut inputs = Inputs::new(500 + len as u64);
         let gate = inputs.gaussian_rows(1, len, 4.0);
@@ -199,7 +204,7 @@ fn swiglu() {
         let naive = pairs().map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
         let controls = Controls { num_heads: 1, head_dim: 4 };
         let expected = Expected { exact, naive, norm: 8.0, controls };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let (gate, up) = (upload(gpu, &gate), upload(gpu, &up));
             let y = Output::new(gpu, len);
@@ -214,9 +219,10 @@ fn swiglu() {
 /// Of nothing there is nothing to do, and nothing is written.
 #[test]
 fn no_tokens_are_no_work() {
+    let places = places_or_skip();
     let mut inputs = Inputs::new(600);
     let matrix = Matrix::random(&mut inputs, WeightForm::Q8, [8, 32]);
-    for place in places_or_skip() {
+    for place in places {
         let gpu = place.device.gpu();
         let on_device =
             DeviceMatrix::upload(gpu, matrix.form, matrix.shape, None, &matrix).unwrap();

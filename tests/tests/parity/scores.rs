@@ -30,6 +30,7 @@ const SHAPES: [(usize, usize, usize, usize); 5] =
 
 #[test]
 fn score_planes() {
+    let places = places_or_skip();
     for (case, (format, (num_qo_heads, num_kv_heads, head_dim, num_tokens))) in
         FORMATS.iter().flat_map(|format| SHAPES.map(|shape| (format, shape))).enumerate()
     {
@@ -96,7 +97,7 @@ fn score_planes() {
         spans.reverse();
         let controls = Controls { num_heads: 1, head_dim: num_tokens };
         let expected = Expected { exact, naive, norm, controls };
-        for place in places_or_skip() {
+        for place in places {
             let gpu = place.device.gpu();
             let [codes, tables, finals] =
                 [upload(gpu, &codes), upload(gpu, &tables), upload(gpu, &finals)];

@@ -82,6 +82,7 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn select() {
+    let places = places_or_skip();
     for (number, case) in cases().iter().enumerate() {
         for union in [Union::Group, Union::Head] {
             let mut inputs = Inputs::new(1200 + number as u64);
@@ -98,7 +99,7 @@ fn select() {
             }
             let resident: Vec<f32> =
                 (0..case.shape.num_qo_heads).map(|_| case.resident + 0.1 * inputs.unit()).collect();
-            for place in places_or_skip() {
+            for place in places {
                 let label = format!("{}, union by {union}, on {}", case.name, place.name);
                 let found = on_device(place, case, union, &rows, &scores, &resident);
                 check(case, union, &rows, &scores, &resident, &found, &label);

@@ -13,6 +13,7 @@ const PART_TOKENS: usize = 150;
 
 #[test]
 fn wrong_kernels_are_seen() {
+    let places = places_or_skip();
     let shape = HeadShape::new(6, 2, 64).unwrap();
     let part_tokens = vec![vec![PART_TOKENS]; 2];
     let mut inputs = Inputs::new(1100);
@@ -44,7 +45,7 @@ fn wrong_kernels_are_seen() {
         ("a scale forgotten", replaced("params.sm_scale * q", "q")),
     ];
     // The first of each adapter: what is wrong here is the same on all.
-    for place in places_or_skip().iter().filter(|place| place.name.ends_with("Workgroup")) {
+    for place in places.iter().filter(|place| place.name.ends_with("Workgroup")) {
         let gpu = place.device.gpu();
         let q = &rows.q[..];
         assert!(states.accepts(&attend(gpu, &rows, &right, q)), "{}", place.name);
