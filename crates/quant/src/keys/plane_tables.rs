@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn tables_score_what_the_decoder_decodes() {
         const HEAD_DIM: usize = 64;
-        const TOKENS: usize = 320;
+        const TOKENS: usize = 512;
         let keys: Vec<f32> = (0..TOKENS * HEAD_DIM)
             .map(|i| (i as f32 * 0.37).sin() * (1.0 + (i % HEAD_DIM) as f32 / 16.0))
             .collect();
