@@ -1,8 +1,9 @@
 //! The kernels of `heterokv-shaders` on a device: what each takes, checked, and how it is spread over workgroups.
 //!
 //! A [`Device`] is a [`Gpu`] with the variant of the kernels that suits it. Each operation is a method that adds one
-//! dispatch to [`Commands`]; a struct beside it says what its numbers mean, and is what the shader's `Params` are made
-//! of. Lengths are checked here, before anything is recorded: a shader checks nothing but its bounds.
+//! dispatch to [`Commands`](heterokv_gpu::Commands); a struct beside it says what its numbers mean, and is what the
+//! shader's `Params` are made of. Lengths are checked here, before anything is recorded: a shader checks nothing but its
+//! bounds.
 
 mod attention;
 mod layers;
