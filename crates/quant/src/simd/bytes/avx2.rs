@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{ByteStrips, PAIR_BYTES};
 use crate::keys::{PreparedQueries, STRIP};
+use crate::simd::prefetch::prefetch;
 use crate::simd::tails::avx2::{StripTails, Totals};
 use crate::simd::tails::{HeadTerms, StripScores};
 
@@ -47,7 +48,8 @@ fn score_strip<const N: usize>(
     out: &mut StripScores<'_>,
 ) {
     let (pairs, tails) = shape.split(block);
-    let totals = totals::<N>(pairs, std::array::from_fn(|i| shape.words(prepared, head + i)));
+    let words = std::array::from_fn(|i| shape.words(prepared, head + i));
+    let totals = totals::<N>(pairs, words, shape.block_bytes());
     let tails = StripTails::read(shape.tail, tails);
     for (i, totals) in totals.iter().enumerate() {
         let terms = HeadTerms::new(prepared, head + i);
@@ -55,10 +57,10 @@ fn score_strip<const N: usize>(
     }
 }
 
-/// The products of every token with each of `N` queries.
+/// The products of every token with each of `N` queries. `next` is how many bytes behind this strip the next one begins.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N]) -> [Totals; N] {
+fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N], next: usize) -> [Totals; N] {
     let num_pairs = pairs.len() / PAIR_BYTES;
     assert!(words.iter().all(|words| words.len() >= 2 * num_pairs), "two words for every pair");
     let mut all = [[_mm256_setzero_si256(); STRIP / 8]; N];
@@ -66,6 +68,10 @@ fn totals<const N: usize>(pairs: &[u8], words: [&[i16]; N]) -> [Totals; N] {
         let mut sums = [[_mm256_setzero_si256(); 2]; N];
         for pair in 0..num_pairs {
             let at = pair * PAIR_BYTES + part * 2 * TOKENS;
+            if part > 0 {
+                // The first part has fetched every line of this strip; memory would idle until the next.
+                prefetch(pairs.as_ptr().wrapping_add(next + at));
+            }
             // SAFETY: 32 bytes from `at` on are the codes of sixteen tokens of this pair.
             let codes = unsafe { [load_codes(pairs, at), load_codes(pairs, at + 16)] };
             for (sums, words) in sums.iter_mut().zip(words) {
