@@ -10,7 +10,8 @@ from heterokv_peers import memory
 from heterokv_peers.metrics import Steps
 from heterokv_peers.protocol import Request, Speed, Window, check_tokens, say
 
-WARM_UP_TOKENS = 64
+# SnapKV refuses prompts that are no longer than its window of 64 queries.
+WARM_UP_TOKENS = 256
 
 
 class Cache(Protocol):
