@@ -203,19 +203,18 @@ impl Group<'_> {
                 rows.push((held, inputs));
             }
             let mut progress = |done, total| watcher.probes(pending.job, done, total);
-            let feed = match &sample.probe {
-                Probe::Tokens(tokens) => Ok(probe::Feed::Given(tokens)),
-                Probe::OwnText { num_steps } => {
-                    Ok(probe::Feed::Own { num_steps: *num_steps, last: &last })
-                }
-                Probe::Questions(questions) => Err(questions),
+            let mut diverge = |feed| {
+                let reference = Probed::new("full", reference.fork()?);
+                probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)
             };
-            let outcomes = match feed {
-                Ok(feed) => {
-                    let reference = Probed::new("full", reference.fork()?);
-                    probe::diverge(self.engine, reference, &mut probed, feed, &mut progress)?
+            let outcomes = match &sample.probe {
+                Probe::Tokens(tokens) => diverge(probe::Feed::Given(tokens))?,
+                Probe::OwnText { num_steps } => {
+                    diverge(probe::Feed::Own { num_steps: *num_steps, last: &last })?
                 }
-                Err(questions) => probe::ask(self.engine, &mut probed, questions, &mut progress)?,
+                Probe::Questions(questions) => {
+                    probe::ask(self.engine, &mut probed, questions, &mut progress)?
+                }
             };
             let time = |probed: &Probed| Time {
                 prefill_seconds,

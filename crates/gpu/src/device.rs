@@ -219,26 +219,36 @@ impl Gpu {
                 budget_bytes: self.budget_bytes,
             }
         })?;
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST;
+        let raw = self
+            .allocate(label, num_bytes, usage)
+            .inspect_err(|_| self.memory.give_back(num_bytes))?;
+        let buffer = Buffer::counted(raw, label, Arc::clone(&self.memory));
+        self.check()?;
+        Ok(buffer)
+    }
+
+    /// Memory of the device that nobody counts.
+    fn allocate(
+        &self,
+        label: &str,
+        num_bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
         let out_of_memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: num_bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage,
             mapped_at_creation: false,
         });
         if pollster::block_on(out_of_memory.pop()).is_some() {
-            self.memory.give_back(num_bytes);
-            return Err(Error::OutOfMemory {
-                label: label.to_owned(),
-                num_bytes,
-                in_use_bytes: self.memory.in_use_bytes(),
-            });
+            let (label, in_use_bytes) = (label.to_owned(), self.memory.in_use_bytes());
+            return Err(Error::OutOfMemory { label, num_bytes, in_use_bytes });
         }
-        let buffer = Buffer::counted(raw, label, Arc::clone(&self.memory));
-        self.check()?;
-        Ok(buffer)
+        Ok(raw)
     }
 
     /// A buffer that holds `bytes`, padded with zeros to whole words.
@@ -277,18 +287,15 @@ impl Gpu {
     /// The bytes `start .. start + num_bytes` of a buffer, whole words, once all that was submitted is done.
     ///
     /// # Errors
-    /// [`Error::BadRange`], [`Error::Lost`], and whatever went wrong on the way.
+    /// [`Error::BadRange`], [`Error::OutOfMemory`] for what it is read through, [`Error::Lost`], and whatever went wrong
+    /// on the way.
     pub fn read(&self, buffer: &Buffer, start: u64, num_bytes: u64) -> Result<Vec<u8>> {
         check_range(buffer, start, num_bytes)?;
         if num_bytes == 0 {
             return Ok(Vec::new());
         }
-        let landing = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("readback"),
-            size: num_bytes,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let landing = self.allocate("readback", num_bytes, usage)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&buffer.raw, start, &landing, 0, num_bytes);
         self.queue.submit([encoder.finish()]);

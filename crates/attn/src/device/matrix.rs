@@ -55,7 +55,7 @@ impl DeviceMatrix {
                 operation: NAME,
                 what: "columns",
                 value: cols as u64,
-                remedy: "weights on a device come in blocks of 32 columns; use --device cpu",
+                remedy: "weights on a device come in blocks of 32 columns",
             });
         }
         if let Some(bias) = bias.filter(|bias| bias.len() != rows) {
