@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use crate::{Buffer, Error, Gpu, Kernel, Result};
+use crate::{Buffer, Error, Gpu, Kernel, Landed, Landing, Result};
 
 /// Where the parameters of a dispatch may begin: a multiple that every device allows.
 const PARAMS_ALIGNMENT: usize = 256;
@@ -88,6 +88,12 @@ impl<'a> Commands<'a> {
         Self { gpu, steps: Vec::new(), params: Vec::new() }
     }
 
+    /// The device that they are for.
+    #[must_use]
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
     /// Runs `grid` workgroups of a kernel. `params` is what its uniform holds; no workgroups, no work.
     ///
     /// # Errors
@@ -136,12 +142,40 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
+    /// Copies whole words of a buffer to where the host will read them.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`] of either.
+    pub fn land(&mut self, from: Bound<'_>, (to, to_start): (&Landing, u64)) -> Result<()> {
+        let Bound { buffer: from, start: from_start, num_bytes } = from;
+        crate::device::check_range(from, from_start, num_bytes)?;
+        let end = to_start.saturating_add(num_bytes);
+        if !to_start.is_multiple_of(4) || end > to.num_bytes() {
+            let label = to.label.to_owned();
+            return Err(Error::BadRange { label, start: to_start, end, num_bytes: to.num_bytes() });
+        }
+        let (from, to) = (from.raw.clone(), to.raw.clone());
+        self.steps.push(Step::Copy { from, from_start, to, to_start, num_bytes });
+        Ok(())
+    }
+
     /// Hands all of it to the device and does not wait.
     ///
     /// # Errors
     /// [`Error::Lost`], and [`Error::Invalid`] for buffers that a kernel cannot take.
     pub fn submit(self) -> Result<()> {
-        self.run(None)
+        self.run(None).map(drop)
+    }
+
+    /// Hands all of it to the device; the first `num_bytes` of `landing` will have landed when it is done. More can be
+    /// submitted before they are waited for.
+    ///
+    /// # Errors
+    /// As [`Commands::submit`].
+    pub fn submit_to_land(self, landing: &'a Landing, num_bytes: u64) -> Result<Landed<'a>> {
+        let gpu = self.gpu;
+        let submission = self.run(None)?;
+        Ok(Landed::new(gpu, landing, num_bytes, submission))
     }
 
     /// Hands all of it to the device, waits, and gives the time of each dispatch in order.
@@ -190,7 +224,7 @@ impl<'a> Commands<'a> {
         Ok(times.collect())
     }
 
-    fn run(self, queries: Option<&wgpu::QuerySet>) -> Result<()> {
+    fn run(self, queries: Option<&wgpu::QuerySet>) -> Result<wgpu::SubmissionIndex> {
         let Self { gpu, steps, params } = self;
         gpu.check()?;
         let device = &gpu.device;
@@ -234,14 +268,15 @@ impl<'a> Commands<'a> {
             }
         }
         drop(pass);
-        gpu.queue.submit([encoder.finish()]);
+        let submission = gpu.queue.submit([encoder.finish()]);
         if let Some(error) = pollster::block_on(validation.pop()) {
             gpu.check()?;
             let names: Vec<&str> = steps.iter().filter_map(Step::name).collect();
             let what = format!("the submission of {}", names.join(", "));
             return Err(Error::Invalid { what, reason: error.to_string() });
         }
-        gpu.check()
+        gpu.check()?;
+        Ok(submission)
     }
 }
 

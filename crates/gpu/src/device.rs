@@ -1,12 +1,12 @@
 //! An open device: its limits and features, its memory, and what comes back from it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::Memory;
 use crate::choice::{AdapterSummary, DeviceChoice, find, summary};
 use crate::kernel::{Kernel, KernelSource};
-use crate::{Buffer, Error, Result};
+use crate::{Bound, Buffer, Commands, Error, Landing, Result};
 
 /// Bytes that one write hands to the queue at a time: what is staged is held twice until it is copied.
 const WRITE_BYTES: usize = 16 << 20;
@@ -56,6 +56,18 @@ pub struct Limits {
     pub storage_buffers: u32,
     /// A binding begins at a multiple of so many bytes.
     pub binding_alignment: u64,
+}
+
+impl Limits {
+    /// The smallest that WebGPU allows, which every device has: for plans of devices that are not there.
+    pub const WEBGPU_MINIMUM: Self = Self {
+        binding_bytes: 128 << 20,
+        grid: 65_535,
+        workgroup_bytes: 16_384,
+        workgroup_threads: 256,
+        storage_buffers: 8,
+        binding_alignment: 256,
+    };
 }
 
 /// How many threads the subgroups of a device can have.
@@ -120,7 +132,10 @@ impl Gpu {
             ..Default::default()
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
-        let (device, queue) = opened.map_err(|source| Error::NoDevice { adapter: name, source })?;
+        let (device, queue) = opened.map_err(|source| {
+            let source = Box::new(source);
+            Error::NoDevice { adapter: name, source }
+        })?;
         let faults = Arc::new(Faults::default());
         let seen = Arc::clone(&faults);
         device.set_device_lost_callback(move |_, reason| {
@@ -294,31 +309,20 @@ impl Gpu {
         if num_bytes == 0 {
             return Ok(Vec::new());
         }
+        let landing = self.landing(buffer.label, num_bytes)?;
+        let mut commands = Commands::new(self);
+        commands.land(Bound::part(buffer, start, num_bytes), (&landing, 0))?;
+        commands.submit_to_land(&landing, num_bytes)?.wait()
+    }
+
+    /// Memory of the host for `num_bytes` of results, rounded up to whole words; it is in no budget.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn landing(&self, label: &'static str, num_bytes: u64) -> Result<Landing> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let landing = self.allocate("readback", num_bytes, usage)?;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&buffer.raw, start, &landing, 0, num_bytes);
-        self.queue.submit([encoder.finish()]);
-        let (sender, mapped) = mpsc::channel();
-        landing.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Nobody waits for it any more where the wait below has failed.
-            let _ = sender.send(result);
-        });
-        self.wait()?;
-        let invalid = |reason: String| Error::Invalid { what: buffer.label.to_owned(), reason };
-        match mapped.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                return Err(self.fault().unwrap_or_else(|| invalid(error.to_string())));
-            }
-            Err(_) => {
-                return Err(self
-                    .fault()
-                    .unwrap_or_else(|| invalid("it was not mapped".to_owned())));
-            }
-        }
-        let view = landing.get_mapped_range(..).map_err(|error| invalid(error.to_string()))?;
-        Ok(view.to_vec())
+        let raw = self.allocate(label, num_bytes.next_multiple_of(4).max(4), usage)?;
+        Ok(Landing { raw, label })
     }
 
     /// The kernel of that name and source, compiled the first time that it is asked for.
@@ -347,7 +351,13 @@ impl Gpu {
     /// # Errors
     /// [`Error::Lost`], and whatever went wrong on the way.
     pub fn wait(&self) -> Result<()> {
-        match self.device.poll(wgpu::PollType::wait_indefinitely()) {
+        self.wait_for(None)
+    }
+
+    /// Waits until a submission is done, or all of them.
+    pub(crate) fn wait_for(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        match self.device.poll(wgpu::PollType::Wait { submission_index: submission, timeout: None })
+        {
             Ok(_) => self.check(),
             Err(error) => Err(self.fault().unwrap_or_else(|| Error::Invalid {
                 what: "the wait for the device".to_owned(),

@@ -28,7 +28,7 @@ pub enum Error {
         /// Its name.
         adapter: String,
         /// What wgpu says.
-        source: wgpu::RequestDeviceError,
+        source: Box<wgpu::RequestDeviceError>,
     },
     /// The adapter lacks what was asked for.
     #[error("{adapter} has no {feature}")]
