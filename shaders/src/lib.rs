@@ -95,7 +95,7 @@ pub struct Variant {
 }
 
 /// All kernels.
-pub const SHADERS: [&Shader; 17] = [
+pub const SHADERS: [&Shader; 20] = [
     &EMBED,
     &RMS_NORM,
     &GEMV,
@@ -103,6 +103,9 @@ pub const SHADERS: [&Shader; 17] = [
     &ROPE,
     &SWIGLU,
     &PREFILL,
+    &QUERY_ENERGY,
+    &STORE_ROWS,
+    &PREPARE_PLANES,
     &SCORE_PLANES,
     &SCORE_LSE,
     &TOP_P_BEGIN,
@@ -180,6 +183,27 @@ shader!(
     &[]
 );
 shader!(
+    /// How much the queries of a group look at each channel.
+    QUERY_ENERGY,
+    "query_energy",
+    &[Read, Write],
+    &[]
+);
+shader!(
+    /// Exact keys and values into pages.
+    STORE_ROWS,
+    "store_rows",
+    &[Read, Read, Read, Write],
+    &[]
+);
+shader!(
+    /// Queries as the tables by which nibble planes are scored.
+    PREPARE_PLANES,
+    "prepare_planes",
+    &[Read, Read, Read, Read, Read, Write, Write],
+    &[Reduce]
+);
+shader!(
     /// Scores of coded keys that lie in nibble planes.
     SCORE_PLANES,
     "score_planes",
@@ -246,7 +270,7 @@ shader!(
     /// The exact merge of attention states.
     MERGE_STATES,
     "merge_states",
-    &[Read, Read, Read, Write, Write],
+    &[Read, Read, Read, Read, Write, Write],
     &[Reduce, Infinity]
 );
 

@@ -3,7 +3,8 @@
 //   s[t] = sm_scale * sum over c of q[h, c] * key[t, c]
 //   lse = ln sum over t of exp(s[t]),   out[c] = sum over t of exp(s[t] - lse) * value[t, c]
 //
-// over the tokens of one part, for each query head h of the part's KV head.
+// over the tokens of one part, for each query head h of the part's KV head. Where `writes_out` is 0 only the lse is worked
+// out, for which no value is read.
 //
 // Grid: a workgroup a part, workgroup_id.x, and a query head of the group, workgroup_id.y. A tile of GROUP tokens at a
 // time: a thread scores a token, then sums a pair of channels over the tile; the running softmax is that of flash
@@ -16,10 +17,10 @@
 // | 2 | pages | [num_pages] places of pages in `rows`, in words | read |
 // | 3 | rows | pages: keys [page_tokens, head_dim], then values of the same shape, f16, two a word | read |
 // | 4 | q | [num_qo_heads, head_dim] f32, post-RoPE | read |
-// | 5 | out | [num_parts, group_size, head_dim] f32, normalised | write |
-// | 6 | lse | [num_parts, group_size] f32, natural logarithm | write |
+// | 5 | out | [num_states, group_size, head_dim] f32, normalised | write |
+// | 6 | lse | [num_states, group_size] f32, natural logarithm | write |
 //
-// A part's pages follow each other in `pages` and are full but for the last. Requires an even head_dim of at most 256.
+// A part begins in a slot of its first page; its pages follow each other in `pages` and are full but for the last. Requires an even head_dim of at most 256.
 // A part of no tokens gives zeros and minus infinity. Finite inputs; a score beyond f32 gives NaN.
 // Accuracy: f32 from f16 rows.
 // Source: Milakov and Gimelshein 2018, arXiv 1805.02867; Dao 2023, arXiv 2307.08691.
@@ -33,12 +34,17 @@ struct Params {
     group_size: u32,
     page_tokens: u32,
     sm_scale: f32,
+    writes_out: u32,
 }
 
 struct Part {
     kv_head: u32,
     first_page: u32,
     num_tokens: u32,
+    // Of the first page, where the part begins.
+    first_slot: u32,
+    // Where its state goes.
+    state: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -71,8 +77,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
         let is_inside = token < part.num_tokens;
         var score = -3.4028235e38;
         if is_inside {
-            let page = pages[part.first_page + token / params.page_tokens];
-            let place = page + token % params.page_tokens * pairs;
+            let slot = part.first_slot + token;
+            let page = pages[part.first_page + slot / params.page_tokens];
+            let place = page + slot % params.page_tokens * pairs;
             var dots = vec2(0.0);
             for (var i = 0u; i < pairs; i++) {
                 dots += query[i] * unpack2x16float(rows[place + i]);
@@ -90,7 +97,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
         let to_value = params.page_tokens * pairs;
         for (var p = 0u; p < PAIRS; p++) {
             let pair = p * GROUP + lane.index;
-            if pair < pairs {
+            if pair < pairs && params.writes_out != 0u {
                 var sum = sums[p] * keep;
                 for (var t = 0u; t < count; t++) {
                     sum += weights[t] * unpack2x16float(rows[places[t] + to_value + pair]);
@@ -101,11 +108,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
         // The next tile overwrites what this one reads.
         workgroupBarrier();
     }
-    let state = group.x * params.group_size + head;
+    let state = part.state * params.group_size + head;
     let share = select(0.0, 1.0 / total, part.num_tokens > 0u);
     for (var p = 0u; p < PAIRS; p++) {
         let pair = p * GROUP + lane.index;
-        if pair < pairs {
+        if pair < pairs && params.writes_out != 0u {
             out[state * pairs + pair] = sums[p] * share;
         }
     }

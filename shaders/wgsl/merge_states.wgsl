@@ -2,7 +2,8 @@
 //
 //   lse[h] = ln sum over s of exp(lse[s, h]),   out[h] = sum over s of exp(lse[s, h] - lse[h]) * out[s, h]
 //
-// over the states s of the KV head of query head h, `first[kv_head] .. first[kv_head + 1]`.
+// over the states s of the KV head of query head h, those that `ids` names from `first[kv_head]` to
+// `first[kv_head + 1]`.
 //
 // Grid: a workgroup a query head, workgroup_id.x; threads stride over channels.
 //
@@ -10,10 +11,11 @@
 // | --- | --- | --- | --- |
 // | 0 | params | Params | uniform |
 // | 1 | first | [num_kv_heads + 1] u32, rising | read |
-// | 2 | outs | [num_states, group_size, head_dim] f32, normalised | read |
-// | 3 | lses | [num_states, group_size] f32, natural logarithm | read |
-// | 4 | out | [num_qo_heads, head_dim] f32 | write |
-// | 5 | lse | [num_qo_heads] f32 | write |
+// | 2 | ids | [first[num_kv_heads]] u32, states | read |
+// | 3 | outs | [num_states, group_size, head_dim] f32, normalised | read |
+// | 4 | lses | [num_states, group_size] f32, natural logarithm | read |
+// | 5 | out | [num_qo_heads, head_dim] f32 | write |
+// | 6 | lse | [num_qo_heads] f32 | write |
 //
 // No states, or empty ones alone: zeros and minus infinity; an empty state changes nothing. NaN spreads.
 // Accuracy: f32; the states are summed in order.
@@ -28,10 +30,11 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> first: array<u32>;
-@group(0) @binding(2) var<storage, read> outs: array<f32>;
-@group(0) @binding(3) var<storage, read> lses: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read> outs: array<f32>;
+@group(0) @binding(4) var<storage, read> lses: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 @compute @workgroup_size(GROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
@@ -41,7 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
     let end = first[kv_head + 1u];
     var own_largest = minus_infinity();
     for (var s = begin + lane.index; s < end; s += GROUP) {
-        own_largest = max(own_largest, lses[s * params.group_size + head]);
+        own_largest = max(own_largest, lses[ids[s] * params.group_size + head]);
     }
     let largest = group_max(own_largest, lane);
     let is_empty = largest == minus_infinity();
@@ -49,13 +52,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
     let shift = select(largest, 0.0, is_empty);
     var own_total = 0.0;
     for (var s = begin + lane.index; s < end; s += GROUP) {
-        own_total += exp(lses[s * params.group_size + head] - shift);
+        own_total += exp(lses[ids[s] * params.group_size + head] - shift);
     }
     let total = group_sum(own_total, lane);
     for (var c = lane.index; c < params.head_dim; c += GROUP) {
         var sum = 0.0;
         for (var s = begin; s < end; s++) {
-            let state = s * params.group_size + head;
+            let state = ids[s] * params.group_size + head;
             sum += exp(lses[state] - shift) * outs[state * params.head_dim + c];
         }
         out[group.x * params.head_dim + c] = select(sum / total, 0.0, is_empty);

@@ -1,9 +1,10 @@
-// Exact causal attention of a block of a prompt over all keys up to it.
+// Exact causal attention of a block of a prompt over a segment of the keys up to it.
 //
-//   s[i, j] = sm_scale * sum over c of q[i, h, c] * k[j, kv, c]   for j <= kv_len - qo_len + i, else minus infinity
+//   s[i, j] = sm_scale * sum over c of q[i, h, c] * k[j, kv, c]   for j < before + i + 1, else minus infinity
 //   lse[i, h] = ln sum over j of exp(s[i, j]),   out[i, h, c] = sum over j of exp(s[i, j] - lse[i, h]) * v[j, kv, c]
 //
-// with kv the KV head of query head h. The running softmax of flash attention over tiles of KEYS keys; scores of a tile
+// with kv the KV head of query head h, and `before` the keys of the segment that lie before the first query. Where `adds`
+// is not 0 the state is merged with what `out` and `lse` hold, which is of earlier segments. The running softmax of flash attention over tiles of KEYS keys; scores of a tile
 // are summed over chunks of 32 channels, and the values are read where they lie.
 //
 // Grid: a workgroup QUERIES queries, workgroup_id.x, of one query head, workgroup_id.y.
@@ -14,11 +15,11 @@
 // | 1 | q | [qo_len, num_qo_heads, head_dim] f32, as groups of four | read |
 // | 2 | k | [kv_len, num_kv_heads, head_dim] f32, as groups of four | read |
 // | 3 | v | [kv_len, num_kv_heads, head_dim] f32, as groups of four | read |
-// | 4 | out | [qo_len, num_qo_heads, head_dim] f32, as groups of four | write |
-// | 5 | lse | [qo_len, num_qo_heads] f32, natural logarithm | write |
+// | 4 | out | [qo_len, num_qo_heads, head_dim] f32, as groups of four | read, write |
+// | 5 | lse | [qo_len, num_qo_heads] f32, natural logarithm | read, write |
 //
-// Requires qo_len <= kv_len and a head_dim of whole fours, at most 256. No queries: no workgroups. A query sees itself,
-// so that no row is empty. Finite inputs; a score beyond f32 gives NaN.
+// Requires a head_dim of whole fours, at most 256, and that every query sees a key of the segment. No queries: no
+// workgroups. Finite inputs; a score beyond f32 gives NaN.
 // Accuracy: f32.
 // Source: Dao 2023, arXiv 2307.08691, algorithm 1.
 
@@ -36,6 +37,8 @@ const LEAST: f32 = -3.4028235e38;
 struct Params {
     qo_len: u32,
     kv_len: u32,
+    before: u32,
+    adds: u32,
     num_qo_heads: u32,
     num_kv_heads: u32,
     fours: u32,
@@ -65,8 +68,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_query = group.x * QUERIES;
     let num_queries = min(QUERIES, params.qo_len - first_query);
     // Keys that the first query of the tile sees beyond itself, and all that the tile sees.
-    let before = params.kv_len - params.qo_len + first_query;
-    let num_keys = before + num_queries;
+    let before = params.before + first_query;
+    let num_keys = min(params.kv_len, before + num_queries);
     if index < QUERIES {
         row_largest[index] = LEAST;
         row_total[index] = 0.0;
@@ -159,18 +162,39 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var n = 0u; n < 4u; n++) {
         let query = value_queries + n;
         if query < num_queries {
-            let share = 1.0 / row_total[query];
+            let row = (first_query + query) * params.num_qo_heads + head;
+            let own = row_largest[query] + log(row_total[query]);
+            var total = own;
+            var keep = 0.0;
+            if params.adds != 0u {
+                let earlier = lse[row];
+                let most = max(own, earlier);
+                total = most + log(exp(own - most) + exp(earlier - most));
+                keep = exp(earlier - total);
+            }
+            let share = exp(own - total) / row_total[query];
             for (var f = 0u; f < MAX_FOURS; f++) {
                 let four = f * VALUE_LANES + value_lane;
                 if four < params.fours {
-                    let row = (first_query + query) * params.num_qo_heads + head;
-                    out[row * params.fours + four] = sums[n * MAX_FOURS + f] * share;
+                    var value = sums[n * MAX_FOURS + f] * share;
+                    if params.adds != 0u {
+                        value += keep * out[row * params.fours + four];
+                    }
+                    out[row * params.fours + four] = value;
                 }
             }
         }
     }
+    // Every thread has read the earlier lse.
+    storageBarrier();
     if index < num_queries {
         let row = (first_query + index) * params.num_qo_heads + head;
-        lse[row] = row_largest[index] + log(row_total[index]);
+        let own = row_largest[index] + log(row_total[index]);
+        var total = own;
+        if params.adds != 0u {
+            let most = max(own, lse[row]);
+            total = most + log(exp(own - most) + exp(lse[row] - most));
+        }
+        lse[row] = total;
     }
 }

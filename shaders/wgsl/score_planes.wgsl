@@ -18,7 +18,7 @@
 // | 2 | codes | strips, as words | read |
 // | 3 | tables | [num_qo_heads, num_planes, 16] f32 | read |
 // | 4 | finals | [num_qo_heads] offset, sum, bias and 0, f32 | read |
-// | 5 | scores | [..] f32: token t of a span and head h of its group at score_at + h * score_stride + t | write |
+// | 5 | scores | [num_qo_heads, score_stride] f32: token t of a span at first_token + t of each head's row | write |
 //
 // A span is of at most GROUP tokens that begin with a strip. A span of no tokens writes nothing.
 // Accuracy: f32 sums in the order of the planes.
@@ -48,7 +48,8 @@ struct Span {
     // Of its first strip, in words.
     place: u32,
     num_tokens: u32,
-    score_at: u32,
+    // The place of its first token in the rows of scores.
+    first_token: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -122,7 +123,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let tail = tail_of(strip + params.num_planes * PLANE_WORDS, slot);
         for (var h = 0u; h < heads; h++) {
             let last = finals[first_qo + h];
-            let at = span.score_at + (first_head + h) * params.score_stride + index;
+            let at = (first_qo + h) * params.score_stride + span.first_token + index;
             scores[at] = tail.x * (sums[h] + last.x) + tail.y * last.y + last.z;
         }
     }

@@ -24,8 +24,8 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use grouped::GroupSize;
 pub use keys::{
-    FitInput, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PlaneTables, Precision, PreparedQueries,
-    ScoreRows, SharedScale, Tail,
+    FitInput, FrameChannel, FramePlane, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PlaneTables,
+    Precision, PreparedQueries, QueryFrame, ScoreRows, SharedScale, Tail,
 };
 pub use rotation::Rotation;
 pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};

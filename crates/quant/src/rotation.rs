@@ -44,6 +44,16 @@ impl Rotation {
         x.chunks_exact_mut(self.block).for_each(walsh_hadamard);
     }
 
+    /// What each coordinate is multiplied by before the transform.
+    pub(crate) fn signs(&self) -> &[f32] {
+        &self.signs
+    }
+
+    /// Coordinates of a block of the transform.
+    pub(crate) fn block(&self) -> usize {
+        self.block
+    }
+
     /// Undoes [`Rotation::forward`].
     pub fn inverse(&self, x: &mut [f32]) {
         x.chunks_exact_mut(self.block).for_each(walsh_hadamard);
@@ -54,7 +64,7 @@ impl Rotation {
 }
 
 /// The unnormalised transform of a power-of-two slice; twice over it multiplies by the length.
-fn walsh_hadamard(x: &mut [f32]) {
+pub(crate) fn walsh_hadamard(x: &mut [f32]) {
     let mut half = 1;
     while half < x.len() {
         for pair in x.chunks_exact_mut(2 * half) {

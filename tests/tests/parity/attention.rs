@@ -35,7 +35,8 @@ impl Rows {
             rows.into_iter().map(|x| f16::from_f32(x).to_f32()).collect()
         };
         let page_words = page_tokens * head_dim;
-        let num_pages: usize = part_tokens.iter().flatten().map(|n| n.div_ceil(page_tokens)).sum();
+        let num_pages: usize =
+            part_tokens.iter().flatten().map(|n| n.div_ceil(page_tokens) + 1).sum();
         // Places in falling order: a kernel that takes pages as they lie is wrong.
         let mut places = (0..num_pages).rev().map(|page| (page * page_words) as u32);
         let mut memory = vec![u32::from(f16::NAN.to_bits()) * 0x1_0001; num_pages * page_words];
@@ -48,17 +49,23 @@ impl Rows {
             let mut first = 0;
             for &num_tokens in of_head {
                 let first_page = pages.len() as u32;
+                // As a window begins whose first tokens have left.
+                let first_slot = parts.len() % page_tokens;
                 parts.push(RowPart {
                     kv_head: kv_head as u32,
                     first_page,
                     num_tokens: num_tokens as u32,
+                    first_slot: first_slot as u32,
+                    state: parts.len() as u32,
                 });
-                for start in (0..num_tokens).step_by(page_tokens) {
+                for start in (0..first_slot + num_tokens).step_by(page_tokens) {
                     let place = places.next().unwrap();
                     pages.push(place);
-                    for t in 0..page_tokens.min(num_tokens - start) {
+                    let end = (start + page_tokens).min(first_slot + num_tokens);
+                    for slot in start.max(first_slot)..end {
+                        let (token, t) = (first + slot - first_slot, slot - start);
                         let row = |rows: &[f32]| -> Vec<u32> {
-                            let row = &rows[(first + start + t) * head_dim..][..head_dim];
+                            let row = &rows[token * head_dim..][..head_dim];
                             let bits = |x: f32| u32::from(f16::from_f32(x).to_bits());
                             row.as_chunks::<2>()
                                 .0
@@ -196,6 +203,8 @@ fn attend_rows() {
                 pages: Bound::all(&pages),
                 rows: Bound::all(&memory),
                 q: Bound::all(&q),
+                writes_out: true,
+                num_states: rows.parts.len(),
                 out: out.bound(),
                 lse: lse.bound(),
             };
@@ -203,6 +212,18 @@ fn attend_rows() {
             let label = format!("attend_rows, case {case}, on {}", place.name);
             states.check(&out.read(gpu, &label), &label, inputs.seed());
             check_lse(&lse.read(gpu, &label), &exact_lse, &label);
+            // The lse alone, which leaves the outputs as they are.
+            let untouched = Output::of(gpu, &vec![7.0; num_states * shape.head_dim]);
+            let alone = Output::new(gpu, num_states);
+            let attend = AttendRows {
+                writes_out: false,
+                out: untouched.bound(),
+                lse: alone.bound(),
+                ..attend
+            };
+            run(&place.device, |commands| place.device.attend_rows(commands, &attend));
+            assert!(untouched.read(gpu, &label).iter().all(|&x| x == 7.0), "{label}");
+            assert_eq!(alone.read(gpu, &label), lse.read(gpu, &label), "{label}");
         }
     }
 }
@@ -224,7 +245,8 @@ fn merge_states() {
         let mut inputs = Inputs::new(800 + case as u64);
         let rows = Rows::random(&mut inputs, shape, page_tokens, &part_tokens);
         let group_size = shape.group_size();
-        let (mut outs, mut lses, mut first) = (Vec::new(), Vec::new(), vec![0u32]);
+        let (mut outs, mut lses) = (Vec::new(), Vec::new());
+        let (mut first, mut ids) = (vec![0u32], Vec::new());
         let (mut exact, mut naive, mut exact_lse) = (Vec::new(), Vec::new(), Vec::new());
         for (kv_head, of_head) in part_tokens.iter().enumerate() {
             let mut start = 0;
@@ -236,7 +258,10 @@ fn merge_states() {
                 }
                 start += num;
             }
-            first.push(first.last().unwrap() + of_head.len() as u32);
+            let before = *first.last().unwrap();
+            first.push(before + of_head.len() as u32);
+            // The last first: the order of states is the list's.
+            ids.extend((before..before + of_head.len() as u32).rev());
             for head in kv_head * group_size..(kv_head + 1) * group_size {
                 let (out, lse) = rows.state(head, 0, start);
                 exact.extend(out);
@@ -252,13 +277,15 @@ fn merge_states() {
         };
         for place in places {
             let gpu = place.device.gpu();
-            let [first, outs, lses] = [upload(gpu, &first), upload(gpu, &outs), upload(gpu, &lses)];
+            let [outs, lses] = [upload(gpu, &outs), upload(gpu, &lses)];
+            let [first, ids] = [upload(gpu, &first), upload(gpu, &ids)];
             let out = Output::new(gpu, shape.qo_row_len());
             let lse = Output::new(gpu, shape.num_qo_heads);
             let merge = MergeStates {
                 shape,
                 num_states: rows.parts.len(),
                 first: Bound::all(&first),
+                ids: Bound::all(&ids),
                 outs: Bound::all(&outs),
                 lses: Bound::all(&lses),
                 out: out.bound(),
@@ -309,6 +336,8 @@ fn prefill() {
                 shape,
                 qo_len,
                 kv_len,
+                before: kv_len - qo_len,
+                adds: false,
                 q: Bound::all(&on_q),
                 k: Bound::all(&on_k),
                 v: Bound::all(&on_v),
@@ -317,6 +346,38 @@ fn prefill() {
             };
             run(&place.device, |commands| place.device.prefill(commands, &prefill));
             let label = format!("prefill, case {case}, on {}", place.name);
+            states.check(&out.read(gpu, &label), &label, inputs.seed());
+            check_lse(&lse.read(gpu, &label), &reference.lse, &label);
+            // The same in segments, the first of which ends before the first query or with it.
+            let first_len = kv_len - qo_len;
+            if first_len == 0 {
+                continue;
+            }
+            let cut = |rows: &[f32]| {
+                let (first, rest) = rows.split_at(first_len * shape.kv_row_len());
+                [upload(gpu, first), upload(gpu, rest)]
+            };
+            let ([first_k, rest_k], [first_v, rest_v]) = (cut(&k), cut(&v));
+            let first = Prefill {
+                kv_len: first_len,
+                before: first_len,
+                k: Bound::all(&first_k),
+                v: Bound::all(&first_v),
+                ..prefill
+            };
+            let rest = Prefill {
+                kv_len: qo_len,
+                before: 0,
+                adds: true,
+                k: Bound::all(&rest_k),
+                v: Bound::all(&rest_v),
+                ..prefill
+            };
+            let label = format!("prefill in segments, case {case}, on {}", place.name);
+            run(&place.device, |commands| {
+                place.device.prefill(commands, &first)?;
+                place.device.prefill(commands, &rest)
+            });
             states.check(&out.read(gpu, &label), &label, inputs.seed());
             check_lse(&lse.read(gpu, &label), &reference.lse, &label);
         }

@@ -52,7 +52,7 @@ fn ranges_bindings_and_grids_are_checked() {
     let Some(gpu) = fresh(None) else { return };
     let x = gpu.upload("x", &[1, 2, 3, 4, 5]).unwrap();
     assert_eq!(gpu.read(&x, 0, 8).unwrap(), [1, 2, 3, 4, 5, 0, 0, 0]);
-    assert_eq!(gpu.read(&x, 8, 0).unwrap(), []);
+    assert!(gpu.read(&x, 8, 0).unwrap().is_empty());
     for (start, num_bytes) in [(0, 12), (2, 4), (0, 3), (8, 4), (u64::MAX - 3, 8)] {
         assert!(matches!(gpu.read(&x, start, num_bytes), Err(Error::BadRange { .. })), "{start}");
     }

@@ -93,7 +93,7 @@ fn linear() {
                 for place in places {
                     let gpu = place.device.gpu();
                     let on_device =
-                        DeviceMatrix::upload(gpu, form, matrix.shape, Some(&bias), &matrix)
+                        DeviceMatrix::upload(gpu, form, matrix.shape, Some(&bias), &mut &matrix)
                             .unwrap();
                     let x = upload(gpu, &x);
                     let y = if adds {
@@ -132,7 +132,8 @@ fn embed() {
         let expected = Expected { exact, naive, norm: 1.0, controls };
         for place in places {
             let gpu = place.device.gpu();
-            let on_device = DeviceMatrix::upload(gpu, form, matrix.shape, None, &matrix).unwrap();
+            let on_device =
+                DeviceMatrix::upload(gpu, form, matrix.shape, None, &mut &matrix).unwrap();
             let on_device_ids = upload(gpu, &ids);
             let y = Output::new(gpu, ids.len() * cols);
             let embed = Embed {
@@ -225,7 +226,7 @@ fn no_tokens_are_no_work() {
     for place in places {
         let gpu = place.device.gpu();
         let on_device =
-            DeviceMatrix::upload(gpu, matrix.form, matrix.shape, None, &matrix).unwrap();
+            DeviceMatrix::upload(gpu, matrix.form, matrix.shape, None, &mut &matrix).unwrap();
         let x = upload(gpu, &[0.0f32; 32]);
         let y = Output::new(gpu, 8);
         run(&place.device, |commands| {

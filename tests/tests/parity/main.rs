@@ -10,10 +10,13 @@
 #![expect(clippy::unwrap_used, reason = "what tests share may unwrap as tests do")]
 
 mod attention;
+mod cache;
 mod devices;
 mod faults;
 mod layers;
 mod matrices;
+mod pages;
 mod scores;
 mod select;
+mod tables;
 mod wrong;

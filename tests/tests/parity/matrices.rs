@@ -1,7 +1,7 @@
 //! Weights for the cases: random codes, scales and offsets, which are exact in every form.
 
 use half::f16;
-use heterokv_attn::device::MatrixRows;
+use heterokv_attn::device::{DeviceError, MatrixRows};
 use heterokv_shaders::WeightForm;
 use heterokv_testkit::Inputs;
 
@@ -56,9 +56,19 @@ impl Matrix {
     }
 }
 
-impl MatrixRows for Matrix {
-    fn write(&self, row: usize, codes: &mut [u32], scales: &mut [u32]) {
-        codes.copy_from_slice(&self.codes[row * codes.len()..][..codes.len()]);
-        scales.copy_from_slice(&self.scales[row * scales.len()..][..scales.len()]);
+impl MatrixRows for &Matrix {
+    type Error = DeviceError;
+
+    fn write(
+        &mut self,
+        first_row: usize,
+        codes: &mut [u32],
+        scales: &mut [u32],
+    ) -> Result<(), DeviceError> {
+        let num_blocks = self.shape[1] / 32;
+        let first = first_row * num_blocks;
+        codes.copy_from_slice(&self.codes[first * self.form.code_words()..][..codes.len()]);
+        scales.copy_from_slice(&self.scales[first..][..scales.len()]);
+        Ok(())
     }
 }

@@ -78,7 +78,7 @@ fn score_planes() {
                     kv_head: kv_head as u32,
                     place: ((codes.len() + first / 32 * strip_bytes) / 4) as u32,
                     num_tokens: Span::TOKENS.min(num_tokens - first) as u32,
-                    score_at: (kv_head * group_size * num_tokens + first) as u32,
+                    first_token: first as u32,
                 });
             }
             codes.extend(of_head);

@@ -73,7 +73,8 @@ fn attend(gpu: &Gpu, rows: &Rows, wgsl: &str, q: &[f32]) -> Vec<f32> {
     let kernel = gpu.kernel(&source).unwrap();
     let HeadShape { head_dim, sm_scale, .. } = rows.shape;
     let group_size = rows.shape.group_size();
-    let params = [head_dim as u32, group_size as u32, rows.page_tokens as u32, sm_scale.to_bits()];
+    let page_tokens = rows.page_tokens as u32;
+    let params = [head_dim as u32, group_size as u32, page_tokens, sm_scale.to_bits(), 1];
     let num_states = rows.parts.len() * group_size;
     let [parts, pages, memory, q] = [
         upload(gpu, &rows.parts),

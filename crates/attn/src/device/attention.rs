@@ -4,11 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
 use heterokv_shaders as shaders;
 
-use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
 use crate::HeadShape;
-
-/// Channels of a head at most: what the workgroup memory of the kernels is cut for.
-const MAX_HEAD_DIM: usize = 256;
 
 /// Queries of a workgroup of `prefill`.
 const PREFILL_QUERIES: usize = 16;
@@ -23,6 +20,10 @@ pub struct RowPart {
     pub first_page: u32,
     /// Its tokens; all pages but the last are full.
     pub num_tokens: u32,
+    /// Where in its first page it begins.
+    pub first_slot: u32,
+    /// Which of the states is its.
+    pub state: u32,
 }
 
 /// Attention of one token's queries over exact rows, in parts.
@@ -42,21 +43,78 @@ pub struct AttendRows<'a> {
     pub rows: Bound<'a>,
     /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
     pub q: Bound<'a>,
-    /// `[num_parts, group_size, head_dim]`, f32, normalised.
+    /// Whether `out` is worked out; where it is not, only `lse` is.
+    pub writes_out: bool,
+    /// Number of states, of which each part writes one.
+    pub num_states: usize,
+    /// `[num_states, group_size, head_dim]`, f32, normalised.
     pub out: Bound<'a>,
-    /// `[num_parts, group_size]`, f32, natural logarithm.
+    /// `[num_states, group_size]`, f32, natural logarithm.
     pub lse: Bound<'a>,
 }
 
-/// Exact causal attention of the last `qo_len` tokens of a prompt over all keys so far.
+/// A token's row that [`StoreRows`] stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RowSlot {
+    /// The token, among those of `k` and `v`.
+    pub token: u32,
+    /// The KV head.
+    pub kv_head: u32,
+    /// Where its key goes, in words of 4 bytes; its value goes a page's keys further.
+    pub place: u32,
+}
+
+/// Exact keys and values into pages.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreRows<'a> {
+    /// The heads.
+    pub shape: HeadShape,
+    /// Tokens of a page.
+    pub page_tokens: usize,
+    /// Number of rows to store.
+    pub num_slots: usize,
+    /// [`RowSlot`] `[num_slots]`.
+    pub slots: Bound<'a>,
+    /// Post-RoPE keys `[tokens, num_kv_heads, head_dim]`, f32.
+    pub k: Bound<'a>,
+    /// Values of the same shape.
+    pub v: Bound<'a>,
+    /// Pages, as of [`AttendRows`].
+    pub rows: Bound<'a>,
+}
+
+/// Sums of squared queries by channel, over stretches of [`QueryEnergy::STRETCH`] tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryEnergy<'a> {
+    /// The heads.
+    pub shape: HeadShape,
+    /// Tokens.
+    pub tokens: usize,
+    /// Post-RoPE queries `[tokens, num_qo_heads, head_dim]`, f32.
+    pub q: Bound<'a>,
+    /// `[tokens / STRETCH, rounded up, num_kv_heads, head_dim]`, f32.
+    pub energy: Bound<'a>,
+}
+
+impl QueryEnergy<'_> {
+    /// Tokens whose sum is one.
+    pub const STRETCH: usize = 64;
+}
+
+/// Exact causal attention of a block of a prompt over a segment of the keys up to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefill<'a> {
     /// The heads.
     pub shape: HeadShape,
-    /// Queries, at most as many as keys.
+    /// Queries.
     pub qo_len: usize,
-    /// Keys.
+    /// Keys of the segment.
     pub kv_len: usize,
+    /// Keys of the segment that lie before the first query: query i sees `before + i + 1` of them, or all.
+    pub before: usize,
+    /// Whether the state is merged with what `out` and `lse` hold, those of earlier segments.
+    pub adds: bool,
     /// Post-RoPE queries `[qo_len, num_qo_heads, head_dim]`, f32.
     pub q: Bound<'a>,
     /// Post-RoPE keys `[kv_len, num_kv_heads, head_dim]`, f32.
@@ -76,8 +134,10 @@ pub struct MergeStates<'a> {
     pub shape: HeadShape,
     /// Number of states.
     pub num_states: usize,
-    /// Where the states of each KV head begin `[num_kv_heads + 1]`, u32, rising to `num_states`.
+    /// Where the states of each KV head begin in `ids` `[num_kv_heads + 1]`, u32, rising.
     pub first: Bound<'a>,
+    /// The states, KV head by KV head, u32, each below `num_states`.
+    pub ids: Bound<'a>,
     /// `[num_states, group_size, head_dim]`, f32, normalised.
     pub outs: Bound<'a>,
     /// `[num_states, group_size]`, f32, natural logarithm.
@@ -95,6 +155,25 @@ struct AttendRowsParams {
     group_size: u32,
     page_tokens: u32,
     sm_scale: f32,
+    writes_out: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct StoreRowsParams {
+    num_slots: u32,
+    num_kv_heads: u32,
+    pairs: u32,
+    page_tokens: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct QueryEnergyParams {
+    tokens: u32,
+    group_size: u32,
+    num_kv_heads: u32,
+    head_dim: u32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -102,6 +181,8 @@ struct AttendRowsParams {
 struct PrefillParams {
     qo_len: u32,
     kv_len: u32,
+    before: u32,
+    adds: u32,
     num_qo_heads: u32,
     num_kv_heads: u32,
     fours: u32,
@@ -137,8 +218,8 @@ impl Device {
             });
         }
         let num_parts = attend.num_parts as u64;
-        let states = num_parts * group_size as u64;
-        check_len(NAME, "parts", &attend.parts, 3 * num_parts)?;
+        let states = (attend.num_states * group_size) as u64;
+        check_len(NAME, "parts", &attend.parts, 5 * num_parts)?;
         check_len(NAME, "q", &attend.q, (num_qo_heads * head_dim) as u64)?;
         check_len(NAME, "out", &attend.out, states * head_dim as u64)?;
         check_len(NAME, "lse", &attend.lse, states)?;
@@ -148,6 +229,7 @@ impl Device {
             group_size: group_size as u32,
             page_tokens: word(NAME, "page_tokens", attend.page_tokens as u64)?,
             sm_scale,
+            writes_out: u32::from(attend.writes_out),
         };
         let buffers = [attend.parts, attend.pages, attend.rows, attend.q, attend.out, attend.lse];
         let grid = [word(NAME, "parts", num_parts)?, group_size as u32, 1];
@@ -158,20 +240,20 @@ impl Device {
     /// Adds [`Prefill`] to `commands`.
     ///
     /// # Errors
-    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for more queries than keys and for a `head_dim` that is not
-    /// in fours or above 256.
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a segment of no keys and for a `head_dim` that is not in
+    /// fours or above 256.
     pub fn prefill(&self, commands: &mut Commands<'_>, prefill: &Prefill<'_>) -> DeviceResult<()> {
         const NAME: &str = "prefill";
         let HeadShape { num_qo_heads, num_kv_heads, head_dim, sm_scale } = prefill.shape;
-        let Prefill { qo_len, kv_len, .. } = *prefill;
+        let Prefill { qo_len, kv_len, before, adds, .. } = *prefill;
         let bad = |what, value: usize, remedy| {
             Err(DeviceError::Shape { operation: NAME, what, value: value as u64, remedy })
         };
         if !head_dim.is_multiple_of(4) || head_dim > MAX_HEAD_DIM {
             return bad("a head_dim", head_dim, "it is made for whole fours of at most 256");
         }
-        if qo_len > kv_len {
-            return bad("a qo_len", qo_len, "there is a key for every query");
+        if kv_len == 0 && qo_len > 0 {
+            return bad("a kv_len", kv_len, "every query sees a key of the segment");
         }
         let (q_len, k_len) = (qo_len * num_qo_heads * head_dim, kv_len * num_kv_heads * head_dim);
         check_len(NAME, "q", &prefill.q, q_len as u64)?;
@@ -184,6 +266,8 @@ impl Device {
         let params = PrefillParams {
             qo_len: qo_len as u32,
             kv_len: kv_len as u32,
+            before: word(NAME, "keys before", before as u64)?,
+            adds: u32::from(adds),
             num_qo_heads: num_qo_heads as u32,
             num_kv_heads: num_kv_heads as u32,
             fours: head_dim as u32 / 4,
@@ -195,7 +279,74 @@ impl Device {
         Ok(())
     }
 
-    /// Adds [`MergeStates`] to `commands`.
+    /// Adds [`StoreRows`] to `commands`. Where the slots point is the caller's to have right.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for an odd `head_dim`.
+    pub fn store_rows(
+        &self,
+        commands: &mut Commands<'_>,
+        store: &StoreRows<'_>,
+    ) -> DeviceResult<()> {
+        const NAME: &str = "store_rows";
+        let HeadShape { num_kv_heads, head_dim, .. } = store.shape;
+        if !head_dim.is_multiple_of(2) {
+            let (what, remedy) = ("a head_dim", "it is made for even ones");
+            return Err(DeviceError::Shape {
+                operation: NAME,
+                what,
+                value: head_dim as u64,
+                remedy,
+            });
+        }
+        check_len(NAME, "slots", &store.slots, 3 * store.num_slots as u64)?;
+        check_len(NAME, "v", &store.v, store.k.num_bytes() / 4)?;
+        if store.num_slots == 0 {
+            return Ok(());
+        }
+        let kernel = self.kernel(&shaders::STORE_ROWS, WeightForm::default())?;
+        let params = StoreRowsParams {
+            num_slots: word(NAME, "slots", store.num_slots as u64)?,
+            num_kv_heads: num_kv_heads as u32,
+            pairs: head_dim as u32 / 2,
+            page_tokens: word(NAME, "page_tokens", store.page_tokens as u64)?,
+        };
+        let [wide, high] = self.spread(store.num_slots as u64);
+        let buffers = [store.slots, store.k, store.v, store.rows];
+        commands.dispatch(&kernel, &params, &buffers, [wide, high, 1])?;
+        Ok(())
+    }
+
+    /// Adds [`QueryEnergy`] to `commands`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn query_energy(
+        &self,
+        commands: &mut Commands<'_>,
+        energy: &QueryEnergy<'_>,
+    ) -> DeviceResult<()> {
+        const NAME: &str = "query_energy";
+        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = energy.shape;
+        let stretches = energy.tokens.div_ceil(QueryEnergy::STRETCH);
+        let q_len = (energy.tokens * num_qo_heads * head_dim) as u64;
+        check_len(NAME, "q", &energy.q, q_len)?;
+        word(NAME, "elements", q_len)?;
+        let len = (stretches * num_kv_heads * head_dim) as u64;
+        check_len(NAME, "energy", &energy.energy, len)?;
+        let kernel = self.kernel(&shaders::QUERY_ENERGY, WeightForm::default())?;
+        let params = QueryEnergyParams {
+            tokens: energy.tokens as u32,
+            group_size: energy.shape.group_size() as u32,
+            num_kv_heads: num_kv_heads as u32,
+            head_dim: head_dim as u32,
+        };
+        let grid = [word(NAME, "stretches", stretches as u64)?, num_kv_heads as u32, 1];
+        commands.dispatch(&kernel, &params, &[energy.q, energy.energy], grid)?;
+        Ok(())
+    }
+
+    /// Adds [`MergeStates`] to `commands`. Which states are named is the caller's to have right.
     ///
     /// # Errors
     /// [`DeviceError::Length`].
@@ -217,7 +368,8 @@ impl Device {
             head_dim: head_dim as u32,
             group_size: merge.shape.group_size() as u32,
         };
-        let buffers = [merge.first, merge.outs, merge.lses, merge.out, merge.lse];
+        let MergeStates { first, ids, outs, lses, out, lse, .. } = *merge;
+        let buffers = [first, ids, outs, lses, out, lse];
         commands.dispatch(&kernel, &params, &buffers, [num_qo_heads as u32, 1, 1])?;
         Ok(())
     }

@@ -12,9 +12,20 @@ const UPLOAD_BYTES: usize = 4 << 20;
 
 /// Where the rows of a matrix come from.
 pub trait MatrixRows {
-    /// Writes row `row`: its codes, as many words as the form has for the row, and a scale and an offset for each block
-    /// of 32 columns, f16 both, the scale in the lower half.
-    fn write(&self, row: usize, codes: &mut [u32], scales: &mut [u32]);
+    /// What can go wrong with them, and with the device.
+    type Error: From<DeviceError>;
+
+    /// Writes the rows from `first_row` on, as many as there is room for: their codes, as many words as the form has for
+    /// a row, and a scale and an offset for each block of 32 columns, f16 both, the scale in the lower half.
+    ///
+    /// # Errors
+    /// Rows that the form cannot hold.
+    fn write(
+        &mut self,
+        first_row: usize,
+        codes: &mut [u32],
+        scales: &mut [u32],
+    ) -> Result<(), Self::Error>;
 }
 
 /// A matrix `[rows, cols]` and its bias. Where it is larger than a buffer can be, it lies in several, of whole rows.
@@ -37,31 +48,26 @@ pub(super) struct Slab {
 }
 
 impl DeviceMatrix {
+    /// Bytes of a matrix on the device, its bias included.
+    #[must_use]
+    pub fn bytes(form: WeightForm, [rows, cols]: [usize; 2]) -> u64 {
+        let of_row = cols.div_ceil(BLOCK) * (form.code_words() + 1) + 1;
+        4 * rows as u64 * of_row as u64
+    }
+
     /// Uploads a matrix, a few rows at a time: no second copy of it is held. `bias` is `[rows]`.
     ///
     /// # Errors
-    /// [`DeviceError::Shape`] for columns that are not whole blocks of 32, [`DeviceError::Length`] of the bias, and what
-    /// the device lacks.
-    pub fn upload(
+    /// [`DeviceError::Shape`] for columns that are not whole blocks of 32, [`DeviceError::Length`] of the bias, what the
+    /// device lacks, and whatever is wrong with the rows.
+    pub fn upload<S: MatrixRows>(
         gpu: &Gpu,
         form: WeightForm,
         [rows, cols]: [usize; 2],
         bias: Option<&[f32]>,
-        source: &dyn MatrixRows,
-    ) -> DeviceResult<Self> {
-        const NAME: &str = "upload";
-        if !cols.is_multiple_of(BLOCK) {
-            return Err(DeviceError::Shape {
-                operation: NAME,
-                what: "columns",
-                value: cols as u64,
-                remedy: "weights on a device come in blocks of 32 columns",
-            });
-        }
-        if let Some(bias) = bias.filter(|bias| bias.len() != rows) {
-            let (expected, actual) = (rows as u64, bias.len() as u64);
-            return Err(DeviceError::Length { operation: NAME, tensor: "bias", expected, actual });
-        }
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        check(rows, cols, bias)?;
         let num_blocks = cols / BLOCK;
         let code_words = num_blocks * form.code_words();
         let row_bytes = (4 * code_words).max(4);
@@ -71,10 +77,8 @@ impl DeviceMatrix {
         let mut slabs = Vec::new();
         for first_row in (0..rows).step_by(slab_rows) {
             let rows = slab_rows.min(rows - first_row);
-            let codes = gpu.buffer("weight codes", 4 * (rows * code_words) as u64)?;
-            let scales = gpu.buffer("weight scales", 4 * (rows * num_blocks) as u64)?;
-            let bias = bytemuck::cast_slice(&bias[first_row..][..rows]);
-            let slab = Slab { first_row, rows, codes, scales, bias: gpu.upload("bias", bias)? };
+            let bias = &bias[first_row..][..rows];
+            let slab = Slab::new(gpu, first_row, bias, code_words, num_blocks)?;
             slab.fill(gpu, source, code_words, num_blocks)?;
             slabs.push(slab);
         }
@@ -109,29 +113,61 @@ impl DeviceMatrix {
 }
 
 impl Slab {
-    fn fill(
-        &self,
+    fn new(
         gpu: &Gpu,
-        source: &dyn MatrixRows,
+        first_row: usize,
+        bias: &[f32],
         code_words: usize,
         num_blocks: usize,
-    ) -> DeviceResult<()> {
-        let part_rows = (UPLOAD_BYTES / (4 * code_words.max(1))).max(1);
-        let mut codes = vec![0u32; part_rows.min(self.rows) * code_words];
-        let mut scales = vec![0u32; part_rows.min(self.rows) * num_blocks];
+    ) -> DeviceResult<Self> {
+        let rows = bias.len();
+        Ok(Self {
+            first_row,
+            rows,
+            codes: gpu.buffer("weight codes", 4 * (rows * code_words) as u64)?,
+            scales: gpu.buffer("weight scales", 4 * (rows * num_blocks) as u64)?,
+            bias: gpu.upload("bias", bytemuck::cast_slice(bias))?,
+        })
+    }
+
+    fn fill<S: MatrixRows>(
+        &self,
+        gpu: &Gpu,
+        source: &mut S,
+        code_words: usize,
+        num_blocks: usize,
+    ) -> Result<(), S::Error> {
+        let part_rows = (UPLOAD_BYTES / (4 * code_words.max(1))).clamp(1, self.rows.max(1));
+        let mut codes = vec![0u32; part_rows * code_words];
+        let mut scales = vec![0u32; part_rows * num_blocks];
         for first in (0..self.rows).step_by(part_rows) {
             let rows = part_rows.min(self.rows - first);
-            for row in 0..rows {
-                source.write(
-                    self.first_row + first + row,
-                    &mut codes[row * code_words..][..code_words],
-                    &mut scales[row * num_blocks..][..num_blocks],
-                );
-            }
-            let (codes, scales) = (&codes[..rows * code_words], &scales[..rows * num_blocks]);
-            gpu.write(&self.codes, 4 * (first * code_words) as u64, bytemuck::cast_slice(codes))?;
-            gpu.write(&self.scales, 4 * (first * num_blocks) as u64, bytemuck::cast_slice(scales))?;
+            let codes = &mut codes[..rows * code_words];
+            let scales = &mut scales[..rows * num_blocks];
+            source.write(self.first_row + first, codes, scales)?;
+            let write = |to, at: usize, words: &[u32]| {
+                gpu.write(to, 4 * at as u64, bytemuck::cast_slice(words))
+            };
+            write(&self.codes, first * code_words, codes).map_err(DeviceError::from)?;
+            write(&self.scales, first * num_blocks, scales).map_err(DeviceError::from)?;
         }
         Ok(())
     }
+}
+
+fn check(rows: usize, cols: usize, bias: Option<&[f32]>) -> DeviceResult<()> {
+    const NAME: &str = "upload";
+    if !cols.is_multiple_of(BLOCK) {
+        return Err(DeviceError::Shape {
+            operation: NAME,
+            what: "columns",
+            value: cols as u64,
+            remedy: "weights on a device come in blocks of 32 columns",
+        });
+    }
+    if let Some(bias) = bias.filter(|bias| bias.len() != rows) {
+        let (expected, actual) = (rows as u64, bias.len() as u64);
+        return Err(DeviceError::Length { operation: NAME, tensor: "bias", expected, actual });
+    }
+    Ok(())
 }

@@ -15,13 +15,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use heterokv_gpu::{Bound, Gpu, Kernel, KernelSource};
-use heterokv_shaders::{Access, Reduction, Shader, Variant, WeightForm};
+pub use heterokv_shaders::WeightForm;
+use heterokv_shaders::{Access, Reduction, Shader, Variant};
 
-pub use attention::{AttendRows, MergeStates, Prefill, RowPart};
+pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
-pub use scores::{ScorePlanes, Span};
+pub use scores::{Channel, PreparePlanes, ScorePlanes, Span};
 pub use select::{ScoreRow, Select, SelectScratch};
+
+/// Channels of a head at most: what the workgroup memory of the kernels is cut for.
+const MAX_HEAD_DIM: usize = 256;
 
 /// What can go wrong with an operation on a device.
 #[derive(Debug, thiserror::Error)]

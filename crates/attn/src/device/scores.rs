@@ -2,10 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
-use heterokv_quant::Tail;
+use heterokv_quant::{FramePlane, QueryFrame, Tail};
 use heterokv_shaders as shaders;
 
-use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
+use crate::HeadShape;
 
 /// Tokens of a span at most, and query heads that a workgroup scores at a time.
 const SPAN_TOKENS: usize = 128;
@@ -24,8 +25,8 @@ pub struct Span {
     pub place: u32,
     /// Its tokens, at most [`Span::TOKENS`].
     pub num_tokens: u32,
-    /// Where the score of its first token goes, of the first head of the group.
-    pub score_at: u32,
+    /// The place of its first token in the rows of scores.
+    pub first_token: u32,
 }
 
 impl Span {
@@ -43,7 +44,7 @@ pub struct ScorePlanes<'a> {
     pub num_planes: usize,
     /// What follows them.
     pub tail: Tail,
-    /// From the scores of one head of a group to those of the next.
+    /// From the scores of one query head to those of the next.
     pub score_stride: usize,
     /// Number of spans.
     pub num_spans: usize,
@@ -55,8 +56,82 @@ pub struct ScorePlanes<'a> {
     pub tables: Bound<'a>,
     /// `[num_qo_heads, 4]`, f32.
     pub finals: Bound<'a>,
-    /// Scores, f32: token t and head h of the group of a span at `score_at + h · score_stride + t`.
+    /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
     pub scores: Bound<'a>,
+}
+
+/// What a frame of queries knows of a channel: a [`FrameChannel`](heterokv_quant::FrameChannel), as kernels read it.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Channel {
+    /// The channel at this coded position.
+    pub order: u32,
+    /// What the query is multiplied by there.
+    pub scale: f32,
+    /// What the key is about in the channel of this number.
+    pub centre: f32,
+    /// What the query, in the frame, adds to the offset.
+    pub offset: f32,
+}
+
+/// The tables of [`ScorePlanes`], made of queries by the [`QueryFrame`]s of their coders.
+#[derive(Clone, Copy, Debug)]
+pub struct PreparePlanes<'a> {
+    /// The heads of the layer.
+    pub shape: HeadShape,
+    /// KV heads whose tables are made, in an order of their own.
+    pub num_heads: usize,
+    /// Planes of a strip, as many for each of them.
+    pub num_planes: usize,
+    /// [`QueryFrame::transform_block`], the same for each of them.
+    pub transform_block: usize,
+    /// Whether a part of a nibble stands for an entry of `levels`, and not for itself.
+    pub has_levels: bool,
+    /// Which KV heads `[num_heads]`, u32.
+    pub kv_heads: Bound<'a>,
+    /// [`Channel`] `[num_heads, head_dim]`.
+    pub channels: Bound<'a>,
+    /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`.
+    pub planes: Bound<'a>,
+    /// `[16]`, f32.
+    pub levels: Bound<'a>,
+    /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
+    pub q: Bound<'a>,
+    /// `[num_heads, group_size, num_planes, 16]`, f32.
+    pub tables: Bound<'a>,
+    /// `[num_heads, group_size, 4]`, f32.
+    pub finals: Bound<'a>,
+}
+
+impl PreparePlanes<'_> {
+    /// The channels of a frame, as the kernel reads them.
+    pub fn channels_of(frame: &QueryFrame) -> impl Iterator<Item = Channel> {
+        frame.channels.iter().map(|channel| Channel {
+            order: channel.order.into(),
+            scale: channel.scale,
+            centre: channel.centre,
+            offset: channel.offset,
+        })
+    }
+
+    /// The planes of a frame, a word each.
+    pub fn plane_words(frame: &QueryFrame) -> impl Iterator<Item = u32> {
+        let word = |plane: &FramePlane| {
+            u32::from(plane.first) | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
+        };
+        frame.planes.iter().map(word)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct PreparePlanesParams {
+    head_dim: u32,
+    group_size: u32,
+    num_planes: u32,
+    block: u32,
+    has_levels: u32,
+    sm_scale: f32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -70,6 +145,50 @@ struct ScorePlanesParams {
 }
 
 impl Device {
+    /// Adds [`PreparePlanes`] to `commands`. Which KV heads and channels are named is the caller's to have right.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a `head_dim` above 256.
+    pub fn prepare_planes(
+        &self,
+        commands: &mut Commands<'_>,
+        prepare: &PreparePlanes<'_>,
+    ) -> DeviceResult<()> {
+        const NAME: &str = "prepare_planes";
+        let PreparePlanes { num_heads, num_planes, transform_block, has_levels, .. } = *prepare;
+        let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = prepare.shape;
+        let group_size = prepare.shape.group_size();
+        if head_dim > MAX_HEAD_DIM {
+            return Err(DeviceError::Shape {
+                operation: NAME,
+                what: "a head_dim",
+                value: head_dim as u64,
+                remedy: "it is made for at most 256",
+            });
+        }
+        let num_queries = num_heads * group_size;
+        check_len(NAME, "kv_heads", &prepare.kv_heads, num_heads as u64)?;
+        check_len(NAME, "channels", &prepare.channels, (4 * num_heads * head_dim) as u64)?;
+        check_len(NAME, "planes", &prepare.planes, (num_heads * num_planes) as u64)?;
+        check_len(NAME, "levels", &prepare.levels, if has_levels { 16 } else { 1 })?;
+        check_len(NAME, "q", &prepare.q, (num_qo_heads * head_dim) as u64)?;
+        check_len(NAME, "tables", &prepare.tables, (num_queries * num_planes * 16) as u64)?;
+        check_len(NAME, "finals", &prepare.finals, 4 * num_queries as u64)?;
+        let kernel = self.kernel(&shaders::PREPARE_PLANES, WeightForm::default())?;
+        let params = PreparePlanesParams {
+            head_dim: head_dim as u32,
+            group_size: group_size as u32,
+            num_planes: word(NAME, "planes", num_planes as u64)?,
+            block: word(NAME, "a block", transform_block as u64)?,
+            has_levels: u32::from(has_levels),
+            sm_scale,
+        };
+        let PreparePlanes { kv_heads, channels, planes, levels, q, tables, finals, .. } = *prepare;
+        let buffers = [kv_heads, channels, planes, levels, q, tables, finals];
+        commands.dispatch(&kernel, &params, &buffers, [num_queries as u32, 1, 1])?;
+        Ok(())
+    }
+
     /// Adds [`ScorePlanes`] to `commands`. What the spans point at is the caller's to have right.
     ///
     /// # Errors

@@ -80,6 +80,37 @@ impl SelectScratch {
     }
 }
 
+impl SelectScratch {
+    /// What holds the log-sum-exp of each query head over all its tokens, once a selection is made: see
+    /// [`SelectScratch::lses`].
+    #[must_use]
+    pub fn choices(&self) -> &Buffer {
+        &self.choices
+    }
+
+    /// Log-sum-exp of each query head (natural logarithm), out of the bytes of [`SelectScratch::choices`].
+    #[must_use]
+    pub fn lses(choices: &[u8]) -> Vec<f32> {
+        let words = choices.as_chunks::<4>().0.iter().step_by(CHOICE_WORDS);
+        words.map(|word| f32::from_le_bytes(*word)).collect()
+    }
+
+    /// Bytes of the choices of so many query heads.
+    #[must_use]
+    pub fn choice_bytes(num_qo_heads: usize) -> u64 {
+        (4 * CHOICE_WORDS * num_qo_heads) as u64
+    }
+
+    /// Bytes that [`SelectScratch::new`] takes.
+    #[must_use]
+    pub fn bytes(shape: &HeadShape, max_tokens: usize) -> u64 {
+        let num_chunks = max_tokens.div_ceil(CHUNK_TOKENS).max(1);
+        let of_qo_head = 2 * num_chunks + CHOICE_WORDS + 2 * NUM_BINS + 1;
+        let words = shape.num_qo_heads * of_qo_head + shape.num_kv_heads * num_chunks;
+        4 * words as u64
+    }
+}
+
 /// The coded tokens that each KV head's group takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Select<'a> {

@@ -2,7 +2,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{PreparedQueries, Tail};
+use super::{PreparedQueries, QueryFrame, Tail};
 use crate::Level;
 use crate::affine::Affine;
 use crate::saturate::to_f16;
@@ -42,6 +42,10 @@ impl Codec for PerToken {
         let queries = prepared.queries.chunks_exact(self.codes.head_dim());
         prepared.sums.extend(queries.map(|q| q.iter().sum::<f32>()));
         self.codes.prepare(prepared);
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        Some(QueryFrame::plain(self.codes.planes()?, self.codes.head_dim()))
     }
 
     fn score(

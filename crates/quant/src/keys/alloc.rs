@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{FitInput, PreparedQueries, Tables, Tail, channel_means, exponent_scale};
+use super::{FitInput, PreparedQueries, QueryFrame, Tables, Tail, channel_means, exponent_scale};
 use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS};
 use crate::saturate::{in_f16_range, to_f16};
@@ -248,6 +248,17 @@ impl Codec for Alloc {
             query.copy_from_slice(&reordered);
         }
         self.codes.prepare(prepared);
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        let mut frame = QueryFrame::plain(self.codes.planes()?, self.order.len());
+        for (i, &order) in self.order.iter().enumerate() {
+            frame.channels[i].order = order;
+            frame.channels[i].scale = self.step[i].to_f32();
+            frame.channels[i].offset = -self.middle(i);
+            frame.channels[usize::from(order)].centre = self.centre[i].to_f32();
+        }
+        Some(frame)
     }
 
     fn score(

@@ -9,7 +9,7 @@ use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
-use super::{KeyFormat, PreparedQueries, Tables};
+use super::{KeyFormat, PreparedQueries, QueryFrame, Tables};
 use crate::grouped::Grouped;
 use crate::{Level, Result};
 
@@ -31,6 +31,11 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
     /// Brings `prepared.queries`, which hold `sm_scale · q` in the order of channels, into the frame of
     /// this format, with whatever `score` needs beside them.
     fn prepare(&self, prepared: &mut PreparedQueries);
+
+    /// What `prepare` does, as data: see [`KeyCoder::query_frame`](super::KeyCoder::query_frame).
+    fn query_frame(&self) -> Option<QueryFrame> {
+        None
+    }
 
     /// Scores the first `num_tokens` of `codes` into `out[head · stride + token]`; there is at least one
     /// query and one token.

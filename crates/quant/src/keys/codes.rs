@@ -55,6 +55,14 @@ impl TokenCodes {
         self.widths.len() * 8
     }
 
+    /// The planes that the codes lie in, if they do.
+    pub(super) fn planes(&self) -> Option<&Planes> {
+        match &self.layout {
+            Layout::Planes(planes) => Some(planes),
+            Layout::Bytes(_) | Layout::Rows(_) => None,
+        }
+    }
+
     /// What `code` stands for, before scale and zero.
     pub(super) fn value(&self, code: u8) -> f32 {
         self.values.of(code)

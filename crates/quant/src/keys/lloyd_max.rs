@@ -10,7 +10,7 @@ use half::f16;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{FitInput, PreparedQueries, Tables, Tail, channel_means};
+use super::{FitInput, PreparedQueries, QueryFrame, Tables, Tail, channel_means};
 use crate::rotation::Rotation;
 use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::Values;
@@ -122,6 +122,15 @@ impl Codec for LloydMax {
             self.rotation.forward(query);
         }
         self.codes.prepare(prepared);
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        let frame = QueryFrame::plain(self.codes.planes()?, self.centre.len());
+        let mut frame = frame.rotated(&self.rotation);
+        for (channel, centre) in frame.channels.iter_mut().zip(&self.centre) {
+            channel.centre = centre.to_f32();
+        }
+        Some(frame)
     }
 
     fn score(

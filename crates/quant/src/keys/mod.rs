@@ -16,6 +16,7 @@ mod plain;
 mod plane_tables;
 mod planes;
 mod pq;
+mod query_frame;
 mod rotated;
 mod tables;
 mod tail;
@@ -26,6 +27,7 @@ pub use plane_tables::PlaneTables;
 pub(crate) use planes::{
     ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
 };
+pub use query_frame::{FrameChannel, FramePlane, QueryFrame};
 pub use tables::Tables;
 pub use tail::Tail;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, exponent_scale};

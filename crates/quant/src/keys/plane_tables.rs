@@ -70,7 +70,7 @@ mod tests {
         let input =
             FitInput { head_dim: HEAD_DIM, keys: &keys, query_energy: &energy, seed: 0, level };
         let queries: Vec<f32> = (0..2 * HEAD_DIM).map(|i| (i as f32 * 1.7).cos()).collect();
-        let mut num_checked = 0;
+        let (mut num_checked, mut num_framed) = (0, 0);
         for name in [
             "int4-token",
             "int2-token",
@@ -93,6 +93,12 @@ mod tests {
             let mut decoded = vec![0.0; keys.len()];
             coder.decode(0, &codes, &mut decoded);
             let tables = coder.plane_tables(&queries, 0.125).unwrap_or_else(|| panic!("{name}"));
+            let frame = coder.query_frame();
+            assert_eq!(frame.is_some(), coder.format().has_query_frame(HEAD_DIM), "{name}");
+            if let Some(frame) = frame {
+                assert_same(&frame.tables(&queries, 0.125), &tables, name);
+                num_framed += 1;
+            }
             let block = coder.layout().block_bytes;
             for token in [0, 1, 8, 17, 31, 32, 319] {
                 let strip = &codes[token / STRIP * block..][..block];
@@ -117,11 +123,32 @@ mod tests {
                 }
             }
         }
-        assert_eq!(num_checked, 14 * 7 * 2);
+        assert_eq!((num_checked, num_framed), (14 * 7 * 2, 12), "all but product quantization");
         for name in ["f16", "int8-token", "int4-channel/32", "lm3", "pq/4x256", "pq/4x16+x1"] {
             let format: KeyFormat = name.parse().unwrap();
             let coder = KeyCoder::fit(format, &input).unwrap();
             assert_eq!(coder.plane_tables(&queries, 0.125), None, "{name}");
+            assert_eq!(coder.query_frame(), None, "{name}");
+            assert!(!format.has_query_frame(HEAD_DIM), "{name}");
         }
+    }
+
+    /// Sums in another order differ by roundings alone.
+    fn assert_same(a: &PlaneTables, b: &PlaneTables, name: &str) {
+        assert_eq!((a.num_planes, a.tail), (b.num_planes, b.tail), "{name}");
+        let close = |a: &[f32], b: &[f32]| {
+            assert_eq!(a.len(), b.len(), "{name}");
+            let largest = b.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * largest;
+            assert!(a.iter().zip(b).all(is_close), "{name}");
+        };
+        close(&a.tables, &b.tables);
+        // A sum is looked at where tokens have a zero.
+        let has_zero = f32::from(a.tail == Tail::ScaleZero);
+        let finals = |tables: &PlaneTables| -> Vec<f32> {
+            let of = |[offset, sum, bias, _]: &[f32; 4]| [*offset, has_zero * sum, *bias];
+            tables.finals.iter().flat_map(of).collect()
+        };
+        close(&finals(a), &finals(b));
     }
 }

@@ -23,7 +23,7 @@
 //!
 //! Parts of 4 bits come first in a strip.
 
-use super::{MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
+use super::{FramePlane, MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
 use crate::bits::CHUNK;
 use crate::simd::keys::Values;
 
@@ -134,6 +134,20 @@ impl Planes {
             Precision::Exact => self.num_linear,
             Precision::Select => 0,
         }
+    }
+
+    pub(super) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// The planes as a frame of queries names them.
+    pub(super) fn frame_planes(&self) -> Vec<FramePlane> {
+        let named = |plane: &Plane| FramePlane {
+            first: plane.first_channel as u16,
+            bits: plane.bits,
+            shift: plane.shift,
+        };
+        self.planes.iter().map(named).collect()
     }
 
     pub(crate) fn tail(&self) -> Tail {

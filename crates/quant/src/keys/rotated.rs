@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use super::PreparedQueries;
 use super::codec::Codec;
 use super::lloyd_max::ROTATION_SEED;
+use super::{PreparedQueries, QueryFrame};
 use crate::saturate::in_f16_range;
 use crate::{Level, Result, Rotation};
 
@@ -42,6 +42,10 @@ impl Codec for Rotated {
         let queries = prepared.queries.chunks_exact_mut(self.head_dim);
         queries.for_each(|query| self.rotation.forward(query));
         self.inner.prepare(prepared);
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        self.inner.query_frame().map(|frame| frame.rotated(&self.rotation))
     }
 
     fn score(

@@ -37,6 +37,24 @@ enum Store {
     Q8(Q8Store),
 }
 
+/// What a [`WeightMatrix`] holds.
+#[derive(Clone, Copy, Debug)]
+pub enum StoredWeights<'a> {
+    /// `[rows, cols]`.
+    F32(&'a [f32]),
+    /// `[rows, cols]`.
+    F16(&'a [f16]),
+    /// `scale * code + offset`, for every 32 columns.
+    Q8 {
+        /// `[rows, blocks * 32]`, blocks being `cols / 32`, rounded up; the padding is 0.
+        codes: &'a [i8],
+        /// `[rows, blocks]`.
+        scales: &'a [f16],
+        /// `[rows, blocks]`, or empty if all are zero.
+        offsets: &'a [f16],
+    },
+}
+
 /// `value = scale * code + offset`.
 #[derive(Debug)]
 struct Q8Store {
@@ -237,6 +255,18 @@ impl WeightMatrix {
                 size_of_val(&q8.codes[..])
                     + size_of_val(&q8.scales[..])
                     + size_of_val(&q8.offsets[..])
+            }
+        }
+    }
+
+    /// The weights as they are held: for kernels elsewhere.
+    #[must_use]
+    pub fn stored(&self) -> StoredWeights<'_> {
+        match &self.store {
+            Store::F32(values) => StoredWeights::F32(values),
+            Store::F16(values) => StoredWeights::F16(values),
+            Store::Q8(q8) => {
+                StoredWeights::Q8 { codes: &q8.codes, scales: &q8.scales, offsets: &q8.offsets }
             }
         }
     }

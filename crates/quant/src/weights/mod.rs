@@ -17,7 +17,7 @@ pub use activations::Activations;
 pub use compute::ComputeType;
 pub use dequant::dequantize;
 pub use gemv::gemv_many;
-pub use matrix::WeightMatrix;
+pub use matrix::{StoredWeights, WeightMatrix};
 pub use types::{TensorType, ggml_name};
 
 pub(crate) use activations::BlockVector;

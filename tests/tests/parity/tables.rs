@@ -1,0 +1,201 @@
+//! What is made of a token before attention: rows on pages, energies of queries, and tables of queries.
+
+use half::f16;
+use heterokv_attn::HeadShape;
+use heterokv_attn::device::{PreparePlanes, QueryEnergy, RowSlot, StoreRows};
+use heterokv_gpu::Bound;
+use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Tail};
+use heterokv_testkit::{Controls, Inputs};
+
+use crate::devices::{Expected, Output, places_or_skip, run, upload};
+
+/// Rows land where the slots say, rounded to the nearest f16 or to a neighbour of it, and nowhere else.
+#[test]
+fn store_rows() {
+    for place in places_or_skip() {
+        for (case, (num_kv_heads, head_dim, page_tokens)) in
+            [(1, 2, 1), (3, 64, 8), (2, 80, 16), (1, 256, 4)].into_iter().enumerate()
+        {
+            let mut inputs = Inputs::new(1500 + case as u64);
+            let shape = HeadShape::new(num_kv_heads, num_kv_heads, head_dim).unwrap();
+            let tokens = 5;
+            let mut k = inputs.gaussian_rows(tokens, shape.kv_row_len(), 3.0);
+            let v = inputs.gaussian_rows(tokens, shape.kv_row_len(), 1.0);
+            // Beyond f16 and below its normal numbers.
+            k[0] = 1e6;
+            k[1] = -3e-6;
+            let page_words = page_tokens * head_dim;
+            let num_rows = tokens * num_kv_heads;
+            let mut slots = Vec::new();
+            for row in 0..num_rows {
+                // The last rows first, a page each, in a slot that changes.
+                let page = num_rows - 1 - row;
+                let slot = row % page_tokens;
+                slots.push(RowSlot {
+                    token: (row / num_kv_heads) as u32,
+                    kv_head: (row % num_kv_heads) as u32,
+                    place: (page * page_words + slot * head_dim / 2) as u32,
+                });
+            }
+            let gpu = place.device.gpu();
+            let before = vec![-1.0f32; num_rows * page_words];
+            let rows = Output::of(gpu, &before);
+            let [on_k, on_v, on_slots] = [upload(gpu, &k), upload(gpu, &v), upload(gpu, &slots)];
+            let store = StoreRows {
+                shape,
+                page_tokens,
+                num_slots: slots.len(),
+                slots: Bound::all(&on_slots),
+                k: Bound::all(&on_k),
+                v: Bound::all(&on_v),
+                rows: rows.bound(),
+            };
+            run(&place.device, |commands| place.device.store_rows(commands, &store));
+            let label = format!("store_rows, case {case}, on {}", place.name);
+            let stored: Vec<u32> = rows.read(gpu, &label).into_iter().map(f32::to_bits).collect();
+            let mut left = vec![true; stored.len()];
+            for slot in &slots {
+                let from = (slot.token as usize * num_kv_heads + slot.kv_head as usize) * head_dim;
+                for (rows, at) in [(&k, 0), (&v, page_tokens * head_dim / 2)] {
+                    for (i, pair) in rows[from..][..head_dim].chunks(2).enumerate() {
+                        let at = slot.place as usize + at + i;
+                        left[at] = false;
+                        for (half, &x) in pair.iter().enumerate() {
+                            let bits = (stored[at] >> (16 * half)) as u16;
+                            let x = x.clamp(-65504.0, 65504.0);
+                            let nearest = f16::from_f32(x);
+                            let actual = f16::from_bits(bits);
+                            let close = bits.abs_diff(nearest.to_bits()) <= 1;
+                            assert!(close, "{label}: {actual} of {x}");
+                        }
+                    }
+                }
+            }
+            let untouched = stored.iter().zip(&left).filter(|(_, left)| **left);
+            assert!(untouched.clone().count() > 0 || page_tokens == 1, "{label}");
+            assert!(untouched.clone().all(|(word, _)| *word == (-1.0f32).to_bits()), "{label}");
+        }
+    }
+}
+
+#[test]
+fn query_energy() {
+    for place in places_or_skip() {
+        for (case, (num_qo_heads, num_kv_heads, head_dim, tokens)) in
+            [(1, 1, 2, 1), (9, 3, 64, 64), (4, 1, 80, 65), (2, 2, 256, 200)].into_iter().enumerate()
+        {
+            let mut inputs = Inputs::new(1600 + case as u64);
+            let shape = HeadShape::new(num_qo_heads, num_kv_heads, head_dim).unwrap();
+            let q = inputs.gaussian_rows(tokens, shape.qo_row_len(), 2.0);
+            let stretches = tokens.div_ceil(QueryEnergy::STRETCH);
+            let len = stretches * num_kv_heads * head_dim;
+            let (mut exact, mut naive) = (vec![0.0f64; len], vec![0.0f32; len]);
+            for (token, row) in q.chunks_exact(shape.qo_row_len()).enumerate() {
+                for (head, query) in row.chunks_exact(head_dim).enumerate() {
+                    let kv_head = head / shape.group_size();
+                    let at = (token / QueryEnergy::STRETCH * num_kv_heads + kv_head) * head_dim;
+                    for (c, &x) in query.iter().enumerate() {
+                        exact[at + c] += f64::from(x) * f64::from(x);
+                        naive[at + c] += x * x;
+                    }
+                }
+            }
+            let controls = Controls { num_heads: num_kv_heads, head_dim };
+            let expected = Expected { exact, naive, norm: 64.0, controls };
+            let gpu = place.device.gpu();
+            let on_device = upload(gpu, &q);
+            let energy = Output::new(gpu, len);
+            let of =
+                QueryEnergy { shape, tokens, q: Bound::all(&on_device), energy: energy.bound() };
+            run(&place.device, |commands| place.device.query_energy(commands, &of));
+            let label = format!("query_energy, case {case}, on {}", place.name);
+            expected.check(&energy.read(gpu, &label), &label, inputs.seed());
+        }
+    }
+}
+
+/// Formats of every kind of frame: plain, scaled and reordered, rotated, with a codebook and without.
+const FORMATS: [&str; 7] =
+    ["int4-token", "int6-token", "alloc/2.5", "alloc/6", "lm2", "lm4-plain", "rot-int4-token"];
+
+#[test]
+fn prepare_planes() {
+    for (case, (name, (num_qo_heads, num_kv_heads, head_dim))) in FORMATS
+        .iter()
+        .flat_map(|name| {
+            [(1, 1, 64), (9, 3, 64), (8, 2, 128), (6, 2, 80)].map(|shape| (name, shape))
+        })
+        .enumerate()
+    {
+        let mut inputs = Inputs::new(1700 + case as u64);
+        let shape = HeadShape::new(num_qo_heads, num_kv_heads, head_dim).unwrap();
+        let group_size = shape.group_size();
+        let format: KeyFormat = name.parse().unwrap();
+        let q = inputs.gaussian_rows(num_qo_heads, head_dim, 1.0);
+        // The class has the KV heads of the layer but the first, where there are more, the last one first.
+        let heads: Vec<u32> = (num_kv_heads.min(2) as u32 - 1..num_kv_heads as u32).rev().collect();
+        let (mut channels, mut planes, mut frames) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut exact, mut naive, mut exact_finals) = (Vec::new(), Vec::new(), Vec::new());
+        for &head in &heads {
+            let keys = inputs.gaussian_rows(512, head_dim, 1.5);
+            let energy: Vec<f32> = (0..head_dim).map(|c| 1.0 + c as f32).collect();
+            let input = FitInput {
+                head_dim,
+                keys: &keys,
+                query_energy: &energy,
+                seed: 0,
+                level: Level::detect(),
+            };
+            let coder = KeyCoder::fit(format, &input).unwrap();
+            let frame = coder.query_frame().unwrap();
+            let queries = &q[head as usize * group_size * head_dim..][..group_size * head_dim];
+            // What the host's own kernels are made by, from the format itself and not from its frame.
+            let tables = coder.plane_tables(queries, shape.sm_scale).unwrap();
+            naive.extend(&tables.tables);
+            exact.extend(tables.tables.iter().map(|&x| f64::from(x)));
+            exact_finals.extend(tables.finals.into_iter().flatten());
+            channels.extend(PreparePlanes::channels_of(&frame));
+            planes.extend(PreparePlanes::plane_words(&frame));
+            frames.push(frame);
+        }
+        let num_planes = frames[0].planes.len();
+        let largest = exact.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        let controls = Controls { num_heads: exact.len() / 16, head_dim: 16 };
+        let expected = Expected { exact, naive, norm: 8.0 * largest, controls };
+        for place in places_or_skip() {
+            let gpu = place.device.gpu();
+            let [on_heads, on_planes] = [upload(gpu, &heads), upload(gpu, &planes)];
+            let on_channels = upload(gpu, &channels);
+            let [levels, on_q] =
+                [upload(gpu, &frames[0].levels.unwrap_or_default()), upload(gpu, &q)];
+            let num_queries = heads.len() * group_size;
+            let tables = Output::new(gpu, num_queries * num_planes * 16);
+            let finals = Output::new(gpu, num_queries * 4);
+            let prepare = PreparePlanes {
+                shape,
+                num_heads: heads.len(),
+                num_planes,
+                transform_block: frames[0].transform_block,
+                has_levels: frames[0].levels.is_some(),
+                kv_heads: Bound::all(&on_heads),
+                channels: Bound::all(&on_channels),
+                planes: Bound::all(&on_planes),
+                levels: Bound::all(&levels),
+                q: Bound::all(&on_q),
+                tables: tables.bound(),
+                finals: finals.bound(),
+            };
+            run(&place.device, |commands| place.device.prepare_planes(commands, &prepare));
+            let label = format!("prepare_planes {name}, case {case}, on {}", place.name);
+            expected.check(&tables.read(gpu, &label), &label, inputs.seed());
+            let size = exact_finals.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+            let finals = finals.read(gpu, &label);
+            // A sum is looked at where tokens have a zero.
+            let is_seen = |i: &usize| i % 4 != 1 || frames[0].tail == Tail::ScaleZero;
+            let off =
+                (0..finals.len()).filter(is_seen).map(|i| (finals[i] - exact_finals[i]).abs());
+            let off = off.fold(0.0, f32::max);
+            assert!(off <= 1e-5 * size, "{label}: offsets, sums and biases are off by {off}");
+        }
+    }
+}
