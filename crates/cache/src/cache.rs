@@ -1,22 +1,20 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
-use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, HostScores, ResidentRows};
-use heterokv_evict::{SelectScratch, Union};
+use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
+use heterokv_evict::SelectScratch;
 use heterokv_offload::{Arena, HostStore};
 use heterokv_quant::{KeyCoder, Level, Precision};
 use rayon::prelude::*;
 
 use crate::head::{HeadCache, Stores};
+use crate::host_step::HostStep;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::select::{Group, HeadSelection};
-use crate::spec::{CacheConfig, HcaConfig};
+use crate::spec::CacheConfig;
 use crate::{Error, Profile, Result};
 
 /// Stretches of exact rows, each a page at most, that one task of a decode step takes.
 const EXACT_TASK_SEGMENTS: usize = 8;
-
-/// Host rows that one task of a decode step takes at most.
-const HOST_TASK_ROWS: usize = 512;
 
 /// What a cache needs to know of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,6 +39,21 @@ pub struct ReadStats {
 }
 
 impl ReadStats {
+    /// Counts a step over KV heads that hold so many tokens and fetch what was selected.
+    pub(crate) fn count_rows(
+        &mut self,
+        num_tokens: impl Iterator<Item = usize>,
+        selections: &[HeadSelection],
+        step: &HostStep<'_>,
+    ) {
+        for (selection, num_tokens) in selections.iter().zip(num_tokens) {
+            let rows = selection.positions.len();
+            self.fraction_sum += rows as f64 / num_tokens.max(1) as f64;
+            self.heads += 1;
+            self.host_bytes += rows as u64 * step.row_bytes();
+        }
+    }
+
     /// Coded rows fetched per KV head over tokens in the cache, mean over steps, layers and heads; 0
     /// before the first step.
     #[must_use]
@@ -305,8 +318,24 @@ impl KvCache {
             sum.merge_into(&mut states[*kv_head]);
         }
         if let (CacheConfig::Hca(config), Some(host)) = (&self.config, &self.host) {
+            let selector = config.selector()?;
+            let selections: Vec<HeadSelection> = groups
+                .par_iter_mut()
+                .zip(&states)
+                .map_init(SelectScratch::default, |scratch, (group, state)| {
+                    group.select(level, &selector, config.union, state.lse(), scratch)
+                })
+                .collect::<Result<_>>()?;
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
-            step.run(heads, groups, &mut states, &mut self.stats)?;
+            step.add_rows(&mut states, &selections)?;
+            if !config.renormalise {
+                for (state, selection) in states.iter_mut().zip(&selections) {
+                    for (head, &lse) in selection.full_lse.iter().enumerate() {
+                        state.widen_normaliser(head, lse)?;
+                    }
+                }
+            }
+            self.stats.count_rows(heads.iter().map(HeadCache::num_tokens), &selections, &step);
         }
         self.stats.steps += 1;
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
@@ -349,92 +378,6 @@ impl AttentionCache for KvCache {
     }
 }
 
-/// The part of an attention step that the host takes.
-struct HostStep<'a> {
-    config: &'a HcaConfig,
-    host: &'a HostStore,
-    shape: HeadShape,
-    level: Level,
-    layer: usize,
-    /// Queries `[num_qo_heads, head_dim]` times `sm_scale`.
-    queries: &'a [f32],
-}
-
-impl HostStep<'_> {
-    /// Selects coded tokens by head, sums their rows, and merges the result into `states`.
-    fn run(
-        &self,
-        heads: &[HeadCache],
-        groups: &mut [Group],
-        states: &mut [AttnState],
-        stats: &mut ReadStats,
-    ) -> Result<()> {
-        let selector = self.config.selector()?;
-        let selections: Vec<HeadSelection> = groups
-            .par_iter_mut()
-            .zip(&*states)
-            .map_init(SelectScratch::default, |scratch, (group, state)| {
-                group.select(self.level, &selector, self.config.union, state.lse(), scratch)
-            })
-            .collect::<Result<_>>()?;
-        let row_bytes = host_shape(self.config, &KvShape { num_layers: 1, heads: self.shape });
-        let row_bytes = row_bytes.layout.row_bytes() as u64;
-        for (selection, head) in selections.iter().zip(heads) {
-            let rows = selection.positions.len();
-            stats.fraction_sum += rows as f64 / head.num_tokens().max(1) as f64;
-            stats.heads += 1;
-            stats.host_bytes += rows as u64 * row_bytes;
-        }
-        let tasks: Vec<(usize, std::ops::Range<usize>)> = selections
-            .iter()
-            .enumerate()
-            .flat_map(|(kv_head, selection)| {
-                let num_rows = selection.positions.len();
-                let starts = (0..num_rows).step_by(HOST_TASK_ROWS);
-                starts.map(move |start| (kv_head, start..(start + HOST_TASK_ROWS).min(num_rows)))
-            })
-            .collect();
-        let sums: Vec<GroupSum> = tasks
-            .par_iter()
-            .map(|(kv_head, span)| self.sum_rows(*kv_head, &selections[*kv_head], span.clone()))
-            .collect::<Result<_>>()?;
-        for ((kv_head, _), sum) in tasks.iter().zip(&sums) {
-            sum.merge_into(&mut states[*kv_head]);
-        }
-        if !self.config.renormalise {
-            for (state, selection) in states.iter_mut().zip(&selections) {
-                for (head, &lse) in selection.full_lse.iter().enumerate() {
-                    state.widen_normaliser(head, lse)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn sum_rows(
-        &self,
-        kv_head: usize,
-        selection: &HeadSelection,
-        span: std::ops::Range<usize>,
-    ) -> Result<GroupSum> {
-        let group_size = self.shape.group_size();
-        let mut sum = GroupSum::new(group_size, self.shape.head_dim);
-        let stride = selection.positions.len();
-        let by_head = self.config.union == Union::Head;
-        let scores = if self.config.rescore.is_some() {
-            let group_len = group_size * self.shape.head_dim;
-            let queries = &self.queries[kv_head * group_len..][..group_len];
-            let taken = by_head.then(|| (&selection.taken[span.start..], stride));
-            HostScores::Exact { queries, taken }
-        } else {
-            HostScores::Coded { scores: &selection.scores[span.start..], stride }
-        };
-        let rows = self.host.rows(self.layer, kv_head);
-        sum.add_host(self.level, &rows, &selection.positions[span], scores)?;
-        Ok(sum)
-    }
-}
-
 /// The exact rows of each KV head in tasks of bounded size.
 fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
     let mut tasks = Vec::new();
@@ -447,7 +390,7 @@ fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
 }
 
 /// One token's values: of the right number, and finite.
-fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<()> {
+pub(crate) fn check_token(tensor: &'static str, values: &[f32], expected: usize) -> Result<()> {
     check_len(tensor, values.len(), expected)?;
     check_finite(tensor, values)
 }

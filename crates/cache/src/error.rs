@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use heterokv_quant::KeyFormat;
+
 use crate::FileKind;
 
 /// The result of a fallible call of this crate.
@@ -157,6 +159,21 @@ pub enum Error {
         /// What is wrong in it.
         reason: String,
     },
+    /// A key format that has no kernels.
+    #[error(
+        "keys={format} cannot be scored on a GPU; formats that can are int2-token to int6-token, lm1, lm2, lm4, their \
+         rotated and plain forms, and alloc"
+    )]
+    NotOnDevice {
+        /// The format.
+        format: KeyFormat,
+    },
+    /// Memory on the device is not to be had, or the device is gone.
+    #[error(transparent)]
+    Gpu(#[from] heterokv_gpu::Error),
+    /// An operation on the device refused its input.
+    #[error(transparent)]
+    Device(#[from] heterokv_attn::device::DeviceError),
     /// A key could not be encoded, or a format does not fit the model.
     #[error(transparent)]
     Quant(#[from] heterokv_quant::Error),

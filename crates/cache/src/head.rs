@@ -193,11 +193,7 @@ impl Tail {
 
     /// Tokens that have grown out of the window and can be coded now.
     fn whole_groups_leaving(&self) -> usize {
-        let candidates = self.window.len().saturating_sub(self.plan.recent);
-        if self.coded.is_none() && candidates < self.plan.fit_tokens() {
-            return 0;
-        }
-        self.plan.whole_groups(candidates)
+        self.plan.leaving(self.window.len(), self.coded.is_some())
     }
 
     /// Codes tokens on the device and sends their rows to the host; fits the tables first if need be.
@@ -243,7 +239,7 @@ impl Tail {
 }
 
 /// Energies over their mean; all ones where no query was seen.
-fn normalised(energy: &[f64]) -> Vec<f32> {
+pub(crate) fn normalised(energy: &[f64]) -> Vec<f32> {
     let mean = energy.iter().sum::<f64>() / energy.len() as f64;
     energy.iter().map(|&e| if mean > 0.0 { (e / mean) as f32 } else { 1.0 }).collect()
 }

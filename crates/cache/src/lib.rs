@@ -15,9 +15,11 @@
 
 mod cache;
 mod coded;
+mod device;
 mod error;
 mod exact;
 mod head;
+mod host_step;
 mod keys;
 mod mix;
 mod model_file;
@@ -29,6 +31,9 @@ mod select;
 mod spec;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
+pub use device::{
+    Crossed, DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice,
+};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
 pub use heterokv_quant::{KeyFormat, Level, RowFormat};

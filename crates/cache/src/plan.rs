@@ -194,6 +194,22 @@ impl DevicePlan {
         self.whole_groups(candidates)
     }
 
+    /// Of a window of so many tokens, those that have grown out of it and can be coded now.
+    pub(crate) fn leaving(&self, window_tokens: usize, has_tables: bool) -> usize {
+        let candidates = window_tokens.saturating_sub(self.recent);
+        if !has_tables && candidates < self.fit_tokens() {
+            return 0;
+        }
+        self.whole_groups(candidates)
+    }
+
+    /// The most tokens that the window holds on the way from a prompt to so many tokens in all.
+    pub(crate) fn most_window(&self, prompt_tokens: usize, total_tokens: usize) -> usize {
+        let is_fitted = self.coded_after_prompt(prompt_tokens) > 0;
+        let waiting = if is_fitted { self.layout.group_tokens } else { self.fit_tokens() };
+        (self.recent + waiting).min(total_tokens.saturating_sub(self.sinks))
+    }
+
     /// Bytes after a prompt of `num_tokens`, whose window begins at the start of a page.
     fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
         let coded = self.coded_after_prompt(num_tokens);

@@ -43,6 +43,7 @@ pub(crate) struct ScoreTile<'a> {
 }
 
 /// What a group fetches from the host.
+#[derive(Default)]
 pub(crate) struct HeadSelection {
     /// Rows to fetch, ascending.
     pub(crate) positions: Vec<u32>,

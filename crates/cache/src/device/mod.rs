@@ -1,0 +1,407 @@
+//! The heterogeneous KV cache of one sequence whose device is a GPU.
+//!
+//! What [`KvCache`](crate::KvCache) does with an arena in RAM happens here in buffers of a device, by the same plan and
+//! to the same formats: exact rows of the first and the last tokens, codes of the keys in between. A step of a layer:
+//!
+//! 1. the token's key and value are stored in the window; tokens that leave it are coded, and their rows go to the host;
+//! 2. the device works out the log-sum-exp of the resident tokens, scores the coded keys and selects (first submission);
+//! 3. the device attends over the resident tokens (second submission), while the host sums the rows that were selected,
+//!    re-scored by its exact keys where it has them;
+//! 4. the host's state goes up, and the two merge.
+//!
+//! What crosses is counted: down the selected positions with their scores, the log-sum-exps, the token's key and value,
+//! and its queries where rows are re-scored; up the host's state, the codes of tokens that left the window, and lists of
+//! pages. None of it grows with the context but for what is selected.
+//!
+//! `full` stays on the device altogether, and nothing waits for the host.
+
+mod coded;
+mod lists;
+mod plan;
+mod prompt;
+mod rows;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use heterokv_attn::device::Device;
+use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Landing};
+use heterokv_offload::{Arena, HostStore};
+use heterokv_quant::{FitInput, KeyCoder, Level};
+
+use crate::cache::{ReadStats, check_token};
+use crate::head::normalised;
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::spec::CacheConfig;
+use crate::{AttentionCache, Error, KvShape, Profile, Result};
+
+use coded::{CodedSet, Scratch, ScratchShape};
+use lists::{RowLists, States};
+pub use plan::{DeviceCachePlan, Reservation};
+pub use prompt::PromptOnDevice;
+use rows::{RowPool, RowRun};
+pub use step::TokenOnDevice;
+
+/// A KV cache of one sequence on a GPU.
+#[derive(Debug)]
+pub struct DeviceCache {
+    device: Arc<Device>,
+    shape: KvShape,
+    config: CacheConfig,
+    level: Level,
+    rows: RowPool,
+    layers: Vec<Layer>,
+    host: Option<HostStore>,
+    states: States,
+    /// None where nothing is coded.
+    scratch: Option<Scratch>,
+    buffers: StepBuffers,
+    landing: Landing,
+    stats: ReadStats,
+    crossed: Crossed,
+}
+
+/// Bytes that have crossed between the device and the host in decode steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Crossed {
+    /// From the device to the host.
+    pub to_host: u64,
+    /// From the host to the device.
+    pub to_device: u64,
+}
+
+/// What a step works in, for one layer after the other.
+#[derive(Debug)]
+struct StepBuffers {
+    /// Queries, and outputs, `[num_qo_heads, head_dim]`, f32.
+    q: Buffer,
+    out: Buffer,
+    /// `[num_qo_heads]`, f32: log-sum-exp of what was merged.
+    lse: Buffer,
+}
+
+#[derive(Debug)]
+struct Layer {
+    heads: Vec<Head>,
+    sets: Vec<CodedSet>,
+    lists: RowLists,
+    /// Selected tokens of a head for which there is room in the next landing.
+    expected: usize,
+}
+
+/// One (layer, KV head).
+#[derive(Debug)]
+struct Head {
+    /// None where the cache is `full`.
+    plan: Option<DevicePlan>,
+    /// Its coded keys: a set, and a member of it.
+    place: (usize, usize),
+    /// Exact rows that stay.
+    resident: RowRun,
+    window: RowRun,
+    /// Keys and values of the window as f16 holds them, for when they leave it.
+    window_rows: VecDeque<[Vec<f32>; 2]>,
+    /// Sum of q² per channel over the queries seen before there are tables.
+    query_energy: Vec<f64>,
+}
+
+impl DeviceCache {
+    /// An empty cache with room for what `reservation` says; more is made as it is needed. With a `profile`, its tables
+    /// are used and nothing is fitted on the prompt.
+    ///
+    /// # Errors
+    /// As [`KvCache::new`](crate::KvCache::new); [`Error::NotOnDevice`] for keys that have no kernels; and what the device
+    /// lacks.
+    pub fn new(
+        device: Arc<Device>,
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+        reservation: Reservation,
+    ) -> Result<Self> {
+        shape.heads.check()?;
+        match (&config, profile) {
+            (CacheConfig::Full, Some(_)) => {
+                return Err(Error::Conflict {
+                    conflict: "full codes no keys and takes no profile",
+                });
+            }
+            (CacheConfig::Full, None) => {}
+            (CacheConfig::Hca(hca), profile) => {
+                hca.check(&shape)?;
+                if let Some(profile) = profile {
+                    profile.check(&shape, &hca.keys)?;
+                }
+            }
+        }
+        let gpu = device.gpu();
+        let plan = DeviceCachePlan::new(&config, &shape, gpu.limits(), reservation)?;
+        let mut rows = RowPool::new(gpu, shape.heads.head_dim, plan.page_tokens)?;
+        rows.reserve(gpu, plan.row_pages)?;
+        let mut layers = Vec::with_capacity(shape.num_layers);
+        for index in 0..shape.num_layers {
+            let mut layer = Layer::new(gpu, &config, &shape, &plan, index)?;
+            if let Some(profile) = profile {
+                for (kv_head, head) in layer.heads.iter().enumerate() {
+                    let (set, member) = head.place;
+                    let coder = profile.coder((index, kv_head)).clone();
+                    layer.sets[set].set_coder(gpu, member, coder)?;
+                }
+            }
+            layers.push(layer);
+        }
+        let host = match &config {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(hca) => {
+                Some(HostStore::new(host_shape(hca, &shape), Arena::new("host")))
+            }
+        };
+        let heads = shape.heads;
+        let row_bytes = 4 * heads.qo_row_len() as u64;
+        let states = States::new(gpu, heads, plan.states)?;
+        Ok(Self {
+            rows,
+            layers,
+            host,
+            states,
+            scratch: plan.scratch.map(|size| Scratch::new(gpu, heads, size)).transpose()?,
+            buffers: StepBuffers {
+                q: gpu.buffer("a token's queries", row_bytes)?,
+                out: gpu.buffer("a token's outputs", row_bytes)?,
+                lse: gpu.buffer("a token's lse", 4 * heads.num_qo_heads as u64)?,
+            },
+            landing: gpu.landing("a step's results", 0)?,
+            stats: ReadStats::default(),
+            crossed: Crossed::default(),
+            device,
+            shape,
+            config,
+            level,
+        })
+    }
+
+    /// The shape this cache was made for.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// How this cache was made.
+    #[must_use]
+    pub fn config(&self) -> &CacheConfig {
+        &self.config
+    }
+
+    /// Tokens held by the first layer, which is the first to take one.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        let Some(layer) = self.layers.first() else { return 0 };
+        layer.num_tokens(0)
+    }
+
+    /// Device bytes by component, as allocated: what is reserved is counted, used or not. Pages of the window are all
+    /// pages of exact rows but those of the tokens that stay.
+    #[must_use]
+    pub fn device_bytes(&self) -> DeviceBytes {
+        let page_bytes = RowPool::page_bytes(self.shape.heads.head_dim, self.rows.page_tokens());
+        let heads = self.layers.iter().flat_map(|layer| &layer.heads);
+        let resident = match &self.config {
+            CacheConfig::Full => self.rows.num_bytes(),
+            CacheConfig::Hca(_) => {
+                heads.map(|head| head.resident.num_pages() as u64 * page_bytes).sum()
+            }
+        };
+        let sets = || self.layers.iter().flat_map(|layer| &layer.sets);
+        let lists: u64 = self.layers.iter().map(|layer| layer.lists.num_bytes()).sum();
+        DeviceBytes {
+            resident: resident as usize,
+            window: (self.rows.num_bytes() - resident) as usize,
+            codes: sets().map(CodedSet::page_bytes).sum::<u64>() as usize,
+            tables: (sets().map(CodedSet::frame_bytes).sum::<u64>() + lists) as usize,
+        }
+    }
+
+    /// Bytes that the host store has allocated.
+    #[must_use]
+    pub fn host_in_use_bytes(&self) -> usize {
+        self.host.as_ref().map_or(0, HostStore::in_use_bytes)
+    }
+
+    /// The host store, where there is one: what a lost device leaves.
+    #[must_use]
+    pub fn host(&self) -> Option<&HostStore> {
+        self.host.as_ref()
+    }
+
+    /// Device bytes over the bytes of the same tokens in a full f16 cache; 0 for an empty cache.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        let full = full_bytes(&self.shape, self.num_tokens());
+        if full == 0 { 0.0 } else { self.device_bytes().total() as f64 / full as f64 }
+    }
+
+    /// What the decode steps since the last [reset](DeviceCache::reset_stats) have read.
+    #[must_use]
+    pub fn stats(&self) -> ReadStats {
+        self.stats
+    }
+
+    /// What has crossed in the decode steps since the last [reset](DeviceCache::reset_stats).
+    #[must_use]
+    pub fn crossed(&self) -> Crossed {
+        self.crossed
+    }
+
+    /// Starts counting anew.
+    pub fn reset_stats(&mut self) {
+        self.stats = ReadStats::default();
+        self.crossed = Crossed::default();
+    }
+
+    /// What the sets need to work in where heads have so many coded tokens.
+    fn scratch_shape(&self, max_tokens: usize) -> Result<ScratchShape> {
+        let sets = || self.layers.iter().flat_map(|layer| &layer.sets);
+        let heads = sets().map(|set| set.heads().len()).max().unwrap_or(0);
+        let planes = sets().map(CodedSet::num_planes).max().unwrap_or(0);
+        Ok(ScratchShape { heads, planes, max_tokens })
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        let num_layers = self.shape.num_layers;
+        if layer < num_layers { Ok(()) } else { Err(Error::NoSuchLayer { layer, num_layers }) }
+    }
+}
+
+impl Layer {
+    fn new(
+        gpu: &Gpu,
+        config: &CacheConfig,
+        shape: &KvShape,
+        plan: &DeviceCachePlan,
+        index: usize,
+    ) -> Result<Self> {
+        let head_dim = shape.heads.head_dim;
+        let mut sets = Vec::new();
+        let mut places = vec![(0, 0); shape.heads.num_kv_heads];
+        for (number, (format, heads)) in plan.sets(config, shape, index).into_iter().enumerate() {
+            heads.iter().enumerate().for_each(|(m, &head)| places[head] = (number, m));
+            let mut set = CodedSet::new(gpu, heads, format, head_dim)?;
+            let coded = plan.coded_tokens(config, shape, format)?;
+            set.reserve(gpu, coded)?;
+            sets.push(set);
+        }
+        let head = |(kv_head, place): (usize, (usize, usize))| {
+            let plan = match config {
+                CacheConfig::Full => None,
+                CacheConfig::Hca(hca) => {
+                    Some(DevicePlan::new(hca.keys.format((index, kv_head)), hca, shape)?)
+                }
+            };
+            Ok(Head {
+                plan,
+                place,
+                resident: RowRun::default(),
+                window: RowRun::default(),
+                window_rows: VecDeque::new(),
+                query_energy: vec![0.0; head_dim],
+            })
+        };
+        let heads: Result<_> = places.into_iter().enumerate().map(head).collect();
+        Ok(Self { heads: heads?, sets, lists: RowLists::new(gpu)?, expected: step::EXPECTED_STEP })
+    }
+
+    /// Coded tokens of a KV head.
+    fn num_coded(&self, kv_head: usize) -> usize {
+        let (set, member) = self.heads[kv_head].place;
+        self.sets.get(set).map_or(0, |set| set.num_tokens(member))
+    }
+
+    /// Tokens of a KV head.
+    fn num_tokens(&self, kv_head: usize) -> usize {
+        let head = &self.heads[kv_head];
+        head.resident.len() + head.window.len() + self.num_coded(kv_head)
+    }
+
+    /// Whether a KV head has its tables.
+    fn has_coder(&self, kv_head: usize) -> bool {
+        let (set, member) = self.heads[kv_head].place;
+        self.sets.get(set).is_some_and(|set| set.coder(member).is_some())
+    }
+
+    /// Takes note of the squares of queries of a KV head's group, summed by channel, while it has no tables.
+    fn add_query_energy(&mut self, kv_head: usize, energy: impl Iterator<Item = f64>) {
+        if self.heads[kv_head].plan.is_none() || self.has_coder(kv_head) {
+            return;
+        }
+        let sums = &mut self.heads[kv_head].query_energy;
+        sums.iter_mut().zip(energy).for_each(|(sum, energy)| *sum += energy);
+    }
+
+    /// Codes tokens `[n, head_dim]` of a KV head, whole groups, and sends their rows to the host; fits the tables first
+    /// if need be. Gives the bytes that crossed.
+    fn code(
+        &mut self,
+        gpu: &Gpu,
+        level: Level,
+        host: &mut HostStore,
+        (layer, kv_head): (usize, usize),
+        [keys, values]: [&[f32]; 2],
+    ) -> Result<u64> {
+        let head = &self.heads[kv_head];
+        let (set, member) = head.place;
+        if !self.has_coder(kv_head)
+            && let Some(plan) = &head.plan
+        {
+            let input = FitInput {
+                head_dim: head.query_energy.len(),
+                keys,
+                query_energy: &normalised(&head.query_energy),
+                seed: (layer as u64) << 32 | kv_head as u64,
+                level,
+            };
+            let coder = KeyCoder::fit(plan.format, &input)?;
+            self.sets[set].set_coder(gpu, member, coder)?;
+        }
+        let crossed = self.sets[set].append(gpu, level, member, keys)?;
+        host.append(layer, kv_head, keys, values)?;
+        Ok(crossed)
+    }
+}
+
+impl AttentionCache for DeviceCache {
+    fn num_tokens(&self) -> usize {
+        Self::num_tokens(self)
+    }
+
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let heads = self.shape.heads;
+        self.check_layer(layer)?;
+        check_token("k", k, heads.kv_row_len())?;
+        check_token("v", v, heads.kv_row_len())?;
+        self.append_from_host(layer, k, v)
+    }
+
+    fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
+        let len = self.shape.heads.qo_row_len();
+        self.check_layer(layer)?;
+        check_token("q", q, len)?;
+        crate::cache::check_len("out", out.len(), len)?;
+        let device = Arc::clone(&self.device);
+        let gpu = device.gpu();
+        gpu.write(&self.buffers.q, 0, bytemuck::cast_slice(q))?;
+        let to = gpu.buffer("outputs", 4 * len as u64)?;
+        let on_device = gpu.buffer("queries", 4 * len as u64)?;
+        gpu.write(&on_device, 0, bytemuck::cast_slice(q))?;
+        let commands = Commands::new(gpu);
+        let commands =
+            self.attend_on_device(layer, commands, Bound::all(&on_device), Bound::all(&to), None)?;
+        commands.submit()?;
+        let bytes = gpu.read(&to, 0, 4 * len as u64)?;
+        out.copy_from_slice(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
+        Ok(())
+    }
+}

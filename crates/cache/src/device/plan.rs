@@ -1,0 +1,165 @@
+//! What a cache on a device will take of it, by the sizes that its buffers are made with.
+
+use heterokv_gpu::Limits;
+use heterokv_quant::KeyFormat;
+
+use super::coded::ScratchShape;
+use super::rows::{PART_TOKENS, RowPool};
+use crate::coded::CODE_PAGE_TOKENS;
+use crate::exact::EXACT_PAGE_TOKENS;
+use crate::plan::{DevicePlan, WINDOW_PAGE_TOKENS};
+use crate::spec::CacheConfig;
+use crate::{KvShape, Result};
+
+/// How much room a cache has from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Tokens of the prompt, which is stored at once.
+    pub prompt_tokens: usize,
+    /// Tokens in all.
+    pub total_tokens: usize,
+}
+
+/// What a cache on a device takes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceCachePlan {
+    /// Bytes of exact rows.
+    pub row_bytes: u64,
+    /// Bytes of key codes.
+    pub code_bytes: u64,
+    /// Bytes of what queries are prepared with.
+    pub frame_bytes: u64,
+    /// Bytes that all layers work in.
+    pub scratch_bytes: u64,
+    pub(super) page_tokens: usize,
+    pub(super) row_pages: u64,
+    pub(super) states: usize,
+    pub(super) scratch: Option<ScratchShape>,
+    /// KV heads of a set at most: as many as have their scores in one buffer.
+    set_heads: usize,
+    total_tokens: usize,
+}
+
+impl DeviceCachePlan {
+    /// Of a cache of `config` on a device with these limits.
+    ///
+    /// # Errors
+    /// When a key format or a mix of them refuses the shape.
+    pub fn new(
+        config: &CacheConfig,
+        shape: &KvShape,
+        limits: Limits,
+        reservation: Reservation,
+    ) -> Result<Self> {
+        let heads = shape.heads;
+        let num_heads = shape.num_layers * heads.num_kv_heads;
+        let page_tokens = match config {
+            CacheConfig::Full => EXACT_PAGE_TOKENS,
+            CacheConfig::Hca(_) => WINDOW_PAGE_TOKENS,
+        };
+        let total_tokens = reservation.total_tokens.max(reservation.prompt_tokens);
+        let mut plan = Self {
+            row_bytes: 0,
+            code_bytes: 0,
+            frame_bytes: 0,
+            scratch_bytes: 0,
+            page_tokens,
+            row_pages: 0,
+            states: 0,
+            scratch: None,
+            set_heads: heads.num_kv_heads,
+            total_tokens,
+        };
+        // Of the head that has most.
+        let mut most_rows = 0;
+        match config {
+            CacheConfig::Full => {
+                most_rows = total_tokens;
+                plan.row_pages = (num_heads * total_tokens.div_ceil(page_tokens)) as u64;
+            }
+            CacheConfig::Hca(hca) => {
+                hca.keys.check(shape)?;
+                let (mut most_coded, mut most_planes) = (0, 0);
+                let counts = hca.keys.counts(shape);
+                for &(format, count) in &counts {
+                    let of_head = DevicePlan::new(format, hca, shape)?;
+                    let sinks = of_head.sinks.min(total_tokens);
+                    let window = of_head.most_window(reservation.prompt_tokens, total_tokens);
+                    // The window can begin at the end of a page.
+                    let pages = sinks.div_ceil(page_tokens)
+                        + (window + page_tokens - 1).div_ceil(page_tokens);
+                    plan.row_pages += (count * pages) as u64;
+                    most_rows = most_rows.max(sinks + window + page_tokens);
+                    let coded = of_head.coded_after_prompt(total_tokens);
+                    let layout = format.layout(heads.head_dim)?;
+                    let page = layout.bytes(CODE_PAGE_TOKENS) + 16;
+                    plan.code_bytes += (count * coded.div_ceil(CODE_PAGE_TOKENS) * page) as u64;
+                    // All but the tails are planes of 16 bytes, a word each in a frame.
+                    let planes = layout.block_bytes / 16;
+                    plan.frame_bytes += (count
+                        * (16 * heads.head_dim + 4 * planes + 8 * heads.group_size()))
+                        as u64;
+                    most_coded = most_coded.max(coded);
+                    most_planes = most_planes.max(planes);
+                }
+                let of_head = 4 * heads.group_size() * most_coded.max(1);
+                plan.set_heads =
+                    (limits.binding_bytes as usize / of_head).clamp(1, heads.num_kv_heads);
+                if most_coded > 0 {
+                    plan.scratch = Some(ScratchShape {
+                        heads: plan.set_heads,
+                        planes: most_planes,
+                        max_tokens: most_coded,
+                    });
+                }
+            }
+        }
+        plan.row_bytes = plan.row_pages * RowPool::page_bytes(heads.head_dim, page_tokens);
+        // A state of the host, and one of every stretch of rows.
+        let stretches = most_rows.div_ceil(PART_TOKENS) + 2;
+        plan.states = heads.num_kv_heads * (1 + stretches);
+        let state_bytes = 4 * plan.states * heads.group_size() * (heads.head_dim + 1);
+        let step_bytes = 4 * (2 * heads.qo_row_len() + 2 * heads.num_qo_heads);
+        plan.scratch_bytes =
+            (state_bytes + step_bytes) as u64 + plan.scratch.map_or(0, |size| size.bytes(heads));
+        Ok(plan)
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.row_bytes + self.code_bytes + self.frame_bytes + self.scratch_bytes
+    }
+
+    /// The sets of coded keys of a layer: KV heads of one format each, not too many for their scores.
+    pub(super) fn sets(
+        &self,
+        config: &CacheConfig,
+        shape: &KvShape,
+        layer: usize,
+    ) -> Vec<(KeyFormat, Vec<usize>)> {
+        let CacheConfig::Hca(hca) = config else { return Vec::new() };
+        let mut sets: Vec<(KeyFormat, Vec<usize>)> = Vec::new();
+        for kv_head in 0..shape.heads.num_kv_heads {
+            let format = hca.keys.format((layer, kv_head));
+            let open =
+                sets.iter_mut().find(|(own, heads)| *own == format && heads.len() < self.set_heads);
+            match open {
+                Some((_, heads)) => heads.push(kv_head),
+                None => sets.push((format, vec![kv_head])),
+            }
+        }
+        sets
+    }
+
+    /// Coded tokens of a head of that format for which there is to be room.
+    pub(super) fn coded_tokens(
+        &self,
+        config: &CacheConfig,
+        shape: &KvShape,
+        format: KeyFormat,
+    ) -> Result<usize> {
+        let CacheConfig::Hca(hca) = config else { return Ok(0) };
+        Ok(DevicePlan::new(format, hca, shape)?.coded_after_prompt(self.total_tokens))
+    }
+}

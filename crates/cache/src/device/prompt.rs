@@ -1,0 +1,156 @@
+//! A prompt into a cache on a device, layer by layer.
+
+use std::sync::Arc;
+
+use heterokv_attn::HeadShape;
+use heterokv_attn::device::RowSlot;
+use heterokv_gpu::{Bound, Buffer, Commands};
+use heterokv_quant::RowFormat;
+
+use super::lists::RowLists;
+use super::{DeviceCache, Layer};
+use crate::cache::{check_finite, check_len};
+use crate::{Error, Result};
+
+/// Rows whose places are listed at a time.
+const STORED_ROWS: usize = 1 << 16;
+
+/// The exact keys and values of a prompt in one layer, on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptOnDevice<'a> {
+    /// Tokens.
+    pub num_tokens: usize,
+    /// Tokens of a segment; the last has what is left.
+    pub segment_tokens: usize,
+    /// Post-RoPE keys and values `[segment_tokens, num_kv_heads, head_dim]`, f32, segment by segment.
+    pub segments: &'a [[Buffer; 2]],
+    /// Sum of q² over the prompt's queries, by channel of each KV head `[num_kv_heads, head_dim]`.
+    pub query_energy: &'a [f64],
+}
+
+impl DeviceCache {
+    /// Stores the prompt of a layer that holds nothing yet. The rows of an `hca` cache come to the host for that; those of
+    /// `full` do not.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`], [`Error::NotEmpty`], [`Error::Length`], values that are not finite, and what the device
+    /// lacks.
+    pub fn store_prompt(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+        let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
+        self.check_layer(layer)?;
+        let num_tokens = self.layers[layer].num_tokens(0);
+        if num_tokens > 0 {
+            return Err(Error::NotEmpty { layer, num_tokens });
+        }
+        check_len("query_energy", prompt.query_energy.len(), num_kv_heads * head_dim)?;
+        let num_segments = prompt.num_tokens.div_ceil(prompt.segment_tokens.max(1));
+        check_len("segments", prompt.segments.len(), num_segments)?;
+        if self.host.is_none() {
+            return self.store_full(layer, prompt);
+        }
+        let keys = self.rows_of(prompt, 0)?;
+        let values = self.rows_of(prompt, 1)?;
+        check_finite("k", &keys)?;
+        check_finite("v", &values)?;
+        for kv_head in 0..num_kv_heads {
+            let energy = &prompt.query_energy[kv_head * head_dim..][..head_dim];
+            self.layers[layer].add_query_energy(kv_head, energy.iter().copied());
+            let of_head = |rows: &[f32]| -> Vec<f32> {
+                let rows = rows.chunks_exact(num_kv_heads * head_dim);
+                rows.flat_map(|row| &row[kv_head * head_dim..][..head_dim]).copied().collect()
+            };
+            self.store_head((layer, kv_head), [&of_head(&keys), &of_head(&values)])?;
+        }
+        Ok(())
+    }
+
+    /// Keys (0) or values (1) of a prompt `[num_tokens, num_kv_heads, head_dim]`, on the host.
+    fn rows_of(&self, prompt: &PromptOnDevice<'_>, which: usize) -> Result<Vec<f32>> {
+        let gpu = self.device.gpu();
+        let row_bytes = 4 * self.shape.heads.kv_row_len() as u64;
+        let mut rows = Vec::with_capacity(prompt.num_tokens * self.shape.heads.kv_row_len());
+        for (index, segment) in prompt.segments.iter().enumerate() {
+            let left = prompt.num_tokens - index * prompt.segment_tokens;
+            let tokens = left.min(prompt.segment_tokens) as u64;
+            let bytes = gpu.read(&segment[which], 0, tokens * row_bytes)?;
+            rows.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn store_head(
+        &mut self,
+        (layer, kv_head): (usize, usize),
+        [keys, values]: [&[f32]; 2],
+    ) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let gpu = device.gpu();
+        let head_dim = self.shape.heads.head_dim;
+        let num_tokens = keys.len() / head_dim;
+        let Self { rows, layers, host, level, .. } = self;
+        let own: &mut Layer = &mut layers[layer];
+        let (Some(plan), Some(host)) = (own.heads[kv_head].plan, host) else { return Ok(()) };
+        let sinks = plan.sinks.min(num_tokens);
+        let num_coded = if own.has_coder(kv_head) {
+            // With tables at hand there is no need to wait for enough tokens to fit them.
+            plan.whole_groups(num_tokens.saturating_sub(plan.sinks + plan.recent))
+        } else {
+            plan.coded_after_prompt(num_tokens)
+        };
+        let cut = |from: usize, to: usize| {
+            [&keys[from * head_dim..to * head_dim], &values[from * head_dim..to * head_dim]]
+        };
+        let [k, v] = cut(0, sinks);
+        rows.extend(gpu, &mut own.heads[kv_head].resident, k, v)?;
+        if num_coded > 0 {
+            let coded = cut(sinks, sinks + num_coded);
+            own.code(gpu, *level, host, (layer, kv_head), coded)?;
+        }
+        let [k, v] = cut(sinks + num_coded, num_tokens);
+        let head = &mut own.heads[kv_head];
+        rows.extend(gpu, &mut head.window, k, v)?;
+        for (key, value) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)) {
+            head.window_rows.push_back([as_stored(key)?, as_stored(value)?]);
+        }
+        Ok(())
+    }
+
+    fn store_full(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let gpu = device.gpu();
+        let shape = self.shape.heads;
+        let step_tokens = (STORED_ROWS / shape.num_kv_heads).max(1);
+        let Self { rows, layers, .. } = self;
+        let own = &mut layers[layer];
+        // Longer than those of a step, and used once.
+        let mut lists = RowLists::new(gpu)?;
+        for (index, [k, v]) in prompt.segments.iter().enumerate() {
+            let left = prompt.num_tokens - index * prompt.segment_tokens;
+            let tokens = left.min(prompt.segment_tokens);
+            for first in (0..tokens).step_by(step_tokens) {
+                let mut slots: Vec<(usize, RowSlot)> = Vec::new();
+                for (kv_head, head) in own.heads.iter_mut().enumerate() {
+                    for token in first..tokens.min(first + step_tokens) {
+                        let place = rows.push(gpu, &mut head.resident)?;
+                        slots.push(rows.slot(place, token, kv_head));
+                    }
+                }
+                lists.set_slots(gpu, rows, &slots)?;
+                let mut commands = Commands::new(gpu);
+                let from = [Bound::all(k), Bound::all(v)];
+                lists.store(&device, &mut commands, rows, shape, from)?;
+                commands.submit()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row as f16 holds it.
+pub(super) fn as_stored(row: &[f32]) -> Result<Vec<f32>> {
+    let mut bytes = vec![0; 2 * row.len()];
+    RowFormat::F16.encode(row, &mut bytes)?;
+    let mut stored = vec![0.0; row.len()];
+    RowFormat::F16.decode(&bytes, &mut stored);
+    Ok(stored)
+}

@@ -1,0 +1,532 @@
+//! A decode step of one layer on a device, and the host's part of it.
+
+use std::sync::Arc;
+
+use heterokv_attn::device::{RowSlot, SelectScratch};
+use heterokv_attn::{AttnState, HeadShape};
+use heterokv_evict::Union;
+use heterokv_gpu::{Bound, Commands, Landing};
+
+use super::coded::{Choice, Scratch};
+use super::lists::{RowAttention, States};
+use super::prompt::as_stored;
+use super::rows::RowRun;
+use super::{DeviceCache, Layer};
+use crate::Result;
+use crate::cache::check_finite;
+use crate::host_step::HostStep;
+use crate::select::HeadSelection;
+use crate::spec::{CacheConfig, HcaConfig};
+
+/// Room for selected tokens in a landing comes in multiples of this.
+pub(super) const EXPECTED_STEP: usize = 64;
+
+/// One token's rows in a layer, on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenOnDevice<'a> {
+    /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
+    pub q: Bound<'a>,
+    /// Post-RoPE key `[num_kv_heads, head_dim]`, f32.
+    pub k: Bound<'a>,
+    /// Value of the same shape.
+    pub v: Bound<'a>,
+    /// Where the output goes `[num_qo_heads, head_dim]`, f32.
+    pub out: Bound<'a>,
+}
+
+/// What is to come to the host beside selections.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    shape: HeadShape,
+    q: Option<Bound<'a>>,
+    kv: Option<[Bound<'a>; 2]>,
+    /// Scores of what is selected.
+    has_scores: bool,
+    /// Log-sum-exps of the resident tokens and of all.
+    has_lses: bool,
+}
+
+/// What has come.
+#[derive(Default)]
+struct Results {
+    q: Vec<f32>,
+    kv: Vec<f32>,
+    /// `[num_qo_heads]`, natural logarithm.
+    resident_lse: Vec<f32>,
+    /// By KV head; empty where nothing is coded.
+    selections: Vec<HeadSelection>,
+    num_bytes: u64,
+}
+
+impl DeviceCache {
+    /// Appends a token to a layer and attends over all of its tokens. What `commands` hold is done before, and is
+    /// submitted where the host takes part; the commands returned end with `out`. They are to be submitted before the
+    /// next token of the same layer.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`](crate::Error::NoSuchLayer), rows that are not finite, no memory, and what the host store
+    /// fails with.
+    pub fn step_on_device<'g>(
+        &mut self,
+        layer: usize,
+        mut commands: Commands<'g>,
+        token: TokenOnDevice<'_>,
+    ) -> Result<Commands<'g>> {
+        self.check_layer(layer)?;
+        let gpu = commands.gpu();
+        let TokenOnDevice { q, k, v, out } = token;
+        let device = Arc::clone(&self.device);
+        let heads = self.shape.heads;
+        let Self { rows, layers, .. } = self;
+        let own = &mut layers[layer];
+        let mut slots: Vec<(usize, RowSlot)> = Vec::new();
+        for (kv_head, head) in own.heads.iter_mut().enumerate() {
+            let place = rows.push(gpu, head.run_of_next())?;
+            slots.push(rows.slot(place, 0, kv_head));
+        }
+        self.crossed.to_device += own.lists.set_slots(gpu, rows, &slots)?;
+        own.lists.store(&device, &mut commands, rows, heads, [k, v])?;
+        self.code_leaving(layer)?;
+        self.attend_on_device(layer, commands, q, out, Some([k, v]))
+    }
+
+    /// Appends a token `[num_kv_heads, head_dim]` that the host has.
+    pub(super) fn append_from_host(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let head_dim = self.shape.heads.head_dim;
+        let Self { rows, layers, .. } = self;
+        let tokens = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+        for (head, (key, value)) in layers[layer].heads.iter_mut().zip(tokens) {
+            rows.extend(device.gpu(), head.run_of_next(), key, value)?;
+        }
+        self.crossed.to_device += (4 * k.len()) as u64;
+        self.layers[layer].remember(k, v, head_dim)?;
+        self.code_leaving(layer)
+    }
+
+    /// Codes the tokens that have grown out of the window.
+    fn code_leaving(&mut self, layer: usize) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let gpu = device.gpu();
+        let Self { rows, layers, host, level, .. } = self;
+        let Some(host) = host else { return Ok(()) };
+        let own: &mut Layer = &mut layers[layer];
+        for kv_head in 0..own.heads.len() {
+            let has_coder = own.has_coder(kv_head);
+            let head = &mut own.heads[kv_head];
+            let Some(plan) = head.plan else { continue };
+            let leaving = plan.leaving(head.window.len(), has_coder);
+            if leaving == 0 {
+                continue;
+            }
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for [key, value] in head.window_rows.drain(..leaving) {
+                keys.extend(key);
+                values.extend(value);
+            }
+            rows.drop_front(&mut head.window, leaving);
+            self.crossed.to_device +=
+                own.code(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
+        }
+        Ok(())
+    }
+
+    /// Attends over all tokens of a layer; `kv` are the rows of the last one where the host does not have them yet.
+    pub(super) fn attend_on_device<'g>(
+        &mut self,
+        layer: usize,
+        mut commands: Commands<'g>,
+        q: Bound<'_>,
+        out: Bound<'_>,
+        kv: Option<[Bound<'_>; 2]>,
+    ) -> Result<Commands<'g>> {
+        let device = Arc::clone(&self.device);
+        let gpu = commands.gpu();
+        let shape = self.shape.heads;
+        let config = match self.config.clone() {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(config) => Some(config),
+        };
+        self.make_room(layer)?;
+        let Self { rows, layers, states, scratch, buffers, landing, .. } = self;
+        let own = &mut layers[layer];
+        let runs: Vec<Vec<&RowRun>> =
+            own.heads.iter().map(|head| vec![&head.resident, &head.window]).collect();
+        self.crossed.to_device += own.lists.set_runs(gpu, rows, &runs)?;
+        let merged = [out, Bound::all(&buffers.lse)];
+        let attention = RowAttention { shape, pool: rows, states, q };
+        let Some(config) = config else {
+            own.lists.attend(&device, &mut commands, attention, true)?;
+            own.lists.merge(&device, &mut commands, shape, states, merged)?;
+            self.stats.steps += 1;
+            return Ok(commands);
+        };
+        let has_tables = (0..own.heads.len()).all(|kv_head| own.has_coder(kv_head));
+        let has_coded = own.sets.iter().any(|set| set.max_tokens() > 0);
+        let rescores = has_coded && config.rescore.is_some();
+        let wanted = Wanted {
+            shape,
+            q: (rescores || !has_tables).then_some(q),
+            kv,
+            has_scores: config.rescore.is_none() || config.union == Union::Head,
+            has_lses: !config.renormalise,
+        };
+        // In the order of the commands: the layer before may not have merged yet.
+        states.forget_host(&mut commands)?;
+        let results = match scratch.as_ref().filter(|_| has_coded) {
+            None => {
+                own.lists.attend(&device, &mut commands, attention, true)?;
+                own.lists.merge(&device, &mut commands, shape, states, merged)?;
+                wanted.make_room(landing, gpu, own)?;
+                let mut at = 0;
+                wanted.land(&mut commands, landing, &mut at)?;
+                let bytes = commands.submit_to_land(landing, at)?.wait()?;
+                let mut results = wanted.results(&mut Reader::new(&bytes));
+                results.selections.resize_with(shape.num_kv_heads, HeadSelection::default);
+                results
+            }
+            Some(scratch) => {
+                // First only what the resident tokens add up to: the selection starts from that.
+                own.lists.attend(&device, &mut commands, attention, false)?;
+                let lse = [Bound::all(&buffers.out), Bound::all(&buffers.lse)];
+                own.lists.merge(&device, &mut commands, shape, states, lse)?;
+                let choice =
+                    Choice { shape, enough: config.selector()?.enough(), union: config.union };
+                let mut rest = Commands::new(gpu);
+                own.lists.attend(&device, &mut rest, attention, true)?;
+                let mut rest = Some(rest);
+                loop {
+                    wanted.make_room(landing, gpu, own)?;
+                    let mut at = 0;
+                    wanted.land(&mut commands, landing, &mut at)?;
+                    if wanted.has_lses {
+                        land(&mut commands, landing, &mut at, Bound::all(&buffers.lse))?;
+                    }
+                    let room = own.expected.min(scratch.max_tokens());
+                    for set in own.sets.iter_mut().filter(|set| set.max_tokens() > 0) {
+                        copy_lses(&mut commands, set.heads(), shape, &buffers.lse, scratch)?;
+                        self.crossed.to_device +=
+                            set.select(&device, &mut commands, choice, q, scratch)?;
+                        wanted.land_selection(
+                            &mut commands,
+                            (landing, &mut at),
+                            scratch,
+                            (set.heads().len(), room),
+                        )?;
+                    }
+                    let landed = commands.submit_to_land(landing, at)?;
+                    if let Some(rest) = rest.take() {
+                        rest.submit()?;
+                    }
+                    let bytes = landed.wait()?;
+                    let mut reader = Reader::new(&bytes);
+                    let mut results = wanted.results(&mut reader);
+                    if wanted.has_lses {
+                        results.resident_lse = reader.floats(shape.num_qo_heads);
+                    }
+                    let most = wanted.read_selections(&mut reader, own, room, &mut results);
+                    self.crossed.to_host += results.num_bytes;
+                    own.expected = (most + most / 4 + 1).next_multiple_of(EXPECTED_STEP);
+                    if most <= room {
+                        break results;
+                    }
+                    commands = Commands::new(gpu);
+                }
+            }
+        };
+        if !has_coded {
+            self.crossed.to_host += results.num_bytes;
+        }
+        self.take_results(layer, &results)?;
+        self.stats.steps += 1;
+        let mut commands = Commands::new(gpu);
+        self.sum_on_host(layer, &config, &results)?;
+        if has_coded {
+            let Self { layers, states, buffers, .. } = self;
+            let merged = [out, Bound::all(&buffers.lse)];
+            layers[layer].lists.merge(&device, &mut commands, shape, states, merged)?;
+        }
+        Ok(commands)
+    }
+
+    /// Makes sure that a step of a layer has room to work in.
+    fn make_room(&mut self, layer: usize) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        let (gpu, shape) = (device.gpu(), self.shape.heads);
+        let own = &self.layers[layer];
+        let stretches = own.heads.iter().map(|head| {
+            head.resident.stretches(&self.rows).count() + head.window.stretches(&self.rows).count()
+        });
+        let needed = shape.num_kv_heads + stretches.sum::<usize>();
+        if needed > self.states.capacity() {
+            self.states = States::new(gpu, shape, needed + needed / 8)?;
+        }
+        let coded = own.sets.iter().map(super::CodedSet::max_tokens).max().unwrap_or(0);
+        if coded > self.scratch.as_ref().map_or(0, Scratch::max_tokens) {
+            let size = self.scratch_shape(coded + coded / 8)?;
+            // The one that is there first, or there would have to be memory for both.
+            self.scratch = None;
+            self.scratch = Some(Scratch::new(gpu, shape, size)?);
+        }
+        Ok(())
+    }
+
+    /// What has landed of a token and its queries goes where it is remembered.
+    fn take_results(&mut self, layer: usize, results: &Results) -> Result<()> {
+        let HeadShape { head_dim, .. } = self.shape.heads;
+        let own = &mut self.layers[layer];
+        check_finite("q", &results.q)?;
+        let group_len = self.shape.heads.group_size() * head_dim;
+        for (kv_head, queries) in results.q.chunks_exact(group_len).enumerate() {
+            for query in queries.chunks_exact(head_dim) {
+                let squares = query.iter().map(|&q| f64::from(q) * f64::from(q));
+                own.add_query_energy(kv_head, squares);
+            }
+        }
+        let (k, v) = results.kv.split_at(results.kv.len() / 2);
+        check_finite("k", k)?;
+        check_finite("v", v)?;
+        own.remember(k, v, head_dim)
+    }
+
+    /// Sums what was selected and sends the states up.
+    fn sum_on_host(&mut self, layer: usize, config: &HcaConfig, results: &Results) -> Result<()> {
+        let shape = self.shape.heads;
+        let Some(host) = &self.host else { return Ok(()) };
+        let queries: Vec<f32> = results.q.iter().map(|q| q * shape.sm_scale).collect();
+        let step = HostStep { config, host, shape, level: self.level, layer, queries: &queries };
+        let group_size = shape.group_size();
+        let mut states: Vec<AttnState> =
+            (0..shape.num_kv_heads).map(|_| AttnState::empty(group_size, shape.head_dim)).collect();
+        let own = &self.layers[layer];
+        let num_tokens = (0..shape.num_kv_heads).map(|kv_head| own.num_tokens(kv_head));
+        self.stats.count_rows(num_tokens, &results.selections, &step);
+        let is_empty = |selection: &HeadSelection| {
+            selection.positions.is_empty() && selection.full_lse.is_empty()
+        };
+        if results.selections.iter().all(is_empty) {
+            // As the states of the host are.
+            return Ok(());
+        }
+        step.add_rows(&mut states, &results.selections)?;
+        if !config.renormalise {
+            for (kv_head, (state, selection)) in
+                states.iter_mut().zip(&results.selections).enumerate()
+            {
+                for (head, &full) in selection.full_lse.iter().enumerate() {
+                    // The host's share of the normaliser is what the resident tokens leave of it.
+                    let resident = results.resident_lse[kv_head * group_size + head];
+                    let rest = full + (-(resident - full).exp()).ln_1p();
+                    if rest.is_finite() {
+                        state.widen_normaliser(head, rest)?;
+                    } else {
+                        // They leave nothing that f32 could tell.
+                        let (out, lse) = state.head_mut(head)?;
+                        out.fill(0.0);
+                        *lse = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+        let gpu = self.device.gpu();
+        let outs: Vec<f32> = states.iter().flat_map(AttnState::out).copied().collect();
+        let lses: Vec<f32> = states.iter().flat_map(AttnState::lse).copied().collect();
+        gpu.write(&self.states.outs, 0, bytemuck::cast_slice(&outs))?;
+        gpu.write(&self.states.lses, 0, bytemuck::cast_slice(&lses))?;
+        self.crossed.to_device += 4 * (outs.len() + lses.len()) as u64;
+        Ok(())
+    }
+}
+
+impl Layer {
+    /// Keeps the rows of a token `[num_kv_heads, head_dim]` whose place in the window is there already.
+    fn remember(&mut self, k: &[f32], v: &[f32], head_dim: usize) -> Result<()> {
+        let tokens = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+        for (head, (key, value)) in self.heads.iter_mut().zip(tokens) {
+            if head.window_rows.len() < head.window.len() && head.plan.is_some() {
+                head.window_rows.push_back([as_stored(key)?, as_stored(value)?]);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl super::Head {
+    /// Where the next token goes.
+    fn run_of_next(&mut self) -> &mut RowRun {
+        match &self.plan {
+            Some(plan) if self.resident.len() >= plan.sinks => &mut self.window,
+            _ => &mut self.resident,
+        }
+    }
+}
+
+impl Wanted<'_> {
+    /// Bytes that can land in a step of a layer.
+    fn num_bytes(&self, own: &Layer) -> u64 {
+        let mut bytes: u64 =
+            self.q.iter().chain(self.kv.iter().flatten()).map(Bound::num_bytes).sum();
+        let (qo, kv) = (self.shape.num_qo_heads, self.shape.num_kv_heads);
+        bytes += 4 * (kv + kv * own.expected) as u64;
+        if self.has_scores {
+            bytes += 4 * (qo * own.expected) as u64;
+        }
+        if self.has_lses {
+            bytes += 4 * qo as u64 + SelectScratch::choice_bytes(qo);
+        }
+        bytes
+    }
+
+    fn make_room(&self, landing: &mut Landing, gpu: &heterokv_gpu::Gpu, own: &Layer) -> Result<()> {
+        let needed = self.num_bytes(own);
+        if needed > landing.num_bytes() {
+            *landing = gpu.landing("a step's results", needed + needed / 4)?;
+        }
+        Ok(())
+    }
+
+    fn land(&self, commands: &mut Commands<'_>, landing: &Landing, at: &mut u64) -> Result<()> {
+        for bound in self.q.iter().chain(self.kv.iter().flatten()) {
+            land(commands, landing, at, *bound)?;
+        }
+        Ok(())
+    }
+
+    /// The first `room` selected tokens of each head of a set.
+    fn land_selection(
+        &self,
+        commands: &mut Commands<'_>,
+        (landing, at): (&Landing, &mut u64),
+        scratch: &Scratch,
+        (num_heads, room): (usize, usize),
+    ) -> Result<()> {
+        let num_bytes = 4 * room as u64;
+        let row = 4 * scratch.max_tokens() as u64;
+        land(commands, landing, at, Bound::part(&scratch.num_taken, 0, 4 * num_heads as u64))?;
+        for head in 0..num_heads as u64 {
+            let part = Bound::part(&scratch.positions, head * row, num_bytes);
+            land(commands, landing, at, part)?;
+        }
+        let num_queries = num_heads * self.shape.group_size();
+        if self.has_scores {
+            for head in 0..num_queries as u64 {
+                let part = Bound::part(&scratch.taken_scores, head * row, num_bytes);
+                land(commands, landing, at, part)?;
+            }
+        }
+        if self.has_lses {
+            let bytes = SelectScratch::choice_bytes(num_queries);
+            land(commands, landing, at, Bound::part(scratch.choices(), 0, bytes))?;
+        }
+        Ok(())
+    }
+
+    fn results(&self, reader: &mut Reader<'_>) -> Results {
+        let len = |bound: &Bound<'_>| bound.num_bytes() as usize / 4;
+        Results {
+            q: reader.floats(self.q.as_ref().map_or(0, len)),
+            kv: reader.floats(self.kv.iter().flatten().map(len).sum()),
+            resident_lse: Vec::new(),
+            selections: Vec::new(),
+            num_bytes: reader.bytes.len() as u64,
+        }
+    }
+
+    /// Reads what was selected by KV head; gives the most that one selects.
+    fn read_selections(
+        &self,
+        reader: &mut Reader<'_>,
+        own: &Layer,
+        room: usize,
+        results: &mut Results,
+    ) -> usize {
+        let group_size = self.shape.group_size();
+        let mut most = 0;
+        results.selections.resize_with(self.shape.num_kv_heads, HeadSelection::default);
+        for set in own.sets.iter().filter(|set| set.max_tokens() > 0) {
+            let counts = reader.words(set.heads().len());
+            most = counts.iter().fold(most, |most, &count| most.max(count as usize));
+            for (&kv_head, &count) in set.heads().iter().zip(&counts) {
+                let mut positions = reader.words(room);
+                positions.truncate(count as usize);
+                results.selections[kv_head].positions = positions;
+            }
+            if self.has_scores {
+                for (&kv_head, &count) in set.heads().iter().zip(&counts) {
+                    let selection = &mut results.selections[kv_head];
+                    for _ in 0..group_size {
+                        let row = reader.floats(room);
+                        let row = &row[..room.min(count as usize)];
+                        selection.taken.extend(row.iter().map(|&s| s != f32::NEG_INFINITY));
+                        selection.scores.extend(row);
+                    }
+                }
+            }
+            if self.has_lses {
+                let bytes = SelectScratch::choice_bytes(set.heads().len() * group_size);
+                let lses = SelectScratch::lses(reader.bytes(bytes as usize));
+                for (&kv_head, lses) in set.heads().iter().zip(lses.chunks_exact(group_size)) {
+                    results.selections[kv_head].full_lse = lses.to_vec();
+                }
+            }
+        }
+        most
+    }
+}
+
+/// Lets a part of a buffer land behind what does already.
+fn land(
+    commands: &mut Commands<'_>,
+    landing: &Landing,
+    at: &mut u64,
+    bound: Bound<'_>,
+) -> Result<()> {
+    commands.land(bound, (landing, *at))?;
+    *at += bound.num_bytes();
+    Ok(())
+}
+
+/// Copies the log-sum-exps of the KV heads of a set to where its selection looks for them.
+fn copy_lses(
+    commands: &mut Commands<'_>,
+    heads: &[usize],
+    shape: HeadShape,
+    lse: &heterokv_gpu::Buffer,
+    scratch: &Scratch,
+) -> Result<()> {
+    let bytes = 4 * shape.group_size() as u64;
+    if heads.len() == shape.num_kv_heads {
+        return Ok(commands.copy((lse, 0), (&scratch.resident, 0), bytes * heads.len() as u64)?);
+    }
+    for (member, &kv_head) in heads.iter().enumerate() {
+        let (from, to) = (kv_head as u64 * bytes, member as u64 * bytes);
+        commands.copy((lse, from), (&scratch.resident, to), bytes)?;
+    }
+    Ok(())
+}
+
+/// Reads what has landed in the order in which it was told to.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let bytes = &self.bytes[self.at..][..len];
+        self.at += len;
+        bytes
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(self.bytes(4 * len))
+    }
+
+    fn words(&mut self, len: usize) -> Vec<u32> {
+        bytemuck::pod_collect_to_vec(self.bytes(4 * len))
+    }
+}

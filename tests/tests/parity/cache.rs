@@ -1,0 +1,249 @@
+//! The cache on devices, held to the cache in RAM: the same tokens in, the same attention out.
+
+use std::sync::Arc;
+
+use heterokv_attn::device::Device;
+use heterokv_cache::{
+    AttentionCache, CacheSpec, DeviceCache, HeadShape, KvCache, KvShape, Level, PromptOnDevice,
+    Reservation, prefill_layer,
+};
+use heterokv_gpu::{DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters};
+use heterokv_testkit::Inputs;
+
+use crate::devices::{places_or_skip, upload};
+
+/// Steps behind the prompt.
+const STEPS: usize = 12;
+
+/// What the outputs may differ by, relative to the largest: rounding of queries to 16 bits and of rows to f16 on one
+/// side; and where tokens are chosen by their mass, some at the threshold, which scores rounded to 7 bits choose by
+/// themselves (`Precision::Select`, where rows are re-scored).
+const EXACT: f32 = 2e-4;
+const CHOSEN: f32 = 2e-2;
+
+struct Case {
+    spec: &'static str,
+    heads: (usize, usize, usize),
+    prompt_tokens: usize,
+    bar: f32,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |spec, heads, prompt_tokens, bar| Case { spec, heads, prompt_tokens, bar };
+    vec![
+        case("full", (9, 3, 64), 100, EXACT),
+        case("full", (4, 1, 128), 0, EXACT),
+        // All coded tokens are taken: nothing hangs on a threshold.
+        case(
+            "keys=int4-token,values=f16@host,select=none,sinks=4,recent=32",
+            (9, 3, 64),
+            700,
+            EXACT,
+        ),
+        case("keys=lm2,values=int8@host,select=none,sinks=0,recent=8", (4, 2, 64), 333, EXACT),
+        case(
+            "keys=alloc/2.5,values=int8@host,select=none,sinks=4,recent=16",
+            (6, 2, 80),
+            600,
+            EXACT,
+        ),
+        case(
+            "keys=rot-int4-token,values=f16@host,rescore=f16@host,select=none",
+            (8, 2, 128),
+            500,
+            EXACT,
+        ),
+        // A token is coded in the step behind the one that brings it.
+        case("keys=int6-token,values=f16@host,select=none,sinks=2,recent=1", (4, 2, 64), 90, EXACT),
+        // Shorter than what tables are fitted on, until the steps make it longer.
+        case("keys=alloc/4,values=int8@host,select=none,sinks=4,recent=16", (4, 2, 64), 272, EXACT),
+        case("hca:12.5%", (9, 3, 64), 1500, CHOSEN),
+        case("hca-rescore:12.5%", (9, 3, 64), 1500, CHOSEN),
+        case(
+            "keys=alloc/3,values=int8@host,select=top-p:0.9,union=head,min=8",
+            (8, 2, 64),
+            900,
+            CHOSEN,
+        ),
+        case("keys=lm4,values=f16@host,select=top-k:40,union=head", (8, 2, 64), 900, CHOSEN),
+        case("keys=alloc/4,values=f16@host,select=top-p:0.8,renorm=off", (6, 3, 64), 800, CHOSEN),
+        case(
+            "keys=int6-token,values=f16@host,rescore=f16@host,select=top-p:0.97,union=head",
+            (8, 2, 64),
+            900,
+            CHOSEN,
+        ),
+    ]
+}
+
+/// One layer of a prompt and what follows it, with keys that differ in their channels and a few that stand out.
+struct Tokens {
+    shape: HeadShape,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Tokens {
+    fn new(seed: u64, shape: HeadShape, num_tokens: usize) -> Self {
+        let mut inputs = Inputs::new(seed);
+        let kv_len = shape.kv_row_len();
+        let mut k = inputs.gaussian_rows(num_tokens, kv_len, 1.0);
+        for row in k.chunks_exact_mut(kv_len) {
+            for (c, x) in row.iter_mut().enumerate() {
+                let channel = c % shape.head_dim;
+                *x = *x * (0.3 + 2.0 / (1.0 + channel as f32 / 8.0)) + (channel as f32).sin();
+            }
+        }
+        let v = inputs.gaussian_rows(num_tokens, kv_len, 1.0);
+        let q = inputs.gaussian_rows(num_tokens, shape.qo_row_len(), 1.2);
+        Self { shape, q, k, v }
+    }
+
+    fn row<'a>(&self, rows: &'a [f32], len: usize, token: usize) -> &'a [f32] {
+        &rows[token * len..][..len]
+    }
+}
+
+/// Outputs of all steps behind a prompt, and the two caches.
+fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvCache, DeviceCache) {
+    let (qo, kv, dim) = case.heads;
+    let heads = HeadShape::new(qo, kv, dim).unwrap();
+    let shape = KvShape { num_layers: 1, heads };
+    let spec: CacheSpec = case.spec.parse().unwrap();
+    let config = spec.resolve(&shape, None).unwrap();
+    let level = Level::detect();
+    let n = case.prompt_tokens;
+    let tokens = Tokens::new(seed, heads, n + STEPS);
+    let mut host = KvCache::new(shape, config.clone(), level, None).unwrap();
+    let reservation = Reservation { prompt_tokens: n, total_tokens: n + STEPS };
+    let mut cache =
+        DeviceCache::new(Arc::clone(device), shape, config, level, None, reservation).unwrap();
+    let (qo_len, kv_len) = (heads.qo_row_len(), heads.kv_row_len());
+    if n > 0 {
+        let mut out = vec![0.0; n * qo_len];
+        let (q, k, v) = (&tokens.q[..n * qo_len], &tokens.k[..n * kv_len], &tokens.v[..n * kv_len]);
+        let input = heterokv_cache::PrefillInput { q, k, v };
+        prefill_layer(std::slice::from_mut(&mut host), 0, input, &mut out).unwrap();
+        let mut energy = vec![0.0; kv_len];
+        for token in q.chunks_exact(qo_len) {
+            for (head, query) in token.chunks_exact(dim).enumerate() {
+                let of_head = &mut energy[head / heads.group_size() * dim..][..dim];
+                of_head
+                    .iter_mut()
+                    .zip(query)
+                    .for_each(|(e, q)| *e += f64::from(*q) * f64::from(*q));
+            }
+        }
+        // In segments, of which the last is not full.
+        let segment_tokens = 256;
+        let gpu = device.gpu();
+        let segments: Vec<_> = (0..n)
+            .step_by(segment_tokens)
+            .map(|first| {
+                let rows = first * kv_len..(first + segment_tokens).min(n) * kv_len;
+                [upload(gpu, &k[rows.clone()]), upload(gpu, &v[rows])]
+            })
+            .collect();
+        let prompt = PromptOnDevice {
+            num_tokens: n,
+            segment_tokens,
+            segments: &segments,
+            query_energy: &energy,
+        };
+        cache.store_prompt(0, &prompt).unwrap();
+    }
+    let (mut expected, mut actual) = (Vec::new(), Vec::new());
+    for token in n..n + STEPS {
+        let (k, v) = (tokens.row(&tokens.k, kv_len, token), tokens.row(&tokens.v, kv_len, token));
+        let q = tokens.row(&tokens.q, tokens.shape.qo_row_len(), token);
+        for (cache, outs) in
+            [(&mut host as &mut dyn AttentionCache, &mut expected), (&mut cache, &mut actual)]
+        {
+            let mut out = vec![f32::NAN; qo_len];
+            cache.append(0, k, v).unwrap();
+            cache.attend(0, q, &mut out).unwrap();
+            outs.extend(out);
+        }
+    }
+    (expected, actual, host, cache)
+}
+
+fn distance(actual: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    assert!(actual.iter().all(|x| x.is_finite()));
+    let pairs = actual.iter().zip(expected);
+    pairs.fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest
+}
+
+#[test]
+fn cache_on_device() {
+    for place in distinct_places() {
+        for (number, case) in cases().iter().enumerate() {
+            let (expected, actual, host, cache) = run(&place, case, 2000 + number as u64);
+            let label = format!("{} on {}", case.spec, place.gpu().summary());
+            let reached = distance(&actual, &expected);
+            println!("{label}: {reached:.1e} of {:.0e}", case.bar);
+            assert!(reached <= case.bar, "{label}: {reached} of {}", case.bar);
+            assert_eq!(AttentionCache::num_tokens(&cache), host.num_tokens(), "{label}");
+            assert_eq!(cache.host_in_use_bytes(), host.host_in_use_bytes(), "{label}");
+            let read = [cache.stats().rows_read(), host.stats().rows_read()];
+            assert!((read[0] - read[1]).abs() <= 0.02 * read[1] + 1e-9, "{label}: rows {read:?}");
+            // The comparison can fail: one head's output in another's place, and a step too late.
+            let dim = case.heads.2;
+            let mut swapped = actual.clone();
+            swapped.rotate_left(dim);
+            assert!(distance(&swapped, &expected) > case.bar, "{label}: heads");
+            let mut late = actual.clone();
+            late.rotate_left(case.heads.0 * dim);
+            assert!(distance(&late, &expected) > case.bar, "{label}: steps");
+        }
+    }
+}
+
+/// What was planned is what is taken, to the byte but for lists of pages.
+#[test]
+fn cache_takes_what_is_planned() {
+    use heterokv_cache::DeviceCachePlan;
+    for device in distinct_places() {
+        for case in cases().iter().filter(|case| case.prompt_tokens > 0) {
+            let before = device.gpu().in_use_bytes();
+            let (.., host, cache) = run(&device, case, 1);
+            let n = case.prompt_tokens;
+            let reservation = Reservation { prompt_tokens: n, total_tokens: n + STEPS };
+            let limits = device.gpu().limits();
+            let plan =
+                DeviceCachePlan::new(host.config(), &host.shape(), limits, reservation).unwrap();
+            let taken = device.gpu().in_use_bytes() - before;
+            let off = taken.abs_diff(plan.total_bytes());
+            println!("{}: {taken} of {}", case.spec, plan.total_bytes());
+            assert!(off <= 4096 + taken / 50, "{}: {taken} of {}", case.spec, plan.total_bytes());
+            let counted = cache.device_bytes().total() as u64;
+            assert!(counted <= taken, "{}", case.spec);
+            drop(cache);
+            assert_eq!(
+                device.gpu().in_use_bytes(),
+                before,
+                "{}: what is dropped is freed",
+                case.spec
+            );
+        }
+    }
+}
+
+/// Each adapter with its own limits and with the smallest: reductions do not matter here.
+fn distinct_places() -> Vec<Arc<Device>> {
+    if places_or_skip().is_empty() {
+        return Vec::new();
+    }
+    let limits = [LimitsChoice::Adapter, LimitsChoice::WebGpuMinimum];
+    let open = |(number, limits)| {
+        let choice = DeviceChoice::Index(number);
+        let gpu = Gpu::open(OpenOptions { limits, ..OpenOptions::new(choice) }).unwrap();
+        Arc::new(Device::new(Arc::new(gpu)))
+    };
+    (0..adapters().len())
+        .flat_map(|number| limits.map(|limits| (number, limits)))
+        .map(open)
+        .collect()
+}
