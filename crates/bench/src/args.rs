@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use heterokv_quant::KeyFormat;
 
+use crate::gpu::GpuArgs;
 use crate::scan::MAX_GROUP_SIZE;
 use crate::{end_to_end, instructions};
 
@@ -33,6 +34,8 @@ pub struct Options {
 pub(crate) enum Suite {
     /// Key formats: scan, encode, values and fit; with --quality, what their bits cost
     Quant(QuantArgs),
+    /// Kernels on a GPU: GB/s of each beside a copy; with --derived, the bytes of each and the times that follow
+    Gpu(GpuArgs),
     /// One cache and context, in a process of its own
     #[command(hide = true)]
     EndToEndProcess(end_to_end::ChildArgs),
@@ -193,7 +196,7 @@ impl Options {
             None => self.steps.threads,
             Some(Suite::Quant(quant)) => quant.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
-            Some(Suite::InstructionsProcess(_)) => 1,
+            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_)) => 1,
         }
     }
 }

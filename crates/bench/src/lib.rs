@@ -31,6 +31,7 @@ mod encode;
 mod end_to_end;
 mod environment;
 mod formats;
+mod gpu;
 mod instructions;
 mod interleave;
 mod machine;

@@ -20,6 +20,11 @@ pub(crate) fn readme_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")
 }
 
+/// A page of the docs.
+pub(crate) fn docs(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)
+}
+
 /// Replaces what stands between `<!-- begin: name -->` and `<!-- end: name -->` in the page at `path`.
 ///
 /// # Errors

@@ -1,0 +1,141 @@
+//! Kernels on a GPU: the bytes that each must move, the time that follows from a bandwidth, and what a device reaches.
+//!
+//! The shape is that of one layer of Llama-3-8B. Bytes are of what a kernel reads and writes once at least; a device is
+//! held against its own copy from buffer to buffer, measured in the same run.
+
+mod kernels;
+mod measured;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use heterokv_gpu::{DeviceChoice, Gpu, OpenOptions};
+
+use crate::page;
+use crate::sheet::{Cell, Sheet};
+use kernels::{Kernel, Shape};
+use measured::Measured;
+
+/// Memory bandwidths as their makers publish them, GB/s.
+const PUBLISHED: [(&str, f64); 3] =
+    [("A100-80GB SXM", 2039.0), ("RTX 4090", 1008.0), ("Apple M3 Max", 400.0)];
+
+/// How to measure kernels on a GPU.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GpuArgs {
+    /// gpu, the first that is no software; gpu:N; gpu:software, one that the CPU plays
+    #[arg(long, value_name = "DEVICE", default_value = "gpu")]
+    device: DeviceChoice,
+    /// Coded tokens of a KV head
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = from_1_to_4m)]
+    context: usize,
+    /// Samples of each kernel
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Print the bytes of each kernel and the times that follow on known GPUs, and measure nothing
+    #[arg(long)]
+    derived: bool,
+    /// Put that table into docs/gpu.md
+    #[arg(long, requires = "derived")]
+    splice: bool,
+    /// Measure each kernel once and small, to see that its answer is right
+    #[arg(long, conflicts_with = "derived")]
+    test: bool,
+}
+
+fn from_1_to_4m(text: &str) -> Result<usize, String> {
+    let tokens = text.parse().ok().filter(|tokens| (1..=1 << 22).contains(tokens));
+    tokens.ok_or_else(|| "expected a whole number from 1 to 4194304".to_owned())
+}
+
+/// Prints what the options ask for.
+///
+/// # Errors
+/// No device, one that takes no times, a wrong answer, or a page that cannot be written.
+pub(crate) fn run(arguments: &GpuArgs) -> Result<()> {
+    let shape = if arguments.test { Shape::SMALL } else { Shape::llama(arguments.context) };
+    if arguments.derived {
+        let sheet = derived(&shape);
+        println!("{}", sheet.aligned());
+        if arguments.splice {
+            page::splice(&page_path(), "derived", &sheet.markdown())?;
+        }
+        return Ok(());
+    }
+    let options = OpenOptions { is_profiled: true, ..OpenOptions::new(arguments.device) };
+    let gpu = Gpu::open(options)?;
+    let name = gpu.summary().to_string();
+    let rounds = if arguments.test { 1 } else { usize::from(arguments.rounds) };
+    let measured = Measured::of(gpu, &shape, rounds)?;
+    ensure!(!measured.kernels.is_empty(), "nothing was measured");
+    println!("{}", table(&name, &shape, &measured).aligned());
+    Ok(())
+}
+
+fn page_path() -> PathBuf {
+    page::docs("gpu.md")
+}
+
+fn derived(shape: &Shape) -> Sheet {
+    let mut columns = vec!["kernel".to_owned(), "on".to_owned(), "MB".to_owned()];
+    columns.extend(PUBLISHED.map(|(name, rate)| format!("µs at {rate:.0} GB/s ({name})")));
+    let title = format!(
+        "Bytes of each kernel in one layer of Llama-3-8B, {} coded tokens, and the times that follow (derived)",
+        shape.context
+    );
+    let mut sheet = Sheet::new(title, &columns);
+    for kernel in Kernel::ALL {
+        let bytes = kernel.bytes(shape) as f64;
+        let mut row = vec![
+            Cell::text(kernel.name()),
+            Cell::text(kernel.what(shape)),
+            Cell::Scientific(1e-6 * bytes),
+        ];
+        // A GB/s is a byte in a nanosecond.
+        row.extend(PUBLISHED.map(|(_, rate)| Cell::Scientific(1e-3 * bytes / rate)));
+        sheet.push(row);
+    }
+    sheet
+}
+
+fn table(device: &str, shape: &Shape, measured: &Measured) -> Sheet {
+    let title = format!(
+        "{device}, one layer, {} coded tokens: a copy moves {:.1} GB/s",
+        shape.context,
+        1e-9 * measured.copy
+    );
+    let columns = ["kernel", "on", "MB", "µs", "MAD %", "GB/s", "% of copy"];
+    let mut sheet = Sheet::new(title, &columns);
+    for (kernel, samples) in &measured.kernels {
+        let bytes = kernel.bytes(shape) as f64;
+        let median = samples.median();
+        let rate = 1e9 * bytes / median;
+        sheet.push(vec![
+            Cell::text(kernel.name()),
+            Cell::text(kernel.what(shape)),
+            Cell::Scientific(1e-6 * bytes),
+            Cell::Number(1e-3 * median, 1),
+            Cell::Number(100.0 * samples.mad() / median, 0),
+            Cell::Scientific(1e-9 * rate),
+            Cell::Number(100.0 * rate / measured.copy, 0),
+        ]);
+    }
+    sheet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_moves_something_and_more_of_more() {
+        let (small, large) = (Shape::SMALL, Shape::llama(1 << 20));
+        for kernel in Kernel::ALL {
+            assert!(kernel.bytes(&small) > 0 && kernel.bytes(&small) < kernel.bytes(&large));
+        }
+        let scored = Kernel::ScorePlanes.bytes(&large);
+        // 4 bits a channel of eight heads are half a gigabyte; scales, zeros and scores come on top.
+        assert!((512 << 20..1 << 30).contains(&scored), "{scored}");
+    }
+}
