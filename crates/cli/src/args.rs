@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use heterokv_cache::{CacheSpec, KeyFormat, SPEC_GRAMMAR};
+use heterokv_gpu::DeviceChoice;
 use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
@@ -83,6 +84,41 @@ pub(crate) struct CacheArgs {
     pub(crate) cache: CacheSpec,
     #[command(flatten)]
     pub(crate) terms: CacheTerms,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+}
+
+/// Where it is computed.
+#[derive(Args)]
+pub(crate) struct PlaceArgs {
+    /// cpu; gpu, the first that is no software; gpu:N, number N of those that an error lists; gpu:software, one that
+    /// the CPU plays
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: Place,
+    /// The most memory of a GPU to use: 6GiB, 6GB, or plain bytes [default: what there is]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
+    pub(crate) device_memory: Option<u64>,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The CPU, whose "device" is an arena in RAM.
+    Cpu,
+    /// A GPU.
+    Gpu(DeviceChoice),
+}
+
+impl std::str::FromStr for Place {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "cpu" {
+            return Ok(Self::Cpu);
+        }
+        let choice = name.parse().map(Self::Gpu);
+        choice.map_err(|_| "expected cpu, gpu, gpu:N or gpu:software".to_owned())
+    }
 }
 
 /// What holds for one cache or several.

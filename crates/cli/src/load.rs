@@ -1,11 +1,13 @@
 //! A model from disk, and the line that says what is running.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use heterokv_attn::device::Device;
 use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
-use heterokv_model::{Checkpoint, ComputeType, Model};
+use heterokv_model::{Checkpoint, ComputeType, DeviceModel, Model, Progress};
 use sha2::{Digest, Sha256};
 
 use crate::args::ModelArgs;
@@ -62,6 +64,18 @@ impl Opened {
         let bar = Bar::new("loading the model");
         let mut show = |done, total| bar.set(done, total);
         Ok(Model::load_with(&self.checkpoint, self.compute, self.level, Some(&mut show))?)
+    }
+
+    /// Reads the weights onto a device.
+    ///
+    /// # Errors
+    /// As [`Opened::load`], a form that has no kernels, and what the device lacks.
+    pub(crate) fn load_on(&self, device: Arc<Device>) -> Result<DeviceModel> {
+        let bar = Bar::new("loading the model");
+        let mut show = |done, total| bar.set(done, total);
+        let progress: Progress<'_> = &mut show;
+        let (checkpoint, compute, level) = (&self.checkpoint, self.compute, self.level);
+        Ok(DeviceModel::load(device, checkpoint, compute, level, Some(progress))?)
     }
 
     /// The profile in `path`, held against this model.

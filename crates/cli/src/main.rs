@@ -8,6 +8,7 @@ mod commands;
 mod failure;
 mod interrupt;
 mod load;
+mod machine;
 mod output;
 mod progress;
 mod prompt;

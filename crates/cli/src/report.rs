@@ -1,7 +1,7 @@
 //! Where every byte of a cache is and how long a reply took, for `--stats` and `--json`.
 
-use heterokv_cache::{CacheConfig, CacheSpec, DeviceBytes, KvCache, full_bytes};
-use heterokv_model::Generation;
+use heterokv_cache::{CacheConfig, CacheSpec, DeviceBytes, full_bytes};
+use heterokv_model::{CacheFigures, Generation};
 use serde::Serialize;
 
 use crate::output::{self, bytes, count, percent, table};
@@ -20,6 +20,8 @@ pub(crate) struct Report {
     /// Share of the tokens whose rows a step fetched from the host.
     rows_read: f64,
     host_bytes_read_per_token: f64,
+    #[serde(flatten)]
+    link: Option<Link>,
     prompt_tokens: usize,
     prefill_seconds: f64,
     prefill_tok_s: f64,
@@ -33,29 +35,42 @@ pub(crate) struct Report {
     with_keys: bool,
 }
 
+/// What crosses between a GPU and its host, and what the GPU holds.
+#[derive(Serialize)]
+struct Link {
+    to_host_bytes_per_token: f64,
+    to_device_bytes_per_token: f64,
+    /// Weights and all that is worked in included.
+    gpu_bytes: u64,
+    gpu_peak_bytes: u64,
+}
+
 impl Report {
     /// Reads the figures off a cache behind a reply to `prompt_tokens` tokens.
     pub(crate) fn new(
-        cache: &KvCache,
+        cache: &CacheFigures,
         reply: &Generation,
         prompt_tokens: usize,
         prefill_seconds: f64,
     ) -> Self {
-        let (shape, stats) = (cache.shape(), cache.stats());
+        let CacheFigures { shape, stats, .. } = *cache;
         let steps = stats.steps as f64 / shape.num_layers as f64;
+        let per_token = |bytes: u64| if steps > 0.0 { bytes as f64 / steps } else { 0.0 };
         Self {
-            cached_tokens: cache.num_tokens(),
-            device: cache.device_bytes(),
-            device_bytes: cache.device_in_use_bytes(),
-            host_bytes: cache.host_in_use_bytes(),
-            full_bytes: full_bytes(&shape, cache.num_tokens()),
+            cached_tokens: cache.num_tokens,
+            device: cache.device,
+            device_bytes: cache.device.total(),
+            host_bytes: cache.host_bytes,
+            full_bytes: full_bytes(&shape, cache.num_tokens),
             ratio: cache.ratio(),
             rows_read: stats.rows_read(),
-            host_bytes_read_per_token: if steps > 0.0 {
-                stats.host_bytes as f64 / steps
-            } else {
-                0.0
-            },
+            host_bytes_read_per_token: per_token(stats.host_bytes),
+            link: cache.link.map(|link| Link {
+                to_host_bytes_per_token: per_token(link.to_host_bytes),
+                to_device_bytes_per_token: per_token(link.to_device_bytes),
+                gpu_bytes: link.in_use_bytes,
+                gpu_peak_bytes: link.peak_bytes,
+            }),
             prompt_tokens,
             prefill_seconds,
             prefill_tok_s: prompt_tokens as f64 / prefill_seconds,
@@ -64,7 +79,7 @@ impl Report {
             decode_tok_s: reply.decode_tokens_per_second(),
             first_token_seconds: prefill_seconds + reply.first_token_seconds,
             peak_memory_bytes: peak_memory_bytes(),
-            with_keys: matches!(cache.config(), CacheConfig::Hca(hca) if hca.rescore.is_some()),
+            with_keys: matches!(&cache.config, CacheConfig::Hca(hca) if hca.rescore.is_some()),
         }
     }
 
@@ -103,6 +118,15 @@ impl Report {
             row("reply", self.speed(self.generated_tokens, self.decode_tok_s)),
             row("time to first token", format!("{:.2} s", self.first_token_seconds)),
         ];
+        rows.extend(self.link.iter().flat_map(|link| {
+            let per_token = |n: f64| format!("{}/token", bytes(n as u64));
+            [
+                row("from the GPU to the host", per_token(link.to_host_bytes_per_token)),
+                row("from the host to the GPU", per_token(link.to_device_bytes_per_token)),
+                row("memory of the GPU, weights included", bytes(link.gpu_bytes)),
+                row("the most that it was", bytes(link.gpu_peak_bytes)),
+            ]
+        }));
         rows.extend(
             self.peak_memory_bytes.map(|peak| row("peak memory of the process", bytes(peak))),
         );

@@ -279,6 +279,15 @@ pub enum Error {
     /// The sampler's settings or the logits are not usable.
     #[error(transparent)]
     Sampler(#[from] crate::SamplerError),
+    /// A form of weights that no kernel of a GPU computes with.
+    #[error("weights in {compute} have no kernels on a GPU; compute in f16 or q8 there")]
+    NoDeviceForm {
+        /// The form.
+        compute: heterokv_quant::weights::ComputeType,
+    },
+    /// A device refused.
+    #[error(transparent)]
+    Gpu(#[from] heterokv_gpu::Error),
     /// The cache refused.
     #[error(transparent)]
     Cache(#[from] heterokv_cache::Error),

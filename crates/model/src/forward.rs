@@ -5,10 +5,11 @@
 
 use heterokv_cache::{AttentionCache, HeadShape, KvCache, KvShape, PromptLayer};
 use heterokv_quant::Level;
-use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, dequantize, gemv_many};
+use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, gemv_many};
 use rayon::prelude::*;
 
 use crate::checkpoint::{LayerTensor, TensorRole};
+use crate::loader::Loader;
 use crate::ops::{Rope, add_bias, add_to, rms_norm, swiglu};
 use crate::{Checkpoint, Error, ModelConfig, Result};
 
@@ -101,7 +102,7 @@ impl Model {
             .map_err(heterokv_cache::Error::from)?;
         let mut layers = Vec::new();
         for layer in 0..config.num_layers {
-            layers.push(loader.layer(layer)?);
+            layers.push(Layer::load(&loader, layer)?);
             if let Some(progress) = &mut progress {
                 progress(layer + 1, config.num_layers);
             }
@@ -423,56 +424,25 @@ fn multiply(x: &[f32], products: &mut [(&Projection, &mut [f32])]) -> Result<()>
     Ok(())
 }
 
-/// What reads tensors into the form a model computes with.
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    compute: ComputeType,
-    level: Level,
-}
-
-impl Loader<'_> {
-    fn layer(&self, index: usize) -> Result<Layer> {
+impl Layer {
+    fn load(loader: &Loader<'_>, index: usize) -> Result<Self> {
         let role = |tensor| TensorRole::Layer(index, tensor);
         let projection = |weights, bias| {
-            let weights = self.matrix(role(weights))?;
-            Ok::<_, Error>(Projection { weights, bias: self.optional_vector(role(bias))? })
+            let weights = loader.matrix(role(weights))?;
+            Ok::<_, Error>(Projection { weights, bias: loader.optional_vector(role(bias))? })
         };
-        Ok(Layer {
-            attn_norm: self.vector(role(LayerTensor::AttnNorm))?,
+        Ok(Self {
+            attn_norm: loader.vector(role(LayerTensor::AttnNorm))?,
             q: projection(LayerTensor::Wq, LayerTensor::BiasQ)?,
             k: projection(LayerTensor::Wk, LayerTensor::BiasK)?,
             v: projection(LayerTensor::Wv, LayerTensor::BiasV)?,
             o: projection(LayerTensor::Wo, LayerTensor::BiasO)?,
-            norm_q: self.optional_vector(role(LayerTensor::NormQ))?,
-            norm_k: self.optional_vector(role(LayerTensor::NormK))?,
-            ffn_norm: self.vector(role(LayerTensor::FfnNorm))?,
+            norm_q: loader.optional_vector(role(LayerTensor::NormQ))?,
+            norm_k: loader.optional_vector(role(LayerTensor::NormK))?,
+            ffn_norm: loader.vector(role(LayerTensor::FfnNorm))?,
             gate: projection(LayerTensor::Gate, LayerTensor::BiasGate)?,
             up: projection(LayerTensor::Up, LayerTensor::BiasUp)?,
             down: projection(LayerTensor::Down, LayerTensor::BiasDown)?,
         })
-    }
-
-    fn matrix(&self, role: TensorRole) -> Result<WeightMatrix> {
-        let tensor = self.checkpoint.tensor(role)?;
-        let order = |row| tensor.row_order.stored_row(row);
-        let shape = [tensor.rows, tensor.cols];
-        WeightMatrix::from_tensor(tensor.ty, tensor.bytes, shape, order, self.compute, self.level)
-            .map_err(|source| Error::Weights { name: tensor.name.to_owned(), source })
-    }
-
-    fn vector(&self, role: TensorRole) -> Result<Vec<f32>> {
-        let tensor = self.checkpoint.tensor(role)?;
-        let mut stored = vec![0.0; tensor.rows * tensor.cols];
-        dequantize(tensor.ty, tensor.bytes, &mut stored)
-            .map_err(|source| Error::Weights { name: tensor.name.to_owned(), source })?;
-        // A bias of q or k is permuted like the rows of its matrix.
-        Ok((0..stored.len()).map(|i| stored[tensor.row_order.stored_row(i)]).collect())
-    }
-
-    fn optional_vector(&self, role: TensorRole) -> Result<Option<Vec<f32>>> {
-        match self.checkpoint.optional_tensor(role)? {
-            None => Ok(None),
-            Some(_) => self.vector(role).map(Some),
-        }
     }
 }

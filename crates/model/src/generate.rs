@@ -8,13 +8,8 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use heterokv_cache::KvCache;
-
 use crate::text::{LeadingSpace, SpecialTokens, StopMatcher, Tokenizer};
-use crate::{Error, Model, Progress, Result, Sampler, SamplerSettings};
-
-/// Tokens of a later turn that pass through the model together, which bounds their scratch memory.
-const EXTEND_TOKENS: usize = 256;
+use crate::{CacheFigures, Decoder, Error, Progress, Result, Sampler, SamplerSettings};
 
 /// How a reply is made and what ends it. The default is greedy, without stop strings.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,9 +81,8 @@ impl Generation {
 /// A sequence that a model reads and continues.
 #[derive(Debug)]
 pub struct Generator<'m> {
-    model: &'m Model,
+    decoder: Box<dyn Decoder + 'm>,
     tokenizer: &'m Tokenizer,
-    cache: KvCache,
     end_ids: BTreeSet<u32>,
     /// Rows of the output projection that the tokenizer has no token for; never sampled.
     nameless_ids: Vec<u32>,
@@ -96,76 +90,56 @@ pub struct Generator<'m> {
     history: Vec<u32>,
     /// The token sampled last, if the cache does not hold it.
     pending: Option<u32>,
-    /// The last token's hidden state `[hidden_size]`; empty before anything was fed.
-    hidden: Vec<f32>,
 }
 
 impl<'m> Generator<'m> {
-    /// A generator over `cache`, which is empty and of this model.
+    /// A generator over `decoder`, which has taken nothing yet.
     #[must_use]
-    pub fn new(model: &'m Model, tokenizer: &'m Tokenizer, cache: KvCache) -> Self {
-        let config = model.config();
+    pub fn new(decoder: Box<dyn Decoder + 'm>, tokenizer: &'m Tokenizer) -> Self {
+        let config = decoder.config();
         let ids = 0..u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
         Self {
             end_ids: tokenizer.end_ids().iter().chain(&config.eos_token_ids).copied().collect(),
             nameless_ids: ids.filter(|&id| tokenizer.token_bytes(id).is_err()).collect(),
             history: Vec::new(),
             pending: None,
-            hidden: Vec::new(),
-            model,
+            decoder,
             tokenizer,
-            cache,
         }
     }
 
-    /// The cache.
+    /// What the cache holds and what its steps have read.
     #[must_use]
-    pub fn cache(&self) -> &KvCache {
-        &self.cache
+    pub fn figures(&self) -> CacheFigures {
+        self.decoder.figures()
     }
 
-    /// The cache, to reset what it counts.
-    pub fn cache_mut(&mut self) -> &mut KvCache {
-        &mut self.cache
+    /// Starts to count anew what steps read.
+    pub fn reset_stats(&mut self) {
+        self.decoder.reset_stats();
     }
 
     /// Tokens of the sequence, whether the cache holds the last one yet or not.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
-        self.cache.num_tokens() + usize::from(self.pending.is_some())
+        self.decoder.num_tokens() + usize::from(self.pending.is_some())
     }
 
     /// Takes a prompt, or what a further turn adds to it.
     ///
-    /// The first call is exact ([`Model::prefill`]); later ones attend over the compressed cache
-    /// ([`Model::extend`]). After an error the generator is of no further use.
+    /// The first call is exact; later ones attend over the compressed cache ([`Decoder::feed`]). After an error the
+    /// generator is of no further use.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::TokenId`], and what the cache refuses.
-    pub fn feed(&mut self, tokens: &[u32], mut progress: Option<Progress<'_>>) -> Result<()> {
+    pub fn feed(&mut self, tokens: &[u32], progress: Option<Progress<'_>>) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let hidden_size = self.model.config().hidden_size;
         self.history.extend_from_slice(tokens);
-        if self.cache.num_tokens() == 0 {
-            let caches = std::slice::from_mut(&mut self.cache);
-            let hidden = self.model.prefill(tokens, caches, progress)?;
-            self.hidden = hidden[hidden.len() - hidden_size..].to_vec();
-            return Ok(());
-        }
         let tokens: Vec<u32> =
             self.pending.take().into_iter().chain(tokens.iter().copied()).collect();
-        let mut done = 0;
-        for block in tokens.chunks(EXTEND_TOKENS) {
-            let hidden = self.model.extend(block, &mut self.cache)?;
-            self.hidden = hidden[hidden.len() - hidden_size..].to_vec();
-            done += block.len();
-            if let Some(progress) = &mut progress {
-                progress(done, tokens.len());
-            }
-        }
-        Ok(())
+        self.decoder.feed(&tokens, progress)
     }
 
     /// Continues the sequence. `on_text` is called after every token with the text that is complete with
@@ -196,7 +170,7 @@ impl<'m> Generator<'m> {
         while reply.tokens.len() < settings.max_tokens {
             let step = Instant::now();
             if let Some(token) = self.pending.take() {
-                self.hidden = self.model.extend(&[token], &mut self.cache)?;
+                self.decoder.feed(&[token], None)?;
             }
             let token = self.sample(&mut sampler)?;
             if reply.tokens.is_empty() {
@@ -237,11 +211,11 @@ impl<'m> Generator<'m> {
     }
 
     fn check_length(&self, settings: &GenerateSettings) -> Result<()> {
-        if self.hidden.is_empty() {
+        if self.decoder.num_tokens() == 0 {
             return Err(Error::EmptyPrompt);
         }
         let held_tokens = self.num_tokens();
-        let limit_tokens = self.model.config().max_context_tokens;
+        let limit_tokens = self.decoder.config().max_context_tokens;
         let max_tokens = settings.max_tokens;
         if held_tokens.saturating_add(max_tokens) > limit_tokens && !settings.allow_beyond_trained {
             return Err(Error::BeyondTrained { held_tokens, max_tokens, limit_tokens });
@@ -249,8 +223,8 @@ impl<'m> Generator<'m> {
         Ok(())
     }
 
-    fn sample(&self, sampler: &mut Sampler) -> Result<u32> {
-        let mut logits = self.model.logits(&self.hidden)?;
+    fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        let mut logits = self.decoder.logits()?;
         for &id in &self.nameless_ids {
             logits[id as usize] = f32::NEG_INFINITY;
         }

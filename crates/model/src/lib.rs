@@ -2,10 +2,13 @@
 
 pub mod checkpoint;
 pub mod config;
+mod decoder;
+mod device;
 mod error;
 mod forward;
 mod generate;
 pub mod gguf;
+mod loader;
 mod memory;
 mod ops;
 pub mod rope_config;
@@ -15,6 +18,8 @@ pub mod text;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
+pub use decoder::{CacheFigures, Decoder, HostDecoder, LinkFigures};
+pub use device::{DeviceDecoder, DeviceModel, DeviceModelPlan};
 pub use error::{Error, Result};
 pub use forward::{Model, Observer, Progress, PromptBlock};
 pub use generate::{FinishReason, GenerateSettings, Generation, Generator};

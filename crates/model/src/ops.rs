@@ -65,16 +65,19 @@ impl Rope {
         }
     }
 
-    /// Turns `rows [n, num_heads, head_dim]`, whose first token is at `position`. Angles are computed
-    /// in f64, so that they stay exact at positions of millions.
+    /// Sine and cosine of each pair at a position, computed in f64, so that they stay exact at positions of millions.
+    pub(crate) fn turns(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
+        self.inverse_frequencies.iter().map(move |&frequency| {
+            let (sin, cos) = (position as f64 * f64::from(frequency)).sin_cos();
+            (sin as f32 * self.attention_factor, cos as f32 * self.attention_factor)
+        })
+    }
+
+    /// Turns `rows [n, num_heads, head_dim]`, whose first token is at `position`.
     pub(crate) fn rotate(&self, rows: &mut [f32], position: usize, num_heads: usize) {
         let half = self.head_dim / 2;
         each_row(rows, num_heads * self.head_dim, |token, row| {
-            let angles = self.inverse_frequencies.iter().map(|&frequency| {
-                let (sin, cos) = ((position + token) as f64 * f64::from(frequency)).sin_cos();
-                (sin as f32 * self.attention_factor, cos as f32 * self.attention_factor)
-            });
-            let angles: Vec<(f32, f32)> = angles.collect();
+            let angles: Vec<(f32, f32)> = self.turns(position + token).collect();
             for head in row.chunks_exact_mut(self.head_dim) {
                 let (low, high) = head.split_at_mut(half);
                 for ((a, b), (sin, cos)) in low.iter_mut().zip(high).zip(&angles) {

@@ -8,8 +8,8 @@ use std::path::Path;
 use heterokv_cache::{CacheSpec, KvCache, Level};
 use heterokv_model::text::{GgufVocab, Tokenizer};
 use heterokv_model::{
-    Checkpoint, ComputeType, Error, FinishReason, GenerateSettings, Generation, Generator, Model,
-    SamplerSettings,
+    Checkpoint, ComputeType, Error, FinishReason, GenerateSettings, Generation, Generator,
+    HostDecoder, Model, SamplerSettings,
 };
 
 /// Tokens 0 to 20 are letters, 21 is a control token; the model has 24, of which 2 ends a text.
@@ -55,7 +55,7 @@ fn reply(generator: &mut Generator<'_>, settings: &GenerateSettings) -> Generati
 }
 
 fn fed<'m>(model: &'m Model, tokenizer: &'m Tokenizer) -> Generator<'m> {
-    let mut generator = Generator::new(model, tokenizer, cache(model));
+    let mut generator = Generator::new(Box::new(HostDecoder::new(model, cache(model))), tokenizer);
     generator.feed(&PROMPT, None).unwrap();
     generator
 }
@@ -63,7 +63,8 @@ fn fed<'m>(model: &'m Model, tokenizer: &'m Tokenizer) -> Generator<'m> {
 #[test]
 fn nothing_to_go_on_from_is_an_error() {
     let (model, tokenizer) = (model(), tokenizer());
-    let mut generator = Generator::new(&model, &tokenizer, cache(&model));
+    let mut generator =
+        Generator::new(Box::new(HostDecoder::new(&model, cache(&model))), &tokenizer);
     assert!(matches!(generator.feed(&[], None), Err(Error::EmptyPrompt)));
     let result = generator.generate(&settings(4), |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(Error::EmptyPrompt)));
@@ -98,7 +99,7 @@ fn a_reply_in_two_parts_is_the_reply_in_one() {
     assert_eq!(whole.decode_steps, 8);
     let mut generator = fed(&model, &tokenizer);
     let first = reply(&mut generator, &settings(4));
-    assert_eq!(generator.cache().num_tokens(), PROMPT.len() + 3, "the last one waits");
+    assert_eq!(generator.figures().num_tokens, PROMPT.len() + 3, "the last one waits");
     assert_eq!(generator.num_tokens(), PROMPT.len() + 4);
     let second = reply(&mut generator, &settings(5));
     assert_eq!([first.tokens, second.tokens].concat(), whole.tokens);
@@ -113,10 +114,10 @@ fn a_later_turn_goes_on_behind_the_token_sampled_last() {
     let mut steps = Vec::new();
     generator.feed(&[5, 6], Some(&mut |done, total| steps.push((done, total)))).unwrap();
     assert_eq!(steps, [(3, 3)]);
-    assert_eq!(generator.cache().num_tokens(), PROMPT.len() + 3 + 2);
+    assert_eq!(generator.figures().num_tokens, PROMPT.len() + 3 + 2);
     let second = reply(&mut generator, &settings(4));
 
-    let mut at_once = Generator::new(&model, &tokenizer, cache(&model));
+    let mut at_once = Generator::new(Box::new(HostDecoder::new(&model, cache(&model))), &tokenizer);
     at_once.feed(&[&PROMPT[..], &first.tokens, &[5, 6]].concat(), None).unwrap();
     assert_eq!(reply(&mut at_once, &settings(4)).tokens, second.tokens);
 }

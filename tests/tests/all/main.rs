@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "what tests share may unwrap as tests do")]
 
 mod determinism;
+mod device;
 mod distance;
 mod files;
 mod golden;

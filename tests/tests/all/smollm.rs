@@ -17,7 +17,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// The default model's file, opened; tests that hold one run one at a time.
 pub(crate) struct Smollm {
-    checkpoint: Checkpoint,
+    pub(crate) checkpoint: Checkpoint,
     pub(crate) text: ModelText,
     _turn: MutexGuard<'static, ()>,
 }

@@ -14,9 +14,12 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("heterokv-offload", &["heterokv-quant"]),
     ("heterokv-attn", &["heterokv-quant", "heterokv-gpu", "heterokv-shaders", "heterokv-evict"]),
     ("heterokv-cache", CACHE),
-    ("heterokv-model", &["heterokv-cache", "heterokv-quant"]),
+    ("heterokv-model", &["heterokv-cache", "heterokv-quant", "heterokv-attn", "heterokv-gpu"]),
     ("heterokv-eval", &["heterokv-model", "heterokv-cache", "heterokv-quant", "heterokv-evict"]),
-    ("heterokv", &["heterokv-eval", "heterokv-model", "heterokv-cache"]),
+    (
+        "heterokv",
+        &["heterokv-eval", "heterokv-model", "heterokv-cache", "heterokv-attn", "heterokv-gpu"],
+    ),
 ];
 
 /// The cache composes the crates below it, and so may name each of them.

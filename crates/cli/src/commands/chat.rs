@@ -7,10 +7,11 @@ use anyhow::{Context, Result};
 use heterokv_model::text::Conversation;
 use heterokv_model::{GenerateSettings, Generator, SamplerSettings};
 
-use super::generate::{feed, prepare, stream};
+use super::generate::{feed, stream};
 use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
+use crate::machine::prepare;
 use crate::output::{print, print_line, say};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, reply_tokens};
@@ -37,8 +38,8 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     };
 
     let num_opening = opening.tokens.len();
-    let (model, cache) = prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
-    let mut generator = Generator::new(&model, &text.tokenizer, cache);
+    let (machine, cache) = prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
+    let mut generator = Generator::new(machine.decoder(cache), &text.tokenizer);
     feed(&mut generator, &opening.tokens)?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
@@ -63,13 +64,13 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
         let reply = stream(&mut generator, &settings, true)?;
         print_line("")?;
         if args.stats {
-            let report = Report::new(generator.cache(), &reply, tokens.len(), seconds);
+            let report = Report::new(&generator.figures(), &reply, tokens.len(), seconds);
             print_line(&format!("\n{}\n", report.table(&args.cache.cache)))?;
         }
     }
     if terms.strict_ratio {
-        let cache = generator.cache();
-        check_ratio(&args.cache.cache, cache.ratio(), cache.num_tokens())?;
+        let figures = generator.figures();
+        check_ratio(&args.cache.cache, figures.ratio(), figures.num_tokens)?;
     }
     Ok(())
 }

@@ -4,20 +4,19 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Result;
-use heterokv_cache::KvCache;
 use heterokv_model::text::Conversation;
-use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator, Model};
+use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator};
 use serde::Serialize;
 
-use crate::args::{CacheArgs, GenerateArgs};
+use crate::args::GenerateArgs;
 use crate::failure::Unwritable;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::output::{print, print_line, ratio, say, tokens};
+use crate::machine::prepare;
+use crate::output::{print, print_line};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, check_not_empty, encode_plain, reply_tokens};
 use crate::report::Report;
-use crate::requirement::{check_memory, plan};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -62,20 +61,20 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         allow_beyond_trained,
     };
 
-    let (model, cache) = prepare(&opened, &args.cache, tokens.len(), max_tokens)?;
-    let mut generator = Generator::new(&model, &text.tokenizer, cache);
+    let (machine, cache) = prepare(&opened, &args.cache, tokens.len(), max_tokens)?;
+    let mut generator = Generator::new(machine.decoder(cache), &text.tokenizer);
     let start = Instant::now();
     feed(&mut generator, &tokens)?;
     let prefill_seconds = start.elapsed().as_secs_f64();
     let reply = stream(&mut generator, &settings, !args.json)?;
-    let report = Report::new(generator.cache(), &reply, tokens.len(), prefill_seconds);
+    let report = Report::new(&generator.figures(), &reply, tokens.len(), prefill_seconds);
     if args.json {
         let spec = &args.cache.cache;
         let output = Output {
             model: &opened.name,
             compute: opened.compute().to_string(),
             cache: spec.to_string(),
-            spec: generator.cache().config().to_string(),
+            spec: generator.figures().config.to_string(),
             text: &reply.text,
             tokens: &reply.tokens,
             finish: reply.finish,
@@ -92,37 +91,9 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         print_line(&format!("\n{}", report.table(&args.cache.cache)))?;
     }
     if args.cache.terms.strict_ratio {
-        let num_tokens = generator.cache().num_tokens();
-        check_ratio(&args.cache.cache, report.ratio(), num_tokens)?;
+        check_ratio(&args.cache.cache, report.ratio(), generator.figures().num_tokens)?;
     }
     Ok(())
-}
-
-/// Holds what is asked for against the machine, says what will run, and loads it.
-pub(super) fn prepare(
-    opened: &Opened,
-    args: &CacheArgs,
-    num_prompt_tokens: usize,
-    max_tokens: usize,
-) -> Result<(Model, KvCache)> {
-    let (spec, terms) = (&args.cache, &args.terms);
-    let config = opened.checkpoint.config();
-    let resolved = opened.resolve(spec)?;
-    let at_prompt = plan(config, &resolved, num_prompt_tokens)?;
-    let at_end = plan(config, &resolved, num_prompt_tokens.saturating_add(max_tokens))?;
-    check_memory(config, opened.weight_bytes()?, &[at_end], num_prompt_tokens)?;
-    if terms.strict_ratio {
-        check_ratio(spec, at_prompt.ratio(), num_prompt_tokens)?;
-    }
-    let profile = opened.profile(terms.profile.as_ref())?;
-    let cache = opened.cache(resolved, profile.as_ref())?;
-    say(&format!(
-        "{}; {} of prompt, cache {spec}: {}",
-        opened.first_line(),
-        tokens(num_prompt_tokens),
-        ratio(at_prompt.ratio(), spec)
-    ));
-    Ok((opened.load()?, cache))
 }
 
 /// Feeds tokens and shows how far they are.
@@ -138,7 +109,7 @@ pub(super) fn stream(
     settings: &GenerateSettings,
     is_shown: bool,
 ) -> Result<Generation> {
-    generator.cache_mut().reset_stats();
+    generator.reset_stats();
     let mut printed: Result<(), Unwritable> = Ok(());
     let reply = interrupt::replying(|| {
         generator.generate(settings, |text| {

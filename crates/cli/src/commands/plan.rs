@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, CacheSpec};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Reservation};
+use heterokv_gpu::Limits;
 use heterokv_model::{
-    ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
+    ComputeType, ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
 };
 use serde::Serialize;
 
 use crate::args::PlanArgs;
 use crate::load::{model_name, open_checkpoint, read_text};
+use crate::machine::DevicePlan;
 use crate::output::{bytes, count, print_line, ratio, table, tokens};
 use crate::requirement::{kv_shape, plan, say_uncoded};
 
@@ -46,6 +48,8 @@ struct Planned {
     device_total_bytes: usize,
     ratio: f64,
     prefill: PrefillBytes,
+    /// On a GPU, in the form that `--compute` names; none for f32, which has no kernels there.
+    gpu: Option<DevicePlan>,
     weights: Vec<Weights>,
     device_memory_bytes: Option<u64>,
     fit: Vec<Fit>,
@@ -58,6 +62,7 @@ struct Shape {
     /// Of the weights, where they are there.
     fingerprint: Option<String>,
     weights: Vec<Weights>,
+    compute: ComputeType,
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
@@ -111,7 +116,8 @@ impl Shape {
                 weights
                     .push(Weights { form, bytes: held_weight_bytes(&checkpoint, args.compute)? });
             }
-            return Ok(Self { name: model_name(path), config, fingerprint, weights });
+            let (name, compute) = (model_name(path), args.compute);
+            return Ok(Self { name, config, fingerprint, weights, compute });
         }
         let config = if path.exists() {
             let config = ModelConfig::from_hf_json(&read_text(&config_file)?);
@@ -123,7 +129,8 @@ impl Shape {
             })?
         };
         let weights = vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
-        Ok(Self { name: args.model.clone(), config, fingerprint: None, weights })
+        let (name, compute) = (args.model.clone(), args.compute);
+        Ok(Self { name, config, fingerprint: None, weights, compute })
     }
 
     fn plan(&self, spec: &CacheSpec, num_tokens: usize, memory: Option<u64>) -> Result<Planned> {
@@ -154,10 +161,21 @@ impl Shape {
             ratio: plan.ratio(),
             plan,
             prefill,
+            gpu: self.on_gpu(&cache, num_tokens)?,
             weights: self.weights.clone(),
             device_memory_bytes: memory,
             fit,
         })
+    }
+
+    /// What `generate --device gpu` takes of a device with the smallest limits.
+    fn on_gpu(&self, cache: &CacheConfig, num_tokens: usize) -> Result<Option<DevicePlan>> {
+        if self.compute == ComputeType::F32 {
+            return Ok(None);
+        }
+        let reservation = Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens };
+        let limits = Limits::WEBGPU_MINIMUM;
+        DevicePlan::new(&self.config, self.compute, cache, limits, reservation).map(Some)
     }
 
     /// The longest context that fits beside the weights, by bisection; 0 where none does.
@@ -221,6 +239,19 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
     ]);
+    if let Some(gpu) = planned.first().and_then(|planned| planned.gpu) {
+        rows.push(row("with --device gpu", &|_| String::new()));
+        for (i, (name, _)) in gpu.parts().iter().enumerate() {
+            rows.push(row(&format!("  {name}"), &|p| {
+                p.gpu.map_or_else(String::new, |gpu| bytes(gpu.parts()[i].1))
+            }));
+        }
+        let sum = |of: fn(&DevicePlan) -> u64| {
+            move |p: &Planned| p.gpu.as_ref().map_or_else(String::new, |gpu| bytes(of(gpu)))
+        };
+        rows.push(row("  all, while generating", &sum(DevicePlan::held_bytes)));
+        rows.push(row("  all, while reading the prompt", &sum(DevicePlan::peak_bytes)));
+    }
     let memory = planned.first().and_then(|planned| planned.device_memory_bytes);
     if let Some(memory) = memory {
         let answer = |fits: bool, needed: u64| {

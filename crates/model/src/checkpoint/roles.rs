@@ -122,6 +122,14 @@ impl TensorRole {
             .filter(|role| role.is_used(config))
     }
 
+    /// Whether it is the bias of a matrix.
+    #[must_use]
+    pub fn is_bias(self) -> bool {
+        use LayerTensor::{BiasDown, BiasGate, BiasK, BiasO, BiasQ, BiasUp, BiasV};
+        let biases = [BiasQ, BiasK, BiasV, BiasO, BiasGate, BiasUp, BiasDown];
+        matches!(self, Self::Layer(_, tensor) if biases.contains(&tensor))
+    }
+
     /// Whether a model of this configuration has such a tensor.
     #[must_use]
     pub fn is_used(self, config: &ModelConfig) -> bool {

@@ -1,0 +1,221 @@
+//! A model and a cache, on the CPU or on a GPU, after a look at whether they fit.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use heterokv_attn::device::Device;
+use heterokv_cache::{CacheConfig, CachePlan, DeviceCache, DeviceCachePlan, KvCache, Reservation};
+use heterokv_gpu::{DeviceChoice, Gpu, Limits, OpenOptions};
+use heterokv_model::{
+    ComputeType, Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model,
+    ModelConfig,
+};
+
+use crate::args::{CacheArgs, Place};
+use crate::load::{Opened, check_ratio};
+use crate::output::{bytes, ratio, say, tokens};
+use crate::requirement::{check_memory, kv_shape, plan};
+
+/// A model that is loaded.
+pub(crate) enum Machine {
+    Host(Box<Model>),
+    Device(Box<DeviceModel>),
+}
+
+/// An empty cache for it.
+pub(crate) enum Cache {
+    Host(Box<KvCache>),
+    Device(Box<DeviceCache>),
+}
+
+impl Machine {
+    /// The model over the cache that was made with it.
+    pub(crate) fn decoder(&self, cache: Cache) -> Box<dyn Decoder + '_> {
+        match (self, cache) {
+            (Self::Host(model), Cache::Host(cache)) => Box::new(HostDecoder::new(model, *cache)),
+            (Self::Device(model), Cache::Device(cache)) => {
+                Box::new(DeviceDecoder::new(model, *cache))
+            }
+            _ => unreachable!("the two are made together"),
+        }
+    }
+}
+
+/// Holds what is asked for against the machine, says what will run, and loads it.
+///
+/// # Errors
+/// A cache that does not fit the model, a run that needs more memory than there is, a device that is not to be had, and
+/// whatever is wrong with the checkpoint.
+pub(crate) fn prepare(
+    opened: &Opened,
+    args: &CacheArgs,
+    num_prompt_tokens: usize,
+    max_tokens: usize,
+) -> Result<(Machine, Cache)> {
+    let spec = &args.cache;
+    let resolved = opened.resolve(spec)?;
+    let reservation = Reservation {
+        prompt_tokens: num_prompt_tokens,
+        total_tokens: num_prompt_tokens.saturating_add(max_tokens),
+    };
+    match args.place.device {
+        Place::Cpu => {
+            ensure!(
+                args.place.device_memory.is_none(),
+                "--device-memory is of a GPU; add --device gpu"
+            );
+            on_host(opened, args, &resolved, reservation)
+        }
+        Place::Gpu(choice) => on_device(opened, args, &resolved, reservation, choice),
+    }
+}
+
+fn on_host(
+    opened: &Opened,
+    args: &CacheArgs,
+    resolved: &CacheConfig,
+    reservation: Reservation,
+) -> Result<(Machine, Cache)> {
+    let config = opened.checkpoint.config();
+    let at_prompt = plan(config, resolved, reservation.prompt_tokens)?;
+    let at_end = plan(config, resolved, reservation.total_tokens)?;
+    check_memory(config, opened.weight_bytes()?, &[at_end], reservation.prompt_tokens)?;
+    let profile = opened.profile(args.terms.profile.as_ref())?;
+    let cache = opened.cache(resolved.clone(), profile.as_ref())?;
+    say_what_runs(&opened.first_line(), args, reservation, at_prompt.ratio())?;
+    Ok((Machine::Host(Box::new(opened.load()?)), Cache::Host(Box::new(cache))))
+}
+
+fn on_device(
+    opened: &Opened,
+    args: &CacheArgs,
+    resolved: &CacheConfig,
+    reservation: Reservation,
+    choice: DeviceChoice,
+) -> Result<(Machine, Cache)> {
+    let config = opened.checkpoint.config();
+    let shape = kv_shape(config)?;
+    let budget_bytes = args.place.device_memory;
+    let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
+    let limits = gpu.limits();
+    let planned = DevicePlan::new(config, opened.compute(), resolved, limits, reservation)?;
+    if let Some(budget) = budget_bytes {
+        planned.check(budget)?;
+    }
+    let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
+    // The device is not in RAM, or is what --device gpu:software asked for.
+    let host = CachePlan { device: Default::default(), score_scratch_bytes: 0, ..at_end };
+    check_memory(config, 0, &[host], reservation.prompt_tokens)?;
+    let profile = opened.profile(args.terms.profile.as_ref())?;
+    let first_line = format!(
+        "{}: {} weights on {}, {}",
+        opened.name,
+        opened.compute(),
+        gpu.summary(),
+        bytes(planned.held_bytes())
+    );
+    let device = Arc::new(Device::new(Arc::new(gpu)));
+    let cache = DeviceCache::new(
+        Arc::clone(&device),
+        shape,
+        resolved.clone(),
+        opened.level(),
+        profile.as_ref(),
+        reservation,
+    )?;
+    let full = heterokv_cache::full_bytes(&shape, reservation.prompt_tokens.max(1));
+    let reached = cache.device_bytes().total() as f64 / full as f64;
+    say_what_runs(&first_line, args, reservation, reached)?;
+    let model = opened.load_on(device)?;
+    Ok((Machine::Device(Box::new(model)), Cache::Device(Box::new(cache))))
+}
+
+fn say_what_runs(
+    first_line: &str,
+    args: &CacheArgs,
+    reservation: Reservation,
+    reached: f64,
+) -> Result<()> {
+    let (spec, num_tokens) = (&args.cache, reservation.prompt_tokens);
+    if args.terms.strict_ratio {
+        check_ratio(spec, reached, num_tokens)?;
+    }
+    say(&format!(
+        "{first_line}; {} of prompt, cache {spec}: {}",
+        tokens(num_tokens),
+        ratio(reached, spec)
+    ));
+    Ok(())
+}
+
+/// What a run takes of a device.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(crate) struct DevicePlan {
+    /// The model.
+    #[serde(flatten)]
+    model: DeviceModelPlan,
+    /// Exact rows, key codes, and what queries are prepared with.
+    cache: u64,
+    /// What the layers of the cache work in.
+    cache_scratch: u64,
+}
+
+impl DevicePlan {
+    /// Of a model and a cache with room for what is reserved.
+    ///
+    /// # Errors
+    /// A form of weights that has no kernels, and a cache that does not fit the model.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        compute: ComputeType,
+        cache: &CacheConfig,
+        limits: Limits,
+        reservation: Reservation,
+    ) -> Result<Self> {
+        let of_cache = DeviceCachePlan::new(cache, &kv_shape(config)?, limits, reservation)?;
+        Ok(Self {
+            model: DeviceModelPlan::new(config, compute, reservation.prompt_tokens)?,
+            cache: of_cache.total_bytes() - of_cache.scratch_bytes,
+            cache_scratch: of_cache.scratch_bytes,
+        })
+    }
+
+    /// What stays while tokens are generated.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.model.held() + self.cache + self.cache_scratch
+    }
+
+    /// The same with what the prompt takes while it is processed.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        self.held_bytes().saturating_add(self.model.prompt)
+    }
+
+    /// Its parts, by name.
+    pub(crate) fn parts(&self) -> [(&'static str, u64); 4] {
+        [
+            ("weights", self.model.weights),
+            ("what they work in", self.model.work),
+            ("cache", self.cache),
+            ("what it works in", self.cache_scratch),
+        ]
+    }
+
+    /// Refuses what a budget does not hold.
+    fn check(&self, budget: u64) -> Result<()> {
+        let peak = self.peak_bytes();
+        ensure!(
+            peak <= budget,
+            "this needs {} of device memory (weights {}, what they work in {}, cache {}, its scratch {}, the prompt \
+             while it is processed {}), and --device-memory allows {}; allow more, or use a shorter context or a \
+             smaller cache",
+            bytes(peak),
+            bytes(self.model.weights),
+            bytes(self.model.work),
+            bytes(self.cache),
+            bytes(self.cache_scratch),
+            bytes(self.model.prompt),
+            bytes(budget)
+        );
+        Ok(())
+    }
+}

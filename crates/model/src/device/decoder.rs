@@ -1,0 +1,74 @@
+//! A model and the cache of one sequence on a device.
+
+use heterokv_cache::{AttentionCache, DeviceCache};
+
+use super::DeviceModel;
+use crate::decoder::{CacheFigures, Decoder, LinkFigures};
+use crate::{Error, ModelConfig, Progress, Result};
+
+/// A [`DeviceModel`] and a [`DeviceCache`].
+#[derive(Debug)]
+pub struct DeviceDecoder<'m> {
+    model: &'m DeviceModel,
+    cache: DeviceCache,
+}
+
+impl<'m> DeviceDecoder<'m> {
+    /// Over `cache`, which is empty, of this model and on its device.
+    #[must_use]
+    pub fn new(model: &'m DeviceModel, cache: DeviceCache) -> Self {
+        Self { model, cache }
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &DeviceCache {
+        &self.cache
+    }
+}
+
+impl Decoder for DeviceDecoder<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn num_tokens(&self) -> usize {
+        AttentionCache::num_tokens(&self.cache)
+    }
+
+    fn feed(&mut self, tokens: &[u32], progress: Option<Progress<'_>>) -> Result<()> {
+        match self.num_tokens() {
+            0 => self.model.prefill(tokens, &mut self.cache, progress),
+            _ => self.model.extend(tokens, &mut self.cache, progress),
+        }
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        if self.num_tokens() == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        self.model.logits()
+    }
+
+    fn figures(&self) -> CacheFigures {
+        let (gpu, crossed) = (self.model.device().gpu(), self.cache.crossed());
+        CacheFigures {
+            shape: self.cache.shape(),
+            config: self.cache.config().clone(),
+            num_tokens: self.num_tokens(),
+            device: self.cache.device_bytes(),
+            host_bytes: self.cache.host_in_use_bytes(),
+            stats: self.cache.stats(),
+            link: Some(LinkFigures {
+                to_host_bytes: crossed.to_host,
+                to_device_bytes: crossed.to_device,
+                in_use_bytes: gpu.in_use_bytes(),
+                peak_bytes: gpu.peak_bytes(),
+            }),
+        }
+    }
+
+    fn reset_stats(&mut self) {
+        self.cache.reset_stats();
+    }
+}

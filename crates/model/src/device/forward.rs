@@ -1,0 +1,128 @@
+//! Tokens through the model on a device behind what a cache holds, and the logits of the last one.
+
+use heterokv_cache::{DeviceCache, TokenOnDevice};
+use heterokv_gpu::{Bound, Buffer, Commands};
+
+use super::{BLOCK_TOKENS, DeviceModel, Layer, Work};
+use crate::{Progress, Result};
+
+impl DeviceModel {
+    /// Runs further tokens through the model behind what `cache` holds, each attending over the cache as it then is; the
+    /// last one's hidden state stays on the device for [`DeviceModel::logits`].
+    ///
+    /// # Errors
+    /// As [`DeviceModel::prefill`].
+    pub fn extend(
+        &self,
+        tokens: &[u32],
+        cache: &mut DeviceCache,
+        mut progress: Option<Progress<'_>>,
+    ) -> Result<()> {
+        self.check_ids(tokens)?;
+        let mut done = 0;
+        for block in tokens.chunks(BLOCK_TOKENS) {
+            self.extend_block(block, cache)?;
+            done += block.len();
+            if let Some(progress) = &mut progress {
+                progress(done, tokens.len());
+            }
+        }
+        Ok(())
+    }
+
+    fn extend_block(&self, tokens: &[u32], cache: &mut DeviceCache) -> Result<()> {
+        let gpu = self.device.gpu();
+        let work = &self.work;
+        let turns = self.turns(heterokv_cache::AttentionCache::num_tokens(cache), tokens.len());
+        gpu.write(&work.turns, 0, bytemuck::cast_slice(&turns))?;
+        self.embed(tokens, Bound::all(&work.hidden))?;
+        let mut commands = Commands::new(gpu);
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.project_block(&mut commands, layer, tokens.len())?;
+            commands = match tokens {
+                [_] => cache.step_on_device(
+                    index,
+                    commands,
+                    TokenOnDevice {
+                        q: Bound::part(&work.q, 0, work.token[0].num_bytes()),
+                        k: Bound::part(&work.k, 0, work.token[1].num_bytes()),
+                        v: Bound::part(&work.v, 0, work.token[1].num_bytes()),
+                        out: Bound::part(&work.attended, 0, work.token[0].num_bytes()),
+                    },
+                )?,
+                _ => self.attend_in_turn(index, commands, tokens.len(), cache)?,
+            };
+            self.finish_layer(&mut commands, layer, tokens.len(), Bound::all(&work.hidden))?;
+        }
+        commands.submit()?;
+        self.keep_last(&work.hidden, tokens.len())
+    }
+
+    fn project_block(
+        &self,
+        commands: &mut Commands<'_>,
+        layer: &Layer,
+        tokens: usize,
+    ) -> Result<()> {
+        let Work { hidden, normed, q, k, v, turns, .. } = &self.work;
+        let [hidden, normed, q, k, v, turns] = [hidden, normed, q, k, v, turns].map(Bound::all);
+        self.norm(commands, tokens, &layer.attn_norm, [hidden, normed])?;
+        let (work, config) = (&self.work, &self.config);
+        self.project(commands, tokens, &layer.projection_q(work, config), q, turns)?;
+        self.project(commands, tokens, &layer.projection_k(work, config), k, turns)?;
+        self.multiply(commands, &layer.v, tokens, [normed, v])
+    }
+
+    /// The tokens of a block through the attention of a layer, one after the other.
+    fn attend_in_turn<'g>(
+        &self,
+        layer: usize,
+        mut commands: Commands<'g>,
+        num_tokens: usize,
+        cache: &mut DeviceCache,
+    ) -> Result<Commands<'g>> {
+        let Work { q, k, v, attended, token, .. } = &self.work;
+        let [one_q, one_k, one_v, one_out] = token;
+        for index in 0..num_tokens as u64 {
+            // A binding could not begin at any token.
+            for (rows, one) in [(q, one_q), (k, one_k), (v, one_v)] {
+                commands.copy((rows, index * one.num_bytes()), (one, 0), one.num_bytes())?;
+            }
+            let [q, k, v, out] = [one_q, one_k, one_v, one_out].map(Bound::all);
+            commands = cache.step_on_device(layer, commands, TokenOnDevice { q, k, v, out })?;
+            let row_bytes = one_out.num_bytes();
+            commands.copy((one_out, 0), (attended, index * row_bytes), row_bytes)?;
+            let gpu = commands.gpu();
+            commands.submit()?;
+            commands = Commands::new(gpu);
+        }
+        Ok(commands)
+    }
+
+    /// Keeps the last of some tokens' hidden states.
+    pub(super) fn keep_last(&self, hidden: &Buffer, tokens: usize) -> Result<()> {
+        let row_bytes = self.work.last.num_bytes();
+        let mut commands = Commands::new(self.device.gpu());
+        let from = (tokens as u64 - 1) * row_bytes;
+        commands.copy((hidden, from), (&self.work.last, 0), row_bytes)?;
+        Ok(commands.submit()?)
+    }
+
+    /// Logits `[vocab_size]` of the last token that was taken.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn logits(&self) -> Result<Vec<f32>> {
+        let gpu = self.device.gpu();
+        let Work { last, last_normed, logits, .. } = &self.work;
+        let mut commands = Commands::new(gpu);
+        let normed = [Bound::all(last), Bound::all(last_normed)];
+        self.norm(&mut commands, 1, &self.output_norm, normed)?;
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let product = [Bound::all(last_normed), Bound::all(logits)];
+        self.multiply(&mut commands, output, 1, product)?;
+        commands.submit()?;
+        let bytes = gpu.read(logits, 0, logits.num_bytes())?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
