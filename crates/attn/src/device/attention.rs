@@ -374,3 +374,14 @@ impl Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) fn twins() -> Vec<super::reflection::Twin> {
+    super::reflection::twins! {
+        Params of ATTEND_ROWS = AttendRowsParams { head_dim, group_size, page_tokens, sm_scale };
+        Part of ATTEND_ROWS = RowPart { kv_head, first_page, num_tokens };
+        Params of PREFILL =
+            PrefillParams { qo_len, kv_len, num_qo_heads, num_kv_heads, fours, sm_scale };
+        Params of MERGE_STATES = MergeStatesParams { head_dim, group_size };
+    }
+}

@@ -287,3 +287,15 @@ impl Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) fn twins() -> Vec<super::reflection::Twin> {
+    super::reflection::twins! {
+        Params of EMBED = EmbedParams { first_row, rows, num_blocks, tokens };
+        Params of RMS_NORM = RmsNormParams { rows, cols, eps };
+        Params of GEMV = GemvParams { rows, num_blocks, y_first, y_stride, add };
+        Params of GEMM = GemmParams { rows, num_blocks, y_first, y_stride, add, tokens };
+        Params of ROPE = RopeParams { tokens, num_heads, half };
+        Params of SWIGLU = SwiGluParams { num_fours };
+    }
+}

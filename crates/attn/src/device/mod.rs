@@ -8,6 +8,8 @@
 mod attention;
 mod layers;
 mod matrix;
+#[cfg(test)]
+mod reflection;
 mod scores;
 mod select;
 

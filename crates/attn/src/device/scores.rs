@@ -237,3 +237,12 @@ impl Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) fn twins() -> Vec<super::reflection::Twin> {
+    super::reflection::twins! {
+        Params of SCORE_PLANES =
+            ScorePlanesParams { group_size, num_planes, strip_words, tail, score_stride };
+        Span of SCORE_PLANES = Span { kv_head, place, num_tokens, score_at };
+    }
+}

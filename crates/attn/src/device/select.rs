@@ -19,7 +19,7 @@ const CHUNK_TOKENS: usize = 4096;
 const NUM_BINS: usize = 1024;
 
 /// Words of what is known of a head.
-const CHOICE_WORDS: usize = 8;
+pub(super) const CHOICE_WORDS: usize = 8;
 
 /// Tokens of a KV head at most: sums of ten bits of each stay in 32.
 const MAX_TOKENS: usize = 1 << 22;
@@ -140,6 +140,18 @@ pub struct Select<'a> {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
+struct ChunksParams {
+    num_chunks: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ScanParams {
+    num_counts: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct BeginParams {
     num_chunks: u32,
     top_p: f32,
@@ -207,6 +219,8 @@ impl Device {
         check_len(NAME, "positions", &select.positions, (num_kv_heads * capacity) as u64)?;
         check_len(NAME, "taken_scores", &select.taken_scores, (num_qo_heads * capacity) as u64)?;
         let chunks = num_chunks as u32;
+        let of_chunks = ChunksParams { num_chunks: chunks };
+        let counts_of_chunks = ScanParams { num_counts: chunks };
         let by_head = [chunks, num_qo_heads as u32, 1];
         let heads = [num_qo_heads as u32, 1, 1];
         let kernel = |shader| self.kernel(shader, WeightForm::default());
@@ -217,7 +231,7 @@ impl Device {
 
         let of_scores = [select.rows, select.scores];
         let buffers = [&of_scores[..], &[parts]].concat();
-        commands.dispatch(&kernel(&shaders::SCORE_LSE)?, &chunks, &buffers, by_head)?;
+        commands.dispatch(&kernel(&shaders::SCORE_LSE)?, &of_chunks, &buffers, by_head)?;
         let params = BeginParams { num_chunks: chunks, top_p: select.enough.mass };
         let buffers = [select.resident, parts, choices];
         commands.dispatch(&kernel(&shaders::TOP_P_BEGIN)?, &params, &buffers, heads)?;
@@ -236,9 +250,9 @@ impl Device {
             commands.dispatch(&kernel(&shaders::TOP_P_FIND)?, &params, &buffers, heads)?;
         }
         let buffers = [&of_scores[..], &[choices, ties]].concat();
-        commands.dispatch(&kernel(&shaders::TOP_P_TIES)?, &chunks, &buffers, by_head)?;
+        commands.dispatch(&kernel(&shaders::TOP_P_TIES)?, &of_chunks, &buffers, by_head)?;
         let scan = kernel(&shaders::SCAN_COUNTS)?;
-        commands.dispatch(&scan, &chunks, &[ties, totals], heads)?;
+        commands.dispatch(&scan, &counts_of_chunks, &[ties, totals], heads)?;
         let take = kernel(&shaders::TOP_P_TAKE)?;
         for writes in [0, 1] {
             let params = TakeParams {
@@ -253,9 +267,23 @@ impl Device {
             commands.dispatch(&take, &params, &buffers, [chunks, num_kv_heads as u32, 1])?;
             if writes == 0 {
                 let grid = [num_kv_heads as u32, 1, 1];
-                commands.dispatch(&scan, &chunks, &[taken, select.num_taken], grid)?;
+                commands.dispatch(&scan, &counts_of_chunks, &[taken, select.num_taken], grid)?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) fn twins() -> Vec<super::reflection::Twin> {
+    super::reflection::twins! {
+        Params of SCORE_LSE, TOP_P_TIES = ChunksParams { num_chunks };
+        Params of SCAN_COUNTS = ScanParams { num_counts };
+        ScoreRow of SCORE_LSE, TOP_P_COUNT, TOP_P_TIES, TOP_P_TAKE = ScoreRow { start, num_tokens };
+        Params of TOP_P_BEGIN = BeginParams { num_chunks, top_p };
+        Params of TOP_P_COUNT = CountParams { shift, rest_shift };
+        Params of TOP_P_FIND = FindParams { shift, rest_unit, at_least, at_most };
+        Params of TOP_P_TAKE =
+            TakeParams { group_size, num_chunks, capacity, is_shared, writes };
     }
 }
