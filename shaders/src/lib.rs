@@ -44,6 +44,20 @@ enum Interface {
     Choice,
     /// Sums of the threads before each.
     Scan,
+    /// Keys that are to be coded.
+    KeySource,
+    /// Codes of tokens in strips.
+    Strips,
+    /// The rotation of a key.
+    Rotation,
+    /// Scales in eighths of an octave.
+    Octaves,
+    /// Integers on a grid of such steps.
+    Windows,
+    /// Bits of f16.
+    Halves,
+    /// Integers with scale and zero in f16.
+    Affine,
 }
 
 /// How the threads of a workgroup add up.
@@ -95,7 +109,7 @@ pub struct Variant {
 }
 
 /// All kernels.
-pub const SHADERS: [&Shader; 20] = [
+pub const SHADERS: [&Shader; 24] = [
     &EMBED,
     &RMS_NORM,
     &GEMV,
@@ -116,6 +130,10 @@ pub const SHADERS: [&Shader; 20] = [
     &TOP_P_TAKE,
     &ATTEND_ROWS,
     &MERGE_STATES,
+    &ENCODE_INTEGERS,
+    &ENCODE_LEVELS,
+    &ENCODE_ALLOCATED,
+    &ENCODE_CHANNELS,
 ];
 
 macro_rules! shader {
@@ -131,7 +149,10 @@ macro_rules! shader {
 }
 
 use Access::{Read, Write};
-use Interface::{Choice, Infinity, Reduce, Scan, Weights};
+use Interface::{
+    Affine, Choice, Halves, Infinity, KeySource, Octaves, Reduce, Rotation, Scan, Strips, Weights,
+    Windows,
+};
 
 shader!(
     /// Rows of the embedding.
@@ -274,6 +295,35 @@ shader!(
     &[Reduce, Infinity]
 );
 
+shader!(
+    /// Keys as integers with a scale and zero for each token.
+    ENCODE_INTEGERS,
+    "encode_integers",
+    &[Read, Read, Read, Read, Write],
+    &[KeySource, Strips, Rotation, Halves, Affine, Reduce]
+);
+shader!(
+    /// Keys as numbers of the levels of a codebook.
+    ENCODE_LEVELS,
+    "encode_levels",
+    &[Read, Read, Read, Read, Write, Read],
+    &[KeySource, Strips, Rotation, Halves]
+);
+shader!(
+    /// Keys as integers with a step for each channel and a scale for each token.
+    ENCODE_ALLOCATED,
+    "encode_allocated",
+    &[Read, Read, Read, Read, Write],
+    &[KeySource, Strips, Octaves]
+);
+shader!(
+    /// Keys as integers with a scale and zero for each channel of a block.
+    ENCODE_CHANNELS,
+    "encode_channels",
+    &[Read, Read, Write],
+    &[KeySource, Halves, Affine, Octaves, Windows]
+);
+
 impl Shader {
     /// Its text in a variant.
     #[must_use]
@@ -305,34 +355,51 @@ impl Shader {
         self.leaves(Weights)
     }
 
+    /// What of a variant it looks at: the same text has one name.
+    #[must_use]
+    pub fn narrowed(&self, variant: Variant) -> Variant {
+        let Variant { reduction, weights } = variant;
+        Variant {
+            reduction: if self.has_reduction() { reduction } else { Reduction::default() },
+            weights: if self.has_weights() { weights } else { WeightForm::default() },
+        }
+    }
+
     fn leaves(&self, interface: Interface) -> bool {
         self.interfaces.contains(&interface)
     }
 }
 
+/// The text of a part.
+macro_rules! part {
+    ($name:literal) => {
+        include_str!(concat!("../wgsl/parts/", $name, ".wgsl"))
+    };
+}
+
 impl Interface {
     fn parts(self, variant: Variant) -> &'static [&'static str] {
-        const NATIVE: &str = include_str!("../wgsl/parts/subgroup_native.wgsl");
-        const EMULATED: &str = include_str!("../wgsl/parts/subgroup_emulated.wgsl");
-        const BY_SUBGROUP: &str = include_str!("../wgsl/parts/reduce_subgroup.wgsl");
-        match (self, variant) {
-            (Infinity, _) => &[include_str!("../wgsl/parts/infinity.wgsl")],
-            (Choice, _) => &[include_str!("../wgsl/parts/choice.wgsl")],
-            (Scan, _) => &[include_str!("../wgsl/parts/scan.wgsl")],
-            (Reduce, Variant { reduction: Reduction::Workgroup, .. }) => {
-                &[include_str!("../wgsl/parts/reduce_workgroup.wgsl")]
-            }
-            (Reduce, Variant { reduction: Reduction::Subgroup, .. }) => &[NATIVE, BY_SUBGROUP],
-            (Reduce, Variant { reduction: Reduction::Emulated(_), .. }) => &[EMULATED, BY_SUBGROUP],
-            (Weights, Variant { weights: WeightForm::F16, .. }) => {
-                &[include_str!("../wgsl/parts/weights_f16.wgsl")]
-            }
-            (Weights, Variant { weights: WeightForm::Q8, .. }) => {
-                &[include_str!("../wgsl/parts/weights_q8.wgsl")]
-            }
-            (Weights, Variant { weights: WeightForm::Q4, .. }) => {
-                &[include_str!("../wgsl/parts/weights_q4.wgsl")]
-            }
+        match self {
+            Infinity => &[part!("infinity")],
+            Choice => &[part!("choice")],
+            Scan => &[part!("scan")],
+            KeySource => &[part!("key_source")],
+            Strips => &[part!("strips")],
+            Rotation => &[part!("rotation")],
+            Octaves => &[part!("octaves")],
+            Windows => &[part!("windows")],
+            Halves => &[part!("halves")],
+            Affine => &[part!("affine")],
+            Reduce => match variant.reduction {
+                Reduction::Workgroup => &[part!("reduce_workgroup")],
+                Reduction::Subgroup => &[part!("subgroup_native"), part!("reduce_subgroup")],
+                Reduction::Emulated(_) => &[part!("subgroup_emulated"), part!("reduce_subgroup")],
+            },
+            Weights => match variant.weights {
+                WeightForm::F16 => &[part!("weights_f16")],
+                WeightForm::Q8 => &[part!("weights_q8")],
+                WeightForm::Q4 => &[part!("weights_q4")],
+            },
         }
     }
 }

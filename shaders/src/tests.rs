@@ -1,6 +1,6 @@
 //! Every variant of every shader, by naga, without a GPU.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -13,11 +13,16 @@ const MIN_STORAGE_BUFFERS: usize = 8;
 
 fn variants(shader: &Shader) -> Vec<Variant> {
     let reductions = [Reduction::Workgroup, Reduction::Subgroup, Reduction::Emulated(8)];
-    let reductions = if shader.has_reduction() { &reductions[..] } else { &reductions[..1] };
-    let forms = if shader.has_weights() { &WeightForm::ALL[..] } else { &WeightForm::ALL[..1] };
-    let of_form =
-        |&weights| reductions.iter().map(move |&reduction| Variant { reduction, weights });
-    forms.iter().flat_map(of_form).collect()
+    let mut variants = Vec::new();
+    for reduction in reductions {
+        for weights in WeightForm::ALL {
+            let variant = Variant { reduction, weights };
+            variants.push(shader.narrowed(variant));
+        }
+    }
+    let mut seen = HashSet::new();
+    variants.retain(|variant| seen.insert(*variant));
+    variants
 }
 
 fn parse(shader: &Shader, variant: Variant) -> naga::Module {

@@ -36,6 +36,19 @@ impl Rotation {
         Ok(Self { signs: signs.collect(), block })
     }
 
+    /// What each coordinate is multiplied by before the transform `[head_dim]`: a sign, over the root of the block's
+    /// length.
+    #[must_use]
+    pub fn signs(&self) -> &[f32] {
+        &self.signs
+    }
+
+    /// Coordinates of a block of the transform, a power of two.
+    #[must_use]
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     /// Rotates `x [head_dim]` in place.
     pub fn forward(&self, x: &mut [f32]) {
         for (x, sign) in x.iter_mut().zip(&self.signs) {

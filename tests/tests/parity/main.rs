@@ -11,7 +11,9 @@
 
 mod attention;
 mod cache;
+mod codecs;
 mod devices;
+mod encode;
 mod faults;
 mod layers;
 mod matrices;

@@ -6,6 +6,7 @@
 //! bounds.
 
 mod attention;
+mod encode;
 mod layers;
 mod matrix;
 #[cfg(test)]
@@ -17,10 +18,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use heterokv_gpu::{Bound, Gpu, Kernel, KernelSource};
+use heterokv_quant::KeyFormat;
 pub use heterokv_shaders::WeightForm;
 use heterokv_shaders::{Access, Reduction, Shader, Variant};
 
 pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
+pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
 pub use scores::{Channel, PreparePlanes, ScorePlanes, Span};
@@ -60,6 +63,16 @@ pub enum DeviceError {
         /// What it can do with.
         remedy: &'static str,
     },
+    /// A key format that an operation has no kernel for.
+    #[error("{operation} has no kernel for keys of {format}; {remedy}")]
+    Format {
+        /// The operation.
+        operation: &'static str,
+        /// The format.
+        format: KeyFormat,
+        /// What to do instead.
+        remedy: &'static str,
+    },
 }
 
 /// What operations give.
@@ -95,9 +108,12 @@ impl Device {
     }
 
     fn kernel(&self, shader: &Shader, weights: WeightForm) -> DeviceResult<Arc<Kernel>> {
-        let reduction = if shader.has_reduction() { self.reduction } else { Reduction::default() };
-        let weights = if shader.has_weights() { weights } else { WeightForm::default() };
-        let variant = Variant { reduction, weights };
+        self.kernel_in(shader, Variant { weights, ..Variant::default() })
+    }
+
+    /// In a variant, but with this device's sums.
+    fn kernel_in(&self, shader: &Shader, variant: Variant) -> DeviceResult<Arc<Kernel>> {
+        let variant = shader.narrowed(Variant { reduction: self.reduction, ..variant });
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(&(shader.name, variant)) {
             return Ok(Arc::clone(kernel));

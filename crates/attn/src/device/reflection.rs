@@ -69,14 +69,20 @@ mod tests {
     use heterokv_shaders::{SHADERS, Variant};
     use naga::{AddressSpace, Handle, Module, ScalarKind, Type, TypeInner};
 
-    use super::super::{attention, layers, scores, select};
+    use super::super::{attention, encode, layers, scores, select};
     use super::*;
 
     /// Structs that shaders write for shaders: the host knows no more than their size, in words.
     const OF_SHADERS_ALONE: [(&str, usize); 1] = [("Choice", select::CHOICE_WORDS)];
 
     fn all_twins() -> Vec<Twin> {
-        let of_modules = [attention::twins(), layers::twins(), scores::twins(), select::twins()];
+        let of_modules = [
+            attention::twins(),
+            encode::twins(),
+            layers::twins(),
+            scores::twins(),
+            select::twins(),
+        ];
         of_modules.into_iter().flatten().collect()
     }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
-use heterokv_quant::{FramePlane, QueryFrame, Tail};
+use heterokv_quant::{CodePlane, QueryFrame, Tail};
 use heterokv_shaders as shaders;
 
 use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
@@ -116,8 +116,8 @@ impl PreparePlanes<'_> {
 
     /// The planes of a frame, a word each.
     pub fn plane_words(frame: &QueryFrame) -> impl Iterator<Item = u32> {
-        let word = |plane: &FramePlane| {
-            u32::from(plane.first) | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
+        let word = |plane: &CodePlane| {
+            plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
         };
         frame.planes.iter().map(word)
     }
@@ -200,16 +200,8 @@ impl Device {
     ) -> DeviceResult<()> {
         const NAME: &str = "score_planes";
         let ScorePlanes { group_size, num_planes, tail, score_stride, num_spans, .. } = *score;
-        if group_size == 0 {
-            let (what, remedy) = ("a group_size", "a KV head has query heads");
-            return Err(DeviceError::Shape { operation: NAME, what, value: 0, remedy });
-        }
-        let (tail, tail_words) = match tail {
-            Tail::None => (0, 0),
-            Tail::Scale => (1, 16),
-            Tail::ScaleZero => (2, 32),
-            Tail::Exponent => (3, 8),
-        };
+        let (tail, tail_words) = tail_of_shaders(tail);
+        let grid = self.grid_of_spans(NAME, num_spans, group_size)?;
         check_len(NAME, "spans", &score.spans, 4 * num_spans as u64)?;
         check_len(NAME, "tables", &score.tables, (group_size * num_planes * 16) as u64)?;
         check_len(NAME, "finals", &score.finals, 4 * group_size as u64)?;
@@ -222,19 +214,42 @@ impl Device {
             score_stride: word(NAME, "a score_stride", score_stride as u64)?,
         };
         let buffers = [score.spans, score.codes, score.tables, score.finals, score.scores];
-        let groups = word(NAME, "group_size", group_size.div_ceil(HEADS) as u64)?;
+        commands.dispatch(&kernel, &params, &buffers, grid)?;
+        Ok(())
+    }
+
+    /// A workgroup for each span and a few query heads of its group.
+    pub(super) fn grid_of_spans(
+        &self,
+        operation: &'static str,
+        num_spans: usize,
+        group_size: usize,
+    ) -> DeviceResult<[u32; 3]> {
+        if group_size == 0 {
+            let (what, remedy) = ("a group_size", "a KV head has query heads");
+            return Err(DeviceError::Shape { operation, what, value: 0, remedy });
+        }
+        let groups = word(operation, "group_size", group_size.div_ceil(HEADS) as u64)?;
         let [wide, high] = self.spread(num_spans as u64);
         if high > 1 {
             return Err(DeviceError::Shape {
-                operation: NAME,
+                operation,
                 what: "spans",
                 value: num_spans as u64,
                 remedy: "a dispatch has as many workgroups at most; score them in parts",
             });
         }
-        let grid = if num_spans == 0 { [0; 3] } else { [wide, groups, 1] };
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        Ok(if num_spans == 0 { [0; 3] } else { [wide, groups, 1] })
+    }
+}
+
+/// What shaders call a tail, and its words in a strip.
+pub(super) fn tail_of_shaders(tail: Tail) -> (u32, u32) {
+    match tail {
+        Tail::None => (0, 0),
+        Tail::Scale => (1, 16),
+        Tail::ScaleZero => (2, 32),
+        Tail::Exponent => (3, 8),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{PreparedQueries, QueryFrame, Tail};
+use super::{Encoding, PreparedQueries, QueryFrame, Tail, TokenRule};
 use crate::Level;
 use crate::affine::Affine;
 use crate::saturate::to_f16;
@@ -68,5 +68,10 @@ impl Codec for PerToken {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        let rule = TokenRule::Integers { bits: self.bits, rotation: None };
+        Some(Encoding::Tokens { rule, strips: self.codes.strips()? })
     }
 }

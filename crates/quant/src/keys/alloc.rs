@@ -21,7 +21,10 @@ use rayon::prelude::*;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{FitInput, PreparedQueries, QueryFrame, Tables, Tail, channel_means, exponent_scale};
+use super::{
+    AllocatedChannel, Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail, TokenRule,
+    channel_means, exponent_scale,
+};
 use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS};
 use crate::saturate::{in_f16_range, to_f16};
@@ -281,6 +284,23 @@ impl Codec for Alloc {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        let chunk_channels = |(chunk, scaled): (usize, &ScaledChunk)| {
+            let scaled = scaled.clone();
+            (0..CHUNK).map(move |i| AllocatedChannel {
+                channel: self.order[chunk * CHUNK + i].into(),
+                centre: scaled.centre[i],
+                step: scaled.step[i],
+                weight: scaled.weight[i],
+                middle: scaled.middle,
+                usual: scaled.usual.unwrap_or(0.0),
+            })
+        };
+        let channels = self.scaled.iter().enumerate().flat_map(chunk_channels).collect();
+        let rule = TokenRule::Allocated { channels };
+        Some(Encoding::Tokens { rule, strips: self.codes.strips()? })
     }
 }
 

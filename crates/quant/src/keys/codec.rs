@@ -9,7 +9,7 @@ use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
-use super::{KeyFormat, PreparedQueries, QueryFrame, Tables};
+use super::{Encoding, KeyFormat, PreparedQueries, QueryFrame, Tables};
 use crate::grouped::Grouped;
 use crate::{Level, Result};
 
@@ -58,6 +58,11 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
         _token: usize,
     ) -> f32 {
         0.0
+    }
+
+    /// See [`KeyCoder::encoding`](super::KeyCoder::encoding).
+    fn encoding(&self) -> Option<Encoding> {
+        None
     }
 }
 

@@ -6,7 +6,7 @@
 //! after the other ([`CodedRows`]).
 
 use super::planes::{Planes, STRIP};
-use super::{PreparedQueries, Tail};
+use super::{Cell, CodePlane, PreparedQueries, Strips, Tail};
 use crate::Level;
 use crate::bits::{for_each_code, pack_row};
 use crate::simd::bytes::ByteStrips;
@@ -66,6 +66,23 @@ impl TokenCodes {
     /// What `code` stands for, before scale and zero.
     pub(super) fn value(&self, code: u8) -> f32 {
         self.values.of(code)
+    }
+
+    /// Where codes lie, if in strips.
+    pub(super) fn strips(&self) -> Option<Strips> {
+        match &self.layout {
+            Layout::Planes(planes) => Some(Strips {
+                cell: Cell::Nibble,
+                planes: planes.code_planes().collect(),
+                tail: planes.tail(),
+            }),
+            Layout::Bytes(strips) => {
+                let pair = |first_channel| CodePlane { first_channel, bits: 8, shift: 0 };
+                let planes = (0..self.head_dim() as u32).step_by(2).map(pair).collect();
+                Some(Strips { cell: Cell::Pair, planes, tail: strips.tail() })
+            }
+            Layout::Rows(_) => None,
+        }
     }
 
     /// Tokens whose codes share a block of bytes.

@@ -10,7 +10,9 @@ use half::f16;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{FitInput, PreparedQueries, QueryFrame, Tables, Tail, channel_means};
+use super::{
+    Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail, TokenRule, channel_means,
+};
 use crate::rotation::Rotation;
 use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::Values;
@@ -153,5 +155,15 @@ impl Codec for LloydMax {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        let num_levels = 1 << self.codes.widths()[0];
+        let rule = TokenRule::Levels {
+            levels: (0..num_levels).map(|code| self.codes.value(code)).collect(),
+            centre: self.centre.iter().map(|x| x.to_f32()).collect(),
+            rotation: self.rotation.clone(),
+        };
+        Some(Encoding::Tokens { rule, strips: self.codes.strips()? })
     }
 }

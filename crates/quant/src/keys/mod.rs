@@ -8,6 +8,7 @@ mod affine;
 mod alloc;
 mod codec;
 mod codes;
+mod encoding;
 mod format;
 mod lloyd_max;
 mod per_channel;
@@ -21,13 +22,14 @@ mod rotated;
 mod tables;
 mod tail;
 
+pub use encoding::{AllocatedChannel, Cell, CodePlane, Encoding, Strips, TokenRule};
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
 pub use plane_tables::PlaneTables;
 pub(crate) use planes::{
     ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
 };
-pub use query_frame::{FrameChannel, FramePlane, QueryFrame};
+pub use query_frame::{FrameChannel, QueryFrame};
 pub use tables::Tables;
 pub use tail::Tail;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, exponent_scale};

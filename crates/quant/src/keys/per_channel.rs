@@ -10,7 +10,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{PreparedQueries, Tail};
+use super::{Encoding, PreparedQueries, Tail};
 use crate::Level;
 use crate::affine::Group;
 use crate::bits::CHUNK;
@@ -144,5 +144,9 @@ impl Codec for PerChannel {
         self.fold(query, block, &mut folded);
         let codes = &block[self.header_bytes()..];
         self.codes.rounding(&folded, 0, codes, token % self.group_tokens)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        Some(Encoding::Channels { bits: self.bits, group_tokens: self.group_tokens })
     }
 }

@@ -23,7 +23,7 @@
 //!
 //! Parts of 4 bits come first in a strip.
 
-use super::{FramePlane, MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
+use super::{CodePlane, MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
 use crate::bits::CHUNK;
 use crate::simd::keys::Values;
 
@@ -140,14 +140,13 @@ impl Planes {
         &self.values
     }
 
-    /// The planes as a frame of queries names them.
-    pub(super) fn frame_planes(&self) -> Vec<FramePlane> {
-        let named = |plane: &Plane| FramePlane {
-            first: plane.first_channel as u16,
+    /// What each plane holds.
+    pub(super) fn code_planes(&self) -> impl Iterator<Item = CodePlane> {
+        self.planes.iter().map(|plane| CodePlane {
+            first_channel: plane.first_channel as u32,
             bits: plane.bits,
             shift: plane.shift,
-        };
-        self.planes.iter().map(named).collect()
+        })
     }
 
     pub(crate) fn tail(&self) -> Tail {

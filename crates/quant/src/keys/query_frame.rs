@@ -10,7 +10,7 @@
 //! ```
 
 use super::planes::Planes;
-use super::{KeyCoder, KeyFormat, PlaneTables, SharedScale, Tail};
+use super::{CodePlane, KeyCoder, KeyFormat, PlaneTables, SharedScale, Tail};
 use crate::Rotation;
 use crate::simd::keys::Values;
 
@@ -22,7 +22,7 @@ pub struct QueryFrame {
     /// Channels of a block of the Walsh–Hadamard transform, a power of two; 1 where there is none.
     pub transform_block: usize,
     /// The planes of a strip, in their order.
-    pub planes: Vec<FramePlane>,
+    pub planes: Vec<CodePlane>,
     /// What a part of a nibble stands for; none where it is itself.
     pub levels: Option<[f32; 16]>,
     /// What follows the planes of a strip.
@@ -40,17 +40,6 @@ pub struct FrameChannel {
     pub centre: f32,
     /// What the query, in the frame, adds to the offset.
     pub offset: f32,
-}
-
-/// One nibble of every token: `4 / bits` neighbouring channels of a frame, the first in the lowest bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FramePlane {
-    /// The first channel.
-    pub first: u16,
-    /// Bits of a channel: 1, 2 or 4.
-    pub bits: u8,
-    /// Their place in the channel's code.
-    pub shift: u8,
 }
 
 impl KeyFormat {
@@ -83,7 +72,7 @@ impl QueryFrame {
         Self {
             channels: (0..head_dim as u16).map(channel).collect(),
             transform_block: 1,
-            planes: planes.frame_planes(),
+            planes: planes.code_planes().collect(),
             levels: match planes.values() {
                 Values::Integer => None,
                 Values::Levels(levels) => Some(*levels),
@@ -128,7 +117,7 @@ impl QueryFrame {
         PlaneTables { num_planes: self.planes.len(), tail: self.tail, tables, finals }
     }
 
-    fn product(&self, plane: FramePlane, nibble: u8, x: &[f32]) -> f32 {
+    fn product(&self, plane: CodePlane, nibble: u8, x: &[f32]) -> f32 {
         let mask = (1u8 << plane.bits) - 1;
         let part = |i: usize| (nibble >> (i as u8 * plane.bits) & mask) << plane.shift;
         let value = |i| match &self.levels {
@@ -136,6 +125,6 @@ impl QueryFrame {
             Some(levels) => levels[usize::from(part(i))],
         };
         let count = 4 / usize::from(plane.bits);
-        (0..count).map(|i| x[usize::from(plane.first) + i] * value(i)).sum()
+        (0..count).map(|i| x[plane.first_channel as usize + i] * value(i)).sum()
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::codec::Codec;
 use super::lloyd_max::ROTATION_SEED;
-use super::{PreparedQueries, QueryFrame};
+use super::{Encoding, PreparedQueries, QueryFrame, TokenRule};
 use crate::saturate::in_f16_range;
 use crate::{Level, Result, Rotation};
 
@@ -62,5 +62,16 @@ impl Codec for Rotated {
 
     fn rounding(&self, prepared: &PreparedQueries, head: usize, codes: &[u8], token: usize) -> f32 {
         self.inner.rounding(prepared, head, codes, token)
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        match self.inner.encoding()? {
+            Encoding::Tokens { rule: TokenRule::Integers { bits, rotation: None }, strips } => {
+                let rotation = Some(self.rotation.clone());
+                let rule = TokenRule::Integers { bits, rotation };
+                Some(Encoding::Tokens { rule, strips })
+            }
+            _ => None,
+        }
     }
 }

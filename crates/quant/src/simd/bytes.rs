@@ -39,6 +39,10 @@ impl ByteStrips {
         Self { head_dim, tail }
     }
 
+    pub(crate) fn tail(&self) -> Tail {
+        self.tail
+    }
+
     pub(crate) fn block_bytes(&self) -> usize {
         STRIP * (self.head_dim + self.tail.bytes())
     }
