@@ -44,6 +44,10 @@ enum Interface {
     Choice,
     /// Sums of the threads before each.
     Scan,
+    /// Scale and zero of a token in a strip.
+    Tails,
+    /// Keys whose codes lie channel by channel, in one of several forms.
+    Keys,
     /// Keys that are to be coded.
     KeySource,
     /// Codes of tokens in strips.
@@ -99,6 +103,23 @@ impl WeightForm {
     }
 }
 
+/// How keys are held whose codes lie channel by channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KeyForm {
+    /// Rows in half precision.
+    #[default]
+    Halves,
+    /// Bytes in strips, with a scale and zero for each token.
+    Bytes,
+    /// Integers with a scale and zero for each channel of a block.
+    Channels,
+}
+
+impl KeyForm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Halves, Self::Bytes, Self::Channels];
+}
+
 /// A choice among the implementations of what a kernel leaves open. What it does not leave open is not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Variant {
@@ -106,10 +127,12 @@ pub struct Variant {
     pub reduction: Reduction,
     /// Weights.
     pub weights: WeightForm,
+    /// Keys.
+    pub keys: KeyForm,
 }
 
 /// All kernels.
-pub const SHADERS: [&Shader; 24] = [
+pub const SHADERS: [&Shader; 26] = [
     &EMBED,
     &RMS_NORM,
     &GEMV,
@@ -130,6 +153,8 @@ pub const SHADERS: [&Shader; 24] = [
     &TOP_P_TAKE,
     &ATTEND_ROWS,
     &MERGE_STATES,
+    &SCORE_KEYS,
+    &SCORE_GROUPS,
     &ENCODE_INTEGERS,
     &ENCODE_LEVELS,
     &ENCODE_ALLOCATED,
@@ -150,8 +175,8 @@ macro_rules! shader {
 
 use Access::{Read, Write};
 use Interface::{
-    Affine, Choice, Halves, Infinity, KeySource, Octaves, Reduce, Rotation, Scan, Strips, Weights,
-    Windows,
+    Affine, Choice, Halves, Infinity, KeySource, Keys, Octaves, Reduce, Rotation, Scan, Strips,
+    Tails, Weights, Windows,
 };
 
 shader!(
@@ -229,7 +254,7 @@ shader!(
     SCORE_PLANES,
     "score_planes",
     &[Read, Read, Read, Read, Write],
-    &[]
+    &[Tails]
 );
 shader!(
     /// Log-sum-exp of the scores of each chunk of a row.
@@ -296,6 +321,20 @@ shader!(
 );
 
 shader!(
+    /// Scores of keys whose codes lie channel by channel.
+    SCORE_KEYS,
+    "score_keys",
+    &[Read, Read, Read, Read, Write],
+    &[Keys]
+);
+shader!(
+    /// Scores of keys under product quantization of more than 16 centroids.
+    SCORE_GROUPS,
+    "score_groups",
+    &[Read, Read, Read, Write],
+    &[]
+);
+shader!(
     /// Keys as integers with a scale and zero for each token.
     ENCODE_INTEGERS,
     "encode_integers",
@@ -355,13 +394,20 @@ impl Shader {
         self.leaves(Weights)
     }
 
+    /// Whether keys come in forms.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.leaves(Keys)
+    }
+
     /// What of a variant it looks at: the same text has one name.
     #[must_use]
     pub fn narrowed(&self, variant: Variant) -> Variant {
-        let Variant { reduction, weights } = variant;
+        let Variant { reduction, weights, keys } = variant;
         Variant {
             reduction: if self.has_reduction() { reduction } else { Reduction::default() },
             weights: if self.has_weights() { weights } else { WeightForm::default() },
+            keys: if self.has_keys() { keys } else { KeyForm::default() },
         }
     }
 
@@ -383,6 +429,7 @@ impl Interface {
             Infinity => &[part!("infinity")],
             Choice => &[part!("choice")],
             Scan => &[part!("scan")],
+            Tails => &[part!("tails")],
             KeySource => &[part!("key_source")],
             Strips => &[part!("strips")],
             Rotation => &[part!("rotation")],
@@ -399,6 +446,11 @@ impl Interface {
                 WeightForm::F16 => &[part!("weights_f16")],
                 WeightForm::Q8 => &[part!("weights_q8")],
                 WeightForm::Q4 => &[part!("weights_q4")],
+            },
+            Keys => match variant.keys {
+                KeyForm::Halves => &[part!("keys_halves")],
+                KeyForm::Bytes => &[part!("tails"), part!("keys_bytes")],
+                KeyForm::Channels => &[part!("octaves"), part!("windows"), part!("keys_channels")],
             },
         }
     }

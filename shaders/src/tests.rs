@@ -16,8 +16,10 @@ fn variants(shader: &Shader) -> Vec<Variant> {
     let mut variants = Vec::new();
     for reduction in reductions {
         for weights in WeightForm::ALL {
-            let variant = Variant { reduction, weights };
-            variants.push(shader.narrowed(variant));
+            for keys in KeyForm::ALL {
+                let variant = Variant { reduction, weights, keys };
+                variants.push(shader.narrowed(variant));
+            }
         }
     }
     let mut seen = HashSet::new();

@@ -27,13 +27,7 @@
 const GROUP: u32 = 128u;
 const HEADS: u32 = 8u;
 const TILE: u32 = 16u;
-const STRIP: u32 = 32u;
 const PLANE_WORDS: u32 = 4u;
-
-const TAIL_NONE: u32 = 0u;
-const TAIL_SCALE: u32 = 1u;
-const TAIL_SCALE_ZERO: u32 = 2u;
-const TAIL_EXPONENT: u32 = 3u;
 
 struct Params {
     group_size: u32,
@@ -61,28 +55,6 @@ struct Span {
 
 // [TILE, 16, HEADS]: the heads of an entry lie side by side.
 var<workgroup> tile: array<f32, TILE * 16u * HEADS>;
-
-// Scale and zero of the token in a slot of the strip whose tails begin at a word.
-fn tail_of(tails: u32, slot: u32) -> vec2<f32> {
-    switch params.tail {
-        case TAIL_SCALE, TAIL_SCALE_ZERO: {
-            let scales = unpack2x16float(codes[tails + slot / 2u]);
-            var zero = 0.0;
-            if params.tail == TAIL_SCALE_ZERO {
-                let zeros = unpack2x16float(codes[tails + STRIP / 2u + slot / 2u]);
-                zero = select(zeros.x, zeros.y, slot % 2u == 1u);
-            }
-            return vec2(select(scales.x, scales.y, slot % 2u == 1u), zero);
-        }
-        case TAIL_EXPONENT: {
-            let byte = (codes[tails + slot / 4u] >> (8u * (slot % 4u))) & 255u;
-            return vec2(exp2((f32(byte) - 128.0) / 8.0), 0.0);
-        }
-        default: {
-            return vec2(1.0, 0.0);
-        }
-    }
-}
 
 @compute @workgroup_size(GROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {

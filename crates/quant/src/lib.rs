@@ -24,9 +24,9 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use grouped::GroupSize;
 pub use keys::{
-    AllocatedChannel, Cell, CodePlane, Encoding, FitInput, FrameChannel, KEY_FORMATS, KeyCoder,
-    KeyFormat, KeyLayout, PlaneTables, Precision, PreparedQueries, QueryFrame, ScoreRows,
-    SharedScale, Strips, Tail, TokenRule,
+    AllocatedChannel, Cell, ChannelCodes, ChannelQueries, CodePlane, Encoding, FitInput,
+    FrameChannel, GroupTables, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PlaneTables, Precision,
+    PreparedQueries, QueryFrame, ScoreRows, SharedScale, Strips, Tail, TokenRule,
 };
 pub use rotation::Rotation;
 pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};

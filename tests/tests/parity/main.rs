@@ -15,6 +15,7 @@ mod codecs;
 mod devices;
 mod encode;
 mod faults;
+mod key_scores;
 mod layers;
 mod matrices;
 mod pages;

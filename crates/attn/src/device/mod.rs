@@ -7,6 +7,7 @@
 
 mod attention;
 mod encode;
+mod key_scores;
 mod layers;
 mod matrix;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use heterokv_shaders::{Access, Reduction, Shader, Variant};
 
 pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
 pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
+pub use key_scores::{ScoreGroups, ScoreKeys};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
 pub use scores::{Channel, PreparePlanes, ScorePlanes, Span};

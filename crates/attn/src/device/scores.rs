@@ -258,6 +258,6 @@ pub(super) fn twins() -> Vec<super::reflection::Twin> {
     super::reflection::twins! {
         Params of SCORE_PLANES =
             ScorePlanesParams { group_size, num_planes, strip_words, tail, score_stride };
-        Span of SCORE_PLANES = Span { kv_head, place, num_tokens, score_at };
+        Span of SCORE_PLANES, SCORE_KEYS, SCORE_GROUPS = Span { kv_head, place, num_tokens, score_at };
     }
 }

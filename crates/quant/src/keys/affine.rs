@@ -2,7 +2,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{Encoding, PreparedQueries, QueryFrame, Tail, TokenRule};
+use super::{ChannelCodes, Encoding, PreparedQueries, QueryFrame, Tail, TokenRule};
 use crate::Level;
 use crate::affine::Affine;
 use crate::saturate::to_f16;
@@ -73,5 +73,9 @@ impl Codec for PerToken {
     fn encoding(&self) -> Option<Encoding> {
         let rule = TokenRule::Integers { bits: self.bits, rotation: None };
         Some(Encoding::Tokens { rule, strips: self.codes.strips()? })
+    }
+
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        self.codes.channel_codes()
     }
 }

@@ -22,7 +22,8 @@ use rayon::prelude::*;
 use super::codec::Codec;
 use super::codes::TokenCodes;
 use super::{
-    AllocatedChannel, Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail, TokenRule,
+    AllocatedChannel, ChannelCodes, Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail,
+    TokenRule,
     channel_means, exponent_scale,
 };
 use crate::Level;
@@ -301,6 +302,10 @@ impl Codec for Alloc {
         let channels = self.scaled.iter().enumerate().flat_map(chunk_channels).collect();
         let rule = TokenRule::Allocated { channels };
         Some(Encoding::Tokens { rule, strips: self.codes.strips()? })
+    }
+
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        self.codes.channel_codes()
     }
 }
 

@@ -9,7 +9,9 @@ use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
-use super::{Encoding, KeyFormat, PreparedQueries, QueryFrame, Tables};
+use super::{
+    ChannelCodes, Encoding, GroupTables, KeyFormat, PreparedQueries, QueryFrame, Tables,
+};
 use crate::grouped::Grouped;
 use crate::{Level, Result};
 
@@ -62,6 +64,16 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
 
     /// See [`KeyCoder::encoding`](super::KeyCoder::encoding).
     fn encoding(&self) -> Option<Encoding> {
+        None
+    }
+
+    /// See [`KeyCoder::channel_queries`](super::KeyCoder::channel_queries).
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        None
+    }
+
+    /// See [`KeyCoder::group_tables`](super::KeyCoder::group_tables), of scaled queries in the order of channels.
+    fn group_tables(&self, _queries: &[f32]) -> Option<GroupTables> {
         None
     }
 }

@@ -6,7 +6,7 @@
 //! after the other ([`CodedRows`]).
 
 use super::planes::{Planes, STRIP};
-use super::{Cell, CodePlane, PreparedQueries, Strips, Tail};
+use super::{Cell, ChannelCodes, CodePlane, PreparedQueries, Strips, Tail};
 use crate::Level;
 use crate::bits::{for_each_code, pack_row};
 use crate::simd::bytes::ByteStrips;
@@ -82,6 +82,14 @@ impl TokenCodes {
                 Some(Strips { cell: Cell::Pair, planes, tail: strips.tail() })
             }
             Layout::Rows(_) => None,
+        }
+    }
+
+    /// Strips of bytes, if there are.
+    pub(super) fn channel_codes(&self) -> Option<ChannelCodes> {
+        match &self.layout {
+            Layout::Bytes(strips) => Some(ChannelCodes::Bytes { tail: strips.tail() }),
+            Layout::Planes(_) | Layout::Rows(_) => None,
         }
     }
 

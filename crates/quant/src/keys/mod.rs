@@ -6,10 +6,12 @@
 
 mod affine;
 mod alloc;
+mod channel_queries;
 mod codec;
 mod codes;
 mod encoding;
 mod format;
+mod group_tables;
 mod lloyd_max;
 mod per_channel;
 mod per_group;
@@ -22,9 +24,11 @@ mod rotated;
 mod tables;
 mod tail;
 
+pub use channel_queries::{ChannelCodes, ChannelQueries};
 pub use encoding::{AllocatedChannel, Cell, CodePlane, Encoding, Strips, TokenRule};
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
+pub use group_tables::GroupTables;
 pub use plane_tables::PlaneTables;
 pub(crate) use planes::{
     ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
@@ -343,6 +347,12 @@ impl PreparedQueries {
     /// Room for as many queries of the same length, to be scored exactly.
     fn exact(num_heads: usize, queries: &[f32]) -> Self {
         Self { num_heads, queries: queries.to_vec(), ..Self::default() }
+    }
+
+    /// What goes with the sums of a head: offset, sum of its query, bias, and 0.
+    fn finals(&self, head: usize) -> [f32; 4] {
+        let of = |values: &[f32]| values.get(head).copied().unwrap_or(0.0);
+        [of(&self.offsets), of(&self.sums), of(&self.bias), 0.0]
     }
 
     pub(crate) fn num_heads(&self) -> usize {

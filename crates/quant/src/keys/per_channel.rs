@@ -10,7 +10,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{Encoding, PreparedQueries, Tail};
+use super::{ChannelCodes, Encoding, PreparedQueries, Tail};
 use crate::Level;
 use crate::affine::Group;
 use crate::bits::CHUNK;
@@ -148,5 +148,10 @@ impl Codec for PerChannel {
 
     fn encoding(&self) -> Option<Encoding> {
         Some(Encoding::Channels { bits: self.bits, group_tokens: self.group_tokens })
+    }
+
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        let Self { bits, group_tokens, .. } = *self;
+        Some(ChannelCodes::Channels { bits, group_tokens })
     }
 }

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::PreparedQueries;
 use super::codec::Codec;
+use super::{ChannelCodes, PreparedQueries};
 use crate::Level;
 use crate::saturate::{from_fp8, to_bf16, to_f16, to_fp8};
 use crate::simd::f16_keys;
@@ -73,6 +73,13 @@ impl Codec for Plain {
             }
             Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, codes, out, stride),
             Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, codes, out, stride),
+        }
+    }
+
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        match self.float {
+            Float::F16 => Some(ChannelCodes::Halves),
+            Float::Bf16 | Float::Fp8 => None,
         }
     }
 }

@@ -38,16 +38,13 @@ impl KeyCoder {
         let mut prepared =
             PreparedQueries { plane_tables: Some(Vec::new()), ..PreparedQueries::default() };
         self.prepare(queries, sm_scale, Precision::Exact, &mut prepared);
-        let PreparedQueries { plane_tables, num_heads, offsets, sums, bias, .. } = prepared;
-        let tables = plane_tables.filter(|tables| !tables.is_empty())?;
+        let num_heads = prepared.num_heads;
+        let tables = prepared.plane_tables.take().filter(|tables| !tables.is_empty())?;
         let num_planes = tables.len() / (16 * num_heads);
         let tail_bytes = (self.layout.block_bytes - num_planes * PLANE_BYTES) / STRIP;
         let tails = [Tail::None, Tail::Exponent, Tail::Scale, Tail::ScaleZero];
         let tail = tails.into_iter().find(|tail| tail.bytes() == tail_bytes)?;
-        let of = |values: &[f32], head: usize| values.get(head).copied().unwrap_or(0.0);
-        let finals = (0..num_heads)
-            .map(|head| [of(&offsets, head), of(&sums, head), of(&bias, head), 0.0])
-            .collect();
+        let finals = (0..num_heads).map(|head| prepared.finals(head)).collect();
         Some(PlaneTables { num_planes, tail, tables, finals })
     }
 }

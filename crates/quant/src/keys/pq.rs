@@ -30,7 +30,7 @@ use frame::Frame;
 use rows::CodeRows;
 
 use super::codec::Codec;
-use super::{FitInput, PreparedQueries, Tables};
+use super::{FitInput, GroupTables, PreparedQueries, Tables};
 use crate::Level;
 use crate::simd::f16_keys;
 use crate::simd::rows::halves;
@@ -259,5 +259,20 @@ impl Codec for Pq {
         _token: usize,
     ) -> f32 {
         prepared.rounding.get(head).copied().unwrap_or(0.0)
+    }
+
+    fn group_tables(&self, queries: &[f32]) -> Option<GroupTables> {
+        let code_bits = self.rows.packed_bits().filter(|_| self.slots.count == 0)?;
+        let (head_dim, num_groups) = (self.frame.head_dim(), self.codebooks.num_groups());
+        let mut tables = vec![0.0; (queries.len() / head_dim * num_groups) << code_bits];
+        let mut coordinates = vec![0.0; head_dim];
+        let of_queries = tables.chunks_exact_mut(num_groups << code_bits);
+        for (query, of_query) in queries.chunks_exact(head_dim).zip(of_queries) {
+            self.frame.of_query(query, &mut coordinates);
+            for (group, table) in of_query.chunks_exact_mut(1 << code_bits).enumerate() {
+                self.codebooks.products(&coordinates, group, |c, x| table[c] = x);
+            }
+        }
+        Some(GroupTables { num_groups, code_bits, tables })
     }
 }

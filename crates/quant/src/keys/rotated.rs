@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::codec::Codec;
 use super::lloyd_max::ROTATION_SEED;
-use super::{Encoding, PreparedQueries, QueryFrame, TokenRule};
+use super::{ChannelCodes, Encoding, PreparedQueries, QueryFrame, TokenRule};
 use crate::saturate::in_f16_range;
 use crate::{Level, Result, Rotation};
 
@@ -73,5 +73,9 @@ impl Codec for Rotated {
             }
             _ => None,
         }
+    }
+
+    fn channel_codes(&self) -> Option<ChannelCodes> {
+        self.inner.channel_codes()
     }
 }

@@ -56,6 +56,14 @@ impl CodeRows {
         }
     }
 
+    /// Bits of a code, where codes are packed in rows.
+    pub(super) fn packed_bits(&self) -> Option<usize> {
+        match self {
+            Self::Nibbles(_) => None,
+            Self::Packed(packed) => Some(packed.bits),
+        }
+    }
+
     fn block_bytes(&self) -> usize {
         match self {
             Self::Nibbles(planes) => planes.block_bytes(),
