@@ -62,6 +62,8 @@ enum Interface {
     Halves,
     /// Integers with scale and zero in f16.
     Affine,
+    /// Logits as integers.
+    Logits,
 }
 
 /// How the threads of a workgroup add up.
@@ -132,7 +134,7 @@ pub struct Variant {
 }
 
 /// All kernels.
-pub const SHADERS: [&Shader; 26] = [
+pub const SHADERS: [&Shader; 28] = [
     &EMBED,
     &RMS_NORM,
     &GEMV,
@@ -159,6 +161,8 @@ pub const SHADERS: [&Shader; 26] = [
     &ENCODE_LEVELS,
     &ENCODE_ALLOCATED,
     &ENCODE_CHANNELS,
+    &ARGMAX,
+    &SAMPLE,
 ];
 
 macro_rules! shader {
@@ -175,8 +179,8 @@ macro_rules! shader {
 
 use Access::{Read, Write};
 use Interface::{
-    Affine, Choice, Halves, Infinity, KeySource, Keys, Octaves, Reduce, Rotation, Scan, Strips,
-    Tails, Weights, Windows,
+    Affine, Choice, Halves, Infinity, KeySource, Keys, Logits, Octaves, Reduce, Rotation, Scan,
+    Strips, Tails, Weights, Windows,
 };
 
 shader!(
@@ -362,6 +366,20 @@ shader!(
     &[Read, Read, Write],
     &[KeySource, Halves, Affine, Octaves, Windows]
 );
+shader!(
+    /// The token of the highest logit.
+    ARGMAX,
+    "argmax",
+    &[Read, Write],
+    &[Logits]
+);
+shader!(
+    /// The next token, drawn.
+    SAMPLE,
+    "sample",
+    &[Read, Read, Write],
+    &[Logits, Reduce, Scan]
+);
 
 impl Shader {
     /// Its text in a variant.
@@ -437,6 +455,7 @@ impl Interface {
             Windows => &[part!("windows")],
             Halves => &[part!("halves")],
             Affine => &[part!("affine")],
+            Logits => &[part!("logits")],
             Reduce => match variant.reduction {
                 Reduction::Workgroup => &[part!("reduce_workgroup")],
                 Reduction::Subgroup => &[part!("subgroup_native"), part!("reduce_subgroup")],

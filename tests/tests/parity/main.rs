@@ -19,6 +19,7 @@ mod key_scores;
 mod layers;
 mod matrices;
 mod pages;
+mod sample;
 mod scores;
 mod select;
 mod tables;

@@ -12,6 +12,7 @@ mod layers;
 mod matrix;
 #[cfg(test)]
 mod reflection;
+mod sample;
 mod scores;
 mod select;
 
@@ -28,6 +29,7 @@ pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
 pub use key_scores::{ScoreGroups, ScoreKeys};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
+pub use sample::{Argmax, Picked, Sample};
 pub use scores::{Channel, PreparePlanes, ScorePlanes, Span};
 pub use select::{ScoreRow, Select, SelectScratch};
 
@@ -62,6 +64,18 @@ pub enum DeviceError {
         what: &'static str,
         /// Its value.
         value: u64,
+        /// What it can do with.
+        remedy: &'static str,
+    },
+    /// A setting out of its range.
+    #[error("{operation} cannot do with {what} of {value}; {remedy}")]
+    Setting {
+        /// The operation.
+        operation: &'static str,
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: f32,
         /// What it can do with.
         remedy: &'static str,
     },
