@@ -44,6 +44,8 @@ enum Interface {
     Choice,
     /// Sums of the threads before each.
     Scan,
+    /// What the terms of a sum are added in; comes first.
+    Terms,
     /// Scale and zero of a token in a strip.
     Tails,
     /// Keys whose codes lie channel by channel, in one of several forms.
@@ -122,6 +124,21 @@ impl KeyForm {
     pub const ALL: [Self; 3] = [Self::Halves, Self::Bytes, Self::Channels];
 }
 
+/// What the terms of a sum are added in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Single precision: on every device.
+    #[default]
+    F32,
+    /// Half precision, a few terms at a time: for scores that only select, on devices that compute in it.
+    F16,
+}
+
+impl Arithmetic {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+}
+
 /// A choice among the implementations of what a kernel leaves open. What it does not leave open is not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Variant {
@@ -131,6 +148,8 @@ pub struct Variant {
     pub weights: WeightForm,
     /// Keys.
     pub keys: KeyForm,
+    /// Terms of sums.
+    pub arithmetic: Arithmetic,
 }
 
 /// All kernels.
@@ -180,7 +199,7 @@ macro_rules! shader {
 use Access::{Read, Write};
 use Interface::{
     Affine, Choice, Halves, Infinity, KeySource, Keys, Logits, Octaves, Reduce, Rotation, Scan,
-    Strips, Tails, Weights, Windows,
+    Strips, Tails, Terms, Weights, Windows,
 };
 
 shader!(
@@ -258,7 +277,7 @@ shader!(
     SCORE_PLANES,
     "score_planes",
     &[Read, Read, Read, Read, Write],
-    &[Tails]
+    &[Terms, Tails]
 );
 shader!(
     /// Log-sum-exp of the scores of each chunk of a row.
@@ -418,14 +437,21 @@ impl Shader {
         self.leaves(Keys)
     }
 
+    /// Whether terms are added in several kinds of numbers.
+    #[must_use]
+    pub fn has_arithmetic(&self) -> bool {
+        self.leaves(Terms)
+    }
+
     /// What of a variant it looks at: the same text has one name.
     #[must_use]
     pub fn narrowed(&self, variant: Variant) -> Variant {
-        let Variant { reduction, weights, keys } = variant;
+        let Variant { reduction, weights, keys, arithmetic } = variant;
         Variant {
             reduction: if self.has_reduction() { reduction } else { Reduction::default() },
             weights: if self.has_weights() { weights } else { WeightForm::default() },
             keys: if self.has_keys() { keys } else { KeyForm::default() },
+            arithmetic: if self.has_arithmetic() { arithmetic } else { Arithmetic::default() },
         }
     }
 
@@ -470,6 +496,10 @@ impl Interface {
                 KeyForm::Halves => &[part!("keys_halves")],
                 KeyForm::Bytes => &[part!("tails"), part!("keys_bytes")],
                 KeyForm::Channels => &[part!("octaves"), part!("windows"), part!("keys_channels")],
+            },
+            Terms => match variant.arithmetic {
+                Arithmetic::F32 => &[part!("terms_f32")],
+                Arithmetic::F16 => &[part!("terms_f16")],
             },
         }
     }

@@ -17,8 +17,10 @@ fn variants(shader: &Shader) -> Vec<Variant> {
     for reduction in reductions {
         for weights in WeightForm::ALL {
             for keys in KeyForm::ALL {
-                let variant = Variant { reduction, weights, keys };
-                variants.push(shader.narrowed(variant));
+                for arithmetic in Arithmetic::ALL {
+                    let variant = Variant { reduction, weights, keys, arithmetic };
+                    variants.push(shader.narrowed(variant));
+                }
             }
         }
     }
@@ -35,10 +37,18 @@ fn parse(shader: &Shader, variant: Variant) -> naga::Module {
 }
 
 fn validate(module: &naga::Module) -> Result<naga::valid::ModuleInfo, String> {
-    // Conversions of f16 in storage are a matter of course; computing with them is not asked for.
-    let capabilities = Capabilities::SUBGROUP
+    validate_in(module, Arithmetic::F32)
+}
+
+fn validate_in(
+    module: &naga::Module,
+    arithmetic: Arithmetic,
+) -> Result<naga::valid::ModuleInfo, String> {
+    // Conversions of f16 in storage are a matter of course; computing with them has to be asked for.
+    let mut capabilities = Capabilities::SUBGROUP
         | Capabilities::SUBGROUP_BARRIER
         | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SHADER_FLOAT16, arithmetic == Arithmetic::F16);
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator.validate(module).map_err(|error| format!("{error:?}"))
 }
@@ -48,7 +58,7 @@ fn every_variant_is_valid() {
     let mut num_variants = 0;
     for shader in SHADERS {
         for variant in variants(shader) {
-            let valid = validate(&parse(shader, variant));
+            let valid = validate_in(&parse(shader, variant), variant.arithmetic);
             assert!(valid.is_ok(), "{} {variant:?}: {}", shader.name, valid.unwrap_err());
             num_variants += 1;
         }

@@ -1,9 +1,10 @@
 //! Scores of coded keys in nibble planes.
 
-use heterokv_attn::device::{ScorePlanes, Span};
-use heterokv_gpu::Bound;
-use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
-use heterokv_testkit::{Controls, Inputs};
+use half::f16;
+use heterokv_attn::device::{DeviceError, ScorePlanes, Span};
+use heterokv_gpu::{Bound, Commands};
+use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Tail};
+use heterokv_testkit::{Controls, Inputs, Sabotage};
 
 use crate::devices::{Expected, Output, places_or_skip, run, upload};
 
@@ -31,6 +32,7 @@ const SHAPES: [(usize, usize, usize, usize); 5] =
 #[test]
 fn score_planes() {
     let places = places_or_skip();
+    let mut num_rounded = 0;
     for (case, (format, (num_qo_heads, num_kv_heads, head_dim, num_tokens))) in
         FORMATS.iter().flat_map(|format| SHAPES.map(|shape| (format, shape))).enumerate()
     {
@@ -43,6 +45,7 @@ fn score_planes() {
         let (mut tables, mut finals) = (Vec::new(), Vec::new());
         let mut exact = vec![0.0; num_qo_heads * num_tokens];
         let mut naive = vec![0.0; num_qo_heads * num_tokens];
+        let mut to_select = vec![0.0; num_qo_heads * num_tokens];
         let (mut num_planes, mut tail, mut norm) = (0, None, 0.0f64);
         for kv_head in 0..num_kv_heads {
             let keys = inputs.gaussian_rows(FIT_TOKENS, head_dim, 1.5);
@@ -69,6 +72,14 @@ fn score_planes() {
             for of_head in of_queries.tables.chunks(16 * num_planes) {
                 let terms: f32 = of_head.chunks(16).map(largest).sum();
                 norm = norm.max(f64::from(terms));
+            }
+            for head in 0..group_size {
+                let table = &of_queries.tables[head * num_planes * 16..][..num_planes * 16];
+                for token in 0..num_tokens {
+                    let strip = &of_head[token / 32 * coder.layout().block_bytes..];
+                    let at = (kv_head * group_size + head) * num_tokens + token;
+                    to_select[at] = half_bound(table, of_queries.tail, strip, token % 32);
+                }
             }
             tables.extend(of_queries.tables);
             finals.extend(of_queries.finals.into_iter().flatten());
@@ -118,7 +129,56 @@ fn score_planes() {
             };
             run(&place.device, |commands| place.device.score_planes(commands, &score));
             let label = format!("score_planes {format}, case {case}, on {}", place.name);
-            expected.check(&scores.read(gpu, &label), &label, inputs.seed());
+            let exactly = scores.read(gpu, &label);
+            expected.check(&exactly, &label, inputs.seed());
+            let scores = Output::new(gpu, num_qo_heads * num_tokens);
+            let score = ScorePlanes { scores: scores.bound(), ..score };
+            let mut commands = Commands::new(gpu);
+            match place.device.score_planes_to_select(&mut commands, &score) {
+                Err(DeviceError::NoHalf { .. }) if !gpu.has_f16() => continue,
+                recorded => recorded.unwrap(),
+            }
+            commands.submit().unwrap();
+            let rounded = scores.read(gpu, &label);
+            let is_within = |scores: &[f32]| {
+                let apart = scores.iter().zip(&expected.exact).zip(&to_select);
+                apart.fold(true, |all, ((score, exact), bound)| {
+                    let slack = 1e-5 * (norm + exact.abs());
+                    all & ((f64::from(*score) - exact).abs() <= bound + slack)
+                })
+            };
+            assert!(is_within(&rounded), "{label}, in half precision");
+            let sabotaged = [Sabotage::SignFlip, Sabotage::NotANumber, Sabotage::AllZero];
+            for sabotage in sabotaged {
+                let wrong = expected.controls.apply(sabotage, &rounded);
+                assert!(!is_within(&wrong), "{label}, in half precision: {sabotage:?} is accepted");
+            }
+            num_rounded += rounded.iter().zip(&exactly).filter(|(a, b)| a != b).count();
         }
     }
+    // Half precision is another one.
+    let has_f16 = places.iter().any(|place| place.device.gpu().has_f16());
+    assert_eq!(num_rounded > 0, has_f16, "{num_rounded} scores differ");
+    if !has_f16 && !places.is_empty() {
+        println!("SKIPPED: scores in half precision, which no device here computes in");
+    }
+}
+
+/// What the head of the shader says of sums in half precision: of the token in a slot of a strip, whose tail is read here
+/// by the layout of the format.
+fn half_bound(table: &[f32], tail: Tail, strip: &[u8], slot: usize) -> f64 {
+    let entries = table.chunks_exact(16).zip(strip.chunks_exact(16)).map(|(entries, plane)| {
+        let nibble = plane[slot % 8 * 2 + slot / 8 % 2] >> (slot / 16 * 4) & 15;
+        f64::from(entries[usize::from(nibble)].abs())
+    });
+    let num_planes = table.len() / 16;
+    let tails = &strip[16 * num_planes..];
+    let half = |i: usize| f16::from_le_bytes([tails[2 * i], tails[2 * i + 1]]).to_f64();
+    let scale = match tail {
+        Tail::None => 1.0,
+        Tail::Scale | Tail::ScaleZero => half(slot).abs(),
+        Tail::Exponent => 2.0f64.powf((f64::from(tails[slot]) - 128.0) / 8.0),
+    };
+    let unit = 16.0 * 2.0f64.powi(-11);
+    scale * (unit / (1.0 - unit) * entries.sum::<f64>() + num_planes as f64 * 2.0f64.powi(-14))
 }

@@ -89,6 +89,16 @@ pub enum DeviceError {
         /// What to do instead.
         remedy: &'static str,
     },
+    /// Arithmetic that the device does not have.
+    #[error(
+        "{operation} in half precision: {adapter} does not compute in it; use single precision"
+    )]
+    NoHalf {
+        /// The operation.
+        operation: &'static str,
+        /// The device.
+        adapter: String,
+    },
 }
 
 /// What operations give.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
 use heterokv_quant::{CodePlane, QueryFrame, Tail};
-use heterokv_shaders as shaders;
+use heterokv_shaders::{self as shaders, Arithmetic, Variant};
 
 use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
 use crate::HeadShape;
@@ -198,6 +198,33 @@ impl Device {
         commands: &mut Commands<'_>,
         score: &ScorePlanes<'_>,
     ) -> DeviceResult<()> {
+        self.score_planes_in(commands, score, Arithmetic::F32)
+    }
+
+    /// The same for scores that only select: the terms of sixteen planes are added in half precision. The head of the
+    /// shader bounds what that does; terms and their sums must stay within ±65,504.
+    ///
+    /// # Errors
+    /// As [`Device::score_planes`], and [`DeviceError::NoHalf`] where the device does not compute in it
+    /// ([`Gpu::has_f16`](heterokv_gpu::Gpu::has_f16)).
+    pub fn score_planes_to_select(
+        &self,
+        commands: &mut Commands<'_>,
+        score: &ScorePlanes<'_>,
+    ) -> DeviceResult<()> {
+        if !self.gpu().has_f16() {
+            let adapter = self.gpu().summary().name.clone();
+            return Err(DeviceError::NoHalf { operation: "score_planes", adapter });
+        }
+        self.score_planes_in(commands, score, Arithmetic::F16)
+    }
+
+    fn score_planes_in(
+        &self,
+        commands: &mut Commands<'_>,
+        score: &ScorePlanes<'_>,
+        arithmetic: Arithmetic,
+    ) -> DeviceResult<()> {
         const NAME: &str = "score_planes";
         let ScorePlanes { group_size, num_planes, tail, score_stride, num_spans, .. } = *score;
         let (tail, tail_words) = tail_of_shaders(tail);
@@ -205,7 +232,8 @@ impl Device {
         check_len(NAME, "spans", &score.spans, 4 * num_spans as u64)?;
         check_len(NAME, "tables", &score.tables, (group_size * num_planes * 16) as u64)?;
         check_len(NAME, "finals", &score.finals, 4 * group_size as u64)?;
-        let kernel = self.kernel(&shaders::SCORE_PLANES, WeightForm::default())?;
+        let variant = Variant { arithmetic, ..Variant::default() };
+        let kernel = self.kernel_in(&shaders::SCORE_PLANES, variant)?;
         let params = ScorePlanesParams {
             group_size: word(NAME, "group_size", group_size as u64)?,
             num_planes: word(NAME, "planes", num_planes as u64)?,
