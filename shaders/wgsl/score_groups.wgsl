@@ -14,7 +14,7 @@
 // | 1 | spans | [num_spans] Span | read |
 // | 2 | codes | rows, as words | read |
 // | 3 | tables | [num_qo_heads, num_groups, 2^code_bits] f32 | read |
-// | 4 | scores | [..] f32: token t of a span and head h of its group at score_at + h * score_stride + t | write |
+// | 4 | scores | [num_qo_heads, score_stride] f32: token t of a span at first_token + t of each head's row | write |
 //
 // A span is of at most GROUP tokens, the first of which begins with a word. A span of no tokens writes nothing. Requires
 // codes of 5 to 12 bits.
@@ -40,7 +40,7 @@ struct Span {
     // Of its first token, in words.
     place: u32,
     num_tokens: u32,
-    score_at: u32,
+    first_token: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -100,7 +100,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if is_inside {
         for (var h = 0u; h < heads; h++) {
-            scores[span.score_at + (first_head + h) * params.score_stride + index] = sums[h];
+            scores[(first_qo + h) * params.score_stride + span.first_token + index] = sums[h];
         }
     }
 }

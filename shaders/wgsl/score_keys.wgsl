@@ -15,7 +15,7 @@
 // | 2 | codes | blocks, as words | read |
 // | 3 | queries | [num_qo_heads, head_dim] f32 | read |
 // | 4 | finals | [num_qo_heads] offset, sum, bias and 0, f32 | read |
-// | 5 | scores | [..] f32: token t of a span and head h of its group at score_at + h * score_stride + t | write |
+// | 5 | scores | [num_qo_heads, score_stride] f32: token t of a span at first_token + t of each head's row | write |
 //
 // A span is of at most GROUP tokens that begin with a block. A span of no tokens writes nothing. Requires a head_dim in
 // fours.
@@ -43,7 +43,7 @@ struct Span {
     // Of its first block, in words.
     place: u32,
     num_tokens: u32,
-    score_at: u32,
+    first_token: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -91,7 +91,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let tail = tail_at(at);
         for (var h = 0u; h < heads; h++) {
             let last = finals[first_qo + h];
-            let score_at = span.score_at + (first_head + h) * params.score_stride + index;
+            let score_at = (first_qo + h) * params.score_stride + span.first_token + index;
             scores[score_at] = tail.x * (sums[h] + last.x) + tail.y * last.y + last.z;
         }
     }

@@ -57,16 +57,6 @@ impl Rotation {
         x.chunks_exact_mut(self.block).for_each(walsh_hadamard);
     }
 
-    /// What each coordinate is multiplied by before the transform.
-    pub(crate) fn signs(&self) -> &[f32] {
-        &self.signs
-    }
-
-    /// Coordinates of a block of the transform.
-    pub(crate) fn block(&self) -> usize {
-        self.block
-    }
-
     /// Undoes [`Rotation::forward`].
     pub fn inverse(&self, x: &mut [f32]) {
         x.chunks_exact_mut(self.block).for_each(walsh_hadamard);

@@ -74,7 +74,7 @@ impl Case {
                     kv_head: kv_head as u32,
                     place: ((codes.len() + bytes) / 4) as u32,
                     num_tokens: Span::TOKENS.min(num_tokens - first) as u32,
-                    score_at: (kv_head * group_size * num_tokens + first) as u32,
+                    first_token: first as u32,
                 });
             }
             codes.extend(of_head);

@@ -378,10 +378,16 @@ impl Device {
 #[cfg(test)]
 pub(super) fn twins() -> Vec<super::reflection::Twin> {
     super::reflection::twins! {
-        Params of ATTEND_ROWS = AttendRowsParams { head_dim, group_size, page_tokens, sm_scale };
-        Part of ATTEND_ROWS = RowPart { kv_head, first_page, num_tokens };
-        Params of PREFILL =
-            PrefillParams { qo_len, kv_len, num_qo_heads, num_kv_heads, fours, sm_scale };
+        Params of ATTEND_ROWS =
+            AttendRowsParams { head_dim, group_size, page_tokens, sm_scale, writes_out };
+        Part of ATTEND_ROWS = RowPart { kv_head, first_page, num_tokens, first_slot, state };
+        Params of STORE_ROWS = StoreRowsParams { num_slots, num_kv_heads, pairs, page_tokens };
+        Slot of STORE_ROWS = RowSlot { token, kv_head, place };
+        Params of QUERY_ENERGY =
+            QueryEnergyParams { tokens, group_size, num_kv_heads, head_dim };
+        Params of PREFILL = PrefillParams {
+            qo_len, kv_len, before, adds, num_qo_heads, num_kv_heads, fours, sm_scale
+        };
         Params of MERGE_STATES = MergeStatesParams { head_dim, group_size };
     }
 }

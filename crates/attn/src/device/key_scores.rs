@@ -36,7 +36,7 @@ pub struct ScoreKeys<'a> {
     pub queries: Bound<'a>,
     /// `[num_qo_heads, 4]`, f32.
     pub finals: Bound<'a>,
-    /// Scores, f32: token t and head h of the group of a span at `score_at + h · score_stride + t`.
+    /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
     pub scores: Bound<'a>,
 }
 
@@ -62,7 +62,7 @@ pub struct ScoreGroups<'a> {
     pub codes: Bound<'a>,
     /// `[num_qo_heads, num_groups, 2^code_bits]`, f32.
     pub tables: Bound<'a>,
-    /// Scores, f32: token t and head h of the group of a span at `score_at + h · score_stride + t`.
+    /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
     pub scores: Bound<'a>,
 }
 

@@ -286,6 +286,10 @@ pub(super) fn twins() -> Vec<super::reflection::Twin> {
     super::reflection::twins! {
         Params of SCORE_PLANES =
             ScorePlanesParams { group_size, num_planes, strip_words, tail, score_stride };
-        Span of SCORE_PLANES, SCORE_KEYS, SCORE_GROUPS = Span { kv_head, place, num_tokens, score_at };
+        Span of SCORE_PLANES, SCORE_KEYS, SCORE_GROUPS =
+            Span { kv_head, place, num_tokens, first_token };
+        Params of PREPARE_PLANES =
+            PreparePlanesParams { head_dim, group_size, num_planes, block, has_levels, sm_scale };
+        Channel of PREPARE_PLANES = Channel { order, scale, centre, offset };
     }
 }

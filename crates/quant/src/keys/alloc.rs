@@ -23,8 +23,7 @@ use super::codec::Codec;
 use super::codes::TokenCodes;
 use super::{
     AllocatedChannel, ChannelCodes, Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail,
-    TokenRule,
-    channel_means, exponent_scale,
+    TokenRule, channel_means, exponent_scale,
 };
 use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS};

@@ -9,9 +9,7 @@ use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
-use super::{
-    ChannelCodes, Encoding, GroupTables, KeyFormat, PreparedQueries, QueryFrame, Tables,
-};
+use super::{ChannelCodes, Encoding, GroupTables, KeyFormat, PreparedQueries, QueryFrame, Tables};
 use crate::grouped::Grouped;
 use crate::{Level, Result};
 
