@@ -114,7 +114,9 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
     if !is_quant && has("--peers") && !has("--peers-folder") {
         command.arg("--peers-folder").arg(peers::folder(workspace)?);
     }
-    if !has("--help") && !has("-h") {
+    // Kernels on a GPU are made up, and what they take goes to the terminal.
+    let is_gpu = words.first().is_some_and(|first| first == "gpu");
+    if !has("--help") && !has("-h") && !is_gpu {
         if !has("--out") {
             command.arg("--out").arg(target.join("bench"));
         }

@@ -129,6 +129,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kernels_answer_right_on_a_device_that_the_cpu_plays() {
+        let wanted = std::env::var("HETEROKV_GPU").unwrap_or_default();
+        if wanted == "none" {
+            return;
+        }
+        let options = OpenOptions { is_profiled: true, ..OpenOptions::new(DeviceChoice::Software) };
+        let gpu = match Gpu::open(options) {
+            Ok(gpu) => gpu,
+            Err(error) => {
+                assert_ne!(wanted, "required", "{error}");
+                println!("SKIPPED: {error}");
+                return;
+            }
+        };
+        let measured = Measured::of(gpu, &Shape::SMALL, 1).expect("every answer is right");
+        assert_eq!(measured.kernels.len(), Kernel::ALL.len());
+        assert!(measured.kernels.iter().all(|(_, samples)| samples.median() > 0.0));
+    }
+
+    #[test]
     fn every_kernel_moves_something_and_more_of_more() {
         let (small, large) = (Shape::SMALL, Shape::llama(1 << 20));
         for kernel in Kernel::ALL {
