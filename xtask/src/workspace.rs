@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand};
+use cargo_metadata::{CargoOpt, Metadata, MetadataCommand};
 use etcetera::BaseStrategy;
 
 /// Where what is kept from clone to clone lies, below the user's own cache folder.
@@ -60,13 +60,13 @@ impl Workspace {
         command.exec().context("`cargo metadata` failed")
     }
 
-    /// Every package that the lock file pins, ours included.
+    /// Every package that the lock file pins, ours included, and those that only features ask for.
     ///
     /// # Errors
     /// If `cargo metadata` fails.
     pub(crate) fn packages(&self) -> Result<Metadata> {
         let mut command = MetadataCommand::new();
-        command.manifest_path(self.root.join("Cargo.toml"));
+        command.manifest_path(self.root.join("Cargo.toml")).features(CargoOpt::AllFeatures);
         command.exec().context("`cargo metadata` failed")
     }
 

@@ -9,13 +9,16 @@
 //! - [`prefill`]: exact causal attention over a whole prompt.
 //! - [`reference`](mod@reference): the same in scalar f64, sharing no code with the kernels.
 //! - [`device`]: the kernels of `heterokv-shaders` on a GPU, with their arguments checked.
-//! - [`simd`]: the vector code of this crate, and its only unsafe code.
+//! - `cuda`, with the feature of that name: their twins in CUDA C++ on a GPU of NVIDIA's.
+//! - [`simd`]: the vector code of this crate, and its only unsafe code beside the launches of `cuda`.
 //!
 //! This crate never allocates by the length of the context squared, never reads a file or a device,
 //! never starts threads of its own (it runs on the caller's rayon pool), and knows no model, no page
 //! and no policy. Softmax and every weight that multiplies a value are f32.
 
 mod accumulator;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod device;
 mod error;

@@ -105,6 +105,20 @@ impl<'a> Commands<'a> {
         buffers: &[Bound<'_>],
         grid: [u32; 3],
     ) -> Result<()> {
+        self.dispatch_bytes(kernel, bytemuck::bytes_of(params), buffers, grid)
+    }
+
+    /// The same with the bytes of the uniform.
+    ///
+    /// # Errors
+    /// As [`Commands::dispatch`].
+    pub fn dispatch_bytes(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        params: &[u8],
+        buffers: &[Bound<'_>],
+        grid: [u32; 3],
+    ) -> Result<()> {
         let (name, expected, limit) = (kernel.name, kernel.num_buffers, self.gpu.limits().grid);
         if buffers.len() != expected {
             return Err(Error::Bindings { kernel: name, expected, actual: buffers.len() });
@@ -116,7 +130,7 @@ impl<'a> Commands<'a> {
             return Ok(());
         }
         let params_start = self.params.len() as u32;
-        self.params.extend_from_slice(bytemuck::bytes_of(params));
+        self.params.extend_from_slice(params);
         self.params.resize(self.params.len().next_multiple_of(PARAMS_ALIGNMENT), 0);
         let buffers =
             buffers.iter().map(|bound| (bound.buffer.raw.clone(), bound.start, bound.num_bytes));

@@ -41,6 +41,9 @@ const TESTKIT: &str = "heterokv-testkit";
 /// Outside crates, by the beginning of their names, and the only crate of ours that may name them.
 const CONFINED: [(&str, &str); 2] = [("wgpu", "heterokv-gpu"), ("cudarc", "heterokv-attn")];
 
+/// Outside crates that a build has only where a feature asks for them.
+const BEHIND_FEATURES: [&str; 1] = ["cudarc"];
+
 /// One crate of ours and what its manifest names.
 #[derive(Clone, Debug)]
 pub(super) struct Crate {
@@ -53,6 +56,7 @@ pub(super) struct Crate {
 pub(super) struct Dependency {
     pub(super) name: String,
     pub(super) is_dev: bool,
+    pub(super) is_optional: bool,
 }
 
 impl Crate {
@@ -66,6 +70,7 @@ impl Crate {
                 .map(|dependency| Dependency {
                     name: dependency.name.clone(),
                     is_dev: dependency.kind == DependencyKind::Development,
+                    is_optional: dependency.optional,
                 })
                 .collect(),
         };
@@ -86,6 +91,9 @@ pub(super) fn check(crates: &[Crate]) -> Vec<String> {
                 );
             }
         }
+        let fixed = ours.dependencies.iter().filter(|d| !d.is_optional);
+        let fixed = fixed.filter(|d| BEHIND_FEATURES.contains(&d.name.as_str()));
+        findings.extend(fixed.map(|d| format!("{name} -> {}: belongs behind a feature", d.name)));
         if TOOLS.contains(&name) {
             continue;
         }

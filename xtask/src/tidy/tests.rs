@@ -97,11 +97,13 @@ fn a_published_crate_without_its_readme_is_found() {
     assert_eq!(documents::check_crates(&members, workspace.root()), [""; 0]);
 }
 
-/// A workspace of these crates, each with its dependencies; a name after `dev ` is one for tests.
+/// A workspace of these crates, each with its dependencies; a name after `dev ` is one for tests, one after `optional `
+/// is behind a feature.
 fn crates(manifests: &[(&str, &[&str])]) -> Vec<Crate> {
-    let dependency = |entry: &&str| match entry.strip_prefix("dev ") {
-        Some(name) => Dependency { name: name.to_owned(), is_dev: true },
-        None => Dependency { name: (*entry).to_owned(), is_dev: false },
+    let dependency = |entry: &&str| Dependency {
+        name: entry.trim_start_matches("dev ").trim_start_matches("optional ").to_owned(),
+        is_dev: entry.starts_with("dev "),
+        is_optional: entry.starts_with("optional "),
     };
     let of_manifest = |(name, dependencies): &(&str, &[&str])| Crate {
         name: (*name).to_owned(),
@@ -118,7 +120,7 @@ fn the_edges_of_the_diagram_are_allowed() {
         ("heterokv-evict", &["thiserror"]),
         ("heterokv-offload", &["heterokv-quant"]),
         ("heterokv-gpu", &["wgpu"]),
-        ("heterokv-attn", &["heterokv-quant", "heterokv-evict", "heterokv-gpu", "cudarc"]),
+        ("heterokv-attn", &["heterokv-quant", "heterokv-evict", "heterokv-gpu", "optional cudarc"]),
         ("heterokv-cache", &["heterokv-attn", "heterokv-evict", "heterokv-offload"]),
         ("heterokv-model", &["heterokv-cache", "heterokv-quant"]),
         ("heterokv-eval", &["heterokv-model", "heterokv-cache", "heterokv-evict"]),
@@ -142,10 +144,11 @@ fn every_other_edge_is_found() {
         ("heterokv-quant", "heterokv-testkit"),
         ("heterokv-attn", "wgpu"),
         ("heterokv-tests", "wgpu-core"),
-        ("heterokv-gpu", "cudarc"),
+        ("heterokv-gpu", "optional cudarc"),
+        ("heterokv-attn", "cudarc"),
     ] {
         let mut all = crates(&[(from, &[to])]);
-        let name = to.trim_start_matches("dev ");
+        let name = to.trim_start_matches("dev ").trim_start_matches("optional ");
         all.extend(crates(&[(name, &[])]).into_iter().filter(|c| c.name.starts_with("heterokv")));
         let findings = edges::check(&all);
         assert_eq!(findings.len(), 1, "{from} -> {to}: {findings:?}");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 const FOLDERS: [&str; 6] = ["crates", "docs", "shaders", "tests", "xtask", ".ci"];
 
 /// Endings of the files that are read, and the one file that has none.
-const ENDINGS: [&str; 6] = [".rs", ".wgsl", ".cu", ".md", ".toml", "run"];
+const ENDINGS: [&str; 8] = [".rs", ".wgsl", ".cu", ".cuh", ".hpp", ".md", ".toml", "run"];
 
 /// One text file.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub(super) struct TextFile {
 impl TextFile {
     /// Whether a compiler reads it.
     pub(super) fn is_source(&self) -> bool {
-        [".rs", ".wgsl", ".cu"].iter().any(|ending| self.path.ends_with(ending))
+        [".rs", ".wgsl", ".cu", ".cuh", ".hpp"].iter().any(|ending| self.path.ends_with(ending))
     }
 
     /// Whether people read it.

@@ -4,7 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
 use heterokv_shaders as shaders;
 
-use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
+use super::{
+    Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, WeightForm, check_len, word,
+};
 use crate::HeadShape;
 
 /// Queries of a workgroup of `prefill`.
@@ -28,7 +30,7 @@ pub struct RowPart {
 
 /// Attention of one token's queries over exact rows, in parts.
 #[derive(Clone, Copy, Debug)]
-pub struct AttendRows<'a> {
+pub struct AttendRows<B> {
     /// The heads.
     pub shape: HeadShape,
     /// Tokens of a page.
@@ -36,21 +38,21 @@ pub struct AttendRows<'a> {
     /// Number of parts.
     pub num_parts: usize,
     /// [`RowPart`] `[num_parts]`.
-    pub parts: Bound<'a>,
+    pub parts: B,
     /// Places of pages in `rows`, in words of 4 bytes.
-    pub pages: Bound<'a>,
+    pub pages: B,
     /// Pages: keys `[page_tokens, head_dim]`, then values of the same shape, f16.
-    pub rows: Bound<'a>,
+    pub rows: B,
     /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
-    pub q: Bound<'a>,
+    pub q: B,
     /// Whether `out` is worked out; where it is not, only `lse` is.
     pub writes_out: bool,
     /// Number of states, of which each part writes one.
     pub num_states: usize,
     /// `[num_states, group_size, head_dim]`, f32, normalised.
-    pub out: Bound<'a>,
+    pub out: B,
     /// `[num_states, group_size]`, f32, natural logarithm.
-    pub lse: Bound<'a>,
+    pub lse: B,
 }
 
 /// A token's row that [`StoreRows`] stores.
@@ -104,7 +106,7 @@ impl QueryEnergy<'_> {
 
 /// Exact causal attention of a block of a prompt over a segment of the keys up to it.
 #[derive(Clone, Copy, Debug)]
-pub struct Prefill<'a> {
+pub struct Prefill<B> {
     /// The heads.
     pub shape: HeadShape,
     /// Queries.
@@ -116,36 +118,36 @@ pub struct Prefill<'a> {
     /// Whether the state is merged with what `out` and `lse` hold, those of earlier segments.
     pub adds: bool,
     /// Post-RoPE queries `[qo_len, num_qo_heads, head_dim]`, f32.
-    pub q: Bound<'a>,
+    pub q: B,
     /// Post-RoPE keys `[kv_len, num_kv_heads, head_dim]`, f32.
-    pub k: Bound<'a>,
+    pub k: B,
     /// Values of the same shape.
-    pub v: Bound<'a>,
+    pub v: B,
     /// `[qo_len, num_qo_heads, head_dim]`, f32, normalised.
-    pub out: Bound<'a>,
+    pub out: B,
     /// `[qo_len, num_qo_heads]`, f32, natural logarithm.
-    pub lse: Bound<'a>,
+    pub lse: B,
 }
 
 /// The merge of the states of each KV head.
 #[derive(Clone, Copy, Debug)]
-pub struct MergeStates<'a> {
+pub struct MergeStates<B> {
     /// The heads.
     pub shape: HeadShape,
     /// Number of states.
     pub num_states: usize,
     /// Where the states of each KV head begin in `ids` `[num_kv_heads + 1]`, u32, rising.
-    pub first: Bound<'a>,
+    pub first: B,
     /// The states, KV head by KV head, u32, each below `num_states`.
-    pub ids: Bound<'a>,
+    pub ids: B,
     /// `[num_states, group_size, head_dim]`, f32, normalised.
-    pub outs: Bound<'a>,
+    pub outs: B,
     /// `[num_states, group_size]`, f32, natural logarithm.
-    pub lses: Bound<'a>,
+    pub lses: B,
     /// `[num_qo_heads, head_dim]`, f32.
-    pub out: Bound<'a>,
+    pub out: B,
     /// `[num_qo_heads]`, f32.
-    pub lse: Bound<'a>,
+    pub lse: B,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -196,19 +198,15 @@ struct MergeStatesParams {
     group_size: u32,
 }
 
-impl Device {
-    /// Adds [`AttendRows`] to `commands`.
+impl<B: Operand> AttendRows<B> {
+    /// What runs.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a `head_dim` that is odd or above 256.
-    pub fn attend_rows(
-        &self,
-        commands: &mut Commands<'_>,
-        attend: &AttendRows<'_>,
-    ) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "attend_rows";
-        let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = attend.shape;
-        let group_size = attend.shape.group_size();
+        let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = self.shape;
+        let group_size = self.shape.group_size();
         if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
             return Err(DeviceError::Shape {
                 operation: NAME,
@@ -217,35 +215,35 @@ impl Device {
                 remedy: "it is made for even ones of at most 256",
             });
         }
-        let num_parts = attend.num_parts as u64;
-        let states = (attend.num_states * group_size) as u64;
-        check_len(NAME, "parts", &attend.parts, 5 * num_parts)?;
-        check_len(NAME, "q", &attend.q, (num_qo_heads * head_dim) as u64)?;
-        check_len(NAME, "out", &attend.out, states * head_dim as u64)?;
-        check_len(NAME, "lse", &attend.lse, states)?;
-        let kernel = self.kernel(&shaders::ATTEND_ROWS, WeightForm::default())?;
+        let num_parts = self.num_parts as u64;
+        let states = (self.num_states * group_size) as u64;
+        check_len(NAME, "parts", &self.parts, 5 * num_parts)?;
+        check_len(NAME, "q", &self.q, (num_qo_heads * head_dim) as u64)?;
+        check_len(NAME, "out", &self.out, states * head_dim as u64)?;
+        check_len(NAME, "lse", &self.lse, states)?;
         let params = AttendRowsParams {
             head_dim: head_dim as u32,
             group_size: group_size as u32,
-            page_tokens: word(NAME, "page_tokens", attend.page_tokens as u64)?,
+            page_tokens: word(NAME, "page_tokens", self.page_tokens as u64)?,
             sm_scale,
-            writes_out: u32::from(attend.writes_out),
+            writes_out: u32::from(self.writes_out),
         };
-        let buffers = [attend.parts, attend.pages, attend.rows, attend.q, attend.out, attend.lse];
+        let buffers = [self.parts, self.pages, self.rows, self.q, self.out, self.lse];
         let grid = [word(NAME, "parts", num_parts)?, group_size as u32, 1];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        Ok(Launch::new(&shaders::ATTEND_ROWS, &params, buffers, grid))
     }
+}
 
-    /// Adds [`Prefill`] to `commands`.
+impl<B: Operand> Prefill<B> {
+    /// What runs.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a segment of no keys and for a `head_dim` that is not in
     /// fours or above 256.
-    pub fn prefill(&self, commands: &mut Commands<'_>, prefill: &Prefill<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "prefill";
-        let HeadShape { num_qo_heads, num_kv_heads, head_dim, sm_scale } = prefill.shape;
-        let Prefill { qo_len, kv_len, before, adds, .. } = *prefill;
+        let HeadShape { num_qo_heads, num_kv_heads, head_dim, sm_scale } = self.shape;
+        let Prefill { qo_len, kv_len, before, adds, .. } = *self;
         let bad = |what, value: usize, remedy| {
             Err(DeviceError::Shape { operation: NAME, what, value: value as u64, remedy })
         };
@@ -256,13 +254,12 @@ impl Device {
             return bad("a kv_len", kv_len, "every query sees a key of the segment");
         }
         let (q_len, k_len) = (qo_len * num_qo_heads * head_dim, kv_len * num_kv_heads * head_dim);
-        check_len(NAME, "q", &prefill.q, q_len as u64)?;
-        check_len(NAME, "k", &prefill.k, k_len as u64)?;
-        check_len(NAME, "v", &prefill.v, k_len as u64)?;
-        check_len(NAME, "out", &prefill.out, q_len as u64)?;
-        check_len(NAME, "lse", &prefill.lse, (qo_len * num_qo_heads) as u64)?;
+        check_len(NAME, "q", &self.q, q_len as u64)?;
+        check_len(NAME, "k", &self.k, k_len as u64)?;
+        check_len(NAME, "v", &self.v, k_len as u64)?;
+        check_len(NAME, "out", &self.out, q_len as u64)?;
+        check_len(NAME, "lse", &self.lse, (qo_len * num_qo_heads) as u64)?;
         word(NAME, "elements", q_len.max(k_len) as u64)?;
-        let kernel = self.kernel(&shaders::PREFILL, WeightForm::default())?;
         let params = PrefillParams {
             qo_len: qo_len as u32,
             kv_len: kv_len as u32,
@@ -273,10 +270,59 @@ impl Device {
             fours: head_dim as u32 / 4,
             sm_scale,
         };
-        let buffers = [prefill.q, prefill.k, prefill.v, prefill.out, prefill.lse];
+        let buffers = [self.q, self.k, self.v, self.out, self.lse];
         let grid = [qo_len.div_ceil(PREFILL_QUERIES) as u32, num_qo_heads as u32, 1];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        Ok(Launch::new(&shaders::PREFILL, &params, buffers, grid))
+    }
+}
+
+impl<B: Operand> MergeStates<B> {
+    /// What runs. Which states are named is the caller's to have right.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
+        const NAME: &str = "merge_states";
+        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let states = (self.num_states * self.shape.group_size()) as u64;
+        check_len(NAME, "first", &self.first, num_kv_heads as u64 + 1)?;
+        check_len(NAME, "outs", &self.outs, states * head_dim as u64)?;
+        check_len(NAME, "lses", &self.lses, states)?;
+        check_len(NAME, "out", &self.out, (num_qo_heads * head_dim) as u64)?;
+        check_len(NAME, "lse", &self.lse, num_qo_heads as u64)?;
+        let params = MergeStatesParams {
+            head_dim: head_dim as u32,
+            group_size: self.shape.group_size() as u32,
+        };
+        let buffers = [self.first, self.ids, self.outs, self.lses, self.out, self.lse];
+        let grid = [num_qo_heads as u32, 1, 1];
+        Ok(Launch::new(&shaders::MERGE_STATES, &params, buffers, grid))
+    }
+}
+
+impl Device {
+    /// Adds [`AttendRows`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`AttendRows::launch`], and those of the device.
+    pub fn attend_rows(
+        &self,
+        commands: &mut Commands<'_>,
+        attend: &AttendRows<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch(commands, &attend.launch()?)
+    }
+
+    /// Adds [`Prefill`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`Prefill::launch`], and those of the device.
+    pub fn prefill(
+        &self,
+        commands: &mut Commands<'_>,
+        prefill: &Prefill<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch(commands, &prefill.launch()?)
     }
 
     /// Adds [`StoreRows`] to `commands`. Where the slots point is the caller's to have right.
@@ -346,32 +392,16 @@ impl Device {
         Ok(())
     }
 
-    /// Adds [`MergeStates`] to `commands`. Which states are named is the caller's to have right.
+    /// Adds [`MergeStates`] to `commands`.
     ///
     /// # Errors
-    /// [`DeviceError::Length`].
+    /// As [`MergeStates::launch`], and those of the device.
     pub fn merge_states(
         &self,
         commands: &mut Commands<'_>,
-        merge: &MergeStates<'_>,
+        merge: &MergeStates<Bound<'_>>,
     ) -> DeviceResult<()> {
-        const NAME: &str = "merge_states";
-        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = merge.shape;
-        let states = (merge.num_states * merge.shape.group_size()) as u64;
-        check_len(NAME, "first", &merge.first, num_kv_heads as u64 + 1)?;
-        check_len(NAME, "outs", &merge.outs, states * head_dim as u64)?;
-        check_len(NAME, "lses", &merge.lses, states)?;
-        check_len(NAME, "out", &merge.out, (num_qo_heads * head_dim) as u64)?;
-        check_len(NAME, "lse", &merge.lse, num_qo_heads as u64)?;
-        let kernel = self.kernel(&shaders::MERGE_STATES, WeightForm::default())?;
-        let params = MergeStatesParams {
-            head_dim: head_dim as u32,
-            group_size: merge.shape.group_size() as u32,
-        };
-        let MergeStates { first, ids, outs, lses, out, lse, .. } = *merge;
-        let buffers = [first, ids, outs, lses, out, lse];
-        commands.dispatch(&kernel, &params, &buffers, [num_qo_heads as u32, 1, 1])?;
-        Ok(())
+        self.launch(commands, &merge.launch()?)
     }
 }
 

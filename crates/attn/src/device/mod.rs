@@ -4,10 +4,14 @@
 //! dispatch to [`Commands`](heterokv_gpu::Commands); a struct beside it says what its numbers mean, and is what the
 //! shader's `Params` are made of. Lengths are checked here, before anything is recorded: a shader checks nothing but its
 //! bounds.
+//!
+//! The operations of attention are a [`Launch`] first, over whatever stands for memory ([`Operand`]): kernels in CUDA take
+//! the same.
 
 mod attention;
 mod encode;
 mod key_scores;
+mod launch;
 mod layers;
 mod matrix;
 #[cfg(test)]
@@ -19,7 +23,7 @@ mod select;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use heterokv_gpu::{Bound, Gpu, Kernel, KernelSource};
+use heterokv_gpu::{Gpu, Kernel, KernelSource};
 use heterokv_quant::KeyFormat;
 pub use heterokv_shaders::WeightForm;
 use heterokv_shaders::{Access, Reduction, Shader, Variant};
@@ -27,6 +31,7 @@ use heterokv_shaders::{Access, Reduction, Shader, Variant};
 pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
 pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
 pub use key_scores::{ScoreGroups, ScoreKeys};
+pub use launch::{Launch, Operand};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
 pub use sample::{Argmax, Picked, Sample};
@@ -174,10 +179,10 @@ impl Device {
 fn check_len(
     operation: &'static str,
     tensor: &'static str,
-    bound: &Bound<'_>,
+    operand: &impl Operand,
     expected: u64,
 ) -> DeviceResult<()> {
-    let actual = bound.num_bytes() / 4;
+    let actual = operand.num_bytes() / 4;
     if actual >= expected {
         return Ok(());
     }

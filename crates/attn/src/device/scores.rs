@@ -5,8 +5,12 @@ use heterokv_gpu::{Bound, Commands};
 use heterokv_quant::{CodePlane, QueryFrame, Tail};
 use heterokv_shaders::{self as shaders, Arithmetic, Variant};
 
-use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
+use super::{
+    Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, WeightForm, check_len, word,
+};
 use crate::HeadShape;
+
+const NAME: &str = "score_planes";
 
 /// Tokens of a span at most, and query heads that a workgroup scores at a time.
 const SPAN_TOKENS: usize = 128;
@@ -37,7 +41,7 @@ impl Span {
 /// Scores of coded keys that lie in nibble planes, by the tables of
 /// [`KeyCoder::plane_tables`](heterokv_quant::KeyCoder::plane_tables).
 #[derive(Clone, Copy, Debug)]
-pub struct ScorePlanes<'a> {
+pub struct ScorePlanes<B> {
     /// Query heads of a KV head.
     pub group_size: usize,
     /// Planes of a strip.
@@ -49,15 +53,15 @@ pub struct ScorePlanes<'a> {
     /// Number of spans.
     pub num_spans: usize,
     /// [`Span`] `[num_spans]`.
-    pub spans: Bound<'a>,
+    pub spans: B,
     /// Strips.
-    pub codes: Bound<'a>,
+    pub codes: B,
     /// `[num_qo_heads, num_planes, 16]`, f32.
-    pub tables: Bound<'a>,
+    pub tables: B,
     /// `[num_qo_heads, 4]`, f32.
-    pub finals: Bound<'a>,
+    pub finals: B,
     /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
-    pub scores: Bound<'a>,
+    pub scores: B,
 }
 
 /// What a frame of queries knows of a channel: a [`FrameChannel`](heterokv_quant::FrameChannel), as kernels read it.
@@ -144,6 +148,35 @@ struct ScorePlanesParams {
     score_stride: u32,
 }
 
+impl<B: Operand> ScorePlanes<B> {
+    /// What runs. What the spans point at is the caller's to have right.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], [`DeviceError::Shape`] for no query heads.
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
+        let Self { group_size, num_planes, tail, score_stride, num_spans, .. } = *self;
+        if group_size == 0 {
+            let (what, remedy) = ("a group_size", "a KV head has query heads");
+            return Err(DeviceError::Shape { operation: NAME, what, value: 0, remedy });
+        }
+        let (tail, tail_words) = tail_of_shaders(tail);
+        check_len(NAME, "spans", &self.spans, 4 * num_spans as u64)?;
+        check_len(NAME, "tables", &self.tables, (group_size * num_planes * 16) as u64)?;
+        check_len(NAME, "finals", &self.finals, 4 * group_size as u64)?;
+        let params = ScorePlanesParams {
+            group_size: word(NAME, "group_size", group_size as u64)?,
+            num_planes: word(NAME, "planes", num_planes as u64)?,
+            strip_words: word(NAME, "planes", (num_planes * PLANE_WORDS) as u64)? + tail_words,
+            tail,
+            score_stride: word(NAME, "a score_stride", score_stride as u64)?,
+        };
+        let buffers = [self.spans, self.codes, self.tables, self.finals, self.scores];
+        let groups = word(NAME, "group_size", group_size.div_ceil(HEADS) as u64)?;
+        let grid = [word(NAME, "spans", num_spans as u64)?, groups, 1];
+        Ok(Launch::new(&shaders::SCORE_PLANES, &params, buffers, grid))
+    }
+}
+
 impl Device {
     /// Adds [`PreparePlanes`] to `commands`. Which KV heads and channels are named is the caller's to have right.
     ///
@@ -189,14 +222,15 @@ impl Device {
         Ok(())
     }
 
-    /// Adds [`ScorePlanes`] to `commands`. What the spans point at is the caller's to have right.
+    /// Adds [`ScorePlanes`] to `commands`.
     ///
     /// # Errors
-    /// [`DeviceError::Length`], [`DeviceError::Shape`] for no query heads.
+    /// As [`ScorePlanes::launch`], [`DeviceError::Shape`] for more spans than a dispatch has workgroups, and those of
+    /// the device.
     pub fn score_planes(
         &self,
         commands: &mut Commands<'_>,
-        score: &ScorePlanes<'_>,
+        score: &ScorePlanes<Bound<'_>>,
     ) -> DeviceResult<()> {
         self.score_planes_in(commands, score, Arithmetic::F32)
     }
@@ -210,11 +244,11 @@ impl Device {
     pub fn score_planes_to_select(
         &self,
         commands: &mut Commands<'_>,
-        score: &ScorePlanes<'_>,
+        score: &ScorePlanes<Bound<'_>>,
     ) -> DeviceResult<()> {
         if !self.gpu().has_f16() {
             let adapter = self.gpu().summary().name.clone();
-            return Err(DeviceError::NoHalf { operation: "score_planes", adapter });
+            return Err(DeviceError::NoHalf { operation: NAME, adapter });
         }
         self.score_planes_in(commands, score, Arithmetic::F16)
     }
@@ -222,28 +256,12 @@ impl Device {
     fn score_planes_in(
         &self,
         commands: &mut Commands<'_>,
-        score: &ScorePlanes<'_>,
+        score: &ScorePlanes<Bound<'_>>,
         arithmetic: Arithmetic,
     ) -> DeviceResult<()> {
-        const NAME: &str = "score_planes";
-        let ScorePlanes { group_size, num_planes, tail, score_stride, num_spans, .. } = *score;
-        let (tail, tail_words) = tail_of_shaders(tail);
-        let grid = self.grid_of_spans(NAME, num_spans, group_size)?;
-        check_len(NAME, "spans", &score.spans, 4 * num_spans as u64)?;
-        check_len(NAME, "tables", &score.tables, (group_size * num_planes * 16) as u64)?;
-        check_len(NAME, "finals", &score.finals, 4 * group_size as u64)?;
-        let variant = Variant { arithmetic, ..Variant::default() };
-        let kernel = self.kernel_in(&shaders::SCORE_PLANES, variant)?;
-        let params = ScorePlanesParams {
-            group_size: word(NAME, "group_size", group_size as u64)?,
-            num_planes: word(NAME, "planes", num_planes as u64)?,
-            strip_words: word(NAME, "planes", (num_planes * PLANE_WORDS) as u64)? + tail_words,
-            tail,
-            score_stride: word(NAME, "a score_stride", score_stride as u64)?,
-        };
-        let buffers = [score.spans, score.codes, score.tables, score.finals, score.scores];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        let grid = self.grid_of_spans(NAME, score.num_spans, score.group_size)?;
+        let launch = Launch { grid, ..score.launch()? };
+        self.launch_in(commands, &launch, Variant { arithmetic, ..Variant::default() })
     }
 
     /// A workgroup for each span and a few query heads of its group.

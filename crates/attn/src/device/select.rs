@@ -9,7 +9,7 @@ use heterokv_evict::{Enough, Union};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
 use heterokv_shaders as shaders;
 
-use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, Launch, Operand, check_len, word};
 use crate::HeadShape;
 
 /// Scores of a workgroup.
@@ -37,17 +37,17 @@ pub struct ScoreRow {
     pub num_tokens: u32,
 }
 
-/// Memory of a selection, for one layer after the other.
+/// Memory of a selection, for one layer after the other; `M` is a buffer of some device.
 #[derive(Debug)]
-pub struct SelectScratch {
+pub struct SelectScratch<M = Buffer> {
     num_chunks: usize,
-    parts: Buffer,
-    choices: Buffer,
-    counts: Buffer,
-    rests: Buffer,
-    ties: Buffer,
-    taken: Buffer,
-    totals: Buffer,
+    parts: M,
+    choices: M,
+    counts: M,
+    rests: M,
+    ties: M,
+    taken: M,
+    totals: M,
 }
 
 impl SelectScratch {
@@ -56,17 +56,31 @@ impl SelectScratch {
     /// # Errors
     /// No memory, and [`DeviceError::Shape`] for more tokens than the kernels count.
     pub fn new(gpu: &Gpu, shape: &HeadShape, max_tokens: usize) -> DeviceResult<Self> {
+        Self::of(shape, max_tokens, |label, num_bytes| Ok(gpu.buffer(label, num_bytes)?))
+    }
+}
+
+impl<M> SelectScratch<M> {
+    /// The same of buffers that `buffer` makes: what each is for and its bytes, which have to be zeros.
+    ///
+    /// # Errors
+    /// Those of `buffer`, and [`DeviceError::Shape`] for more tokens than the kernels count.
+    pub fn of<E: From<DeviceError>>(
+        shape: &HeadShape,
+        max_tokens: usize,
+        mut buffer: impl FnMut(&'static str, u64) -> Result<M, E>,
+    ) -> Result<Self, E> {
         if max_tokens > MAX_TOKENS {
-            return Err(DeviceError::Shape {
+            return Err(E::from(DeviceError::Shape {
                 operation: "select",
                 what: "tokens",
                 value: max_tokens as u64,
                 remedy: "a head can have 4,194,304",
-            });
+            }));
         }
         let num_chunks = max_tokens.div_ceil(CHUNK_TOKENS).max(1);
         let HeadShape { num_qo_heads, num_kv_heads, .. } = *shape;
-        let buffer = |label, words: usize| gpu.buffer(label, 4 * words as u64);
+        let mut buffer = |label, words: usize| buffer(label, 4 * words as u64);
         Ok(Self {
             num_chunks,
             parts: buffer("selection: sums", num_qo_heads * num_chunks)?,
@@ -113,7 +127,7 @@ impl SelectScratch {
 
 /// The coded tokens that each KV head's group takes.
 #[derive(Clone, Copy, Debug)]
-pub struct Select<'a> {
+pub struct Select<B> {
     /// The heads; a group has 32 at most.
     pub shape: HeadShape,
     /// The most coded tokens of a head.
@@ -123,19 +137,19 @@ pub struct Select<'a> {
     /// Whose tokens a query head attends to.
     pub union: Union,
     /// [`ScoreRow`] `[num_qo_heads]`.
-    pub rows: Bound<'a>,
+    pub rows: B,
     /// Scores, f32, as the rows say.
-    pub scores: Bound<'a>,
+    pub scores: B,
     /// Log-sum-exp of the resident tokens `[num_qo_heads]`, f32, natural logarithm; minus infinity where there are none.
-    pub resident: Bound<'a>,
+    pub resident: B,
     /// Tokens that there is room for, of each KV head.
     pub capacity: usize,
     /// How many tokens each KV head takes `[num_kv_heads]`, u32.
-    pub num_taken: Bound<'a>,
+    pub num_taken: B,
     /// Which `[num_kv_heads, capacity]`, u32, rising.
-    pub positions: Bound<'a>,
+    pub positions: B,
     /// Their scores `[num_qo_heads, capacity]`, f32; minus infinity where a query head does not take a token.
-    pub taken_scores: Bound<'a>,
+    pub taken_scores: B,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -187,90 +201,103 @@ struct TakeParams {
 const LEVELS: [(u32, u32, f32); 3] =
     [(20, 10, 1.0 / 8192.0), (10, 0, 1.0 / 8_388_608.0), (0, 0, 0.0)];
 
-impl Device {
-    /// Adds [`Select`] to `commands`: some fifteen dispatches.
+impl<B: Operand> Select<B> {
+    /// What runs, one after the other.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for more tokens than `scratch` is for and for groups of more
     /// than 32.
-    pub fn select(
-        &self,
-        commands: &mut Commands<'_>,
-        select: &Select<'_>,
-        scratch: &SelectScratch,
-    ) -> DeviceResult<()> {
+    pub fn launches<'a, M>(&self, scratch: &'a SelectScratch<M>) -> DeviceResult<Vec<Launch<B>>>
+    where
+        B: From<&'a M>,
+    {
         const NAME: &str = "select";
-        let HeadShape { num_qo_heads, num_kv_heads, .. } = select.shape;
-        let group_size = select.shape.group_size();
+        let HeadShape { num_qo_heads, num_kv_heads, .. } = self.shape;
+        let group_size = self.shape.group_size();
         let bad = |what, value: usize, remedy| {
             Err(DeviceError::Shape { operation: NAME, what, value: value as u64, remedy })
         };
-        let num_chunks = select.max_tokens.div_ceil(CHUNK_TOKENS);
+        let num_chunks = self.max_tokens.div_ceil(CHUNK_TOKENS);
         if num_chunks > scratch.num_chunks {
-            return bad("tokens", select.max_tokens, "make the scratch for as many");
+            return bad("tokens", self.max_tokens, "make the scratch for as many");
         }
         if group_size > MAX_GROUP_SIZE {
             return bad("a group_size", group_size, "a group can have 32 query heads");
         }
-        let capacity = select.capacity;
-        check_len(NAME, "rows", &select.rows, 2 * num_qo_heads as u64)?;
-        check_len(NAME, "resident", &select.resident, num_qo_heads as u64)?;
-        check_len(NAME, "num_taken", &select.num_taken, num_kv_heads as u64)?;
-        check_len(NAME, "positions", &select.positions, (num_kv_heads * capacity) as u64)?;
-        check_len(NAME, "taken_scores", &select.taken_scores, (num_qo_heads * capacity) as u64)?;
+        let capacity = self.capacity;
+        check_len(NAME, "rows", &self.rows, 2 * num_qo_heads as u64)?;
+        check_len(NAME, "resident", &self.resident, num_qo_heads as u64)?;
+        check_len(NAME, "num_taken", &self.num_taken, num_kv_heads as u64)?;
+        check_len(NAME, "positions", &self.positions, (num_kv_heads * capacity) as u64)?;
+        check_len(NAME, "taken_scores", &self.taken_scores, (num_qo_heads * capacity) as u64)?;
         let chunks = num_chunks as u32;
         let of_chunks = ChunksParams { num_chunks: chunks };
         let counts_of_chunks = ScanParams { num_counts: chunks };
         let by_head = [chunks, num_qo_heads as u32, 1];
         let heads = [num_qo_heads as u32, 1, 1];
-        let kernel = |shader| self.kernel(shader, WeightForm::default());
-        let [parts, choices] = [&scratch.parts, &scratch.choices].map(Bound::all);
-        let [counts, rests] = [&scratch.counts, &scratch.rests].map(Bound::all);
-        let [ties, taken, totals] =
-            [&scratch.ties, &scratch.taken, &scratch.totals].map(Bound::all);
+        let mut launches = Vec::new();
+        let [parts, choices] = [&scratch.parts, &scratch.choices].map(B::from);
+        let [counts, rests] = [&scratch.counts, &scratch.rests].map(B::from);
+        let [ties, taken, totals] = [&scratch.ties, &scratch.taken, &scratch.totals].map(B::from);
 
-        let of_scores = [select.rows, select.scores];
+        let of_scores = [self.rows, self.scores];
         let buffers = [&of_scores[..], &[parts]].concat();
-        commands.dispatch(&kernel(&shaders::SCORE_LSE)?, &of_chunks, &buffers, by_head)?;
-        let params = BeginParams { num_chunks: chunks, top_p: select.enough.mass };
-        let buffers = [select.resident, parts, choices];
-        commands.dispatch(&kernel(&shaders::TOP_P_BEGIN)?, &params, &buffers, heads)?;
+        launches.push(Launch::new(&shaders::SCORE_LSE, &of_chunks, buffers, by_head));
+        let params = BeginParams { num_chunks: chunks, top_p: self.enough.mass };
+        let buffers = [self.resident, parts, choices];
+        launches.push(Launch::new(&shaders::TOP_P_BEGIN, &params, buffers, heads));
         for (shift, rest_shift, rest_unit) in LEVELS {
             let params = CountParams { shift, rest_shift };
             let buffers = [&of_scores[..], &[choices, counts, rests]].concat();
-            commands.dispatch(&kernel(&shaders::TOP_P_COUNT)?, &params, &buffers, by_head)?;
+            launches.push(Launch::new(&shaders::TOP_P_COUNT, &params, buffers, by_head));
             let clamped = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
             let params = FindParams {
                 shift,
                 rest_unit,
-                at_least: clamped(select.enough.at_least),
-                at_most: clamped(select.enough.at_most),
+                at_least: clamped(self.enough.at_least),
+                at_most: clamped(self.enough.at_most),
             };
             let buffers = [choices, counts, rests];
-            commands.dispatch(&kernel(&shaders::TOP_P_FIND)?, &params, &buffers, heads)?;
+            launches.push(Launch::new(&shaders::TOP_P_FIND, &params, buffers, heads));
         }
         let buffers = [&of_scores[..], &[choices, ties]].concat();
-        commands.dispatch(&kernel(&shaders::TOP_P_TIES)?, &of_chunks, &buffers, by_head)?;
-        let scan = kernel(&shaders::SCAN_COUNTS)?;
-        commands.dispatch(&scan, &counts_of_chunks, &[ties, totals], heads)?;
-        let take = kernel(&shaders::TOP_P_TAKE)?;
+        launches.push(Launch::new(&shaders::TOP_P_TIES, &of_chunks, buffers, by_head));
+        launches.push(Launch::new(&shaders::SCAN_COUNTS, &counts_of_chunks, [ties, totals], heads));
         for writes in [0, 1] {
             let params = TakeParams {
                 group_size: group_size as u32,
                 num_chunks: chunks,
                 capacity: word(NAME, "a capacity", capacity as u64)?,
-                is_shared: u32::from(select.union == Union::Group),
+                is_shared: u32::from(self.union == Union::Group),
                 writes,
             };
-            let outputs = [choices, ties, taken, select.positions, select.taken_scores];
+            let outputs = [choices, ties, taken, self.positions, self.taken_scores];
             let buffers = [&of_scores[..], &outputs].concat();
-            commands.dispatch(&take, &params, &buffers, [chunks, num_kv_heads as u32, 1])?;
+            let grid = [chunks, num_kv_heads as u32, 1];
+            launches.push(Launch::new(&shaders::TOP_P_TAKE, &params, buffers, grid));
             if writes == 0 {
                 let grid = [num_kv_heads as u32, 1, 1];
-                commands.dispatch(&scan, &counts_of_chunks, &[taken, select.num_taken], grid)?;
+                let buffers = [taken, self.num_taken];
+                launches.push(Launch::new(&shaders::SCAN_COUNTS, &counts_of_chunks, buffers, grid));
             }
         }
-        Ok(())
+        Ok(launches)
+    }
+}
+
+impl Device {
+    /// Adds [`Select`] to `commands`: some fifteen dispatches.
+    ///
+    /// # Errors
+    /// As [`Select::launches`], and those of the device.
+    pub fn select(
+        &self,
+        commands: &mut Commands<'_>,
+        select: &Select<Bound<'_>>,
+        scratch: &SelectScratch,
+    ) -> DeviceResult<()> {
+        let launches = select.launches(scratch)?;
+        launches.iter().try_for_each(|launch| self.launch(commands, launch))
     }
 }
 

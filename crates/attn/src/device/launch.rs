@@ -1,0 +1,71 @@
+//! One dispatch of a kernel, before any device has it.
+
+use bytemuck::NoUninit;
+use heterokv_gpu::{Bound, Commands};
+use heterokv_shaders::{Shader, Variant};
+
+use super::{Device, DeviceResult};
+
+/// What stands for memory in an operation: a part of a buffer of some device.
+pub trait Operand: Copy {
+    /// Its size.
+    fn num_bytes(&self) -> u64;
+}
+
+impl Operand for Bound<'_> {
+    fn num_bytes(&self) -> u64 {
+        Bound::num_bytes(self)
+    }
+}
+
+/// A kernel with its numbers, checked, and spread over workgroups: what an operation comes to on every kind of device.
+#[derive(Clone, Debug)]
+pub struct Launch<B> {
+    /// The kernel.
+    pub shader: &'static Shader,
+    /// What its `Params` hold, as words of 4 bytes.
+    pub params: Vec<u32>,
+    /// Its buffers, in the order of [`Shader::bindings`].
+    pub buffers: Vec<B>,
+    /// Workgroups; none where one of them is 0.
+    pub grid: [u32; 3],
+}
+
+impl<B> Launch<B> {
+    pub(super) fn new<P: NoUninit>(
+        shader: &'static Shader,
+        params: &P,
+        buffers: impl Into<Vec<B>>,
+        grid: [u32; 3],
+    ) -> Self {
+        let params = bytemuck::pod_collect_to_vec(bytemuck::bytes_of(params));
+        Self { shader, params, buffers: buffers.into(), grid }
+    }
+}
+
+impl Device {
+    /// Adds a launch to `commands`.
+    ///
+    /// # Errors
+    /// A kernel that does not compile, and a grid beyond what the device has.
+    pub fn launch(
+        &self,
+        commands: &mut Commands<'_>,
+        launch: &Launch<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch_in(commands, launch, Variant::default())
+    }
+
+    /// The same in a variant.
+    pub(super) fn launch_in(
+        &self,
+        commands: &mut Commands<'_>,
+        launch: &Launch<Bound<'_>>,
+        variant: Variant,
+    ) -> DeviceResult<()> {
+        let kernel = self.kernel_in(launch.shader, variant)?;
+        let params = bytemuck::cast_slice(&launch.params);
+        commands.dispatch_bytes(&kernel, params, &launch.buffers, launch.grid)?;
+        Ok(())
+    }
+}
