@@ -8,6 +8,22 @@ use crate::tally::Tally;
 use crate::workspace::Workspace;
 use crate::{bench, licence, process, tidy};
 
+/// The lint of what only a build for CUDA has, tests included; it needs neither a driver nor a toolkit.
+const CUDA_LINTS: [&str; 12] = [
+    "clippy",
+    "--release",
+    "--package",
+    "heterokv-attn",
+    "--package",
+    "heterokv-tests",
+    "--features",
+    "heterokv-attn/cuda,heterokv-tests/cuda",
+    "--all-targets",
+    "--",
+    "-D",
+    "warnings",
+];
+
 /// Makes every check, each counted once; one whose tool is absent is named and counted as skipped.
 ///
 /// # Errors
@@ -19,6 +35,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     tally += by_tool(workspace, "fmt", &peers, |_| {})?;
     let lints = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     tally += by_tool(workspace, "clippy", &lints, |_| {})?;
+    tally += by_tool(workspace, "clippy", &CUDA_LINTS, |_| {})?;
     let docs = ["doc", "--release", "--workspace", "--no-deps"];
     tally += by_tool(workspace, "doc", &docs, |command| {
         command.env("RUSTDOCFLAGS", "-D warnings");

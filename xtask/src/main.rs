@@ -19,6 +19,7 @@ mod gate;
 mod licence;
 mod model_file;
 mod needs;
+mod nvrtc;
 mod package;
 mod peers;
 mod process;
@@ -52,7 +53,7 @@ enum Task {
     Bench(bench::Options),
     /// Hold the quality of caches on a small fixed run against committed figures; part of `test`
     Gate(gate::Options),
-    /// Get the default model, if it is not there yet, and print where it is
+    /// Get the default model, if it is not there yet, and print where it is; what else is asked for, too
     Fetch(FetchOptions),
     /// Check the structure of the tree: heads, sizes, unsafe code, paths in documents, edges between crates
     Tidy,
@@ -64,7 +65,10 @@ struct FetchOptions {
     /// Install the programs of others that `heterokv eval --peers` measures, too, and print where they are (6 GB)
     #[arg(long)]
     peers: bool,
-    /// Run the tests of what measures them
+    /// Install NVIDIA's compiler for CUDA C++, by which tests compile the kernels, and print where it is (90 MB)
+    #[arg(long)]
+    nvrtc: bool,
+    /// Run the tests of what measures peers
     #[arg(long, requires = "peers")]
     check: bool,
 }
@@ -101,6 +105,9 @@ fn perform(task: Task) -> Result<bool> {
 fn fetch(workspace: &Workspace, options: &FetchOptions) -> Result<bool> {
     let model = model_file::obtain_default()?;
     println!("{}", model.display());
+    if options.nvrtc {
+        println!("{}", nvrtc::obtain(workspace)?.display());
+    }
     if !options.peers {
         return Ok(true);
     }

@@ -5,9 +5,11 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::model_file::pip;
+use crate::nvrtc;
 use crate::process;
 use crate::tally::Tally;
 use crate::test::foreign;
+use crate::workspace::Workspace;
 
 /// Something that the tests need on the machine.
 struct Need {
@@ -30,6 +32,8 @@ enum Installer {
     Cargo(&'static str),
     /// Debian's Rust for 64-bit ARM, into the cache folder.
     ForeignRust,
+    /// A PyPI package, into the target folder.
+    Nvrtc,
 }
 
 const NEEDS: &[Need] = &[
@@ -66,6 +70,23 @@ const NEEDS: &[Need] = &[
         purpose: "runs the kernels of the GPU; Mesa plays one on the CPU",
         is_met: has_vulkan_driver,
         installer: Installer::Apt(&["mesa-vulkan-drivers", "libvulkan1"]),
+        is_long: false,
+    },
+    Need {
+        name: "a C++ compiler",
+        purpose: "runs the kernels in CUDA C++ on the CPU",
+        is_met: || {
+            let works = |name| process::succeeds(Command::new(name).arg("--version"));
+            ["c++", "g++", "clang++"].into_iter().any(works)
+        },
+        installer: Installer::Apt(&["g++"]),
+        is_long: false,
+    },
+    Need {
+        name: "NVRTC",
+        purpose: "compiles the kernels in CUDA C++",
+        is_met: nvrtc::is_there,
+        installer: Installer::Nvrtc,
         is_long: false,
     },
     Need {
@@ -128,6 +149,7 @@ impl Installer {
             Self::Rustup(component) => format!("rustup component add {component}"),
             Self::Cargo(program) => format!("cargo install {program} --locked"),
             Self::ForeignRust => foreign::ADD_TARGET.to_owned(),
+            Self::Nvrtc => "cargo xtask fetch --nvrtc".to_owned(),
         }
     }
 
@@ -151,6 +173,13 @@ impl Installer {
                 process::run(Command::new("cargo").args(["install", program, "--locked"]))
             }
             Self::ForeignRust => foreign::debian::unpack(),
+            Self::Nvrtc => {
+                let obtained = Workspace::around_this_package().and_then(|w| nvrtc::obtain(&w));
+                if let Err(error) = &obtained {
+                    println!("{error:#}");
+                }
+                Ok(obtained.is_ok())
+            }
         }
     }
 }
@@ -195,10 +224,9 @@ mod tests {
     #[test]
     fn every_need_has_a_line_to_run() {
         for need in NEEDS {
-            assert!(
-                need.installer.line().contains(" install ")
-                    || need.installer.line().contains(" add ")
-            );
+            let line = need.installer.line();
+            let verbs = [" install ", " add ", " fetch "];
+            assert!(verbs.iter().any(|verb| line.contains(verb)), "{line}");
             assert!(!need.purpose.is_empty(), "{}", need.name);
         }
     }

@@ -25,8 +25,8 @@ pub(crate) struct Options {
     /// Install first what the tests need beside Rust; asks nothing
     #[arg(long)]
     setup: bool,
-    /// Measure every bar in full instead of the short tier that CI runs; also run the kernels for 64-bit ARM under
-    /// qemu, AddressSanitizer, Miri and the fuzz targets, and package every published crate
+    /// Measure every bar in full instead of the short tier that CI runs; also link the feature `cuda`, run the kernels
+    /// for 64-bit ARM under qemu, AddressSanitizer, Miri and the fuzz targets, and package every published crate
     #[arg(long)]
     long: bool,
     /// Do without the default model: the tests that need it are skipped and counted
@@ -38,6 +38,10 @@ pub(crate) struct Options {
     /// Whether there has to be a device for wgpu, a software one included: `auto` takes what there is
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     gpu: Wanted,
+    /// Whether there has to be a CUDA device, and all by which its kernels are tested without one: `auto` takes what
+    /// there is
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    cuda: Wanted,
 }
 
 /// Runs every step, whatever became of those before it, and prints the table and the closing line; true if
@@ -50,7 +54,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.setup {
         report.step(Step::new("setup"), || needs::set_up(options.long));
     }
-    let mut settings = Settings { model: None, is_long: options.long, gpu: options.gpu };
+    let mut settings =
+        Settings { model: None, is_long: options.long, gpu: options.gpu, cuda: options.cuda };
     if !options.no_model {
         report.step(Step::new("model"), || {
             settings.model = Some(model(options.model.as_deref())?);
@@ -58,7 +63,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         });
     }
     let nextest = Nextest::is_there(workspace);
-    let built = report.step(Step::new("build").within_minutes(12), || runners::build(workspace));
+    let built =
+        report.step(Step::new("build").within_minutes(12), || runners::build(workspace, &settings));
     if built {
         if nextest {
             run_by_nextest(&mut report, workspace, &settings);
@@ -85,6 +91,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         report.step(Step::new("bars of benches"), || {
             bench::check_bars(workspace, settings.model.as_deref())
         });
+        report.step(Step::new("the feature cuda").within_minutes(4), || {
+            runners::cuda_without_device(workspace, &settings)
+        });
         run_elsewise(&mut report, workspace);
         report.step(Step::new("package"), || package::run(workspace));
     }
@@ -95,7 +104,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Settings) {
     let mut nextest = None;
     let listed = report.step(Step::new("list"), || {
-        nextest = Some(Nextest::list(workspace)?);
+        nextest = Some(Nextest::list(workspace, settings)?);
         Ok(Tally::default())
     });
     if let (true, Some(nextest)) = (listed, nextest) {
@@ -114,6 +123,9 @@ fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Setting
                 nextest.run(workspace, settings, Stage::Devices { subgroup_size })
             });
         }
+        report.step(Step::new("kernels in CUDA C++").within_minutes(2), || {
+            nextest.run(workspace, settings, Stage::Cuda)
+        });
     }
 }
 

@@ -4,10 +4,10 @@ use half::f16;
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{AttendRows, MergeStates, Prefill, RowPart};
 use heterokv_attn::reference::causal_attention;
-use heterokv_gpu::Bound;
 use heterokv_testkit::{Controls, Inputs};
 
-use crate::devices::{Expected, Output, places_or_skip, run, upload};
+use crate::devices::{Expected, places_or_skip};
+use crate::sites::{Output, Site, upload};
 
 /// Exact rows of several KV heads, on pages that lie in no order.
 pub(crate) struct Rows {
@@ -178,52 +178,55 @@ fn cases() -> Vec<(HeadShape, usize, Vec<Vec<usize>>)> {
 
 #[test]
 fn attend_rows() {
-    let places = places_or_skip();
+    attend_rows_on(places_or_skip());
+}
+
+pub(crate) fn attend_rows_on<S: Site>(sites: &[S]) {
     for (case, (shape, page_tokens, part_tokens)) in cases().into_iter().enumerate() {
         let mut inputs = Inputs::new(700 + case as u64);
         let rows = Rows::random(&mut inputs, shape, page_tokens, &part_tokens);
         let group_size = shape.group_size();
         let (states, exact_lse) = rows.states(&part_tokens);
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let memories = site.memories();
             let [parts, pages, memory, q] = [
-                upload(gpu, &rows.parts),
-                upload(gpu, &rows.pages),
-                upload(gpu, &rows.memory),
-                upload(gpu, &rows.q),
+                upload(memories, &rows.parts),
+                upload(memories, &rows.pages),
+                upload(memories, &rows.memory),
+                upload(memories, &rows.q),
             ];
             let num_states = rows.parts.len() * group_size;
-            let out = Output::new(gpu, num_states * shape.head_dim);
-            let lse = Output::new(gpu, num_states);
+            let out = Output::new(memories, num_states * shape.head_dim);
+            let lse = Output::new(memories, num_states);
             let attend = AttendRows {
                 shape,
                 page_tokens,
                 num_parts: rows.parts.len(),
-                parts: Bound::all(&parts),
-                pages: Bound::all(&pages),
-                rows: Bound::all(&memory),
-                q: Bound::all(&q),
+                parts: (&parts).into(),
+                pages: (&pages).into(),
+                rows: (&memory).into(),
+                q: (&q).into(),
                 writes_out: true,
                 num_states: rows.parts.len(),
                 out: out.bound(),
                 lse: lse.bound(),
             };
-            run(&place.device, |commands| place.device.attend_rows(commands, &attend));
-            let label = format!("attend_rows, case {case}, on {}", place.name);
-            states.check(&out.read(gpu, &label), &label, inputs.seed());
-            check_lse(&lse.read(gpu, &label), &exact_lse, &label);
+            site.run(&[attend.launch().unwrap()]);
+            let label = format!("attend_rows, case {case}, on {}", site.name());
+            states.check(&out.read(memories, &label), &label, inputs.seed());
+            check_lse(&lse.read(memories, &label), &exact_lse, &label);
             // The lse alone, which leaves the outputs as they are.
-            let untouched = Output::of(gpu, &vec![7.0; num_states * shape.head_dim]);
-            let alone = Output::new(gpu, num_states);
+            let untouched = Output::of(memories, &vec![7.0; num_states * shape.head_dim]);
+            let alone = Output::new(memories, num_states);
             let attend = AttendRows {
                 writes_out: false,
                 out: untouched.bound(),
                 lse: alone.bound(),
                 ..attend
             };
-            run(&place.device, |commands| place.device.attend_rows(commands, &attend));
-            assert!(untouched.read(gpu, &label).iter().all(|&x| x == 7.0), "{label}");
-            assert_eq!(alone.read(gpu, &label), lse.read(gpu, &label), "{label}");
+            site.run(&[attend.launch().unwrap()]);
+            assert!(untouched.read(memories, &label).iter().all(|&x| x == 7.0), "{label}");
+            assert_eq!(alone.read(memories, &label), lse.read(memories, &label), "{label}");
         }
     }
 }
@@ -240,7 +243,10 @@ fn check_lse(actual: &[f32], exact: &[f64], label: &str) {
 
 #[test]
 fn merge_states() {
-    let places = places_or_skip();
+    merge_states_on(places_or_skip());
+}
+
+pub(crate) fn merge_states_on<S: Site>(sites: &[S]) {
     for (case, (shape, page_tokens, part_tokens)) in cases().into_iter().enumerate() {
         let mut inputs = Inputs::new(800 + case as u64);
         let rows = Rows::random(&mut inputs, shape, page_tokens, &part_tokens);
@@ -260,8 +266,7 @@ fn merge_states() {
             }
             let before = *first.last().unwrap();
             first.push(before + of_head.len() as u32);
-            // The last first: the order of states is the list's.
-            ids.extend((before..before + of_head.len() as u32).rev());
+            ids.extend(before..before + of_head.len() as u32);
             for head in kv_head * group_size..(kv_head + 1) * group_size {
                 let (out, lse) = rows.state(head, 0, start);
                 exact.extend(out);
@@ -269,32 +274,37 @@ fn merge_states() {
                 naive.extend(rows.naive(head, 0, start).0);
             }
         }
+        // States lie from the last to the first: which are a KV head's is the list's to say.
+        let outs = outs.chunks(group_size * shape.head_dim).rev().collect::<Vec<_>>().concat();
+        let lses = lses.chunks(group_size).rev().collect::<Vec<_>>().concat();
+        let last = rows.parts.len() as u32 - 1;
+        ids.iter_mut().for_each(|id| *id = last - *id);
         let states = Expected {
             exact,
             naive,
             norm: 8.0,
             controls: Controls { num_heads: shape.num_qo_heads, head_dim: shape.head_dim },
         };
-        for place in places {
-            let gpu = place.device.gpu();
-            let [outs, lses] = [upload(gpu, &outs), upload(gpu, &lses)];
-            let [first, ids] = [upload(gpu, &first), upload(gpu, &ids)];
-            let out = Output::new(gpu, shape.qo_row_len());
-            let lse = Output::new(gpu, shape.num_qo_heads);
+        for site in sites {
+            let memories = site.memories();
+            let [outs, lses] = [upload(memories, &outs), upload(memories, &lses)];
+            let [first, ids] = [upload(memories, &first), upload(memories, &ids)];
+            let out = Output::new(memories, shape.qo_row_len());
+            let lse = Output::new(memories, shape.num_qo_heads);
             let merge = MergeStates {
                 shape,
                 num_states: rows.parts.len(),
-                first: Bound::all(&first),
-                ids: Bound::all(&ids),
-                outs: Bound::all(&outs),
-                lses: Bound::all(&lses),
+                first: (&first).into(),
+                ids: (&ids).into(),
+                outs: (&outs).into(),
+                lses: (&lses).into(),
                 out: out.bound(),
                 lse: lse.bound(),
             };
-            run(&place.device, |commands| place.device.merge_states(commands, &merge));
-            let label = format!("merge_states, case {case}, on {}", place.name);
-            states.check(&out.read(gpu, &label), &label, inputs.seed());
-            check_lse(&lse.read(gpu, &label), &exact_lse, &label);
+            site.run(&[merge.launch().unwrap()]);
+            let label = format!("merge_states, case {case}, on {}", site.name());
+            states.check(&out.read(memories, &label), &label, inputs.seed());
+            check_lse(&lse.read(memories, &label), &exact_lse, &label);
         }
     }
 }
@@ -314,7 +324,10 @@ const PREFILLS: [(usize, usize, usize, usize, usize); 8] = [
 
 #[test]
 fn prefill() {
-    let places = places_or_skip();
+    prefill_on(places_or_skip());
+}
+
+pub(crate) fn prefill_on<S: Site>(sites: &[S]) {
     for (case, &(num_qo_heads, num_kv_heads, head_dim, qo_len, kv_len)) in
         PREFILLS.iter().enumerate()
     {
@@ -327,27 +340,28 @@ fn prefill() {
         let naive = naive_prefill(&shape, &q, &k, &v);
         let controls = Controls { num_heads: num_qo_heads, head_dim };
         let states = Expected { exact: reference.out, naive, norm: 8.0, controls };
-        for place in places {
-            let gpu = place.device.gpu();
-            let [on_q, on_k, on_v] = [upload(gpu, &q), upload(gpu, &k), upload(gpu, &v)];
-            let out = Output::new(gpu, q.len());
-            let lse = Output::new(gpu, qo_len * num_qo_heads);
+        for site in sites {
+            let memories = site.memories();
+            let [on_q, on_k, on_v] =
+                [upload(memories, &q), upload(memories, &k), upload(memories, &v)];
+            let out = Output::new(memories, q.len());
+            let lse = Output::new(memories, qo_len * num_qo_heads);
             let prefill = Prefill {
                 shape,
                 qo_len,
                 kv_len,
                 before: kv_len - qo_len,
                 adds: false,
-                q: Bound::all(&on_q),
-                k: Bound::all(&on_k),
-                v: Bound::all(&on_v),
+                q: (&on_q).into(),
+                k: (&on_k).into(),
+                v: (&on_v).into(),
                 out: out.bound(),
                 lse: lse.bound(),
             };
-            run(&place.device, |commands| place.device.prefill(commands, &prefill));
-            let label = format!("prefill, case {case}, on {}", place.name);
-            states.check(&out.read(gpu, &label), &label, inputs.seed());
-            check_lse(&lse.read(gpu, &label), &reference.lse, &label);
+            site.run(&[prefill.launch().unwrap()]);
+            let label = format!("prefill, case {case}, on {}", site.name());
+            states.check(&out.read(memories, &label), &label, inputs.seed());
+            check_lse(&lse.read(memories, &label), &reference.lse, &label);
             // The same in segments, the first of which ends before the first query or with it.
             let first_len = kv_len - qo_len;
             if first_len == 0 {
@@ -355,31 +369,28 @@ fn prefill() {
             }
             let cut = |rows: &[f32]| {
                 let (first, rest) = rows.split_at(first_len * shape.kv_row_len());
-                [upload(gpu, first), upload(gpu, rest)]
+                [upload(memories, first), upload(memories, rest)]
             };
             let ([first_k, rest_k], [first_v, rest_v]) = (cut(&k), cut(&v));
             let first = Prefill {
                 kv_len: first_len,
                 before: first_len,
-                k: Bound::all(&first_k),
-                v: Bound::all(&first_v),
+                k: (&first_k).into(),
+                v: (&first_v).into(),
                 ..prefill
             };
             let rest = Prefill {
                 kv_len: qo_len,
                 before: 0,
                 adds: true,
-                k: Bound::all(&rest_k),
-                v: Bound::all(&rest_v),
+                k: (&rest_k).into(),
+                v: (&rest_v).into(),
                 ..prefill
             };
-            let label = format!("prefill in segments, case {case}, on {}", place.name);
-            run(&place.device, |commands| {
-                place.device.prefill(commands, &first)?;
-                place.device.prefill(commands, &rest)
-            });
-            states.check(&out.read(gpu, &label), &label, inputs.seed());
-            check_lse(&lse.read(gpu, &label), &reference.lse, &label);
+            let label = format!("prefill in segments, case {case}, on {}", site.name());
+            site.run(&[first.launch().unwrap(), rest.launch().unwrap()]);
+            states.check(&out.read(memories, &label), &label, inputs.seed());
+            check_lse(&lse.read(memories, &label), &reference.lse, &label);
         }
     }
 }

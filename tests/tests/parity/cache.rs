@@ -10,7 +10,8 @@ use heterokv_cache::{
 use heterokv_gpu::{DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters};
 use heterokv_testkit::Inputs;
 
-use crate::devices::{places_or_skip, upload};
+use crate::devices::places_or_skip;
+use crate::sites::upload;
 
 /// Steps behind the prompt.
 const STEPS: usize = 12;

@@ -4,20 +4,12 @@ use std::env;
 use std::sync::{Arc, OnceLock};
 
 use heterokv_attn::device::{Device, DeviceResult};
-use heterokv_gpu::{
-    Bound, Buffer, Commands, DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters,
-};
+use heterokv_gpu::{Commands, DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters};
 use heterokv_shaders::Reduction;
 use heterokv_testkit::{Controls, Tolerance, compare};
 
 /// Sizes of subgroups that are emulated.
 const EMULATED: [u32; 6] = [4, 8, 16, 32, 64, 128];
-
-/// Bytes of poison before and behind what a kernel writes: a multiple of what bindings are aligned to.
-const GUARD_BYTES: u64 = 256;
-
-/// A bit pattern that no kernel writes: a NaN with a payload.
-const POISON: u32 = 0x7fc0_dead;
 
 /// A device in one of its ways, and what to call it.
 pub(crate) struct Place {
@@ -70,47 +62,6 @@ fn of_adapter(number: usize) -> Vec<Place> {
         }));
     }
     places
-}
-
-/// Memory that a kernel writes, full of poison, between guards of it.
-pub(crate) struct Output {
-    buffer: Buffer,
-    num_bytes: u64,
-}
-
-impl Output {
-    pub(crate) fn new(gpu: &Gpu, len: usize) -> Self {
-        let num_bytes = 4 * len as u64;
-        let words = vec![POISON; len + 2 * GUARD_BYTES as usize / 4];
-        Self { buffer: gpu.upload("output", bytemuck::cast_slice(&words)).unwrap(), num_bytes }
-    }
-
-    /// One that begins as these values.
-    pub(crate) fn of(gpu: &Gpu, values: &[f32]) -> Self {
-        let output = Self::new(gpu, values.len());
-        gpu.write(&output.buffer, GUARD_BYTES, bytemuck::cast_slice(values)).unwrap();
-        output
-    }
-
-    pub(crate) fn bound(&self) -> Bound<'_> {
-        Bound::part(&self.buffer, GUARD_BYTES, self.num_bytes.max(4))
-    }
-
-    /// What was written; fails where a guard was.
-    pub(crate) fn read(&self, gpu: &Gpu, label: &str) -> Vec<f32> {
-        let bytes = gpu.read(&self.buffer, 0, self.buffer.num_bytes()).unwrap();
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        let guard = GUARD_BYTES as usize / 4;
-        let (before, rest) = words.split_at(guard);
-        let (written, behind) = rest.split_at(self.num_bytes as usize / 4);
-        let untouched = |words: &[u32]| words.iter().all(|word| *word == POISON);
-        assert!(untouched(before) && untouched(&behind[..guard]), "{label}: a guard was written");
-        written.iter().map(|word| f32::from_bits(*word)).collect()
-    }
-}
-
-pub(crate) fn upload<T: bytemuck::NoUninit>(gpu: &Gpu, values: &[T]) -> Buffer {
-    gpu.upload("input", bytemuck::cast_slice(values)).unwrap()
 }
 
 /// Records, submits and waits.

@@ -10,7 +10,8 @@ use heterokv_shaders::{ENCODE_ALLOCATED, Variant};
 use heterokv_testkit::Inputs;
 
 use crate::codecs::{is_channel_near, is_near};
-use crate::devices::{Output, Place, places_or_skip, run, upload};
+use crate::devices::{Place, places_or_skip, run};
+use crate::sites::{Output, upload};
 
 /// Keys that every format can be fitted on.
 const FIT_TOKENS: usize = 512;

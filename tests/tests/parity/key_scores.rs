@@ -1,11 +1,12 @@
 //! Scores of coded keys that do not lie in nibble planes.
 
 use heterokv_attn::device::{ScoreGroups, ScoreKeys, Span};
-use heterokv_gpu::Bound;
+use heterokv_gpu::{Bound, Gpu};
 use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
 use heterokv_testkit::{Controls, Inputs};
 
-use crate::devices::{Expected, Output, Place, places_or_skip, run, upload};
+use crate::devices::{Expected, Place, places_or_skip, run};
+use crate::sites::{Output, upload};
 
 /// Query and KV heads, channels, and coded tokens: one, around a strip and a span, and more.
 const SHAPES: [(usize, usize, usize, usize); 5] =
@@ -107,13 +108,13 @@ impl Case {
         self.coders.iter().zip(self.q.chunks_exact(self.group_size * self.head_dim))
     }
 
-    fn check(&self, place: &Place, scores: &Output, label: &str) {
+    fn check(&self, place: &Place, scores: &Output<Gpu>, label: &str) {
         self.expected.check(&scores.read(place.device.gpu(), label), label, self.seed);
     }
 }
 
 /// All formats in all shapes on all places; `score` runs a case on one.
-fn for_each(formats: &[&str], seed: u64, score: impl Fn(&Case, &Place, &Output)) {
+fn for_each(formats: &[&str], seed: u64, score: impl Fn(&Case, &Place, &Output<Gpu>)) {
     let places = places_or_skip();
     let mut num_cases = 0;
     for format in formats {

@@ -5,8 +5,9 @@ use heterokv_gpu::Bound;
 use heterokv_shaders::WeightForm;
 use heterokv_testkit::{Controls, Inputs};
 
-use crate::devices::{Expected, Output, places_or_skip, run, upload};
+use crate::devices::{Expected, places_or_skip, run};
 use crate::matrices::Matrix;
+use crate::sites::{Output, upload};
 
 /// Rows and columns: one, around the 256 threads of a row, a prime, and more rows than a workgroup has threads.
 const NORMS: [(usize, usize); 6] = [(1, 2), (3, 255), (2, 256), (5, 257), (1, 577), (300, 64)];

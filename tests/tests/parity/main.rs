@@ -5,6 +5,8 @@
 //! that WebGPU allows, and its sums in every way that it knows: in workgroup memory, by its own subgroups, and by
 //! subgroups of 4 to 128 threads that are emulated. The emulation says nothing of real subgroups of those sizes; it
 //! shows that the kernels do not depend on the size.
+//!
+//! The kernels of attention in CUDA C++ run over the same cases (`cuda`).
 
 #![expect(clippy::print_stdout, reason = "devices and skips are printed")]
 #![expect(clippy::unwrap_used, reason = "what tests share may unwrap as tests do")]
@@ -12,6 +14,7 @@
 mod attention;
 mod cache;
 mod codecs;
+mod cuda;
 mod devices;
 mod encode;
 mod faults;
@@ -22,5 +25,6 @@ mod pages;
 mod sample;
 mod scores;
 mod select;
+mod sites;
 mod tables;
 mod wrong;

@@ -5,7 +5,8 @@ use heterokv_gpu::{Bound, Paging};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 use heterokv_testkit::Inputs;
 
-use crate::devices::{places_or_skip, run, upload};
+use crate::devices::{places_or_skip, run};
+use crate::sites::upload;
 
 const CONTEXT: usize = 4_194_304;
 const NUM_KV_HEADS: usize = 8;

@@ -5,7 +5,8 @@ use heterokv_gpu::Bound;
 use heterokv_model::sampler::{Sampler, SamplerSettings};
 use heterokv_testkit::Inputs;
 
-use crate::devices::{Output, Place, places_or_skip, run, upload};
+use crate::devices::{Place, places_or_skip, run};
+use crate::sites::{Output, upload};
 
 /// How far from the edge of a token, as a share of all kept mass, a number may fall and the token be its neighbour's.
 const SLACK: f64 = 2e-5;

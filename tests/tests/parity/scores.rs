@@ -1,12 +1,12 @@
 //! Scores of coded keys in nibble planes.
 
 use half::f16;
-use heterokv_attn::device::{DeviceError, ScorePlanes, Span};
-use heterokv_gpu::{Bound, Commands};
+use heterokv_attn::device::{ScorePlanes, Span};
 use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Tail};
 use heterokv_testkit::{Controls, Inputs, Sabotage};
 
-use crate::devices::{Expected, Output, places_or_skip, run, upload};
+use crate::devices::{Expected, places_or_skip};
+use crate::sites::{Output, Site, upload};
 
 /// Keys that every format can be fitted on.
 const FIT_TOKENS: usize = 512;
@@ -32,7 +32,14 @@ const SHAPES: [(usize, usize, usize, usize); 5] =
 #[test]
 fn score_planes() {
     let places = places_or_skip();
-    let mut num_rounded = 0;
+    score_planes_on(places);
+    if !places.is_empty() && !places.iter().any(|place| place.device.gpu().has_f16()) {
+        println!("SKIPPED: scores in half precision, which no device here computes in");
+    }
+}
+
+pub(crate) fn score_planes_on<S: Site>(sites: &[S]) {
+    let (mut has_half, mut num_rounded) = (false, 0);
     for (case, (format, (num_qo_heads, num_kv_heads, head_dim, num_tokens))) in
         FORMATS.iter().flat_map(|format| SHAPES.map(|shape| (format, shape))).enumerate()
     {
@@ -108,38 +115,34 @@ fn score_planes() {
         spans.reverse();
         let controls = Controls { num_heads: 1, head_dim: num_tokens };
         let expected = Expected { exact, naive, norm, controls };
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let memories = site.memories();
             let [codes, tables, finals] =
-                [upload(gpu, &codes), upload(gpu, &tables), upload(gpu, &finals)];
+                [upload(memories, &codes), upload(memories, &tables), upload(memories, &finals)];
             let num_spans = spans.len();
-            let spans = upload(gpu, &spans);
-            let scores = Output::new(gpu, num_qo_heads * num_tokens);
+            let spans = upload(memories, &spans);
+            let scores = Output::new(memories, num_qo_heads * num_tokens);
             let score = ScorePlanes {
                 group_size,
                 num_planes,
                 tail: tail.unwrap(),
                 score_stride: num_tokens,
                 num_spans,
-                spans: Bound::all(&spans),
-                codes: Bound::all(&codes),
-                tables: Bound::all(&tables),
-                finals: Bound::all(&finals),
+                spans: (&spans).into(),
+                codes: (&codes).into(),
+                tables: (&tables).into(),
+                finals: (&finals).into(),
                 scores: scores.bound(),
             };
-            run(&place.device, |commands| place.device.score_planes(commands, &score));
-            let label = format!("score_planes {format}, case {case}, on {}", place.name);
-            let exactly = scores.read(gpu, &label);
+            site.run(&[score.launch().unwrap()]);
+            let label = format!("score_planes {format}, case {case}, on {}", site.name());
+            let exactly = scores.read(memories, &label);
             expected.check(&exactly, &label, inputs.seed());
-            let scores = Output::new(gpu, num_qo_heads * num_tokens);
-            let score = ScorePlanes { scores: scores.bound(), ..score };
-            let mut commands = Commands::new(gpu);
-            match place.device.score_planes_to_select(&mut commands, &score) {
-                Err(DeviceError::NoHalf { .. }) if !gpu.has_f16() => continue,
-                recorded => recorded.unwrap(),
+            let scores = Output::new(memories, num_qo_heads * num_tokens);
+            if !site.score_to_select(&ScorePlanes { scores: scores.bound(), ..score }) {
+                continue;
             }
-            commands.submit().unwrap();
-            let rounded = scores.read(gpu, &label);
+            let rounded = scores.read(memories, &label);
             let is_within = |scores: &[f32]| {
                 let apart = scores.iter().zip(&expected.exact).zip(&to_select);
                 apart.fold(true, |all, ((score, exact), bound)| {
@@ -153,15 +156,12 @@ fn score_planes() {
                 let wrong = expected.controls.apply(sabotage, &rounded);
                 assert!(!is_within(&wrong), "{label}, in half precision: {sabotage:?} is accepted");
             }
+            has_half = true;
             num_rounded += rounded.iter().zip(&exactly).filter(|(a, b)| a != b).count();
         }
     }
     // Half precision is another one.
-    let has_f16 = places.iter().any(|place| place.device.gpu().has_f16());
-    assert_eq!(num_rounded > 0, has_f16, "{num_rounded} scores differ");
-    if !has_f16 && !places.is_empty() {
-        println!("SKIPPED: scores in half precision, which no device here computes in");
-    }
+    assert_eq!(num_rounded > 0, has_half, "{num_rounded} scores differ");
 }
 
 /// What the head of the shader says of sums in half precision: of the token in a slot of a strip, whose tail is read here

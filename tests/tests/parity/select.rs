@@ -1,12 +1,12 @@
 //! Selection on devices, held to what a selection is, and to the selector of the host.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{ScoreRow, Select, SelectScratch};
+use heterokv_attn::device::{DeviceError, ScoreRow, Select, SelectScratch};
 use heterokv_evict::{Rule, SelectScratch as HostScratch, Selector, Union};
-use heterokv_gpu::Bound;
 use heterokv_testkit::Inputs;
 
-use crate::devices::{Output, Place, places_or_skip, run, upload};
+use crate::devices::places_or_skip;
+use crate::sites::{Memories, Output, Site, upload};
 
 /// How far masses may be off: exponentials and sums of a device are of f32.
 const SLACK: f64 = 2e-4;
@@ -82,7 +82,10 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn select() {
-    let places = places_or_skip();
+    select_on(places_or_skip());
+}
+
+pub(crate) fn select_on<S: Site>(sites: &[S]) {
     for (number, case) in cases().iter().enumerate() {
         for union in [Union::Group, Union::Head] {
             let mut inputs = Inputs::new(1200 + number as u64);
@@ -99,9 +102,9 @@ fn select() {
             }
             let resident: Vec<f32> =
                 (0..case.shape.num_qo_heads).map(|_| case.resident + 0.1 * inputs.unit()).collect();
-            for place in places {
-                let label = format!("{}, union by {union}, on {}", case.name, place.name);
-                let found = on_device(place, case, union, &rows, &scores, &resident);
+            for site in sites {
+                let label = format!("{}, union by {union}, on {}", case.name, site.name());
+                let found = on_site(site, case, union, &rows, &scores, &resident);
                 check(case, union, &rows, &scores, &resident, &found, &label);
             }
         }
@@ -114,31 +117,34 @@ struct Found {
     scores: Vec<Vec<f32>>,
 }
 
-fn on_device(
-    place: &Place,
+fn on_site<S: Site>(
+    site: &S,
     case: &Case,
     union: Union,
     rows: &[ScoreRow],
     scores: &[f32],
     resident: &[f32],
 ) -> Found {
-    let gpu = place.device.gpu();
+    let memories = site.memories();
     let HeadShape { num_qo_heads, num_kv_heads, .. } = case.shape;
     let max_tokens = case.num_tokens.iter().copied().max().unwrap();
-    let scratch = SelectScratch::new(gpu, &case.shape, max_tokens).unwrap();
+    let zeros = |_: &'static str, num_bytes: u64| -> Result<_, DeviceError> {
+        Ok(memories.upload_words(&vec![0; num_bytes as usize / 4]))
+    };
+    let scratch = SelectScratch::of(&case.shape, max_tokens, zeros).unwrap();
     let [on_rows, on_scores, on_resident] =
-        [upload(gpu, rows), upload(gpu, scores), upload(gpu, resident)];
-    let num_taken = Output::new(gpu, num_kv_heads);
-    let positions = Output::new(gpu, num_kv_heads * max_tokens);
-    let taken_scores = Output::new(gpu, num_qo_heads * max_tokens);
+        [upload(memories, rows), upload(memories, scores), upload(memories, resident)];
+    let num_taken = Output::new(memories, num_kv_heads);
+    let positions = Output::new(memories, num_kv_heads * max_tokens);
+    let taken_scores = Output::new(memories, num_qo_heads * max_tokens);
     let select = Select {
         shape: case.shape,
         max_tokens,
         enough: case.selector.enough(),
         union,
-        rows: Bound::all(&on_rows),
-        scores: Bound::all(&on_scores),
-        resident: Bound::all(&on_resident),
+        rows: (&on_rows).into(),
+        scores: (&on_scores).into(),
+        resident: (&on_resident).into(),
         capacity: max_tokens,
         num_taken: num_taken.bound(),
         positions: positions.bound(),
@@ -146,15 +152,15 @@ fn on_device(
     };
     // Twice: what a selection leaves in the scratch must not reach the next one.
     for _ in 0..2 {
-        run(&place.device, |commands| place.device.select(commands, &select, &scratch));
+        site.run(&select.launches(&scratch).unwrap());
     }
-    let words = |output: &Output| -> Vec<u32> {
-        output.read(gpu, &place.name).into_iter().map(f32::to_bits).collect()
+    let words = |output: &Output<S::Memories>| -> Vec<u32> {
+        output.read(memories, site.name()).into_iter().map(f32::to_bits).collect()
     };
     let counts: Vec<usize> = words(&num_taken).iter().map(|&count| count as usize).collect();
     let positions = words(&positions);
     let of_kv = |kv_head: usize| positions[kv_head * max_tokens..][..counts[kv_head]].to_vec();
-    let taken = taken_scores.read(gpu, &place.name);
+    let taken = taken_scores.read(memories, site.name());
     let of_head =
         |head: usize| taken[head * max_tokens..][..counts[head / case.shape.group_size()]].to_vec();
     Found {
@@ -179,6 +185,8 @@ fn check(
     for kv_head in 0..case.shape.num_kv_heads {
         let positions = &found.positions[kv_head];
         assert!(positions.is_sorted_by(|a, b| a < b), "{label}: positions rise");
+        let num_tokens = rows[kv_head * group_size].num_tokens;
+        assert!(positions.iter().all(|&t| t < num_tokens), "{label}: {num_tokens} tokens");
         let mut is_needed = vec![false; positions.len()];
         for head in kv_head * group_size..(kv_head + 1) * group_size {
             let row = &scores[rows[head].start as usize..][..rows[head].num_tokens as usize];
@@ -260,7 +268,7 @@ fn host(case: &Case, row: &[f32], resident_mass: f64, total: f64) -> Vec<bool> {
 /// The check can fail: of a right selection a token is dropped, one is added, and the last is exchanged.
 #[test]
 fn a_wrong_selection_is_seen() {
-    let Some(place) = places_or_skip().first() else { return };
+    let Some(site) = places_or_skip().first() else { return };
     let mut inputs = Inputs::new(1300);
     let num_tokens = 5000;
     let shape = HeadShape::new(1, 1, 64).unwrap();
@@ -268,7 +276,7 @@ fn a_wrong_selection_is_seen() {
     let rows = [ScoreRow { start: 0, num_tokens: num_tokens as u32 }];
     let scores = inputs.gaussian_rows(1, num_tokens, 2.0);
     let resident = [0.0];
-    let right = on_device(place, &case, Union::Head, &rows, &scores, &resident);
+    let right = on_site(site, &case, Union::Head, &rows, &scores, &resident);
     let passes = |positions: &[u32]| {
         let found = Found {
             positions: vec![positions.to_vec()],

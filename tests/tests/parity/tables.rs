@@ -7,7 +7,8 @@ use heterokv_gpu::Bound;
 use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Tail};
 use heterokv_testkit::{Controls, Inputs};
 
-use crate::devices::{Expected, Output, places_or_skip, run, upload};
+use crate::devices::{Expected, places_or_skip, run};
+use crate::sites::{Output, upload};
 
 /// Rows land where the slots say, rounded to the nearest f16 or to a neighbour of it, and nowhere else.
 #[test]

@@ -6,7 +6,8 @@ use heterokv_shaders::{ATTEND_ROWS, Variant};
 use heterokv_testkit::Inputs;
 
 use crate::attention::Rows;
-use crate::devices::{Output, places_or_skip, upload};
+use crate::devices::places_or_skip;
+use crate::sites::{Output, upload};
 
 /// Tokens of the one part of each KV head: several tiles, the last not full.
 const PART_TOKENS: usize = 150;

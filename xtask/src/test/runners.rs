@@ -1,13 +1,15 @@
 //! The test runners: nextest in stages where it is there, else libtest, and rustdoc's tests in either case.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::nvrtc;
 use crate::process::{self, Stream};
 use crate::tally::{Runner, RunnerOutput, Tally};
 use crate::workspace::Workspace;
@@ -18,6 +20,12 @@ const MODEL_TESTS: &str = "binary_id(heterokv-tests::all) | (package(heterokv) &
 
 /// The tests of kernels on devices, which a software device runs on all cores.
 const DEVICE_TESTS: &str = "binary_id(heterokv-tests::parity)";
+
+/// Those of them that run kernels in CUDA C++, which subgroups are nothing to: the beginning of their names.
+const CUDA_TESTS: &str = "cuda::";
+
+/// What turns them to CUDA devices.
+const CUDA_FEATURE: &str = "heterokv-tests/cuda";
 
 /// What fixes how many threads a subgroup of Mesa's software device has, 32 bits each; other devices pass it over.
 const SUBGROUP_BITS: &str = "LP_NATIVE_VECTOR_WIDTH";
@@ -52,6 +60,8 @@ pub(super) struct Settings {
     pub(super) is_long: bool,
     /// `HETEROKV_GPU`: what there has to be of devices for wgpu.
     pub(super) gpu: Wanted,
+    /// `HETEROKV_CUDA`: the same of CUDA.
+    pub(super) cuda: Wanted,
 }
 
 impl Settings {
@@ -67,13 +77,37 @@ impl Settings {
             command.env_remove("HETEROKV_LONG");
         }
         command.env("HETEROKV_GPU", self.gpu.word());
+        command.env("HETEROKV_CUDA", self.cuda.word());
+        if let (false, Some(folder)) = (self.features().is_empty(), nvrtc::library()) {
+            // A toolkit's own comes first.
+            let known = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            let folders = env::split_paths(&known).chain([folder]);
+            if let Ok(path) = env::join_paths(folders) {
+                command.env("LD_LIBRARY_PATH", path);
+            }
+        }
+    }
+
+    /// The features that are built: those of CUDA where there is, or has to be, a device.
+    fn features(&self) -> &'static [&'static str] {
+        let builds_cuda = match self.cuda {
+            Wanted::Required => true,
+            Wanted::Auto => has_nvidia_driver(),
+            Wanted::None => false,
+        };
+        if builds_cuda { &["--features", CUDA_FEATURE] } else { &[] }
     }
 }
 
+/// Whether a driver of NVIDIA's is loaded.
+fn has_nvidia_driver() -> bool {
+    ["/dev/nvidiactl", "/dev/dxg"].iter().any(|path| Path::new(path).exists())
+}
+
 /// Builds libraries, programs and tests at once, since only then do they share their dependencies.
-pub(super) fn build(workspace: &Workspace) -> Result<Tally> {
+pub(super) fn build(workspace: &Workspace, settings: &Settings) -> Result<Tally> {
     let arguments = ["build", "--release", "--workspace", "--all-targets"];
-    process::run_or_fail(&mut workspace.cargo(&arguments))?;
+    process::run_or_fail(workspace.cargo(&arguments).args(settings.features()))?;
     Ok(Tally::default())
 }
 
@@ -87,10 +121,19 @@ pub(super) fn doctests(workspace: &Workspace, settings: &Settings) -> Result<Tal
     cargo_test(workspace, settings, &["--doc"])
 }
 
+/// The feature `cuda` built and linked where there is neither a toolkit nor a driver, and what it then says.
+pub(super) fn cuda_without_device(workspace: &Workspace, settings: &Settings) -> Result<Tally> {
+    let mut command = workspace.cargo(&["test", "--release", "--package", "heterokv-attn"]);
+    command.args(["--features", "cuda", "--lib", "--", "--color", "never", "cuda::"]);
+    settings.tell(&mut command);
+    watch(&mut command, Runner::Libtest)
+}
+
 fn cargo_test(workspace: &Workspace, settings: &Settings, targets: &[&str]) -> Result<Tally> {
     // A model test holds a model and its own threads: many at once would not fit a small machine.
     let num_threads = thread::available_parallelism().map_or(1, |n| n.get().min(4));
     let mut command = workspace.cargo(&["test", "--release", "--workspace", "--no-fail-fast"]);
+    command.args(settings.features());
     command.args(targets).args(["--", "--show-output", "--color", "never"]);
     command.env("RUST_TEST_THREADS", num_threads.to_string());
     settings.tell(&mut command);
@@ -106,6 +149,8 @@ pub(super) enum Stage {
     Devices {
         subgroup_size: u32,
     },
+    /// Kernels in CUDA C++: emulated, compiled, and on a device where there is one.
+    Cuda,
 }
 
 impl Stage {
@@ -113,19 +158,21 @@ impl Stage {
         match self {
             Self::Units => format!("not ({MODEL_TESTS} | {DEVICE_TESTS})"),
             Self::Models => MODEL_TESTS.to_owned(),
-            Self::Devices { .. } => DEVICE_TESTS.to_owned(),
+            Self::Devices { .. } => format!("{DEVICE_TESTS} - test(/^{CUDA_TESTS}/)"),
+            Self::Cuda => format!("{DEVICE_TESTS} & test(/^{CUDA_TESTS}/)"),
         }
     }
 
-    /// The filter's meaning, on one binary of the list.
-    fn takes(self, suite: &Suite) -> bool {
+    /// The filter's meaning, on one test of the list.
+    fn takes(self, suite: &Suite, test: &str) -> bool {
         let is_device = suite.binary_id == "heterokv-tests::parity";
         let is_model = suite.binary_id == "heterokv-tests::all"
             || (suite.package_name == "heterokv" && suite.kind == "test");
         match self {
             Self::Units => !is_device && !is_model,
             Self::Models => is_model,
-            Self::Devices { .. } => is_device,
+            Self::Devices { .. } => is_device && !test.starts_with(CUDA_TESTS),
+            Self::Cuda => is_device && test.starts_with(CUDA_TESTS),
         }
     }
 }
@@ -162,8 +209,9 @@ impl Nextest {
     ///
     /// # Errors
     /// If nextest fails, or its list is not what this program can read.
-    pub(super) fn list(workspace: &Workspace) -> Result<Self> {
+    pub(super) fn list(workspace: &Workspace, settings: &Settings) -> Result<Self> {
         let mut command = workspace.cargo(&["nextest", "list", "--workspace"]);
+        command.args(settings.features());
         command.args(["--cargo-profile", "release", "--message-format", "json"]);
         let list = command
             .stdin(Stdio::null())
@@ -181,9 +229,11 @@ impl Nextest {
 
     /// How many tests of a stage are to run, and how many are ignored.
     fn expected(&self, stage: Stage) -> (u64, u64) {
-        let suites = self.rust_suites.values().filter(|suite| stage.takes(suite));
-        let tests = suites.flat_map(|suite| suite.testcases.values());
-        let (ignored, run): (Vec<_>, Vec<_>) = tests.partition(|test| test.ignored);
+        let tests = self.rust_suites.values().flat_map(|suite| {
+            suite.testcases.iter().map(move |(name, testcase)| (suite, name, testcase))
+        });
+        let tests = tests.filter(|(suite, name, _)| stage.takes(suite, name));
+        let (ignored, run): (Vec<_>, Vec<_>) = tests.partition(|(.., testcase)| testcase.ignored);
         (run.len() as u64, ignored.len() as u64)
     }
 
@@ -201,7 +251,7 @@ impl Nextest {
         command.args(["--cargo-profile", "release", "--no-fail-fast", "--no-tests", "pass"]);
         command.args(["--success-output", "immediate", "--color", "never"]);
         command.args(["--profile", if settings.is_long { "long" } else { "default" }]);
-        command.args(["--filterset", &stage.filter()]);
+        command.args(["--filterset", &stage.filter()]).args(settings.features());
         settings.tell(&mut command);
         if let Stage::Devices { subgroup_size } = stage {
             command.env(SUBGROUP_BITS, (32 * subgroup_size).to_string());
@@ -247,7 +297,7 @@ pub(super) fn watch(command: &mut Command, runner: Runner) -> Result<Tally> {
 mod tests {
     use super::*;
 
-    const LIST: &str = r#"{ "test-count": 4, "rust-suites": {
+    const LIST: &str = r#"{ "test-count": 8, "rust-suites": {
         "heterokv-quant": { "binary-id": "heterokv-quant", "package-name": "heterokv-quant", "kind": "lib",
             "status": "listed", "testcases": { "a": { "ignored": false }, "b": { "ignored": true } } },
         "heterokv": { "binary-id": "heterokv", "package-name": "heterokv", "kind": "bin",
@@ -258,7 +308,8 @@ mod tests {
             "kind": "test",
             "testcases": { "a": { "ignored": false }, "b": { "ignored": false }, "c": { "ignored": true } } },
         "heterokv-tests::parity": { "binary-id": "heterokv-tests::parity", "package-name": "heterokv-tests",
-            "kind": "test", "testcases": { "a": { "ignored": false } } }
+            "kind": "test",
+            "testcases": { "a": { "ignored": false }, "cuda::a": { "ignored": false } } }
     } }"#;
 
     #[test]
@@ -267,6 +318,7 @@ mod tests {
         assert_eq!(list.expected(Stage::Units), (2, 1));
         assert_eq!(list.expected(Stage::Models), (3, 1));
         assert_eq!(list.expected(Stage::Devices { subgroup_size: 8 }), (1, 0));
+        assert_eq!(list.expected(Stage::Cuda), (1, 0));
         assert!(Nextest::read(b"{}").is_err());
     }
 
@@ -299,8 +351,17 @@ mod tests {
     #[test]
     fn what_is_not_set_is_unset() {
         let mut command = Command::new("true");
-        Settings { model: None, is_long: false, gpu: Wanted::Auto }.tell(&mut command);
+        let settings =
+            Settings { model: None, is_long: false, gpu: Wanted::Auto, cuda: Wanted::None };
+        settings.tell(&mut command);
         let unset: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).collect();
         assert_eq!(unset.len(), 2);
+    }
+
+    #[test]
+    fn a_required_cuda_device_is_built_for_and_none_is_not() {
+        let of = |cuda| Settings { model: None, is_long: false, gpu: Wanted::Auto, cuda };
+        assert_eq!(of(Wanted::Required).features(), ["--features", CUDA_FEATURE]);
+        assert_eq!(of(Wanted::None).features(), [""; 0]);
     }
 }
