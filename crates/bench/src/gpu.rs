@@ -5,6 +5,7 @@
 
 mod kernels;
 mod measured;
+mod stages;
 
 use std::path::PathBuf;
 

@@ -58,7 +58,9 @@ fn a_long_context_of_llama_3_8b_on_a_device() {
         (seed * 1_000_003..seed * 1_000_003 + len).map(|i| size * number(i)).collect()
     };
     let (k, v) = (token(7, heads.kv_row_len(), 1.0), token(8, heads.kv_row_len(), 1.0));
-    let q = token(9, heads.qo_row_len(), 6.0);
+    // Large enough for few tokens to hold the mass: those at the threshold, where the two may choose otherwise, weigh
+    // little.
+    let q = token(9, heads.qo_row_len(), 20.0);
     let mut outs = [vec![0.0; heads.qo_row_len()], vec![0.0; heads.qo_row_len()]];
     let [expected, actual] = &mut outs;
     host.append(0, &k, &v).unwrap();
@@ -70,10 +72,10 @@ fn a_long_context_of_llama_3_8b_on_a_device() {
         a.iter().zip(b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest
     };
     let reached = distance(actual, expected);
-    // A choice at the threshold may fall otherwise, and weighs little.
-    assert!(reached <= 2e-3, "{num_tokens} tokens: {reached}");
+    println!("{num_tokens} tokens: {reached:.1e}");
+    assert!(reached <= 1e-2, "{num_tokens} tokens: {reached}");
     assert!(largest > 1e-3, "there is something to compare");
     let mut swapped = actual.clone();
     swapped.rotate_left(heads.head_dim);
-    assert!(distance(&swapped, expected) > 2e-2, "another head's output is far away");
+    assert!(distance(&swapped, expected) > 1e-1, "another head's output is far away");
 }
