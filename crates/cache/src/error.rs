@@ -159,6 +159,21 @@ pub enum Error {
         /// What is wrong in it.
         reason: String,
     },
+    /// A cache in which a step has failed.
+    #[error(
+        "an earlier step of this cache failed, and what it holds is incomplete; make a new one, and read the context again"
+    )]
+    Broken,
+    /// A shape that no kernel takes.
+    #[error("kernels on a GPU are not made for {what} of {value}: {remedy}")]
+    DeviceShape {
+        /// What is wrong.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// What they are made for, and what to do.
+        remedy: &'static str,
+    },
     /// A key format that has no kernels.
     #[error(
         "keys={format} cannot be scored on a GPU; formats that can are int2-token to int6-token, lm1, lm2, lm4, their \

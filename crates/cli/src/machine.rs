@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use heterokv_attn::device::Device;
-use heterokv_cache::{CacheConfig, CachePlan, DeviceCache, DeviceCachePlan, KvCache, Reservation};
-use heterokv_gpu::{DeviceChoice, Gpu, Limits, OpenOptions};
+use heterokv_cache::{
+    CacheConfig, CachePlan, DeviceBytes, DeviceCache, DeviceCachePlan, KvCache, Reservation,
+};
+use heterokv_gpu::{DeviceChoice, DeviceKind, Gpu, Limits, OpenOptions};
 use heterokv_model::{
     ComputeType, Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model,
-    ModelConfig,
+    ModelConfig, prefill_bytes,
 };
 
 use crate::args::{CacheArgs, Place};
@@ -96,16 +98,21 @@ fn on_device(
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let budget_bytes = args.place.device_memory;
+    // Lengths are bounded here.
+    let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
     let limits = gpu.limits();
     let planned = DevicePlan::new(config, opened.compute(), resolved, limits, reservation)?;
     if let Some(budget) = budget_bytes {
         planned.check(budget)?;
     }
-    let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
-    // The device is not in RAM, or is what --device gpu:software asked for.
-    let host = CachePlan { device: Default::default(), score_scratch_bytes: 0, ..at_end };
-    check_memory(config, 0, &[host], reservation.prompt_tokens)?;
+    // What is in RAM: the host's rows, one layer's keys and values on their way to them, and the device where the CPU
+    // plays it or shares its memory.
+    let host = CachePlan { device: DeviceBytes::default(), score_scratch_bytes: 0, ..at_end };
+    let is_in_ram = matches!(gpu.summary().kind, DeviceKind::Software | DeviceKind::Integrated);
+    let rows = prefill_bytes(config, reservation.prompt_tokens).keys_and_values;
+    let on_device = if is_in_ram { planned.peak_bytes() } else { 0 };
+    check_memory(config, rows.saturating_add(on_device), &[host], 0)?;
     let profile = opened.profile(args.terms.profile.as_ref())?;
     let first_line = format!(
         "{}: {} weights on {}, {}",
@@ -123,8 +130,9 @@ fn on_device(
         profile.as_ref(),
         reservation,
     )?;
-    let full = heterokv_cache::full_bytes(&shape, reservation.prompt_tokens.max(1));
-    let reached = cache.device_bytes().total() as f64 / full as f64;
+    // There is room for the reply from the start.
+    let full = heterokv_cache::full_bytes(&shape, reservation.total_tokens.max(1));
+    let reached = planned.cache as f64 / full as f64;
     say_what_runs(&first_line, args, reservation, reached)?;
     let model = opened.load_on(device)?;
     Ok((Machine::Device(Box::new(model)), Cache::Device(Box::new(cache))))

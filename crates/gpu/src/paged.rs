@@ -108,7 +108,8 @@ impl Paged {
     }
 
     /// Makes sure that there are `num_pages`. Those that are there keep what they hold and their places; a last buffer
-    /// that is not full is copied into a larger one, and both exist for as long as that takes.
+    /// that is not full is copied into a larger one at once, and both exist for as long as that takes: commands that are
+    /// recorded and not submitted still write to the old one.
     ///
     /// # Errors
     /// As [`Gpu::buffer`]; pages that were made before the one that failed are there.

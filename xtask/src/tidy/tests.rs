@@ -122,9 +122,12 @@ fn the_edges_of_the_diagram_are_allowed() {
         ("heterokv-gpu", &["wgpu"]),
         ("heterokv-attn", &["heterokv-quant", "heterokv-evict", "heterokv-gpu", "optional cudarc"]),
         ("heterokv-cache", &["heterokv-attn", "heterokv-evict", "heterokv-offload"]),
-        ("heterokv-model", &["heterokv-cache", "heterokv-quant"]),
+        ("heterokv-model", &["heterokv-cache", "heterokv-quant", "heterokv-attn", "heterokv-gpu"]),
         ("heterokv-eval", &["heterokv-model", "heterokv-cache", "heterokv-evict"]),
-        ("heterokv", &["heterokv-eval", "heterokv-model", "heterokv-cache"]),
+        (
+            "heterokv",
+            &["heterokv-eval", "heterokv-model", "heterokv-cache", "heterokv-attn", "heterokv-gpu"],
+        ),
         ("heterokv-tests", &["heterokv-offload", "heterokv-testkit"]),
     ]);
     assert_eq!(edges::check(&all), [""; 0]);
@@ -139,7 +142,8 @@ fn every_other_edge_is_found() {
         ("heterokv-offload", "heterokv-attn"),
         ("heterokv-attn", "heterokv-offload"),
         ("heterokv-quant", "heterokv-attn"),
-        ("heterokv-model", "heterokv-attn"),
+        ("heterokv-model", "heterokv-offload"),
+        ("heterokv-model", "heterokv-shaders"),
         ("heterokv", "heterokv-quant"),
         ("heterokv-quant", "heterokv-testkit"),
         ("heterokv-attn", "wgpu"),

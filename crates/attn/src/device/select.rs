@@ -51,6 +51,9 @@ pub struct SelectScratch<M = Buffer> {
 }
 
 impl SelectScratch {
+    /// Tokens of a KV head at most.
+    pub const MAX_TOKENS: usize = MAX_TOKENS;
+
     /// For heads of at most `max_tokens` coded tokens.
     ///
     /// # Errors

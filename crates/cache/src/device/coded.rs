@@ -5,7 +5,7 @@ use heterokv_attn::device::{
     Device, PreparePlanes, ScorePlanes, ScoreRow, Select, SelectScratch, Span,
 };
 use heterokv_evict::{Enough, Union};
-use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Paged, Paging};
+use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Limits, Paged, Paging};
 use heterokv_quant::{KeyCoder, KeyFormat, Level, QueryFrame};
 
 use super::lists::GrowingList;
@@ -376,6 +376,12 @@ impl ScratchShape {
             + queries
             + self.heads;
         4 * words as u64 + SelectScratch::bytes(&self.heads_of(shape), self.max_tokens)
+    }
+
+    /// Coded tokens of a head that there can be room for.
+    pub(super) fn max_tokens(&self, shape: HeadShape, limits: Limits) -> usize {
+        let queries = self.heads * shape.group_size();
+        (limits.binding_bytes as usize / (4 * queries.max(1))).min(SelectScratch::MAX_TOKENS)
     }
 
     fn heads_of(&self, shape: HeadShape) -> HeadShape {

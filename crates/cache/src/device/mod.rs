@@ -62,7 +62,13 @@ pub struct DeviceCache {
     landing: Landing,
     stats: ReadStats,
     crossed: Crossed,
+    /// A step has begun and not ended: tokens may be in one place and not in another.
+    is_broken: bool,
 }
+
+/// That a step has begun.
+#[derive(Debug)]
+struct Entered;
 
 /// Bytes that have crossed between the device and the host in decode steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -76,8 +82,7 @@ pub struct Crossed {
 /// What a step works in, for one layer after the other.
 #[derive(Debug)]
 struct StepBuffers {
-    /// Queries, and outputs, `[num_qo_heads, head_dim]`, f32.
-    q: Buffer,
+    /// `[num_qo_heads, head_dim]`, f32: what a merge gives whose log-sum-exp alone is looked at.
     out: Buffer,
     /// `[num_qo_heads]`, f32: log-sum-exp of what was merged.
     lse: Buffer,
@@ -170,13 +175,13 @@ impl DeviceCache {
             states,
             scratch: plan.scratch.map(|size| Scratch::new(gpu, heads, size)).transpose()?,
             buffers: StepBuffers {
-                q: gpu.buffer("a token's queries", row_bytes)?,
                 out: gpu.buffer("a token's outputs", row_bytes)?,
                 lse: gpu.buffer("a token's lse", 4 * heads.num_qo_heads as u64)?,
             },
             landing: gpu.landing("a step's results", 0)?,
             stats: ReadStats::default(),
             crossed: Crossed::default(),
+            is_broken: false,
             device,
             shape,
             config,
@@ -231,6 +236,20 @@ impl DeviceCache {
         self.host.as_ref().map_or(0, HostStore::in_use_bytes)
     }
 
+    /// Whether the cache needs to know how much a prompt's queries look at each channel: to fit tables on.
+    #[must_use]
+    pub fn needs_query_energy(&self) -> bool {
+        let lacks_tables =
+            |layer: &Layer| (0..layer.heads.len()).any(|head| !layer.has_coder(head));
+        self.host.is_some() && self.layers.iter().any(lacks_tables)
+    }
+
+    /// The device that it is on.
+    #[must_use]
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// The host store, where there is one: what a lost device leaves.
     #[must_use]
     pub fn host(&self) -> Option<&HostStore> {
@@ -263,11 +282,24 @@ impl DeviceCache {
     }
 
     /// What the sets need to work in where heads have so many coded tokens.
-    fn scratch_shape(&self, max_tokens: usize) -> Result<ScratchShape> {
+    fn scratch_shape(&self, max_tokens: usize) -> ScratchShape {
         let sets = || self.layers.iter().flat_map(|layer| &layer.sets);
         let heads = sets().map(|set| set.heads().len()).max().unwrap_or(0);
         let planes = sets().map(CodedSet::num_planes).max().unwrap_or(0);
-        Ok(ScratchShape { heads, planes, max_tokens })
+        ScratchShape { heads, planes, max_tokens }
+    }
+
+    /// Begins what leaves the cache of no further use if it fails.
+    fn enter(&mut self) -> Result<Entered> {
+        if std::mem::replace(&mut self.is_broken, true) {
+            return Err(Error::Broken);
+        }
+        Ok(Entered)
+    }
+
+    /// Ends it.
+    fn leave(&mut self, _: Entered) {
+        self.is_broken = false;
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {
@@ -366,9 +398,9 @@ impl Layer {
             let coder = KeyCoder::fit(plan.format, &input)?;
             self.sets[set].set_coder(gpu, member, coder)?;
         }
-        let crossed = self.sets[set].append(gpu, level, member, keys)?;
+        // The host first: what a lost device leaves is there.
         host.append(layer, kv_head, keys, values)?;
-        Ok(crossed)
+        self.sets[set].append(gpu, level, member, keys)
     }
 }
 
@@ -382,7 +414,10 @@ impl AttentionCache for DeviceCache {
         self.check_layer(layer)?;
         check_token("k", k, heads.kv_row_len())?;
         check_token("v", v, heads.kv_row_len())?;
-        self.append_from_host(layer, k, v)
+        let broken = self.enter()?;
+        self.append_from_host(layer, k, v)?;
+        self.leave(broken);
+        Ok(())
     }
 
     fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
@@ -392,14 +427,14 @@ impl AttentionCache for DeviceCache {
         crate::cache::check_len("out", out.len(), len)?;
         let device = Arc::clone(&self.device);
         let gpu = device.gpu();
-        gpu.write(&self.buffers.q, 0, bytemuck::cast_slice(q))?;
         let to = gpu.buffer("outputs", 4 * len as u64)?;
-        let on_device = gpu.buffer("queries", 4 * len as u64)?;
-        gpu.write(&on_device, 0, bytemuck::cast_slice(q))?;
+        let on_device = gpu.upload("queries", bytemuck::cast_slice(q))?;
+        let broken = self.enter()?;
         let commands = Commands::new(gpu);
         let commands =
             self.attend_on_device(layer, commands, Bound::all(&on_device), Bound::all(&to), None)?;
         commands.submit()?;
+        self.leave(broken);
         let bytes = gpu.read(&to, 0, 4 * len as u64)?;
         out.copy_from_slice(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
         Ok(())

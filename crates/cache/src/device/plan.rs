@@ -1,5 +1,7 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
+use heterokv_attn::HeadShape;
+use heterokv_attn::device::SelectScratch;
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
@@ -9,7 +11,7 @@ use crate::coded::CODE_PAGE_TOKENS;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::plan::{DevicePlan, WINDOW_PAGE_TOKENS};
 use crate::spec::CacheConfig;
-use crate::{KvShape, Result};
+use crate::{Error, KvShape, Result};
 
 /// How much room a cache has from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +42,37 @@ pub struct DeviceCachePlan {
     total_tokens: usize,
 }
 
+/// Channels of a head at most, query heads of a KV head, and tokens: beyond any context.
+const MAX_HEAD_DIM: usize = 256;
+const MAX_GROUP_SIZE: usize = 32;
+const MAX_TOKENS: usize = 1 << 32;
+
+/// Refuses what no kernel takes, before anything is made.
+fn check_shape(config: &CacheConfig, shape: &KvShape, reservation: Reservation) -> Result<()> {
+    let HeadShape { head_dim, .. } = shape.heads;
+    let (group_size, tokens) = (shape.heads.group_size(), reservation.total_tokens);
+    let is_coded = matches!(config, CacheConfig::Hca(_));
+    let refused = |what, value, remedy| Err(Error::DeviceShape { what, value, remedy });
+    if !head_dim.is_multiple_of(4) || head_dim > MAX_HEAD_DIM {
+        return refused("a head_dim", head_dim, "whole fours up to 256; use the CPU");
+    }
+    if is_coded && group_size > MAX_GROUP_SIZE {
+        return refused("a group", group_size, "up to 32 query heads share a KV head; use `full`");
+    }
+    if tokens.max(reservation.prompt_tokens) > MAX_TOKENS {
+        return refused("a context", tokens, "up to 4,294,967,296 tokens");
+    }
+    if is_coded && tokens > SelectScratch::MAX_TOKENS {
+        return refused("a context", tokens, "up to 4,194,304 tokens are selected from");
+    }
+    Ok(())
+}
+
 impl DeviceCachePlan {
     /// Of a cache of `config` on a device with these limits.
     ///
     /// # Errors
-    /// When a key format or a mix of them refuses the shape.
+    /// When a key format or a mix of them refuses the shape, and [`Error::DeviceShape`].
     pub fn new(
         config: &CacheConfig,
         shape: &KvShape,
@@ -53,6 +81,7 @@ impl DeviceCachePlan {
     ) -> Result<Self> {
         let heads = shape.heads;
         let num_heads = shape.num_layers * heads.num_kv_heads;
+        check_shape(config, shape, reservation)?;
         let page_tokens = match config {
             CacheConfig::Full => EXACT_PAGE_TOKENS,
             CacheConfig::Hca(_) => WINDOW_PAGE_TOKENS,
@@ -119,7 +148,7 @@ impl DeviceCachePlan {
         let stretches = most_rows.div_ceil(PART_TOKENS) + 2;
         plan.states = heads.num_kv_heads * (1 + stretches);
         let state_bytes = 4 * plan.states * heads.group_size() * (heads.head_dim + 1);
-        let step_bytes = 4 * (2 * heads.qo_row_len() + 2 * heads.num_qo_heads);
+        let step_bytes = 4 * (heads.qo_row_len() + 2 * heads.num_qo_heads);
         plan.scratch_bytes =
             (state_bytes + step_bytes) as u64 + plan.scratch.map_or(0, |size| size.bytes(heads));
         Ok(plan)

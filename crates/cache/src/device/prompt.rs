@@ -28,13 +28,21 @@ pub struct PromptOnDevice<'a> {
     pub query_energy: &'a [f64],
 }
 
+impl PromptOnDevice<'_> {
+    /// Tokens of a segment.
+    fn tokens_of(&self, index: usize) -> usize {
+        let before = index.saturating_mul(self.segment_tokens);
+        self.num_tokens.saturating_sub(before).min(self.segment_tokens)
+    }
+}
+
 impl DeviceCache {
     /// Stores the prompt of a layer that holds nothing yet. The rows of an `hca` cache come to the host for that; those of
     /// `full` do not.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::NotEmpty`], [`Error::Length`], values that are not finite, and what the device
-    /// lacks.
+    /// [`Error::NoSuchLayer`], [`Error::NotEmpty`], [`Error::Length`], rows that come to the host and are not finite, and
+    /// what the device lacks.
     pub fn store_prompt(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
         let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
         self.check_layer(layer)?;
@@ -45,8 +53,20 @@ impl DeviceCache {
         check_len("query_energy", prompt.query_energy.len(), num_kv_heads * head_dim)?;
         let num_segments = prompt.num_tokens.div_ceil(prompt.segment_tokens.max(1));
         check_len("segments", prompt.segments.len(), num_segments)?;
+        for (index, segment) in prompt.segments.iter().enumerate() {
+            let expected = prompt.tokens_of(index) * num_kv_heads * head_dim;
+            for (tensor, rows) in [("k", &segment[0]), ("v", &segment[1])] {
+                let actual = rows.num_bytes() as usize / 4;
+                if actual < expected {
+                    return Err(Error::Length { tensor, actual, expected });
+                }
+            }
+        }
+        let broken = self.enter()?;
         if self.host.is_none() {
-            return self.store_full(layer, prompt);
+            self.store_full(layer, prompt)?;
+            self.leave(broken);
+            return Ok(());
         }
         let keys = self.rows_of(prompt, 0)?;
         let values = self.rows_of(prompt, 1)?;
@@ -61,6 +81,7 @@ impl DeviceCache {
             };
             self.store_head((layer, kv_head), [&of_head(&keys), &of_head(&values)])?;
         }
+        self.leave(broken);
         Ok(())
     }
 
@@ -70,8 +91,7 @@ impl DeviceCache {
         let row_bytes = 4 * self.shape.heads.kv_row_len() as u64;
         let mut rows = Vec::with_capacity(prompt.num_tokens * self.shape.heads.kv_row_len());
         for (index, segment) in prompt.segments.iter().enumerate() {
-            let left = prompt.num_tokens - index * prompt.segment_tokens;
-            let tokens = left.min(prompt.segment_tokens) as u64;
+            let tokens = prompt.tokens_of(index) as u64;
             let bytes = gpu.read(&segment[which], 0, tokens * row_bytes)?;
             rows.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
         }
@@ -125,8 +145,7 @@ impl DeviceCache {
         // Longer than those of a step, and used once.
         let mut lists = RowLists::new(gpu)?;
         for (index, [k, v]) in prompt.segments.iter().enumerate() {
-            let left = prompt.num_tokens - index * prompt.segment_tokens;
-            let tokens = left.min(prompt.segment_tokens);
+            let tokens = prompt.tokens_of(index);
             for first in (0..tokens).step_by(step_tokens) {
                 let mut slots: Vec<(usize, RowSlot)> = Vec::new();
                 for (kv_head, head) in own.heads.iter_mut().enumerate() {

@@ -72,6 +72,12 @@ impl RowPool {
         Ok(self.paged.reserve(gpu, num_pages)?)
     }
 
+    /// Whether so many pages can be given out without more memory.
+    pub(super) fn has_room(&self, num_pages: usize) -> bool {
+        let unused = self.paged.num_pages() - self.num_used;
+        self.free.len() as u64 + unused >= num_pages as u64
+    }
+
     fn take(&mut self, gpu: &Gpu) -> Result<u64> {
         if let Some(page) = self.free.pop() {
             return Ok(page);

@@ -13,7 +13,7 @@ use super::prompt::as_stored;
 use super::rows::RowRun;
 use super::{DeviceCache, Layer};
 use crate::Result;
-use crate::cache::check_finite;
+use crate::cache::{check_finite, check_len};
 use crate::host_step::HostStep;
 use crate::select::HeadSelection;
 use crate::spec::{CacheConfig, HcaConfig};
@@ -75,9 +75,23 @@ impl DeviceCache {
         self.check_layer(layer)?;
         let gpu = commands.gpu();
         let TokenOnDevice { q, k, v, out } = token;
-        let device = Arc::clone(&self.device);
         let heads = self.shape.heads;
+        for (tensor, bound, len) in [
+            ("q", q, heads.qo_row_len()),
+            ("k", k, heads.kv_row_len()),
+            ("v", v, heads.kv_row_len()),
+            ("out", out, heads.qo_row_len()),
+        ] {
+            check_len(tensor, bound.num_bytes() as usize / 4, len)?;
+        }
+        let broken = self.enter()?;
+        let device = Arc::clone(&self.device);
         let Self { rows, layers, .. } = self;
+        if !rows.has_room(heads.num_kv_heads) {
+            // Memory that grows is copied at once: what is to be stored by commands must be there.
+            commands.submit()?;
+            commands = Commands::new(gpu);
+        }
         let own = &mut layers[layer];
         let mut slots: Vec<(usize, RowSlot)> = Vec::new();
         for (kv_head, head) in own.heads.iter_mut().enumerate() {
@@ -87,7 +101,9 @@ impl DeviceCache {
         self.crossed.to_device += own.lists.set_slots(gpu, rows, &slots)?;
         own.lists.store(&device, &mut commands, rows, heads, [k, v])?;
         self.code_leaving(layer)?;
-        self.attend_on_device(layer, commands, q, out, Some([k, v]))
+        let commands = self.attend_on_device(layer, commands, q, out, Some([k, v]))?;
+        self.leave(broken);
+        Ok(commands)
     }
 
     /// Appends a token `[num_kv_heads, head_dim]` that the host has.
@@ -120,13 +136,16 @@ impl DeviceCache {
                 continue;
             }
             let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for [key, value] in head.window_rows.drain(..leaving) {
+            for [key, value] in head.window_rows.range(..leaving) {
                 keys.extend(key);
                 values.extend(value);
             }
-            rows.drop_front(&mut head.window, leaving);
+            // They leave the window when they are elsewhere.
             self.crossed.to_device +=
                 own.code(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
+            let head = &mut own.heads[kv_head];
+            head.window_rows.drain(..leaving);
+            rows.drop_front(&mut head.window, leaving);
         }
         Ok(())
     }
@@ -263,7 +282,9 @@ impl DeviceCache {
         }
         let coded = own.sets.iter().map(super::CodedSet::max_tokens).max().unwrap_or(0);
         if coded > self.scratch.as_ref().map_or(0, Scratch::max_tokens) {
-            let size = self.scratch_shape(coded + coded / 8)?;
+            // An eighth more, as far as a buffer holds the scores and a selection counts.
+            let most = self.scratch_shape(coded).max_tokens(shape, gpu.limits());
+            let size = self.scratch_shape((coded + coded / 8).min(most.max(coded)));
             // The one that is there first, or there would have to be memory for both.
             self.scratch = None;
             self.scratch = Some(Scratch::new(gpu, shape, size)?);

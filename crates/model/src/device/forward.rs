@@ -19,6 +19,7 @@ impl DeviceModel {
         mut progress: Option<Progress<'_>>,
     ) -> Result<()> {
         self.check_ids(tokens)?;
+        self.check_cache(cache)?;
         let mut done = 0;
         for block in tokens.chunks(BLOCK_TOKENS) {
             self.extend_block(block, cache)?;

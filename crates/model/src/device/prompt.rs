@@ -1,5 +1,7 @@
 //! A prompt through the model on a device, layer by layer, with exact attention.
 
+use std::sync::Arc;
+
 use heterokv_attn::device::{Embed, Prefill, QueryEnergy};
 use heterokv_cache::{DeviceCache, PromptOnDevice};
 use heterokv_gpu::{Bound, Buffer, Commands};
@@ -35,7 +37,9 @@ impl DeviceModel {
         mut progress: Option<Progress<'_>>,
     ) -> Result<()> {
         self.check_ids(tokens)?;
+        self.check_cache(cache)?;
         let prompt = self.begin(tokens)?;
+        let needs_energy = cache.needs_query_energy();
         let steps = self.layers.len() * tokens.len();
         let mut done = 0;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -44,14 +48,17 @@ impl DeviceModel {
                 self.keys_and_values(layer, &prompt, block)?;
             }
             for block in 0..prompt.hidden.len() {
-                self.attend_block(layer, &prompt, block)?;
+                self.attend_block(layer, &prompt, block, needs_energy)?;
                 done += prompt.tokens_of(block);
                 if let Some(progress) = &mut progress {
                     self.device.gpu().wait()?;
                     progress(done, steps);
                 }
             }
-            let energy = self.energy_of(&prompt)?;
+            let energy = match needs_energy {
+                true => self.energy_of(&prompt)?,
+                false => vec![0.0; self.shape.heads.kv_row_len()],
+            };
             let of_layer = PromptOnDevice {
                 num_tokens: prompt.num_tokens,
                 segment_tokens: prompt.segment_tokens,
@@ -75,6 +82,18 @@ impl DeviceModel {
             None => Ok(()),
             Some(&token) => Err(Error::TokenId { token, vocab_size }),
         }
+    }
+
+    /// Refuses a cache that is not of this model, or on another device.
+    pub(super) fn check_cache(&self, cache: &DeviceCache) -> Result<()> {
+        if cache.shape() != self.shape {
+            return Err(heterokv_cache::Error::DifferentShapes { index: 0 }.into());
+        }
+        if !Arc::ptr_eq(cache.device(), &self.device) {
+            let conflict = "a cache is on the device of its model; make it there";
+            return Err(heterokv_cache::Error::Conflict { conflict }.into());
+        }
+        Ok(())
     }
 
     /// Embeds a prompt and makes room for it.
@@ -140,7 +159,13 @@ impl DeviceModel {
         Ok(commands.submit()?)
     }
 
-    fn attend_block(&self, layer: &Layer, prompt: &Prompt, block: usize) -> Result<()> {
+    fn attend_block(
+        &self,
+        layer: &Layer,
+        prompt: &Prompt,
+        block: usize,
+        needs_energy: bool,
+    ) -> Result<()> {
         let tokens = prompt.tokens_of(block);
         let mut commands = Commands::new(self.device.gpu());
         let work = &self.work;
@@ -152,8 +177,11 @@ impl DeviceModel {
         let turns = Bound::all(&prompt.turns[block]);
         self.project(&mut commands, tokens, &projection, q, turns)?;
         let shape = self.shape.heads;
-        let energy = QueryEnergy { shape, tokens, q, energy: Bound::all(&prompt.energy[block]) };
-        self.device.query_energy(&mut commands, &energy)?;
+        if needs_energy {
+            let energy = Bound::all(&prompt.energy[block]);
+            let energy = QueryEnergy { shape, tokens, q, energy };
+            self.device.query_energy(&mut commands, &energy)?;
+        }
         let first = block * BLOCK_TOKENS;
         for (index, [k, v]) in prompt.segments.iter().enumerate() {
             let start = index * prompt.segment_tokens;
