@@ -72,7 +72,7 @@ impl DeviceCachePlan {
     /// Of a cache of `config` on a device with these limits.
     ///
     /// # Errors
-    /// When a key format or a mix of them refuses the shape, and [`Error::DeviceShape`].
+    /// When a key format or a mix of them refuses the shape, [`Error::NotOnDevice`] and [`Error::DeviceShape`].
     pub fn new(
         config: &CacheConfig,
         shape: &KvShape,
@@ -111,6 +111,9 @@ impl DeviceCachePlan {
                 let (mut most_coded, mut most_planes) = (0, 0);
                 let counts = hca.keys.counts(shape);
                 for &(format, count) in &counts {
+                    if !format.has_query_frame(heads.head_dim) {
+                        return Err(Error::NotOnDevice { format });
+                    }
                     let of_head = DevicePlan::new(format, hca, shape)?;
                     let sinks = of_head.sinks.min(total_tokens);
                     let window = of_head.most_window(reservation.prompt_tokens, total_tokens);

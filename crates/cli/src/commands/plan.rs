@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Reservation};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Error as CacheError, Reservation};
 use heterokv_gpu::Limits;
 use heterokv_model::{
     ComputeType, ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
@@ -48,7 +48,8 @@ struct Planned {
     device_total_bytes: usize,
     ratio: f64,
     prefill: PrefillBytes,
-    /// On a GPU, in the form that `--compute` names; none for f32, which has no kernels there.
+    /// On a GPU, in the form that `--compute` names; none for what has no kernels there: weights in f32, some key
+    /// formats, and contexts and heads beyond what they are made for.
     gpu: Option<DevicePlan>,
     weights: Vec<Weights>,
     device_memory_bytes: Option<u64>,
@@ -175,7 +176,14 @@ impl Shape {
         }
         let reservation = Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens };
         let limits = Limits::WEBGPU_MINIMUM;
-        DevicePlan::new(&self.config, self.compute, cache, limits, reservation).map(Some)
+        let planned = DevicePlan::new(&self.config, self.compute, cache, limits, reservation);
+        match planned {
+            Ok(planned) => Ok(Some(planned)),
+            Err(error) => match error.downcast_ref() {
+                Some(CacheError::NotOnDevice { .. } | CacheError::DeviceShape { .. }) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     /// The longest context that fits beside the weights, by bisection; 0 where none does.
@@ -239,15 +247,17 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
     ]);
-    if let Some(gpu) = planned.first().and_then(|planned| planned.gpu) {
+    if let Some(gpu) = planned.iter().find_map(|planned| planned.gpu) {
         rows.push(row("with --device gpu", &|_| String::new()));
         for (i, (name, _)) in gpu.parts().iter().enumerate() {
             rows.push(row(&format!("  {name}"), &|p| {
-                p.gpu.map_or_else(String::new, |gpu| bytes(gpu.parts()[i].1))
+                p.gpu.map_or_else(|| "not there".to_owned(), |gpu| bytes(gpu.parts()[i].1))
             }));
         }
         let sum = |of: fn(&DevicePlan) -> u64| {
-            move |p: &Planned| p.gpu.as_ref().map_or_else(String::new, |gpu| bytes(of(gpu)))
+            move |p: &Planned| {
+                p.gpu.as_ref().map_or_else(|| "not there".to_owned(), |gpu| bytes(of(gpu)))
+            }
         };
         rows.push(row("  all, while generating", &sum(DevicePlan::held_bytes)));
         rows.push(row("  all, while reading the prompt", &sum(DevicePlan::peak_bytes)));
