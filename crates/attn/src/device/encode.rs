@@ -5,12 +5,9 @@ use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
 use heterokv_quant::{CodePlane, Encoding, KeyCoder, TokenRule};
 use heterokv_shaders::{self as shaders, Shader};
 
-use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
 
 const NAME: &str = "encode_keys";
-
-/// Channels of a head at most: what the workgroup memory of the kernels is cut for.
-const MAX_HEAD_DIM: usize = 256;
 
 /// Some keys of one KV head that are coded, whose codes follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -118,6 +118,9 @@ pub struct Device {
 }
 
 impl Device {
+    /// Channels of a head at most.
+    pub const MAX_HEAD_DIM: usize = MAX_HEAD_DIM;
+
     /// With the fastest sums that the device has.
     #[must_use]
     pub fn new(gpu: Arc<Gpu>) -> Self {

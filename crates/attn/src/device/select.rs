@@ -54,6 +54,9 @@ impl SelectScratch {
     /// Tokens of a KV head at most.
     pub const MAX_TOKENS: usize = MAX_TOKENS;
 
+    /// Query heads of a KV head at most.
+    pub const MAX_GROUP_SIZE: usize = MAX_GROUP_SIZE;
+
     /// For heads of at most `max_tokens` coded tokens.
     ///
     /// # Errors

@@ -54,6 +54,11 @@ impl RowLists {
         of_parts + of_slots + rest.iter().sum::<u64>()
     }
 
+    /// States of the layer, those of the host included.
+    pub(super) fn num_states(&self) -> usize {
+        self.ids.items.len()
+    }
+
     /// Names the rows of each KV head, each stretch of which gives a state. The first states, one for each KV head, are
     /// the host's. Gives the bytes that crossed.
     pub(super) fn set_runs(

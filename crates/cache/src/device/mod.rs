@@ -414,9 +414,9 @@ impl AttentionCache for DeviceCache {
         self.check_layer(layer)?;
         check_token("k", k, heads.kv_row_len())?;
         check_token("v", v, heads.kv_row_len())?;
-        let broken = self.enter()?;
+        let entered = self.enter()?;
         self.append_from_host(layer, k, v)?;
-        self.leave(broken);
+        self.leave(entered);
         Ok(())
     }
 
@@ -429,12 +429,12 @@ impl AttentionCache for DeviceCache {
         let gpu = device.gpu();
         let to = gpu.buffer("outputs", 4 * len as u64)?;
         let on_device = gpu.upload("queries", bytemuck::cast_slice(q))?;
-        let broken = self.enter()?;
+        let entered = self.enter()?;
         let commands = Commands::new(gpu);
         let commands =
             self.attend_on_device(layer, commands, Bound::all(&on_device), Bound::all(&to), None)?;
         commands.submit()?;
-        self.leave(broken);
+        self.leave(entered);
         let bytes = gpu.read(&to, 0, 4 * len as u64)?;
         out.copy_from_slice(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
         Ok(())

@@ -1,7 +1,7 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::SelectScratch;
+use heterokv_attn::device::{Device, SelectScratch};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
@@ -42,24 +42,22 @@ pub struct DeviceCachePlan {
     total_tokens: usize,
 }
 
-/// Channels of a head at most, query heads of a KV head, and tokens: beyond any context.
-const MAX_HEAD_DIM: usize = 256;
-const MAX_GROUP_SIZE: usize = 32;
+/// Beyond any context: no product of it with the axes of a model overflows.
 const MAX_TOKENS: usize = 1 << 32;
 
-/// Refuses what no kernel takes, before anything is made.
-fn check_shape(config: &CacheConfig, shape: &KvShape, reservation: Reservation) -> Result<()> {
+/// Refuses what no kernel takes, before anything is made. `tokens` are all that there is to be room for.
+fn check_shape(config: &CacheConfig, shape: &KvShape, tokens: usize) -> Result<()> {
     let HeadShape { head_dim, .. } = shape.heads;
-    let (group_size, tokens) = (shape.heads.group_size(), reservation.total_tokens);
+    let group_size = shape.heads.group_size();
     let is_coded = matches!(config, CacheConfig::Hca(_));
     let refused = |what, value, remedy| Err(Error::DeviceShape { what, value, remedy });
-    if !head_dim.is_multiple_of(4) || head_dim > MAX_HEAD_DIM {
+    if !head_dim.is_multiple_of(4) || head_dim > Device::MAX_HEAD_DIM {
         return refused("a head_dim", head_dim, "whole fours up to 256; use the CPU");
     }
-    if is_coded && group_size > MAX_GROUP_SIZE {
+    if is_coded && group_size > SelectScratch::MAX_GROUP_SIZE {
         return refused("a group", group_size, "up to 32 query heads share a KV head; use `full`");
     }
-    if tokens.max(reservation.prompt_tokens) > MAX_TOKENS {
+    if tokens > MAX_TOKENS {
         return refused("a context", tokens, "up to 4,294,967,296 tokens");
     }
     if is_coded && tokens > SelectScratch::MAX_TOKENS {
@@ -81,12 +79,12 @@ impl DeviceCachePlan {
     ) -> Result<Self> {
         let heads = shape.heads;
         let num_heads = shape.num_layers * heads.num_kv_heads;
-        check_shape(config, shape, reservation)?;
         let page_tokens = match config {
             CacheConfig::Full => EXACT_PAGE_TOKENS,
             CacheConfig::Hca(_) => WINDOW_PAGE_TOKENS,
         };
         let total_tokens = reservation.total_tokens.max(reservation.prompt_tokens);
+        check_shape(config, shape, total_tokens)?;
         let mut plan = Self {
             row_bytes: 0,
             code_bytes: 0,

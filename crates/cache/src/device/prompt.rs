@@ -62,10 +62,10 @@ impl DeviceCache {
                 }
             }
         }
-        let broken = self.enter()?;
+        let entered = self.enter()?;
         if self.host.is_none() {
             self.store_full(layer, prompt)?;
-            self.leave(broken);
+            self.leave(entered);
             return Ok(());
         }
         let keys = self.rows_of(prompt, 0)?;
@@ -81,7 +81,7 @@ impl DeviceCache {
             };
             self.store_head((layer, kv_head), [&of_head(&keys), &of_head(&values)])?;
         }
-        self.leave(broken);
+        self.leave(entered);
         Ok(())
     }
 

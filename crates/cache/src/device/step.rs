@@ -84,7 +84,7 @@ impl DeviceCache {
         ] {
             check_len(tensor, bound.num_bytes() as usize / 4, len)?;
         }
-        let broken = self.enter()?;
+        let entered = self.enter()?;
         let device = Arc::clone(&self.device);
         let Self { rows, layers, .. } = self;
         if !rows.has_room(heads.num_kv_heads) {
@@ -102,7 +102,7 @@ impl DeviceCache {
         own.lists.store(&device, &mut commands, rows, heads, [k, v])?;
         self.code_leaving(layer)?;
         let commands = self.attend_on_device(layer, commands, q, out, Some([k, v]))?;
-        self.leave(broken);
+        self.leave(entered);
         Ok(commands)
     }
 
@@ -166,12 +166,17 @@ impl DeviceCache {
             CacheConfig::Full => None,
             CacheConfig::Hca(config) => Some(config),
         };
-        self.make_room(layer)?;
+        self.make_scratch(layer)?;
         let Self { rows, layers, states, scratch, buffers, landing, .. } = self;
         let own = &mut layers[layer];
         let runs: Vec<Vec<&RowRun>> =
             own.heads.iter().map(|head| vec![&head.resident, &head.window]).collect();
         self.crossed.to_device += own.lists.set_runs(gpu, rows, &runs)?;
+        let needed = own.lists.num_states();
+        if needed > states.capacity() {
+            *states = States::new(gpu, shape, needed + needed / 8)?;
+        }
+        let states = &*states;
         let merged = [out, Bound::all(&buffers.lse)];
         let attention = RowAttention { shape, pool: rows, states, q };
         let Some(config) = config else {
@@ -268,18 +273,11 @@ impl DeviceCache {
         Ok(commands)
     }
 
-    /// Makes sure that a step of a layer has room to work in.
-    fn make_room(&mut self, layer: usize) -> Result<()> {
+    /// Makes sure that there is room to score and select among the coded keys of a layer.
+    fn make_scratch(&mut self, layer: usize) -> Result<()> {
         let device = Arc::clone(&self.device);
         let (gpu, shape) = (device.gpu(), self.shape.heads);
         let own = &self.layers[layer];
-        let stretches = own.heads.iter().map(|head| {
-            head.resident.stretches(&self.rows).count() + head.window.stretches(&self.rows).count()
-        });
-        let needed = shape.num_kv_heads + stretches.sum::<usize>();
-        if needed > self.states.capacity() {
-            self.states = States::new(gpu, shape, needed + needed / 8)?;
-        }
         let coded = own.sets.iter().map(super::CodedSet::max_tokens).max().unwrap_or(0);
         if coded > self.scratch.as_ref().map_or(0, Scratch::max_tokens) {
             // An eighth more, as far as a buffer holds the scores and a selection counts.

@@ -71,7 +71,7 @@ impl DeviceModel {
         let (work, config) = (&self.work, &self.config);
         self.project(commands, tokens, &layer.projection_q(work, config), q, turns)?;
         self.project(commands, tokens, &layer.projection_k(work, config), k, turns)?;
-        self.multiply(commands, &layer.v, tokens, [normed, v])
+        self.multiply(commands, &layer.v, tokens, [normed, v], false)
     }
 
     /// The tokens of a block through the attention of a layer, one after the other.
@@ -121,7 +121,7 @@ impl DeviceModel {
         self.norm(&mut commands, 1, &self.output_norm, normed)?;
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let product = [Bound::all(last_normed), Bound::all(logits)];
-        self.multiply(&mut commands, output, 1, product)?;
+        self.multiply(&mut commands, output, 1, product, false)?;
         commands.submit()?;
         let bytes = gpu.read(logits, 0, logits.num_bytes())?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))

@@ -154,6 +154,7 @@ impl DeviceModel {
         &self.device
     }
 
+    /// Root mean square norm of `x [rows, weight's length]`, f32, into `y`.
     fn norm(
         &self,
         commands: &mut Commands<'_>,
@@ -167,26 +168,16 @@ impl DeviceModel {
         Ok(self.device.rms_norm(commands, &norm)?)
     }
 
+    /// `y [tokens, rows] = W x + bias` of `x [tokens, cols]`, f32; with `adds`, added to what `y` holds.
     fn multiply(
         &self,
         commands: &mut Commands<'_>,
         matrix: &DeviceMatrix,
         tokens: usize,
         [x, y]: [Bound<'_>; 2],
+        adds: bool,
     ) -> Result<()> {
-        let linear = Linear { matrix, tokens, x, y, adds: false };
-        Ok(self.device.linear(commands, &linear)?)
-    }
-
-    fn multiply_add(
-        &self,
-        commands: &mut Commands<'_>,
-        matrix: &DeviceMatrix,
-        tokens: usize,
-        [x, y]: [Bound<'_>; 2],
-    ) -> Result<()> {
-        let linear = Linear { matrix, tokens, x, y, adds: true };
-        Ok(self.device.linear(commands, &linear)?)
+        Ok(self.device.linear(commands, &Linear { matrix, tokens, x, y, adds })?)
     }
 
     /// Cosines and sines of the tokens from `position` on.
@@ -209,9 +200,9 @@ impl DeviceModel {
         let Projection { matrix, norm, raw, num_heads } = *projection;
         let x = Bound::all(&self.work.normed);
         match norm {
-            None => self.multiply(commands, matrix, tokens, [x, y])?,
+            None => self.multiply(commands, matrix, tokens, [x, y], false)?,
             Some(norm) => {
-                self.multiply(commands, matrix, tokens, [x, Bound::all(raw)])?;
+                self.multiply(commands, matrix, tokens, [x, Bound::all(raw)], false)?;
                 self.norm(commands, tokens * num_heads, norm, [Bound::all(raw), y])?;
             }
         }
@@ -231,13 +222,13 @@ impl DeviceModel {
         let Work { attended, normed, gate, up, inner, .. } = &self.work;
         let [attended, normed, gate, up, inner] =
             [attended, normed, gate, up, inner].map(Bound::all);
-        self.multiply_add(commands, &layer.o, tokens, [attended, hidden])?;
+        self.multiply(commands, &layer.o, tokens, [attended, hidden], true)?;
         self.norm(commands, tokens, &layer.ffn_norm, [hidden, normed])?;
-        self.multiply(commands, &layer.gate, tokens, [normed, gate])?;
-        self.multiply(commands, &layer.up, tokens, [normed, up])?;
+        self.multiply(commands, &layer.gate, tokens, [normed, gate], false)?;
+        self.multiply(commands, &layer.up, tokens, [normed, up], false)?;
         let len = tokens * self.config.intermediate_size;
         self.device.swiglu(commands, &SwiGlu { len, gate, up, y: inner })?;
-        self.multiply_add(commands, &layer.down, tokens, [inner, hidden])
+        self.multiply(commands, &layer.down, tokens, [inner, hidden], true)
     }
 }
 

@@ -155,7 +155,7 @@ impl DeviceModel {
         let projection = layer.projection_k(&self.work, &self.config);
         let turns = Bound::all(&prompt.turns[block]);
         self.project(&mut commands, tokens, &projection, k, turns)?;
-        self.multiply(&mut commands, &layer.v, tokens, [normed, v])?;
+        self.multiply(&mut commands, &layer.v, tokens, [normed, v], false)?;
         Ok(commands.submit()?)
     }
 
