@@ -23,7 +23,7 @@ pub struct CudaKernel {
 /// Kernels that have no twin: those of a layer beside its attention, those that fill pages and prepare queries for a whole
 /// model, those of keys that do not lie in nibble planes, those that encode keys, and those that pick a token. They come
 /// through wgpu alone.
-pub const CUDA_GAPS: [&str; 17] = [
+pub const CUDA_GAPS: [&str; 18] = [
     "embed",
     "rms_norm",
     "gemv",
@@ -33,6 +33,7 @@ pub const CUDA_GAPS: [&str; 17] = [
     "query_energy",
     "store_rows",
     "prepare_planes",
+    "prepare_groups",
     "score_keys",
     "score_groups",
     "encode_integers",

@@ -160,7 +160,7 @@ pub struct Variant {
 }
 
 /// All kernels.
-pub const SHADERS: [&Shader; 28] = [
+pub const SHADERS: [&Shader; 29] = [
     &EMBED,
     &RMS_NORM,
     &GEMV,
@@ -171,6 +171,7 @@ pub const SHADERS: [&Shader; 28] = [
     &QUERY_ENERGY,
     &STORE_ROWS,
     &PREPARE_PLANES,
+    &PREPARE_GROUPS,
     &SCORE_PLANES,
     &SCORE_LSE,
     &TOP_P_BEGIN,
@@ -273,11 +274,18 @@ shader!(
     &[]
 );
 shader!(
-    /// Queries as the tables by which nibble planes are scored.
+    /// Queries in the frame of a key format, or as the tables by which nibble planes are scored.
     PREPARE_PLANES,
     "prepare_planes",
     &[Read, Read, Read, Read, Read, Write, Write],
     &[Reduce]
+);
+shader!(
+    /// Queries as the tables by which keys under product quantization are scored.
+    PREPARE_GROUPS,
+    "prepare_groups",
+    &[Read, Read, Read, Read, Read, Write, Write],
+    &[]
 );
 shader!(
     /// Scores of coded keys that lie in nibble planes.

@@ -1,4 +1,5 @@
-// Queries as the tables by which nibble planes are scored.
+// Queries in the frame of a key format: as the tables by which nibble planes are scored, or, where codes lie channel by
+// channel, as they are.
 //
 //   x[h, i] = sm_scale * scale[i] * q[h, order[i]], transformed by a Walsh-Hadamard matrix in blocks where there is one
 //   table[h, p, n] = sum over the channels i of plane p of x[h, i] * value(part of nibble n that is i's)
@@ -6,7 +7,8 @@
 //   bias[h] = sm_scale * sum over c of q[h, c] * centre[c]
 //
 // A plane holds 4 / bits neighbouring channels from `first` on, the first in the lowest bits. A part of a nibble, shifted
-// to its place in its channel's code, stands for itself, or for an entry of a codebook.
+// to its place in its channel's code, stands for itself, or for an entry of a codebook. Without planes, x itself is what is
+// written.
 //
 // Grid: a workgroup a query head of the class, workgroup_id.x.
 //
@@ -15,10 +17,10 @@
 // | 0 | params | Params | uniform |
 // | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the class has | read |
 // | 2 | channels | [num_heads, head_dim] Channel | read |
-// | 3 | planes | [num_heads, num_planes] u32: first + bits << 16 + shift << 24 | read |
+// | 3 | planes | [num_heads, num_planes] u32: first + bits << 16 + shift << 24; a word where there are none | read |
 // | 4 | levels | [16] f32, the codebook | read |
 // | 5 | q | [num_qo_heads, head_dim] f32, post-RoPE | read |
-// | 6 | tables | [num_heads, group_size, num_planes, 16] f32 | write |
+// | 6 | tables | [num_heads, group_size, num_planes, 16] f32; [num_heads, group_size, head_dim] without planes | write |
 // | 7 | finals | [num_heads, group_size] offset, sum, bias and 0, f32 | write |
 //
 // Requires a head_dim of at most 256. No heads: no workgroups.
@@ -96,6 +98,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
     let bias = group_sum(own_bias, lane);
     if lane.index == 0u {
         finals[group.x] = vec4(offset, sum, bias, 0.0);
+    }
+    if params.num_planes == 0u {
+        for (var i = lane.index; i < params.head_dim; i += GROUP) {
+            tables[group.x * params.head_dim + i] = x[i];
+        }
     }
     for (var at = lane.index; at < params.num_planes * 16u; at += GROUP) {
         let plane = planes[head * params.num_planes + at / 16u];

@@ -176,8 +176,8 @@ pub enum Error {
     },
     /// A key format that has no kernels.
     #[error(
-        "keys={format} cannot be scored on a GPU; formats that can are int2-token to int6-token, lm1, lm2, lm4, their \
-         rotated and plain forms, and alloc"
+        "keys={format} cannot be scored on a GPU here; formats that can are f16, int{{8,6,4,3,2}}-token and -channel (of a \
+         head_dim in eights), their rotated forms, lm1, lm2 and lm4, alloc, and pq and opq without exact tokens"
     )]
     NotOnDevice {
         /// The format.

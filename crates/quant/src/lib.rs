@@ -25,8 +25,9 @@ pub use error::{Error, Result};
 pub use grouped::GroupSize;
 pub use keys::{
     AllocatedChannel, Cell, ChannelCodes, ChannelQueries, CodePlane, Encoding, FitInput,
-    FrameChannel, GroupTables, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout, PlaneTables, Precision,
-    PreparedQueries, QueryFrame, ScoreRows, SharedScale, Strips, Tail, TokenRule,
+    FrameChannel, FrameCodes, GroupFrame, GroupTables, KEY_FORMATS, KeyCoder, KeyFormat, KeyLayout,
+    PlaneTables, Precision, PreparedQueries, QueryFrame, ScoreRows, SharedScale, Strips, Tail,
+    TokenRule,
 };
 pub use rotation::Rotation;
 pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};

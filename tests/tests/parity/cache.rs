@@ -58,6 +58,45 @@ fn cases() -> Vec<Case> {
         case("keys=int6-token,values=f16@host,select=none,sinks=2,recent=1", (4, 2, 64), 90, EXACT),
         // Shorter than what tables are fitted on, until the steps make it longer.
         case("keys=alloc/4,values=int8@host,select=none,sinks=4,recent=16", (4, 2, 64), 272, EXACT),
+        // Codes channel by channel: rows of f16, bytes, and blocks of tokens, one of which leaves the window in the steps
+        // and some of which lie across segments of the prompt and pages of the window.
+        case("keys=f16,values=f16@host,select=none,sinks=4,recent=16", (9, 3, 64), 400, EXACT),
+        case(
+            "keys=int8-token,values=f16@host,select=none,sinks=1,recent=7",
+            (4, 2, 64),
+            400,
+            EXACT,
+        ),
+        case(
+            "keys=rot-int8-token,values=f16@host,rescore=f16@host,select=none,sinks=4,recent=16",
+            (8, 2, 128),
+            400,
+            EXACT,
+        ),
+        case("keys=alloc/8,values=f16@host,select=none,sinks=4,recent=16", (6, 2, 80), 600, EXACT),
+        case(
+            "keys=int4-channel/32,values=f16@host,select=none,sinks=4,recent=16",
+            (9, 3, 64),
+            716,
+            EXACT,
+        ),
+        case(
+            "keys=int2-channel/128,values=int8@host,select=none,sinks=4,recent=16",
+            (4, 2, 64),
+            780,
+            EXACT,
+        ),
+        case(
+            "keys=rot-int4-channel/64,values=f16@host,select=none,sinks=4,recent=16",
+            (4, 1, 64),
+            716,
+            EXACT,
+        ),
+        // Product quantization: nibbles, rows of whole words and rows of others, under rotary planes and a rotation.
+        case("keys=pq/4x16,values=f16@host,select=none,sinks=4,recent=16", (9, 3, 64), 700, EXACT),
+        case("keys=pq/4x256,values=f16@host,select=none,sinks=4,recent=16", (9, 3, 64), 700, EXACT),
+        case("keys=pq/8x32,values=f16@host,select=none,sinks=4,recent=16", (4, 2, 80), 700, EXACT),
+        case("keys=opq/8x64,values=f16@host,select=none,sinks=4,recent=16", (8, 2, 64), 700, EXACT),
         case("hca:12.5%", (9, 3, 64), 1500, CHOSEN),
         case("hca-rescore:12.5%", (9, 3, 64), 1500, CHOSEN),
         case(

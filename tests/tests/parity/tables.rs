@@ -4,7 +4,7 @@ use half::f16;
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{PreparePlanes, QueryEnergy, RowSlot, StoreRows};
 use heterokv_gpu::Bound;
-use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level, Tail};
+use heterokv_quant::{ChannelCodes, FitInput, FrameCodes, KeyCoder, KeyFormat, Level, Tail};
 use heterokv_testkit::{Controls, Inputs};
 
 use crate::devices::{Expected, places_or_skip, run};
@@ -115,9 +115,21 @@ fn query_energy() {
     }
 }
 
-/// Formats of every kind of frame: plain, scaled and reordered, rotated, with a codebook and without.
-const FORMATS: [&str; 7] =
-    ["int4-token", "int6-token", "alloc/2.5", "alloc/6", "lm2", "lm4-plain", "rot-int4-token"];
+/// Formats of every kind of frame: plain, scaled and reordered, rotated, with a codebook and without; of nibble planes, and
+/// of codes that lie channel by channel.
+const FORMATS: [&str; 11] = [
+    "int4-token",
+    "int6-token",
+    "alloc/2.5",
+    "alloc/6",
+    "lm2",
+    "lm4-plain",
+    "rot-int4-token",
+    "f16",
+    "alloc/8",
+    "rot-int8-token",
+    "rot-int4-channel/32",
+];
 
 #[test]
 fn prepare_planes() {
@@ -151,15 +163,34 @@ fn prepare_planes() {
             let frame = coder.query_frame().unwrap();
             let queries = &q[head as usize * group_size * head_dim..][..group_size * head_dim];
             // What the host's own kernels are made by, from the format itself and not from its frame.
-            let tables = coder.plane_tables(queries, shape.sm_scale).unwrap();
-            naive.extend(&tables.tables);
-            exact.extend(tables.tables.iter().map(|&x| f64::from(x)));
-            exact_finals.extend(tables.finals.into_iter().flatten());
+            let (tables, finals) = match frame.codes {
+                FrameCodes::Planes { .. } => {
+                    let tables = coder.plane_tables(queries, shape.sm_scale).unwrap();
+                    (tables.tables, tables.finals)
+                }
+                FrameCodes::Channels(_) => {
+                    let framed = coder.channel_queries(queries, shape.sm_scale).unwrap();
+                    (framed.queries, framed.finals)
+                }
+            };
+            naive.extend(&tables);
+            exact.extend(tables.iter().map(|&x| f64::from(x)));
+            exact_finals.extend(finals.into_iter().flatten());
             channels.extend(PreparePlanes::channels_of(&frame));
             planes.extend(PreparePlanes::plane_words(&frame));
             frames.push(frame);
         }
-        let num_planes = frames[0].planes.len();
+        let (num_planes, codebook, has_zero) = match &frames[0].codes {
+            FrameCodes::Planes { planes, levels, tail } => {
+                (planes.len(), *levels, *tail == Tail::ScaleZero)
+            }
+            FrameCodes::Channels(codes) => {
+                // A binding is never empty.
+                planes.push(0);
+                (0, None, *codes == ChannelCodes::Bytes { tail: Tail::ScaleZero })
+            }
+        };
+        let row_len = if num_planes == 0 { head_dim } else { num_planes * 16 };
         let largest = exact.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         let controls = Controls { num_heads: exact.len() / 16, head_dim: 16 };
         let expected = Expected { exact, naive, norm: 8.0 * largest, controls };
@@ -167,17 +198,16 @@ fn prepare_planes() {
             let gpu = place.device.gpu();
             let [on_heads, on_planes] = [upload(gpu, &heads), upload(gpu, &planes)];
             let on_channels = upload(gpu, &channels);
-            let [levels, on_q] =
-                [upload(gpu, &frames[0].levels.unwrap_or_default()), upload(gpu, &q)];
+            let [levels, on_q] = [upload(gpu, &codebook.unwrap_or_default()), upload(gpu, &q)];
             let num_queries = heads.len() * group_size;
-            let tables = Output::new(gpu, num_queries * num_planes * 16);
+            let tables = Output::new(gpu, num_queries * row_len);
             let finals = Output::new(gpu, num_queries * 4);
             let prepare = PreparePlanes {
                 shape,
                 num_heads: heads.len(),
                 num_planes,
                 transform_block: frames[0].transform_block,
-                has_levels: frames[0].levels.is_some(),
+                has_levels: codebook.is_some(),
                 kv_heads: Bound::all(&on_heads),
                 channels: Bound::all(&on_channels),
                 planes: Bound::all(&on_planes),
@@ -192,7 +222,7 @@ fn prepare_planes() {
             let size = exact_finals.iter().fold(1.0f32, |most, x| most.max(x.abs()));
             let finals = finals.read(gpu, &label);
             // A sum is looked at where tokens have a zero.
-            let is_seen = |i: &usize| i % 4 != 1 || frames[0].tail == Tail::ScaleZero;
+            let is_seen = |i: &usize| i % 4 != 1 || has_zero;
             let off =
                 (0..finals.len()).filter(is_seen).map(|i| (finals[i] - exact_finals[i]).abs());
             let off = off.fold(0.0, f32::max);

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
-use heterokv_quant::{CodePlane, Encoding, KeyCoder, TokenRule};
+use heterokv_quant::{CodePlane, Encoding, KeyCoder, KeyFormat, TokenRule};
 use heterokv_shaders::{self as shaders, Shader};
 
 use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
@@ -169,6 +169,25 @@ impl DeviceCoders {
             tables: gpu.upload("coders: tables", of_rule)?,
             levels: gpu.upload("coders: levels", bytemuck::cast_slice(&levels))?,
         })
+    }
+
+    /// Bytes that one coder's tables take of the device, up to a few.
+    #[must_use]
+    pub fn bytes_of_one(format: KeyFormat, head_dim: usize, num_planes: usize) -> usize {
+        let of_channel = match format {
+            KeyFormat::Alloc { .. } => size_of::<Channel>(),
+            KeyFormat::LloydMax { .. }
+            | KeyFormat::LloydMaxPlain { .. }
+            | KeyFormat::Rotated { .. } => size_of::<[f32; 2]>(),
+            _ => 0,
+        };
+        of_channel * head_dim + 4 * num_planes
+    }
+
+    /// Bytes on the device.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        [&self.planes, &self.tables, &self.levels].map(Buffer::num_bytes).into_iter().sum()
     }
 
     /// How many there are.

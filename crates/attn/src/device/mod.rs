@@ -10,6 +10,7 @@
 
 mod attention;
 mod encode;
+mod groups;
 mod key_scores;
 mod launch;
 mod layers;
@@ -30,6 +31,7 @@ use heterokv_shaders::{Access, Reduction, Shader, Variant};
 
 pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
 pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
+pub use groups::{Coordinate, PrepareGroups};
 pub use key_scores::{ScoreGroups, ScoreKeys};
 pub use launch::{Launch, Operand};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};

@@ -69,7 +69,7 @@ mod tests {
     use heterokv_shaders::{SHADERS, Variant};
     use naga::{AddressSpace, Handle, Module, ScalarKind, Type, TypeInner};
 
-    use super::super::{attention, encode, key_scores, layers, sample, scores, select};
+    use super::super::{attention, encode, groups, key_scores, layers, sample, scores, select};
     use super::*;
 
     /// Structs that shaders write for shaders: the host knows no more than their size, in words.
@@ -79,6 +79,7 @@ mod tests {
         let of_modules = [
             attention::twins(),
             encode::twins(),
+            groups::twins(),
             key_scores::twins(),
             layers::twins(),
             sample::twins(),

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
-use heterokv_quant::{CodePlane, QueryFrame, Tail};
+use heterokv_quant::{CodePlane, FrameCodes, QueryFrame, Tail};
 use heterokv_shaders::{self as shaders, Arithmetic, Variant};
 
 use super::{
@@ -78,14 +78,15 @@ pub struct Channel {
     pub offset: f32,
 }
 
-/// The tables of [`ScorePlanes`], made of queries by the [`QueryFrame`]s of their coders.
+/// Queries in the [`QueryFrame`]s of their coders: as the tables of [`ScorePlanes`], or, where codes lie channel by
+/// channel, as the queries of [`ScoreKeys`](super::ScoreKeys).
 #[derive(Clone, Copy, Debug)]
 pub struct PreparePlanes<'a> {
     /// The heads of the layer.
     pub shape: HeadShape,
     /// KV heads whose tables are made, in an order of their own.
     pub num_heads: usize,
-    /// Planes of a strip, as many for each of them.
+    /// Planes of a strip, as many for each of them; none where codes lie channel by channel.
     pub num_planes: usize,
     /// [`QueryFrame::transform_block`], the same for each of them.
     pub transform_block: usize,
@@ -95,13 +96,13 @@ pub struct PreparePlanes<'a> {
     pub kv_heads: Bound<'a>,
     /// [`Channel`] `[num_heads, head_dim]`.
     pub channels: Bound<'a>,
-    /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`.
+    /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`; a word where there are none.
     pub planes: Bound<'a>,
     /// `[16]`, f32.
     pub levels: Bound<'a>,
     /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
     pub q: Bound<'a>,
-    /// `[num_heads, group_size, num_planes, 16]`, f32.
+    /// `[num_heads, group_size, num_planes, 16]`, f32; without planes the queries `[num_heads, group_size, head_dim]`.
     pub tables: Bound<'a>,
     /// `[num_heads, group_size, 4]`, f32.
     pub finals: Bound<'a>,
@@ -118,12 +119,16 @@ impl PreparePlanes<'_> {
         })
     }
 
-    /// The planes of a frame, a word each.
+    /// The planes of a frame, a word each; none where it has none.
     pub fn plane_words(frame: &QueryFrame) -> impl Iterator<Item = u32> {
         let word = |plane: &CodePlane| {
             plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
         };
-        frame.planes.iter().map(word)
+        let planes = match &frame.codes {
+            FrameCodes::Planes { planes, .. } => &planes[..],
+            FrameCodes::Channels(_) => &[],
+        };
+        planes.iter().map(word)
     }
 }
 
@@ -205,7 +210,8 @@ impl Device {
         check_len(NAME, "planes", &prepare.planes, (num_heads * num_planes) as u64)?;
         check_len(NAME, "levels", &prepare.levels, if has_levels { 16 } else { 1 })?;
         check_len(NAME, "q", &prepare.q, (num_qo_heads * head_dim) as u64)?;
-        check_len(NAME, "tables", &prepare.tables, (num_queries * num_planes * 16) as u64)?;
+        let row_len = if num_planes == 0 { head_dim } else { num_planes * 16 };
+        check_len(NAME, "tables", &prepare.tables, (num_queries * row_len) as u64)?;
         check_len(NAME, "finals", &prepare.finals, 4 * num_queries as u64)?;
         let kernel = self.kernel(&shaders::PREPARE_PLANES, WeightForm::default())?;
         let params = PreparePlanesParams {

@@ -16,10 +16,13 @@
 //! `full` stays on the device altogether, and nothing waits for the host.
 
 mod coded;
+mod encode;
 mod lists;
 mod plan;
 mod prompt;
 mod rows;
+mod scan;
+mod scratch;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -38,11 +41,12 @@ use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::spec::CacheConfig;
 use crate::{AttentionCache, Error, KvShape, Profile, Result};
 
-use coded::{CodedSet, Scratch, ScratchShape};
+use coded::CodedSet;
 use lists::{RowLists, States};
 pub use plan::{DeviceCachePlan, Reservation};
 pub use prompt::PromptOnDevice;
 use rows::{RowPool, RowRun};
+use scratch::{Scratch, ScratchShape};
 pub use step::TokenOnDevice;
 
 /// A KV cache of one sequence on a GPU.
@@ -285,8 +289,8 @@ impl DeviceCache {
     fn scratch_shape(&self, max_tokens: usize) -> ScratchShape {
         let sets = || self.layers.iter().flat_map(|layer| &layer.sets);
         let heads = sets().map(|set| set.heads().len()).max().unwrap_or(0);
-        let planes = sets().map(CodedSet::num_planes).max().unwrap_or(0);
-        ScratchShape { heads, planes, max_tokens }
+        let table_words = sets().map(CodedSet::table_words).max().unwrap_or(0);
+        ScratchShape { heads, table_words, max_tokens }
     }
 
     /// Begins what leaves the cache of no further use if it fails.
@@ -373,18 +377,17 @@ impl Layer {
         sums.iter_mut().zip(energy).for_each(|(sum, energy)| *sum += energy);
     }
 
-    /// Codes tokens `[n, head_dim]` of a KV head, whole groups, and sends their rows to the host; fits the tables first
-    /// if need be. Gives the bytes that crossed.
-    fn code(
+    /// Sends tokens `[n, head_dim]` of a KV head, whole groups that are to be coded, to the host, and fits the tables on
+    /// them if need be.
+    fn hand_over(
         &mut self,
         gpu: &Gpu,
         level: Level,
         host: &mut HostStore,
         (layer, kv_head): (usize, usize),
         [keys, values]: [&[f32]; 2],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let head = &self.heads[kv_head];
-        let (set, member) = head.place;
         if !self.has_coder(kv_head)
             && let Some(plan) = &head.plan
         {
@@ -395,12 +398,11 @@ impl Layer {
                 seed: (layer as u64) << 32 | kv_head as u64,
                 level,
             };
+            let (set, member) = head.place;
             let coder = KeyCoder::fit(plan.format, &input)?;
             self.sets[set].set_coder(gpu, member, coder)?;
         }
-        // The host first: what a lost device leaves is there.
-        host.append(layer, kv_head, keys, values)?;
-        self.sets[set].append(gpu, level, member, keys)
+        Ok(host.append(layer, kv_head, keys, values)?)
     }
 }
 

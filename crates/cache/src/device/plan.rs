@@ -1,12 +1,13 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{Device, SelectScratch};
+use heterokv_attn::device::{Device, DeviceCoders, SelectScratch};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
-use super::coded::ScratchShape;
 use super::rows::{PART_TOKENS, RowPool};
+use super::scan::{frame_bytes, has_scan, most_planes, table_words};
+use super::scratch::ScratchShape;
 use crate::coded::CODE_PAGE_TOKENS;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::plan::{DevicePlan, WINDOW_PAGE_TOKENS};
@@ -29,7 +30,7 @@ pub struct DeviceCachePlan {
     pub row_bytes: u64,
     /// Bytes of key codes.
     pub code_bytes: u64,
-    /// Bytes of what queries are prepared with.
+    /// Bytes of what queries are prepared and keys coded with.
     pub frame_bytes: u64,
     /// Bytes that all layers work in.
     pub scratch_bytes: u64,
@@ -106,10 +107,10 @@ impl DeviceCachePlan {
             }
             CacheConfig::Hca(hca) => {
                 hca.keys.check(shape)?;
-                let (mut most_coded, mut most_planes) = (0, 0);
+                let (mut most_coded, mut most_words) = (0, 0);
                 let counts = hca.keys.counts(shape);
                 for &(format, count) in &counts {
-                    if !format.has_query_frame(heads.head_dim) {
+                    if !has_scan(format, heads.head_dim) {
                         return Err(Error::NotOnDevice { format });
                     }
                     let of_head = DevicePlan::new(format, hca, shape)?;
@@ -124,13 +125,13 @@ impl DeviceCachePlan {
                     let layout = format.layout(heads.head_dim)?;
                     let page = layout.bytes(CODE_PAGE_TOKENS) + 16;
                     plan.code_bytes += (count * coded.div_ceil(CODE_PAGE_TOKENS) * page) as u64;
-                    // All but the tails are planes of 16 bytes, a word each in a frame.
-                    let planes = layout.block_bytes / 16;
-                    plan.frame_bytes += (count
-                        * (16 * heads.head_dim + 4 * planes + 8 * heads.group_size()))
-                        as u64;
+                    let planes = most_planes(format, &layout);
+                    let of_head = frame_bytes(format, heads.head_dim, &layout)
+                        + DeviceCoders::bytes_of_one(format, heads.head_dim, planes)
+                        + 8 * heads.group_size();
+                    plan.frame_bytes += (count * of_head) as u64;
                     most_coded = most_coded.max(coded);
-                    most_planes = most_planes.max(planes);
+                    most_words = most_words.max(table_words(format, heads.head_dim, &layout));
                 }
                 let of_head = 4 * heads.group_size() * most_coded.max(1);
                 plan.set_heads =
@@ -138,7 +139,7 @@ impl DeviceCachePlan {
                 if most_coded > 0 {
                     plan.scratch = Some(ScratchShape {
                         heads: plan.set_heads,
-                        planes: most_planes,
+                        table_words: most_words,
                         max_tokens: most_coded,
                     });
                 }

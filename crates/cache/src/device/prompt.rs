@@ -1,12 +1,14 @@
 //! A prompt into a cache on a device, layer by layer.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::RowSlot;
+use heterokv_attn::device::{KeyRows, RowSlot};
 use heterokv_gpu::{Bound, Buffer, Commands};
 use heterokv_quant::RowFormat;
 
+use super::encode::{KeySource, KeyStretch};
 use super::lists::RowLists;
 use super::{DeviceCache, Layer};
 use crate::cache::{check_finite, check_len};
@@ -33,6 +35,18 @@ impl PromptOnDevice<'_> {
     fn tokens_of(&self, index: usize) -> usize {
         let before = index.saturating_mul(self.segment_tokens);
         self.num_tokens.saturating_sub(before).min(self.segment_tokens)
+    }
+
+    /// Where the keys of some tokens are, `word` words into rows of `row_words`.
+    fn stretches(&self, tokens: Range<usize>, word: usize, row_words: usize) -> Vec<KeyStretch> {
+        let of_segment = |buffer: usize| {
+            let start = buffer * self.segment_tokens;
+            let first = tokens.start.clamp(start, start + self.tokens_of(buffer)) - start;
+            let end = tokens.end.clamp(start, start + self.tokens_of(buffer)) - start;
+            KeyStretch { buffer, word: first * row_words + word, num_tokens: end - first }
+        };
+        let segments = (0..self.segments.len()).map(of_segment);
+        segments.filter(|stretch| stretch.num_tokens > 0).collect()
     }
 }
 
@@ -81,8 +95,37 @@ impl DeviceCache {
             };
             self.store_head((layer, kv_head), [&of_head(&keys), &of_head(&values)])?;
         }
+        self.encode_prompt(layer, prompt)?;
         self.leave(entered);
         Ok(())
+    }
+
+    /// Codes the keys of a prompt whose rows are stored, where that is done on the device.
+    fn encode_prompt(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+        let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
+        let device = Arc::clone(&self.device);
+        let source = KeySource {
+            rows: KeyRows::F32,
+            key_stride: num_kv_heads * head_dim,
+            key_words: head_dim,
+            buffers: prompt.segments.iter().map(|[k, _]| k).collect(),
+            is_once: true,
+        };
+        let Layer { heads, sets, .. } = &mut self.layers[layer];
+        let mut commands = Commands::new(device.gpu());
+        for set in sets.iter_mut().filter(|set| set.encodes_on_device()) {
+            let keys = |&kv_head: &usize| {
+                let head = &heads[kv_head];
+                let first = head.resident.len();
+                let end = prompt.num_tokens - head.window.len();
+                prompt.stretches(first..end, kv_head * head_dim, num_kv_heads * head_dim)
+            };
+            let members: Vec<Vec<KeyStretch>> = set.heads().iter().map(keys).collect();
+            if members.iter().any(|keys| !keys.is_empty()) {
+                set.encode(&device, &mut commands, &source, &members)?;
+            }
+        }
+        Ok(commands.submit()?)
     }
 
     /// Keys (0) or values (1) of a prompt `[num_tokens, num_kv_heads, head_dim]`, on the host.
@@ -98,6 +141,7 @@ impl DeviceCache {
         Ok(rows)
     }
 
+    /// Stores the rows of a KV head; its keys are coded where that is done on the host.
     pub(super) fn store_head(
         &mut self,
         (layer, kv_head): (usize, usize),
@@ -124,7 +168,11 @@ impl DeviceCache {
         rows.extend(gpu, &mut own.heads[kv_head].resident, k, v)?;
         if num_coded > 0 {
             let coded = cut(sinks, sinks + num_coded);
-            own.code(gpu, *level, host, (layer, kv_head), coded)?;
+            own.hand_over(gpu, *level, host, (layer, kv_head), coded)?;
+            let (set, member) = own.heads[kv_head].place;
+            if !own.sets[set].encodes_on_device() {
+                own.sets[set].append(gpu, *level, member, coded[0])?;
+            }
         }
         let [k, v] = cut(sinks + num_coded, num_tokens);
         let head = &mut own.heads[kv_head];

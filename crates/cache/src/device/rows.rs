@@ -6,6 +6,7 @@ use heterokv_attn::device::RowSlot;
 use heterokv_gpu::{Buffer, Gpu, Paged, Paging, Place};
 use heterokv_quant::RowFormat;
 
+use super::encode::KeyStretch;
 use crate::Result;
 
 /// Tokens of a part of a head's rows that one workgroup sums.
@@ -156,6 +157,24 @@ impl RowRun {
     /// Pages held.
     pub(super) fn num_pages(&self) -> usize {
         self.pages.len()
+    }
+
+    /// The keys of the first `count` tokens, page by page; a key is half of `head_dim` words.
+    pub(super) fn first_keys(&self, pool: &RowPool, count: usize) -> Vec<KeyStretch> {
+        let (page_tokens, paging) = (pool.page_tokens, pool.paged.paging());
+        let (mut slot, mut rest) = (self.start, count.min(self.len));
+        let mut stretches = Vec::new();
+        for &page in &self.pages {
+            let num_tokens = (page_tokens - slot).min(rest);
+            if num_tokens == 0 {
+                break;
+            }
+            let Place { slab, word } = paging.place(page);
+            let word = word as usize + slot * pool.head_dim / 2;
+            stretches.push(KeyStretch { buffer: slab, word, num_tokens });
+            (slot, rest) = (0, rest - num_tokens);
+        }
+        stretches
     }
 
     /// The run in stretches of at most [`PART_TOKENS`], each in one buffer of the pool.

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use heterokv_attn::device::{RowSlot, SelectScratch};
+use heterokv_attn::device::{KeyRows, RowSlot, SelectScratch};
 use heterokv_attn::{AttnState, HeadShape};
 use heterokv_evict::Union;
 use heterokv_gpu::{Bound, Commands, Landing};
 
-use super::coded::{Choice, Scratch};
+use super::coded::Choice;
+use super::encode::{KeySource, KeyStretch};
 use super::lists::{RowAttention, States};
 use super::prompt::as_stored;
 use super::rows::RowRun;
+use super::scratch::Scratch;
 use super::{DeviceCache, Layer};
 use crate::Result;
 use crate::cache::{check_finite, check_len};
@@ -100,7 +102,7 @@ impl DeviceCache {
         }
         self.crossed.to_device += own.lists.set_slots(gpu, rows, &slots)?;
         own.lists.store(&device, &mut commands, rows, heads, [k, v])?;
-        self.code_leaving(layer)?;
+        self.code_leaving(layer, &mut commands)?;
         let commands = self.attend_on_device(layer, commands, q, out, Some([k, v]))?;
         self.leave(entered);
         Ok(commands)
@@ -117,33 +119,61 @@ impl DeviceCache {
         }
         self.crossed.to_device += (4 * k.len()) as u64;
         self.layers[layer].remember(k, v, head_dim)?;
-        self.code_leaving(layer)
+        let mut commands = Commands::new(device.gpu());
+        self.code_leaving(layer, &mut commands)?;
+        Ok(commands.submit()?)
     }
 
     /// Codes the tokens that have grown out of the window.
-    fn code_leaving(&mut self, layer: usize) -> Result<()> {
+    fn code_leaving(&mut self, layer: usize, commands: &mut Commands<'_>) -> Result<()> {
         let device = Arc::clone(&self.device);
         let gpu = device.gpu();
-        let Self { rows, layers, host, level, .. } = self;
+        let Self { rows, layers, host, level, crossed, shape, .. } = self;
         let Some(host) = host else { return Ok(()) };
         let own: &mut Layer = &mut layers[layer];
+        let mut leaving = vec![0; own.heads.len()];
+        let mut on_host = Vec::new();
         for kv_head in 0..own.heads.len() {
             let has_coder = own.has_coder(kv_head);
-            let head = &mut own.heads[kv_head];
+            let head = &own.heads[kv_head];
             let Some(plan) = head.plan else { continue };
-            let leaving = plan.leaving(head.window.len(), has_coder);
-            if leaving == 0 {
+            leaving[kv_head] = plan.leaving(head.window.len(), has_coder);
+            if leaving[kv_head] == 0 {
                 continue;
             }
             let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for [key, value] in head.window_rows.range(..leaving) {
+            for [key, value] in head.window_rows.range(..leaving[kv_head]) {
                 keys.extend(key);
                 values.extend(value);
             }
-            // They leave the window when they are elsewhere.
-            self.crossed.to_device +=
-                own.code(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
-            let head = &mut own.heads[kv_head];
+            // The host first: what a lost device leaves is there.
+            own.hand_over(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
+            let (set, member) = own.heads[kv_head].place;
+            if !own.sets[set].encodes_on_device() {
+                on_host.push((set, member, keys));
+            }
+        }
+        for (set, member, keys) in on_host {
+            crossed.to_device += own.sets[set].append(gpu, *level, member, &keys)?;
+        }
+        let key_words = shape.heads.head_dim / 2;
+        let source = KeySource {
+            rows: KeyRows::F16,
+            key_stride: key_words,
+            key_words,
+            buffers: rows.slabs().iter().collect(),
+            is_once: false,
+        };
+        let Layer { heads, sets, .. } = &mut *own;
+        for set in sets.iter_mut().filter(|set| set.encodes_on_device()) {
+            let keys = |&kv_head: &usize| heads[kv_head].window.first_keys(rows, leaving[kv_head]);
+            let members: Vec<Vec<KeyStretch>> = set.heads().iter().map(keys).collect();
+            if members.iter().any(|keys| !keys.is_empty()) {
+                crossed.to_device += set.encode(&device, commands, &source, &members)?;
+            }
+        }
+        // They leave the window when they are elsewhere.
+        for (head, &leaving) in own.heads.iter_mut().zip(&leaving) {
             head.window_rows.drain(..leaving);
             rows.drop_front(&mut head.window, leaving);
         }

@@ -7,7 +7,7 @@ use heterokv_attn::device::Device;
 use heterokv_gpu::{DeviceChoice, Gpu, OpenOptions};
 use heterokv_quant::Level;
 
-use super::{DeviceCache, Reservation};
+use super::{DeviceCache, Layer, Reservation};
 use crate::{CacheSpec, KvCache, KvShape};
 
 /// Tokens where every bar is measured, and where time is short.
@@ -51,6 +51,13 @@ fn a_long_context_of_llama_3_8b_on_a_device() {
         };
         let (keys, values) = (rows(0), rows(1));
         cache.store_head((0, kv_head), [&keys, &values]).unwrap();
+        // The keys are on no device, which would code them.
+        let Layer { heads, sets, .. } = &mut cache.layers[0];
+        let (set, member) = heads[kv_head].place;
+        let (first, end) =
+            (heads[kv_head].resident.len(), num_tokens - heads[kv_head].window.len());
+        let coded = &keys[first * shape.heads.head_dim..end * shape.heads.head_dim];
+        sets[set].append(cache.device.gpu(), level, member, coded).unwrap();
         let (own, mut stores) = host.layer_mut(0);
         own[kv_head].store_prompt(&mut stores, &keys, &values).unwrap();
     }

@@ -2,7 +2,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{ChannelCodes, Encoding, PreparedQueries, QueryFrame, Tail, TokenRule};
+use super::{ChannelCodes, Encoding, FrameCodes, PreparedQueries, QueryFrame, Tail, TokenRule};
 use crate::Level;
 use crate::affine::Affine;
 use crate::saturate::to_f16;
@@ -45,7 +45,7 @@ impl Codec for PerToken {
     }
 
     fn query_frame(&self) -> Option<QueryFrame> {
-        Some(QueryFrame::plain(self.codes.planes()?, self.codes.head_dim()))
+        Some(QueryFrame::plain(FrameCodes::of(&self.codes)?, self.codes.head_dim()))
     }
 
     fn score(

@@ -22,8 +22,8 @@ use rayon::prelude::*;
 use super::codec::Codec;
 use super::codes::TokenCodes;
 use super::{
-    AllocatedChannel, ChannelCodes, Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail,
-    TokenRule, channel_means, exponent_scale,
+    AllocatedChannel, ChannelCodes, Encoding, FitInput, FrameCodes, PreparedQueries, QueryFrame,
+    Tables, Tail, TokenRule, channel_means, exponent_scale,
 };
 use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS};
@@ -254,7 +254,7 @@ impl Codec for Alloc {
     }
 
     fn query_frame(&self) -> Option<QueryFrame> {
-        let mut frame = QueryFrame::plain(self.codes.planes()?, self.order.len());
+        let mut frame = QueryFrame::plain(FrameCodes::of(&self.codes)?, self.order.len());
         for (i, &order) in self.order.iter().enumerate() {
             frame.channels[i].order = order;
             frame.channels[i].scale = self.step[i].to_f32();

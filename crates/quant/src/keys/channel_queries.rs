@@ -80,6 +80,9 @@ mod tests {
         ] {
             let coder = KeyCoder::fit(name.parse().unwrap(), &input).unwrap();
             let of_query = coder.channel_queries(&query, 0.5).unwrap();
+            let frame = coder.query_frame().unwrap();
+            assert!(coder.format().has_query_frame(HEAD_DIM), "{name}");
+            assert_same(&frame.queries(&query, 0.5).unwrap(), &of_query, name);
             assert_eq!((of_query.codes, of_query.finals.len()), (codes, 1), "{name}");
             // A rotation keeps lengths, and nothing else moves a query but steps, which only `alloc` has.
             let energy = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
@@ -89,6 +92,28 @@ mod tests {
         for name in ["int4-token", "lm3", "pq/4x16", "int8-token/32", "bf16"] {
             let coder = KeyCoder::fit(name.parse().unwrap(), &input).unwrap();
             assert_eq!(coder.channel_queries(&query, 0.5), None, "{name}");
+            let framed = coder.query_frame().and_then(|frame| frame.queries(&query, 0.5));
+            assert_eq!(framed, None, "{name}");
         }
+    }
+
+    /// Sums in another order differ by roundings alone.
+    fn assert_same(a: &ChannelQueries, b: &ChannelQueries, name: &str) {
+        assert_eq!(a.codes, b.codes, "{name}");
+        let close = |a: &[f32], b: &[f32]| {
+            let largest = b.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * largest;
+            assert!(a.len() == b.len() && a.iter().zip(b).all(is_close), "{name}");
+        };
+        close(&a.queries, &b.queries);
+        // A sum is looked at where tokens have a zero.
+        let has_zero = matches!(a.codes, ChannelCodes::Bytes { tail: Tail::ScaleZero });
+        let seen = |all: &ChannelQueries| -> Vec<f32> {
+            let of = |[offset, sum, bias, _]: &[f32; 4]| {
+                [*offset, if has_zero { *sum } else { 0.0 }, *bias]
+            };
+            all.finals.iter().flat_map(of).collect()
+        };
+        close(&seen(a), &seen(b));
     }
 }

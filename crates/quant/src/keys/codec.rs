@@ -9,7 +9,9 @@ use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
 use super::rotated::Rotated;
-use super::{ChannelCodes, Encoding, GroupTables, KeyFormat, PreparedQueries, QueryFrame, Tables};
+use super::{
+    ChannelCodes, Encoding, GroupFrame, GroupTables, KeyFormat, PreparedQueries, QueryFrame, Tables,
+};
 use crate::grouped::Grouped;
 use crate::{Level, Result};
 
@@ -34,6 +36,11 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
 
     /// What `prepare` does, as data: see [`KeyCoder::query_frame`](super::KeyCoder::query_frame).
     fn query_frame(&self) -> Option<QueryFrame> {
+        None
+    }
+
+    /// See [`KeyCoder::group_frame`](super::KeyCoder::group_frame).
+    fn group_frame(&self) -> Option<GroupFrame> {
         None
     }
 

@@ -4,7 +4,7 @@
 //! channel over a block of tokens. Which tables there are and in what order a code's bits lie is said here, and by
 //! the layouts of [`KeyFormat`](super::KeyFormat); how a code is found is the format's rule, in words.
 
-use super::{KeyCoder, PLANE_BYTES, STRIP, Tail};
+use super::{KeyCoder, KeyFormat, PLANE_BYTES, STRIP, SharedScale, Tail};
 use crate::Rotation;
 
 /// What a coder does to keys.
@@ -130,6 +130,21 @@ impl Strips {
     }
 }
 
+impl KeyFormat {
+    /// Whether coders of this format have an [encoding](KeyCoder::encoding).
+    #[must_use]
+    pub fn has_encoding(&self) -> bool {
+        match *self {
+            Self::IntToken { .. }
+            | Self::IntChannel { .. }
+            | Self::Rotated { scale: SharedScale::Token, .. }
+            | Self::Alloc { .. } => true,
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => bits != 3,
+            _ => false,
+        }
+    }
+}
+
 impl KeyCoder {
     /// What this coder does to keys; none for formats that a device has no kernels for: of short floats, in groups
     /// along the channels, of product quantization, `lm3`, and of rotated keys per channel.
@@ -159,6 +174,7 @@ mod tests {
                 panic!("{name} has strips")
             };
             assert_eq!(strips.num_bytes(), coder.layout().block_bytes, "{name}");
+            assert!(coder.format().has_encoding(), "{name}");
             let is_rotated = match rule {
                 TokenRule::Integers { rotation, .. } => rotation.is_some(),
                 TokenRule::Levels { levels, .. } => levels.len() == 4,
@@ -168,8 +184,10 @@ mod tests {
         }
         let channels = Some(Encoding::Channels { bits: 4, group_tokens: 32 });
         assert_eq!(coder("int4-channel/32").encoding(), channels);
+        assert!(coder("int4-channel/32").format().has_encoding());
         for name in ["f16", "lm3", "int4-token/32", "pq/4x16", "rot-int4-channel/32"] {
             assert_eq!(coder(name).encoding(), None, "{name}");
+            assert!(!coder(name).format().has_encoding(), "{name}");
         }
     }
 }

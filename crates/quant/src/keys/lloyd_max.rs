@@ -11,7 +11,8 @@ use half::f16;
 use super::codec::Codec;
 use super::codes::TokenCodes;
 use super::{
-    Encoding, FitInput, PreparedQueries, QueryFrame, Tables, Tail, TokenRule, channel_means,
+    Encoding, FitInput, FrameCodes, PreparedQueries, QueryFrame, Tables, Tail, TokenRule,
+    channel_means,
 };
 use crate::rotation::Rotation;
 use crate::saturate::{in_f16_range, to_f16};
@@ -127,7 +128,7 @@ impl Codec for LloydMax {
     }
 
     fn query_frame(&self) -> Option<QueryFrame> {
-        let frame = QueryFrame::plain(self.codes.planes()?, self.centre.len());
+        let frame = QueryFrame::plain(FrameCodes::of(&self.codes)?, self.centre.len());
         let mut frame = frame.rotated(&self.rotation);
         for (channel, centre) in frame.channels.iter_mut().zip(&self.centre) {
             channel.centre = centre.to_f32();

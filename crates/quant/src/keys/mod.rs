@@ -28,12 +28,12 @@ pub use channel_queries::{ChannelCodes, ChannelQueries};
 pub use encoding::{AllocatedChannel, Cell, CodePlane, Encoding, Strips, TokenRule};
 pub(crate) use format::MAX_CODED_HEAD_DIM;
 pub use format::{KEY_FORMATS, KeyFormat, KeyLayout, SharedScale};
-pub use group_tables::GroupTables;
+pub use group_tables::{GroupFrame, GroupTables};
 pub use plane_tables::PlaneTables;
 pub(crate) use planes::{
     ENTRY_STEPS, PLANE_BYTES, Planes, STRIP, Sets, largest_rounding, nearest_integer, place_of,
 };
-pub use query_frame::{FrameChannel, QueryFrame};
+pub use query_frame::{FrameChannel, FrameCodes, QueryFrame};
 pub use tables::Tables;
 pub use tail::Tail;
 pub(crate) use tail::{EIGHTHS, OCTAVE_BIAS, exponent_scale};

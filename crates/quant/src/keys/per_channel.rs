@@ -10,7 +10,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
-use super::{ChannelCodes, Encoding, PreparedQueries, Tail};
+use super::{ChannelCodes, Encoding, FrameCodes, PreparedQueries, QueryFrame, Tail};
 use crate::Level;
 use crate::affine::Group;
 use crate::bits::CHUNK;
@@ -148,6 +148,11 @@ impl Codec for PerChannel {
 
     fn encoding(&self) -> Option<Encoding> {
         Some(Encoding::Channels { bits: self.bits, group_tokens: self.group_tokens })
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        let codes = FrameCodes::Channels(self.channel_codes()?);
+        Some(QueryFrame::plain(codes, self.head_dim))
     }
 
     fn channel_codes(&self) -> Option<ChannelCodes> {

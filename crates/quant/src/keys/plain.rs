@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::codec::Codec;
-use super::{ChannelCodes, PreparedQueries};
+use super::{ChannelCodes, FrameCodes, PreparedQueries, QueryFrame};
 use crate::Level;
 use crate::saturate::{from_fp8, to_bf16, to_f16, to_fp8};
 use crate::simd::f16_keys;
@@ -74,6 +74,11 @@ impl Codec for Plain {
             Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, codes, out, stride),
             Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, codes, out, stride),
         }
+    }
+
+    fn query_frame(&self) -> Option<QueryFrame> {
+        let codes = FrameCodes::Channels(self.channel_codes()?);
+        Some(QueryFrame::plain(codes, self.head_dim))
     }
 
     fn channel_codes(&self) -> Option<ChannelCodes> {

@@ -30,7 +30,7 @@ use frame::Frame;
 use rows::CodeRows;
 
 use super::codec::Codec;
-use super::{FitInput, GroupTables, PreparedQueries, Tables};
+use super::{FitInput, GroupFrame, GroupTables, PreparedQueries, Tables};
 use crate::Level;
 use crate::simd::f16_keys;
 use crate::simd::rows::halves;
@@ -259,6 +259,17 @@ impl Codec for Pq {
         _token: usize,
     ) -> f32 {
         prepared.rounding.get(head).copied().unwrap_or(0.0)
+    }
+
+    fn group_frame(&self) -> Option<GroupFrame> {
+        let (channels, rotation) = self.frame.steps();
+        (self.slots.count == 0).then(|| GroupFrame {
+            width: self.codebooks.width(),
+            code_bits: self.codebooks.num_centroids().ilog2() as usize,
+            channels,
+            rotation: rotation.map(<[f32]>::to_vec),
+            codebooks: self.codebooks.values(),
+        })
     }
 
     fn group_tables(&self, queries: &[f32]) -> Option<GroupTables> {

@@ -98,6 +98,20 @@ impl Frame {
         key.iter_mut().zip(&self.inverse_weights).for_each(|(x, w)| *x *= w);
     }
 
+    /// What [`Frame::of_query`] does, as data: the channel of each coordinate with what it is multiplied by, and the
+    /// matrix whose rows, each times its coordinate, are then added up.
+    pub(super) fn steps(&self) -> (Vec<(u16, f32)>, Option<&[f32]>) {
+        let weighted = |c: u16| (c, self.inverse_weights[usize::from(c)]);
+        match &self.basis {
+            Basis::RotaryPlanes(channels) => {
+                (channels.iter().map(|&c| weighted(c)).collect(), None)
+            }
+            Basis::Learned { columns, .. } => {
+                ((0..self.head_dim() as u16).map(weighted).collect(), Some(columns))
+            }
+        }
+    }
+
     /// The coordinates by which a query's product with those of a key is q·k.
     pub(super) fn of_query(&self, query: &[f32], out: &mut [f32]) {
         let weighted = |c: usize| query[c] * self.inverse_weights[c];
