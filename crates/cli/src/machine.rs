@@ -9,8 +9,8 @@ use heterokv_cache::{
 };
 use heterokv_gpu::{DeviceChoice, DeviceKind, Gpu, Limits, OpenOptions};
 use heterokv_model::{
-    ComputeType, Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model,
-    ModelConfig, prefill_bytes,
+    Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model, ModelConfig,
+    prefill_bytes,
 };
 
 use crate::args::{CacheArgs, Place};
@@ -102,7 +102,12 @@ fn on_device(
     let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
     let limits = gpu.limits();
-    let planned = DevicePlan::new(config, opened.compute(), resolved, limits, reservation)?;
+    let of_model = DeviceModelPlan::of_checkpoint(
+        &opened.checkpoint,
+        opened.compute(),
+        reservation.prompt_tokens,
+    )?;
+    let planned = DevicePlan::new(of_model, config, resolved, limits, reservation)?;
     if let Some(budget) = budget_bytes {
         planned.check(budget)?;
     }
@@ -172,17 +177,17 @@ impl DevicePlan {
     /// Of a model and a cache with room for what is reserved.
     ///
     /// # Errors
-    /// A form of weights that has no kernels, and a cache that does not fit the model.
+    /// A cache that does not fit the model, or has no kernels.
     pub(crate) fn new(
+        model: DeviceModelPlan,
         config: &ModelConfig,
-        compute: ComputeType,
         cache: &CacheConfig,
         limits: Limits,
         reservation: Reservation,
     ) -> Result<Self> {
         let of_cache = DeviceCachePlan::new(cache, &kv_shape(config)?, limits, reservation)?;
         Ok(Self {
-            model: DeviceModelPlan::new(config, compute, reservation.prompt_tokens)?,
+            model,
             cache: of_cache.total_bytes() - of_cache.scratch_bytes,
             cache_scratch: of_cache.scratch_bytes,
         })

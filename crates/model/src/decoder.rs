@@ -4,7 +4,7 @@ use std::fmt;
 
 use heterokv_cache::{CacheConfig, DeviceBytes, KvCache, KvShape, ReadStats};
 
-use crate::{Error, Model, ModelConfig, Progress, Result};
+use crate::{Error, Model, ModelConfig, Progress, Result, Sampler};
 
 /// Tokens of a later turn that pass through the model together, which bounds their scratch memory.
 const EXTEND_TOKENS: usize = 256;
@@ -31,11 +31,35 @@ pub trait Decoder: fmt::Debug {
     /// [`Error::EmptyPrompt`] before there was one, and what the device refuses.
     fn logits(&mut self) -> Result<Vec<f32>>;
 
+    /// Picks what follows the last token, none of the ids `excluded`; `history` are the tokens that a penalty of
+    /// repetitions is for.
+    ///
+    /// # Errors
+    /// As [`Decoder::logits`]; logits that cannot be sampled from.
+    fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
+        pick_of(self.logits()?, sampler, history, excluded)
+    }
+
     /// What the cache holds and what its steps have read.
     fn figures(&self) -> CacheFigures;
 
     /// Starts to count anew what steps read.
     fn reset_stats(&mut self);
+}
+
+/// Samples from logits without the ids `excluded`.
+pub(crate) fn pick_of(
+    mut logits: Vec<f32>,
+    sampler: &mut Sampler,
+    history: &[u32],
+    excluded: &[u32],
+) -> Result<u32> {
+    for &id in excluded {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    Ok(sampler.sample(&logits, history)?)
 }
 
 /// Where the bytes of a cache are, and what its decode steps have moved.

@@ -172,7 +172,7 @@ impl<'m> Generator<'m> {
             if let Some(token) = self.pending.take() {
                 self.decoder.feed(&[token], None)?;
             }
-            let token = self.sample(&mut sampler)?;
+            let token = self.decoder.pick(&mut sampler, &self.history, &self.nameless_ids)?;
             if reply.tokens.is_empty() {
                 reply.first_token_seconds = start.elapsed().as_secs_f64();
             } else {
@@ -221,13 +221,5 @@ impl<'m> Generator<'m> {
             return Err(Error::BeyondTrained { held_tokens, max_tokens, limit_tokens });
         }
         Ok(())
-    }
-
-    fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
-        let mut logits = self.decoder.logits()?;
-        for &id in &self.nameless_ids {
-            logits[id as usize] = f32::NEG_INFINITY;
-        }
-        Ok(sampler.sample(&logits, &self.history)?)
     }
 }

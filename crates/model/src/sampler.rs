@@ -197,9 +197,12 @@ impl Sampler {
             return Ok(best.id);
         }
         let kept = self.kept(candidates)?;
-        // 53 bits: every value is exact in f64 and below 1.
-        let uniform = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        draw(&kept, uniform).ok_or(SamplerError::NoCandidate)
+        draw(&kept, self.uniform()).ok_or(SamplerError::NoCandidate)
+    }
+
+    /// The next random number, from 0 to below 1: 53 bits, so that every value is exact.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Every possible token after the repetition penalty, by id, without weights.

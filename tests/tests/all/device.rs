@@ -10,7 +10,7 @@ use heterokv_gpu::{DeviceChoice, Gpu, OpenOptions};
 use heterokv_model::text::SpecialTokens;
 use heterokv_model::{
     Checkpoint, ComputeType, Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder,
-    Model,
+    Model, Sampler, SamplerSettings,
 };
 use serde::Deserialize;
 
@@ -138,6 +138,68 @@ fn small_checkpoints_on_a_device() {
         }
     }
     bars.finish();
+}
+
+/// What a device picks is what the host picks from the device's own logits: the highest, and what is drawn.
+#[test]
+fn tokens_picked_on_a_device() {
+    const DRAWS: usize = 200;
+    let Some(device) = software_or_skip() else { return };
+    let checkpoint = Checkpoint::open(&fixture("llama3-rope-scaling.gguf")).unwrap();
+    let pair = Pair::load(&checkpoint, &device, ComputeType::Q8);
+    let reservation = Reservation { prompt_tokens: 30, total_tokens: 60 };
+    let (_, mut decoder) = pair.decoders("full", reservation);
+    decoder.feed(&(0..30).collect::<Vec<u32>>(), None).unwrap();
+    let logits = decoder.logits().unwrap();
+    let greedy = SamplerSettings::default();
+    let warm = SamplerSettings { temperature: 1.3, seed: 5, ..greedy };
+    let mut by_rank: Vec<u32> = (0..logits.len() as u32).collect();
+    by_rank.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+    // Single ids and a run of them are left out, the best among them.
+    let best = by_rank[0];
+    let mut excluded = vec![best, best + 1, best + 2, by_rank[3]];
+    excluded.retain(|id| (*id as usize) < logits.len());
+    excluded.sort_unstable();
+    excluded.dedup();
+    let host = |sampler: &mut Sampler, excluded: &[u32]| {
+        let mut logits = logits.clone();
+        excluded.iter().for_each(|&id| logits[id as usize] = f32::NEG_INFINITY);
+        sampler.sample(&logits, &[]).unwrap()
+    };
+    for (settings, may_differ) in [
+        (greedy, 0),
+        (warm, 2),
+        (SamplerSettings { top_k: Some(7), ..warm }, 2),
+        (SamplerSettings { top_p: 0.8, min_p: 0.01, ..warm }, 2),
+        // Repetitions are penalised on the host.
+        (SamplerSettings { repetition_penalty: 1.5, ..warm }, 0),
+    ] {
+        let mut samplers = [(); 2].map(|()| Sampler::new(settings).unwrap());
+        let [own, other] = &mut samplers;
+        let (mut differ, mut picked) = (0, Vec::new());
+        for draw in 0..DRAWS {
+            let excluded = if draw % 2 == 0 { &excluded[..] } else { &[] };
+            let actual = decoder.pick(own, &[], excluded).unwrap();
+            assert!(!excluded.contains(&actual), "{settings:?}");
+            differ += usize::from(actual != host(other, excluded));
+            picked.push(actual);
+        }
+        assert!(differ <= may_differ, "{settings:?}: {differ} of {DRAWS} differ");
+        picked.sort_unstable();
+        picked.dedup();
+        let is_greedy = settings.temperature == 0.0;
+        assert_eq!(picked.len() == 2, is_greedy, "{settings:?}: {} tokens", picked.len());
+    }
+    // The comparison can fail: the numbers of another seed draw others.
+    let mut own = Sampler::new(warm).unwrap();
+    let mut other = Sampler::new(SamplerSettings { seed: 6, ..warm }).unwrap();
+    let differ = |_: &usize| decoder.pick(&mut own, &[], &[]).unwrap() != host(&mut other, &[]);
+    let differ = (0..DRAWS).filter(differ).count();
+    assert!(differ > DRAWS / 4, "{differ}");
+    // Logits without a token are refused as the host refuses them.
+    let all: Vec<u32> = (0..logits.len() as u32).collect();
+    let error = decoder.pick(&mut own, &[], &all).unwrap_err();
+    assert!(error.to_string().contains("no token is possible"), "{error}");
 }
 
 /// Far beyond what was reserved, and in turns: pages, scores and states grow on the way, in the middle of a token's
@@ -317,7 +379,7 @@ fn memory_is_what_was_planned() {
         let parsed: heterokv_cache::CacheSpec = spec.parse().unwrap();
         let resolved = parsed.resolve(&shape, None).unwrap();
         let of_model =
-            DeviceModelPlan::new(model.config(), ComputeType::Q8, prompt_tokens).unwrap();
+            DeviceModelPlan::of_checkpoint(&checkpoint, ComputeType::Q8, prompt_tokens).unwrap();
         let of_cache = DeviceCachePlan::new(&resolved, &shape, gpu.limits(), reservation).unwrap();
         let cache = DeviceCache::new(
             Arc::clone(&device),

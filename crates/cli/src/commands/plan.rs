@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Error as CacheError, Reservation};
 use heterokv_gpu::Limits;
 use heterokv_model::{
-    ComputeType, ModelConfig, PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes,
+    Checkpoint, ComputeType, DeviceModelPlan, ModelConfig, PrefillBytes, f16_weight_bytes,
+    held_weight_bytes, prefill_bytes,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::args::PlanArgs;
 use crate::load::{model_name, open_checkpoint, read_text};
@@ -19,22 +20,25 @@ use crate::requirement::{kv_shape, plan, say_uncoded};
 /// Weights in one form.
 #[derive(Clone, Serialize)]
 struct Weights {
-    form: String,
+    #[serde(rename = "form", serialize_with = "by_name")]
+    compute: ComputeType,
     bytes: u64,
 }
 
-/// How a plan relates to a device's memory, for one form of the weights.
+/// How a plan relates to the memory of a GPU, for one form of the weights.
 #[derive(Serialize)]
 struct Fit {
-    form: String,
-    /// Weights, cache and scores: what stays while tokens are generated.
-    device_bytes: u64,
+    #[serde(rename = "form", serialize_with = "by_name")]
+    compute: ComputeType,
+    /// What stays while tokens are generated; none for what has no kernels.
+    device_bytes: Option<u64>,
     fits: bool,
     /// The same with what the prompt takes while it is processed.
-    peak_bytes: u64,
+    peak_bytes: Option<u64>,
     peak_fits: bool,
-    /// The longest context whose `device_bytes` fit.
+    /// The longest context that fits while tokens are generated, and while it is read.
     largest_context_tokens: usize,
+    largest_prompt_tokens: usize,
 }
 
 /// All about one cache.
@@ -56,12 +60,19 @@ struct Planned {
     fit: Vec<Fit>,
 }
 
+fn by_name<S: Serializer>(
+    compute: &ComputeType,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(compute)
+}
+
 /// A model as far as planning goes.
 struct Shape {
     name: String,
     config: ModelConfig,
-    /// Of the weights, where they are there.
-    fingerprint: Option<String>,
+    /// The weights, where they are there.
+    checkpoint: Option<Checkpoint>,
     weights: Vec<Weights>,
     compute: ComputeType,
 }
@@ -109,16 +120,14 @@ impl Shape {
         if has_weights {
             let checkpoint = open_checkpoint(path)?;
             let config = checkpoint.config().clone();
-            let fingerprint = Some(checkpoint.fingerprint().to_string());
-            let mut weights =
-                vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
-            let form = args.compute.to_string();
-            if form != "f16" {
-                weights
-                    .push(Weights { form, bytes: held_weight_bytes(&checkpoint, args.compute)? });
+            let mut weights = vec![Weights::f16(&config)];
+            let compute = args.compute;
+            if compute != ComputeType::F16 {
+                let bytes = held_weight_bytes(&checkpoint, compute)?;
+                weights.push(Weights { compute, bytes });
             }
-            let (name, compute) = (model_name(path), args.compute);
-            return Ok(Self { name, config, fingerprint, weights, compute });
+            let (name, checkpoint) = (model_name(path), Some(checkpoint));
+            return Ok(Self { name, config, checkpoint, weights, compute });
         }
         let config = if path.exists() {
             let config = ModelConfig::from_hf_json(&read_text(&config_file)?);
@@ -129,31 +138,18 @@ impl Shape {
                     .context(format!("there is no file or folder {}", args.model))
             })?
         };
-        let weights = vec![Weights { form: "f16".to_owned(), bytes: f16_weight_bytes(&config) }];
+        let weights = vec![Weights::f16(&config)];
         let (name, compute) = (args.model.clone(), args.compute);
-        Ok(Self { name, config, fingerprint: None, weights, compute })
+        Ok(Self { name, config, checkpoint: None, weights, compute })
     }
 
     fn plan(&self, spec: &CacheSpec, num_tokens: usize, memory: Option<u64>) -> Result<Planned> {
-        let cache = spec.resolve(&kv_shape(&self.config)?, self.fingerprint.as_deref())?;
+        let fingerprint = self.checkpoint.as_ref().map(|open| open.fingerprint().to_string());
+        let cache = spec.resolve(&kv_shape(&self.config)?, fingerprint.as_deref())?;
         let plan = plan(&self.config, &cache, num_tokens)?;
         let prefill = prefill_bytes(&self.config, num_tokens);
-        let fits = self.weights.iter().zip(std::iter::repeat(memory));
-        let fit: Vec<Fit> = fits
-            .filter_map(|(weights, memory)| {
-                let device_bytes = held(&plan).saturating_add(weights.bytes);
-                let peak_bytes = device_bytes.saturating_add(prefill.total());
-                let memory = memory?;
-                Some(Fit {
-                    form: weights.form.clone(),
-                    device_bytes,
-                    fits: device_bytes <= memory,
-                    peak_bytes,
-                    peak_fits: peak_bytes <= memory,
-                    largest_context_tokens: self.largest_context(&cache, memory, weights.bytes),
-                })
-            })
-            .collect();
+        let fits = self.weights.iter().filter_map(|weights| Some((weights.compute, memory?)));
+        let fits = fits.map(|(compute, memory)| self.fit(&cache, compute, num_tokens, memory));
         Ok(Planned {
             model: self.name.clone(),
             cache: spec.to_string(),
@@ -162,21 +158,30 @@ impl Shape {
             ratio: plan.ratio(),
             plan,
             prefill,
-            gpu: self.on_gpu(&cache, num_tokens)?,
+            gpu: self.on_gpu(&cache, self.compute, num_tokens)?,
             weights: self.weights.clone(),
             device_memory_bytes: memory,
-            fit,
+            fit: fits.collect::<Result<_>>()?,
         })
     }
 
-    /// What `generate --device gpu` takes of a device with the smallest limits.
-    fn on_gpu(&self, cache: &CacheConfig, num_tokens: usize) -> Result<Option<DevicePlan>> {
-        if self.compute == ComputeType::F32 {
+    /// What `generate --device gpu` takes of a device with the smallest limits; none for what has no kernels.
+    fn on_gpu(
+        &self,
+        cache: &CacheConfig,
+        compute: ComputeType,
+        num_tokens: usize,
+    ) -> Result<Option<DevicePlan>> {
+        if compute == ComputeType::F32 {
             return Ok(None);
         }
+        let of_model = match &self.checkpoint {
+            Some(checkpoint) => DeviceModelPlan::of_checkpoint(checkpoint, compute, num_tokens)?,
+            None => DeviceModelPlan::new(&self.config, compute, num_tokens)?,
+        };
         let reservation = Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens };
         let limits = Limits::WEBGPU_MINIMUM;
-        let planned = DevicePlan::new(&self.config, self.compute, cache, limits, reservation);
+        let planned = DevicePlan::new(of_model, &self.config, cache, limits, reservation);
         match planned {
             Ok(planned) => Ok(Some(planned)),
             Err(error) => match error.downcast_ref() {
@@ -186,27 +191,52 @@ impl Shape {
         }
     }
 
-    /// The longest context that fits beside the weights, by bisection; 0 where none does.
-    fn largest_context(&self, cache: &CacheConfig, memory: u64, weight_bytes: u64) -> usize {
-        let fits = |num_tokens: usize| {
-            plan(&self.config, cache, num_tokens)
-                .is_ok_and(|plan| held(&plan).saturating_add(weight_bytes) <= memory)
+    fn fit(
+        &self,
+        cache: &CacheConfig,
+        compute: ComputeType,
+        num_tokens: usize,
+        memory: u64,
+    ) -> Result<Fit> {
+        let planned = self.on_gpu(cache, compute, num_tokens)?;
+        let device_bytes = planned.map(|planned| planned.held_bytes());
+        let peak_bytes = planned.map(|planned| planned.peak_bytes());
+        let fits = |bytes: Option<u64>| bytes.is_some_and(|bytes| bytes <= memory);
+        let largest = |of: fn(&DevicePlan) -> u64| {
+            largest_context(|num_tokens| {
+                let planned = self.on_gpu(cache, compute, num_tokens);
+                planned.is_ok_and(|planned| planned.is_some_and(|planned| of(&planned) <= memory))
+            })
         };
-        let (mut low, mut high) = (0, 1);
-        while fits(high) {
-            (low, high) = (high, 2 * high);
-        }
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        low
+        Ok(Fit {
+            compute,
+            device_bytes,
+            fits: fits(device_bytes),
+            peak_bytes,
+            peak_fits: fits(peak_bytes),
+            largest_context_tokens: largest(DevicePlan::held_bytes),
+            largest_prompt_tokens: largest(DevicePlan::peak_bytes),
+        })
     }
 }
 
-/// What stays on the device while tokens are generated, weights aside.
-fn held(plan: &CachePlan) -> u64 {
-    (plan.device.total() + plan.score_scratch_bytes) as u64
+impl Weights {
+    fn f16(config: &ModelConfig) -> Self {
+        Self { compute: ComputeType::F16, bytes: f16_weight_bytes(config) }
+    }
+}
+
+/// The longest context that fits, by bisection; 0 where none does.
+fn largest_context(fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, 1);
+    while fits(high) {
+        (low, high) = (high, 2 * high);
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    low
 }
 
 fn holds_weights(folder: &Path) -> Result<bool> {
@@ -238,7 +268,9 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     rows.push(ratios);
     rows.push(row("  scores of one layer", &|p| size(p.plan.score_scratch_bytes)));
     for (i, weights) in planned.first().map_or(&[][..], |p| &p.weights).iter().enumerate() {
-        rows.push(row(&format!("  weights as {}", weights.form), &|p| bytes(p.weights[i].bytes)));
+        rows.push(row(&format!("  weights as {}", weights.compute), &|p| {
+            bytes(p.weights[i].bytes)
+        }));
     }
     rows.extend([
         row("host", &|_| String::new()),
@@ -247,30 +279,30 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
     ]);
+    let or_none = |size: Option<u64>| size.map_or_else(|| "not there".to_owned(), bytes);
     if let Some(gpu) = planned.iter().find_map(|planned| planned.gpu) {
         rows.push(row("with --device gpu", &|_| String::new()));
         for (i, (name, _)) in gpu.parts().iter().enumerate() {
-            rows.push(row(&format!("  {name}"), &|p| {
-                p.gpu.map_or_else(|| "not there".to_owned(), |gpu| bytes(gpu.parts()[i].1))
-            }));
+            rows.push(row(&format!("  {name}"), &|p| or_none(p.gpu.map(|gpu| gpu.parts()[i].1))));
         }
-        let sum = |of: fn(&DevicePlan) -> u64| {
-            move |p: &Planned| {
-                p.gpu.as_ref().map_or_else(|| "not there".to_owned(), |gpu| bytes(of(gpu)))
-            }
-        };
+        let sum = |of: fn(&DevicePlan) -> u64| move |p: &Planned| or_none(p.gpu.as_ref().map(of));
         rows.push(row("  all, while generating", &sum(DevicePlan::held_bytes)));
         rows.push(row("  all, while reading the prompt", &sum(DevicePlan::peak_bytes)));
     }
     let memory = planned.first().and_then(|planned| planned.device_memory_bytes);
     if let Some(memory) = memory {
-        let answer = |fits: bool, needed: u64| {
-            format!("{}: {}", if fits { "fits" } else { "does not fit" }, bytes(needed))
+        let answer = |fits: bool, needed: Option<u64>| match needed {
+            Some(needed) => {
+                format!("{}: {}", if fits { "fits" } else { "does not fit" }, bytes(needed))
+            }
+            None => or_none(None),
         };
         for (i, fit) in planned.first().map_or(&[][..], |p| &p.fit).iter().enumerate() {
-            let form = &fit.form;
+            let compute = fit.compute;
             rows.extend([
-                row(&format!("on {}, weights as {form}", bytes(memory)), &|_| String::new()),
+                row(&format!("on a GPU of {}, weights as {compute}", bytes(memory)), &|_| {
+                    String::new()
+                }),
                 row("  while generating", &|p| answer(p.fit[i].fits, p.fit[i].device_bytes)),
                 row("  while reading the prompt there", &|p| {
                     answer(p.fit[i].peak_fits, p.fit[i].peak_bytes)
@@ -278,6 +310,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
                 row("  largest context while generating", &|p| {
                     tokens(p.fit[i].largest_context_tokens)
                 }),
+                row("  largest context read there", &|p| tokens(p.fit[i].largest_prompt_tokens)),
             ]);
         }
     }

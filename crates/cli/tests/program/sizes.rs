@@ -16,7 +16,7 @@ fn number(object: &Value, field: &str) -> u64 {
 
 #[test]
 fn four_million_tokens_of_llama_3_8b_on_80_gib() {
-    let args = ["llama-3-8b", "--context", "4M", "--device-memory", "80GiB"];
+    let args = ["llama-3-8b", "--context", "4M", "--device-memory", "80GiB", "--compute", "f16"];
     let planned = plan(&args);
     let [full, hca] = &planned[..] else { panic!("two caches by default") };
     assert_eq!([&full["cache"], &hca["cache"]], ["full", "hca:12.5%"]);
@@ -31,21 +31,34 @@ fn four_million_tokens_of_llama_3_8b_on_80_gib() {
     assert_eq!(parts.iter().sum::<u64>(), number(hca, "device_total_bytes"));
     assert!(number(hca, "device_total_bytes") as f64 <= 0.125 * kv_bytes as f64);
     assert_eq!(number(&hca["weights"][0], "bytes"), 2 * 8_030_261_248);
-    let held = number(hca, "device_total_bytes")
-        + number(hca, "score_scratch_bytes")
-        + number(&hca["weights"][0], "bytes");
+    // On a GPU: as many weights, with a scale for every 32 and zeros for biases, and the same codes and rows.
+    let on_gpu =
+        ["weights", "work", "cache", "cache_scratch"].map(|part| number(&hca["gpu"], part));
+    let weights = number(&hca["weights"][0], "bytes");
+    assert!((weights..weights + weights / 15).contains(&on_gpu[0]));
+    let cache = number(hca, "device_total_bytes");
+    assert!((cache..cache + cache / 100).contains(&on_gpu[2]));
+    let held = on_gpu.iter().sum::<u64>();
     let fit = &hca["fit"][0];
     assert_eq!(number(fit, "device_bytes"), held);
-    assert!(fit["fits"] == true && held <= 80 * GIB);
+    assert_eq!(number(fit, "peak_bytes"), held + number(&hca["gpu"], "prompt"));
+    assert!(fit["fits"] == true && fit["peak_fits"] == false && held <= 80 * GIB);
     assert_eq!(number(&hca["prefill"], "keys_and_values"), 4_000_000 * 2 * 8 * 128 * 4);
     assert_eq!(number(&hca["prefill"], "hidden_states"), 4_000_000 * 4096 * 4);
 
     let largest = number(fit, "largest_context_tokens");
     assert!(largest > 4_000_000);
-    for (context, fits) in [(largest, true), (largest + 1, false)] {
+    let largest_prompt = number(fit, "largest_prompt_tokens");
+    assert!((1_000_000..largest).contains(&largest_prompt));
+    for (context, field, fits) in [
+        (largest, "fits", true),
+        (largest + 1, "fits", false),
+        (largest_prompt, "peak_fits", true),
+        (largest_prompt + 1, "peak_fits", false),
+    ] {
         let context = context.to_string();
         let again = plan(&[&args[..1], &["--context", &context], &args[3..]].concat());
-        assert_eq!(again[1]["fit"][0]["fits"], fits, "{context}");
+        assert_eq!(again[1]["fit"][0][field], fits, "{context} {field}");
     }
 }
 
@@ -60,10 +73,11 @@ fn the_table_says_what_fits() {
         "15.0 GiB",
         "488.3 GiB",
         "61.0 GiB",
-        "on 80.0 GiB, weights as f16",
-        "does not fit: 503.2 GiB",
+        "on a GPU of 80.0 GiB, weights as f16",
+        "does not fit: 504.4 GiB",
         "fits: ",
         "largest context while generating",
+        "largest context read there",
     ] {
         assert!(table.contains(part), "{part:?} is not in\n{table}");
     }

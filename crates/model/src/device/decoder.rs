@@ -1,10 +1,15 @@
 //! A model and the cache of one sequence on a device.
 
+use heterokv_attn::device::Picked;
 use heterokv_cache::{AttentionCache, DeviceCache};
 
 use super::DeviceModel;
-use crate::decoder::{CacheFigures, Decoder, LinkFigures};
-use crate::{Error, ModelConfig, Progress, Result};
+use super::forward::Draw;
+use crate::decoder::{CacheFigures, Decoder, LinkFigures, pick_of};
+use crate::{Error, ModelConfig, Progress, Result, Sampler, SamplerSettings};
+
+/// Numbers from 0 to below 1 that f32 holds at even distances.
+const UNIFORM_STEPS: f64 = (1 << 24) as f64;
 
 /// A [`DeviceModel`] and a [`DeviceCache`].
 #[derive(Debug)]
@@ -48,6 +53,27 @@ impl Decoder for DeviceDecoder<'_> {
             return Err(Error::EmptyPrompt);
         }
         self.model.logits()
+    }
+
+    /// On the device, but where repetitions are penalised.
+    fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
+        let settings = *sampler.settings();
+        let SamplerSettings { temperature, top_k, top_p, min_p, repetition_penalty, seed: _ } =
+            settings;
+        if self.num_tokens() > 0 && repetition_penalty == 1.0 {
+            // What is not a token takes no number.
+            let mut after = sampler.clone();
+            let draw = (temperature > 0.0).then(|| {
+                let uniform = (after.uniform() * UNIFORM_STEPS).floor() / UNIFORM_STEPS;
+                Draw { temperature, top_k, top_p, min_p, uniform: uniform as f32 }
+            });
+            if let Picked::Token(id) = self.model.pick(draw, excluded)? {
+                *sampler = after;
+                return Ok(id);
+            }
+        }
+        // The host says of logits without a token what is wrong with them.
+        pick_of(self.logits()?, sampler, history, excluded)
     }
 
     fn figures(&self) -> CacheFigures {

@@ -1,10 +1,21 @@
 //! Tokens through the model on a device behind what a cache holds, and the logits of the last one.
 
+use heterokv_attn::device::{Argmax, Picked, Sample};
 use heterokv_cache::{DeviceCache, TokenOnDevice};
 use heterokv_gpu::{Bound, Buffer, Commands};
 
 use super::{BLOCK_TOKENS, DeviceModel, Layer, Work};
 use crate::{Progress, Result};
+
+/// How a token is drawn: the settings of a [`Sampler`](crate::Sampler), and a number from 0 to below 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Draw {
+    pub(super) temperature: f32,
+    pub(super) top_k: Option<usize>,
+    pub(super) top_p: f32,
+    pub(super) min_p: f32,
+    pub(super) uniform: f32,
+}
 
 impl DeviceModel {
     /// Runs further tokens through the model behind what `cache` holds, each attending over the cache as it then is; the
@@ -115,15 +126,60 @@ impl DeviceModel {
     /// What the device refuses.
     pub fn logits(&self) -> Result<Vec<f32>> {
         let gpu = self.device.gpu();
-        let Work { last, last_normed, logits, .. } = &self.work;
         let mut commands = Commands::new(gpu);
-        let normed = [Bound::all(last), Bound::all(last_normed)];
-        self.norm(&mut commands, 1, &self.output_norm, normed)?;
-        let output = self.output.as_ref().unwrap_or(&self.embedding);
-        let product = [Bound::all(last_normed), Bound::all(logits)];
-        self.multiply(&mut commands, output, 1, product, false)?;
+        self.project_logits(&mut commands)?;
         commands.submit()?;
+        let logits = &self.work.logits;
         let bytes = gpu.read(logits, 0, logits.num_bytes())?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// What follows the last token that was taken, none of the ids `excluded`: the highest logit, or what `draw` draws.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub(super) fn pick(&self, draw: Option<Draw>, excluded: &[u32]) -> Result<Picked> {
+        let gpu = self.device.gpu();
+        let Work { logits, excluded: nothing, uniform, picked, .. } = &self.work;
+        let mut commands = Commands::new(gpu);
+        self.project_logits(&mut commands)?;
+        for run in excluded.chunk_by(|a, b| b.wrapping_sub(*a) == 1) {
+            let (first, num_bytes) = (4 * u64::from(run[0]), size_of_val(run) as u64);
+            commands.copy((nothing, 0), (logits, first), num_bytes)?;
+        }
+        let (rows, vocab_size) = (1, self.config.vocab_size);
+        let [logits, uniforms, ids] = [logits, uniform, picked].map(Bound::all);
+        match draw {
+            None => {
+                self.device.argmax(&mut commands, &Argmax { rows, vocab_size, logits, ids })?;
+            }
+            Some(Draw { temperature, top_k, top_p, min_p, uniform: number }) => {
+                gpu.write(uniform, 0, bytemuck::bytes_of(&number))?;
+                let sample = Sample {
+                    rows,
+                    vocab_size,
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    logits,
+                    uniforms,
+                    ids,
+                };
+                self.device.sample(&mut commands, &sample)?;
+            }
+        }
+        commands.submit()?;
+        let bytes = gpu.read(picked, 0, picked.num_bytes())?;
+        Ok(Picked::of(bytemuck::pod_read_unaligned(&bytes)))
+    }
+
+    fn project_logits(&self, commands: &mut Commands<'_>) -> Result<()> {
+        let Work { last, last_normed, logits, .. } = &self.work;
+        let normed = [Bound::all(last), Bound::all(last_normed)];
+        self.norm(commands, 1, &self.output_norm, normed)?;
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let product = [Bound::all(last_normed), Bound::all(logits)];
+        self.multiply(commands, output, 1, product, false)
     }
 }

@@ -88,8 +88,12 @@ struct Work {
     inner: Buffer,
     /// One token's queries, key, value and output.
     token: [Buffer; 4],
-    /// `[vocab_size]`.
+    /// `[vocab_size]`, and as many of what excludes a token.
     logits: Buffer,
+    excluded: Buffer,
+    /// What a token is drawn by, and what was picked.
+    uniform: Buffer,
+    picked: Buffer,
 }
 
 impl DeviceModel {
@@ -292,7 +296,8 @@ impl Work {
     fn new(gpu: &heterokv_gpu::Gpu, config: &ModelConfig) -> Result<Self> {
         let sizes = WorkSizes::new(config);
         let buffer = |label, bytes: u64| gpu.buffer(label, bytes);
-        let WorkSizes { ids, turns, hidden, last, q, k, lse, inner, token, logits } = sizes;
+        let WorkSizes { ids, turns, hidden, last, q, k, lse, inner, token, logits, pick } = sizes;
+        let excluded = vec![f32::NEG_INFINITY; config.vocab_size];
         Ok(Self {
             ids: buffer("ids", ids)?,
             turns: buffer("cosines and sines", turns)?,
@@ -317,6 +322,9 @@ impl Work {
                 buffer("a token's output", token[0])?,
             ],
             logits: buffer("logits", logits)?,
+            excluded: gpu.upload("logits of what is excluded", bytemuck::cast_slice(&excluded))?,
+            uniform: buffer("a uniform number", pick)?,
+            picked: buffer("what was picked", pick)?,
         })
     }
 }

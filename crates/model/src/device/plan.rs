@@ -6,7 +6,7 @@ use heterokv_quant::weights::ComputeType;
 use super::BLOCK_TOKENS;
 use super::weights::form_of;
 use crate::checkpoint::TensorRole;
-use crate::{ModelConfig, Result};
+use crate::{Checkpoint, ModelConfig, Result};
 
 /// Bytes of a model on a device, its cache not among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -20,21 +20,45 @@ pub struct DeviceModelPlan {
 }
 
 impl DeviceModelPlan {
-    /// Of a model of this shape with a prompt of `prompt_tokens`.
+    /// Of a model of this shape with a prompt of `prompt_tokens`, whose weights are not there yet.
     ///
     /// # Errors
     /// [`Error::NoDeviceForm`](crate::Error::NoDeviceForm) for a form that no kernel computes with.
     pub fn new(config: &ModelConfig, compute: ComputeType, prompt_tokens: usize) -> Result<Self> {
-        let form = form_of(compute)?;
+        Self::with(config, prompt_tokens, |_| form_of(compute, None))
+    }
+
+    /// Of a checkpoint, whose weights of 4 bits stay so where the model computes in 8.
+    ///
+    /// # Errors
+    /// As [`DeviceModelPlan::new`]; a missing or misshapen tensor.
+    pub fn of_checkpoint(
+        checkpoint: &Checkpoint,
+        compute: ComputeType,
+        prompt_tokens: usize,
+    ) -> Result<Self> {
+        Self::with(checkpoint.config(), prompt_tokens, |role| {
+            form_of(compute, Some(checkpoint.tensor(role)?.ty))
+        })
+    }
+
+    fn with(
+        config: &ModelConfig,
+        prompt_tokens: usize,
+        form: impl Fn(TensorRole) -> Result<WeightForm>,
+    ) -> Result<Self> {
         // A tied output projection is the embedding; biases go with their matrices.
         let is_tied = |role: &TensorRole| config.tie_word_embeddings && *role == TensorRole::Output;
         let roles = TensorRole::all(config).filter(|role| !is_tied(role) && !role.is_bias());
-        let weights = roles.map(|role| match role.shape(config)[..] {
-            [rows, cols] => DeviceMatrix::bytes(form, [rows as usize, cols as usize]),
-            ref shape => 4 * shape.iter().product::<u64>(),
-        });
+        let mut weights = 0;
+        for role in roles {
+            weights += match role.shape(config)[..] {
+                [rows, cols] => DeviceMatrix::bytes(form(role)?, [rows as usize, cols as usize]),
+                ref shape => 4 * shape.iter().product::<u64>(),
+            };
+        }
         Ok(Self {
-            weights: weights.sum(),
+            weights,
             work: WorkSizes::new(config).total(),
             prompt: prompt_bytes(config, prompt_tokens),
         })
@@ -73,6 +97,8 @@ pub(super) struct WorkSizes {
     /// Of queries or outputs, and of a key or value.
     pub(super) token: [u64; 2],
     pub(super) logits: u64,
+    /// Of a number, and of an id.
+    pub(super) pick: u64,
 }
 
 impl WorkSizes {
@@ -91,15 +117,13 @@ impl WorkSizes {
             inner: block(config.intermediate_size),
             token: [4 * qo_len as u64, 4 * kv_len as u64],
             logits: 4 * config.vocab_size as u64,
+            pick: 4,
         }
     }
 
     fn total(&self) -> u64 {
-        let Self { ids, turns, hidden, last, q, k, lse, inner, token, logits } = *self;
-        ids + turns + 2 * (hidden + last + token[0] + token[1]) + 3 * (q + k + inner) + lse + logits
+        let Self { ids, turns, hidden, last, q, k, lse, inner, token, logits, pick } = *self;
+        let doubled = hidden + last + token[0] + token[1] + logits + pick;
+        ids + turns + 2 * doubled + 3 * (q + k + inner) + lse
     }
 }
-
-/// Forms that have kernels, for messages.
-pub(super) const FORMS: [(ComputeType, WeightForm); 2] =
-    [(ComputeType::F16, WeightForm::F16), (ComputeType::Q8, WeightForm::Q8)];
