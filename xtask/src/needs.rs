@@ -134,7 +134,7 @@ pub(crate) fn set_up(is_long: bool) -> Result<Tally> {
 }
 
 /// Whether a driver of Vulkan is registered: a GPU's own or Mesa's.
-fn has_vulkan_driver() -> bool {
+pub(crate) fn has_vulkan_driver() -> bool {
     let has_driver =
         |folder: &str| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     !cfg!(target_os = "linux")

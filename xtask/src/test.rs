@@ -35,9 +35,10 @@ pub(crate) struct Options {
     /// A copy of the default model that you have already; it is verified
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Whether there has to be a device for wgpu, a software one included: `auto` takes what there is
-    #[arg(long, value_name = "WHICH", default_value = "auto")]
-    gpu: Wanted,
+    /// Whether there has to be a device for wgpu, a software one included: `auto` takes what there is, and is the
+    /// default, but behind --setup, whose driver has to work
+    #[arg(long, value_name = "WHICH")]
+    gpu: Option<Wanted>,
     /// Whether there has to be a CUDA device, and all by which its kernels are tested without one: `auto` takes what
     /// there is
     #[arg(long, value_name = "WHICH", default_value = "auto")]
@@ -54,8 +55,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.setup {
         report.step(Step::new("setup"), || needs::set_up(options.long));
     }
-    let mut settings =
-        Settings { model: None, is_long: options.long, gpu: options.gpu, cuda: options.cuda };
+    let set_up = options.setup && needs::has_vulkan_driver();
+    let gpu = options.gpu.unwrap_or(if set_up { Wanted::Required } else { Wanted::Auto });
+    let mut settings = Settings { model: None, is_long: options.long, gpu, cuda: options.cuda };
     if !options.no_model {
         report.step(Step::new("model"), || {
             settings.model = Some(model(options.model.as_deref())?);
