@@ -3,11 +3,11 @@
 //! A twin has the stem of its kernel, which is its entry point's name too, and the same grid. Its first argument is
 //! `Params` by value; its buffers follow as pointers, in the order of [`Shader::bindings`], `const` where they are only
 //! read. What twins share are files in `cuda/parts`, which stand in the text in place of the lines that include them: the
-//! compiler of the run time has no folder to look in.
+//! compiler of the run time has no folder to look in. The line `#include KEYS` stands for the parts of a form of keys.
 
 use std::fmt::Write as _;
 
-use crate::Shader;
+use crate::{KeyForm, Shader, Variant};
 
 /// A kernel in CUDA C++.
 #[derive(Clone, Debug)]
@@ -20,26 +20,16 @@ pub struct CudaKernel {
     pub text: String,
 }
 
-/// Kernels that have no twin: those of a layer beside its attention, those that fill pages and prepare queries for a whole
-/// model, those of keys that do not lie in nibble planes, those that encode keys, and those that pick a token. They come
-/// through wgpu alone.
-pub const CUDA_GAPS: [&str; 18] = [
+/// Kernels that have no twin: those of a layer beside its attention, those that pick a token, and the tables of queries over
+/// codebooks. They come through wgpu alone.
+pub const CUDA_GAPS: [&str; 9] = [
     "embed",
     "rms_norm",
     "gemv",
     "gemm",
     "rope",
     "swiglu",
-    "query_energy",
-    "store_rows",
-    "prepare_planes",
     "prepare_groups",
-    "score_keys",
-    "score_groups",
-    "encode_integers",
-    "encode_levels",
-    "encode_allocated",
-    "encode_channels",
     "argmax",
     "sample",
 ];
@@ -62,6 +52,9 @@ macro_rules! twins {
 
 const TWINS: &[Twin] = twins! {
     "prefill": 64,
+    "query_energy": 64,
+    "store_rows": 64,
+    "prepare_planes": 64,
     "score_planes": 128,
     "score_lse": 256,
     "top_p_begin": 256,
@@ -72,6 +65,12 @@ const TWINS: &[Twin] = twins! {
     "top_p_take": 256,
     "attend_rows": 64,
     "merge_states": 64,
+    "score_keys": 128,
+    "score_groups": 128,
+    "encode_integers": 64,
+    "encode_levels": 64,
+    "encode_allocated": 128,
+    "encode_channels": 64,
 };
 
 macro_rules! parts {
@@ -81,48 +80,68 @@ macro_rules! parts {
 }
 
 const PARTS: &[(&str, &str)] = parts! {
+    "parts/affine.cuh",
     "parts/choice.cuh",
     "parts/half.cuh",
+    "parts/halves.cuh",
     "parts/infinity.cuh",
+    "parts/key_source.cuh",
+    "parts/keys_bytes.cuh",
+    "parts/keys_channels.cuh",
+    "parts/keys_halves.cuh",
+    "parts/octaves.cuh",
     "parts/reduce.cuh",
+    "parts/rotation.cuh",
     "parts/scan.cuh",
+    "parts/strips.cuh",
+    "parts/tails.cuh",
     "parts/warp.cuh",
+    "parts/windows.cuh",
 };
 
+/// The parts of a form of keys.
+fn parts_of_keys(form: KeyForm) -> &'static [&'static str] {
+    match form {
+        KeyForm::Halves => &["parts/keys_halves.cuh"],
+        KeyForm::Bytes => &["parts/tails.cuh", "parts/keys_bytes.cuh"],
+        KeyForm::Channels => &["parts/octaves.cuh", "parts/windows.cuh", "parts/keys_channels.cuh"],
+    }
+}
+
 impl Shader {
-    /// Its twin in CUDA C++; none of those in [`CUDA_GAPS`].
+    /// Its twin in CUDA C++ in a variant, of which twins look at the form of keys alone; none of those in [`CUDA_GAPS`].
     #[must_use]
-    pub fn cuda(&self) -> Option<CudaKernel> {
+    pub fn cuda(&self, variant: Variant) -> Option<CudaKernel> {
         let twin = TWINS.iter().find(|twin| twin.name == self.name)?;
-        Some(CudaKernel { name: twin.name, threads: twin.threads, text: twin.text() })
+        Some(CudaKernel { name: twin.name, threads: twin.threads, text: twin.text(variant.keys) })
     }
 }
 
 impl Twin {
     /// The body with its parts in place, and with lines that tell a compiler where each comes from.
-    fn text(&self) -> String {
+    fn text(&self, keys: KeyForm) -> String {
         let mut text = String::new();
         for (number, line) in (1..).zip(self.body.lines()) {
-            match included(line) {
-                Some((name, part)) => {
-                    // Writing to a string does not fail.
-                    let _ = write!(text, "#line 1 \"{name}\"\n{part}");
-                    let _ = writeln!(text, "#line {} \"{}.cu\"", number + 1, self.name);
-                }
-                None => {
-                    text.push_str(line);
-                    text.push('\n');
-                }
+            let parts = included(line, keys);
+            // Writing to a string does not fail.
+            for (name, part) in &parts {
+                let _ = write!(text, "#line 1 \"{name}\"\n{part}");
             }
+            let _ = match parts[..] {
+                [] => writeln!(text, "{line}"),
+                _ => writeln!(text, "#line {} \"{}.cu\"", number + 1, self.name),
+            };
         }
         text
     }
 }
 
-/// The part that a line includes.
-fn included(line: &str) -> Option<(&'static str, &'static str)> {
-    let name = line.strip_prefix("#include \"")?.strip_suffix('"')?;
-    PARTS.iter().find(|(part, _)| *part == name).copied()
+/// The parts that a line includes.
+fn included(line: &str, keys: KeyForm) -> Vec<(&'static str, &'static str)> {
+    let quoted = line.strip_prefix("#include \"").and_then(|name| name.strip_suffix('"'));
+    let names = if line == "#include KEYS" { parts_of_keys(keys) } else { quoted.as_slice() };
+    let part = |name| PARTS.iter().find(|(part, _)| part == name).copied();
+    names.iter().filter_map(part).collect()
 }
 
 #[cfg(test)]

@@ -50,9 +50,13 @@ static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 static inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a < b ? b : a; }
 
-static Index threadIdx, blockIdx;
+// A product that is rounded before it is added to.
+static inline float __fmul_rn(float x, float y) { return x * y; }
+
+static Index threadIdx, blockIdx, gridDim;
 
 // The memory of `__shared__`, whose ends the linker knows.
 extern "C" char __start_emulated_shared[] __attribute__((weak));
@@ -345,7 +349,7 @@ template <class Params, class... Buffers> static int serve(void (*kernel)(Params
 {
     const bool is_read_only[] = {std::is_const<Buffers>::value...};
     constexpr std::size_t num_buffers = sizeof...(Buffers);
-    const std::uint32_t grid[3] = {read_word(), read_word(), read_word()};
+    gridDim = {read_word(), read_word(), read_word()};
     const std::uint32_t num_threads = read_word();
     if (4 * read_word() != sizeof(Params)) {
         fail("`Params` of the kernel has another size than what it is given");
@@ -368,11 +372,11 @@ template <class Params, class... Buffers> static int serve(void (*kernel)(Params
     watch_faults();
     threads.resize(num_threads);
     stacks = address_space(num_threads * STACK_BYTES, PROT_READ | PROT_WRITE);
-    const std::uint32_t num_blocks = grid[0] * grid[1] * grid[2];
+    const std::uint32_t num_blocks = gridDim.x * gridDim.y * gridDim.z;
     for (const bool is_falling : {false, true}) {
         for (std::uint32_t step = 0; step < num_blocks; step++) {
             const std::uint32_t block = is_falling ? num_blocks - 1 - step : step;
-            blockIdx = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
+            blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
             run_block(is_falling);
         }
         for (std::size_t place = 0; place < num_buffers; place++) {
@@ -436,6 +440,13 @@ static inline unsigned atomicMin(unsigned* at, unsigned x)
 {
     const unsigned old = *at;
     *at = min(old, x);
+    return old;
+}
+
+static inline unsigned atomicXor(unsigned* at, unsigned x)
+{
+    const unsigned old = *at;
+    *at ^= x;
     return old;
 }
 

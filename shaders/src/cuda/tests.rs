@@ -15,8 +15,14 @@ fn names(folder: &str, ending: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// All twins, in every form of keys where they leave it open.
 fn twins() -> impl Iterator<Item = (&'static Shader, CudaKernel)> {
-    SHADERS.into_iter().filter_map(|shader| Some((shader, shader.cuda()?)))
+    SHADERS.into_iter().flat_map(|shader| {
+        let forms = if shader.has_keys() { &KeyForm::ALL[..] } else { &KeyForm::ALL[..1] };
+        forms.iter().filter_map(move |&keys| {
+            Some((shader, shader.cuda(Variant { keys, ..Variant::default() })?))
+        })
+    })
 }
 
 /// What stands between the parentheses of the entry point.
@@ -35,11 +41,13 @@ fn every_kernel_has_a_twin_or_is_a_declared_gap() {
     let parts: BTreeSet<String> = PARTS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let found = names("cuda/parts", "").into_iter().map(|name| format!("parts/{name}"));
     assert_eq!(found.collect::<BTreeSet<_>>(), parts);
+    let with: BTreeSet<&str> = twins().map(|(shader, _)| shader.name).collect();
     let without: Vec<&str> =
-        SHADERS.iter().filter(|s| s.cuda().is_none()).map(|s| s.name).collect();
+        SHADERS.iter().map(|shader| shader.name).filter(|name| !with.contains(name)).collect();
     assert_eq!(without, CUDA_GAPS);
-    assert_eq!(twins().count() + CUDA_GAPS.len(), SHADERS.len());
-    assert_eq!(twins().count(), listed.len(), "every twin is that of a kernel");
+    assert_eq!(with.len(), listed.len(), "every twin is that of a kernel");
+    let texts: BTreeSet<String> = twins().map(|(_, kernel)| kernel.text).collect();
+    assert_eq!(texts.len(), listed.len() + KeyForm::ALL.len() - 1, "forms of keys differ");
 }
 
 #[test]
@@ -80,7 +88,8 @@ fn heads_are_those_of_the_kernels() {
     let head = |text: &str| -> Vec<String> {
         let lines = text.lines().take_while(|line| line.starts_with("//"));
         let words = lines.map(|line| {
-            line.replace("workgroup_id", "blockIdx")
+            line.replace("num_workgroups", "gridDim")
+                .replace("workgroup_id", "blockIdx")
                 .replace("workgroup memory", "shared memory")
                 .replace("workgroup", "block")
                 .replace("| uniform |", "| by value |")

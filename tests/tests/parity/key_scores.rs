@@ -1,12 +1,11 @@
 //! Scores of coded keys that do not lie in nibble planes.
 
 use heterokv_attn::device::{ScoreGroups, ScoreKeys, Span};
-use heterokv_gpu::{Bound, Gpu};
 use heterokv_quant::{FitInput, KeyCoder, KeyFormat, Level};
 use heterokv_testkit::{Controls, Inputs};
 
-use crate::devices::{Expected, Place, places_or_skip, run};
-use crate::sites::{Output, upload};
+use crate::devices::{Expected, places_or_skip};
+use crate::sites::{Output, Site, upload};
 
 /// Query and KV heads, channels, and coded tokens: one, around a strip and a span, and more.
 const SHAPES: [(usize, usize, usize, usize); 5] =
@@ -107,24 +106,25 @@ impl Case {
     fn groups(&self) -> impl Iterator<Item = (&KeyCoder, &[f32])> {
         self.coders.iter().zip(self.q.chunks_exact(self.group_size * self.head_dim))
     }
-
-    fn check(&self, place: &Place, scores: &Output<Gpu>, label: &str) {
-        self.expected.check(&scores.read(place.device.gpu(), label), label, self.seed);
-    }
 }
 
-/// All formats in all shapes on all places; `score` runs a case on one.
-fn for_each(formats: &[&str], seed: u64, score: impl Fn(&Case, &Place, &Output<Gpu>)) {
-    let places = places_or_skip();
+/// All formats in all shapes on all sites; `score` runs a case on one.
+fn for_each<S: Site>(
+    sites: &[S],
+    formats: &[&str],
+    seed: u64,
+    score: impl Fn(&Case, &S, &Output<S::Memories>),
+) {
     let mut num_cases = 0;
     for format in formats {
         for shape in SHAPES {
             num_cases += 1;
             let case = Case::new(format.parse().unwrap(), shape, seed + num_cases);
-            for place in places {
-                let scores = Output::new(place.device.gpu(), case.expected.exact.len());
-                score(&case, place, &scores);
-                case.check(place, &scores, &format!("{format}, {shape:?}, on {}", place.name));
+            for site in sites {
+                let scores = Output::new(site.memories(), case.expected.exact.len());
+                score(&case, site, &scores);
+                let label = format!("{format}, {shape:?}, on {}", site.name());
+                case.expected.check(&scores.read(site.memories(), &label), &label, case.seed);
             }
         }
     }
@@ -132,7 +132,11 @@ fn for_each(formats: &[&str], seed: u64, score: impl Fn(&Case, &Place, &Output<G
 
 #[test]
 fn score_keys() {
-    for_each(&KEY_FORMATS, 1500, |case, place, scores| {
+    score_keys_on(places_or_skip());
+}
+
+pub(crate) fn score_keys_on<S: Site>(sites: &[S]) {
+    for_each(sites, &KEY_FORMATS, 1500, |case, site, scores| {
         let (mut queries, mut finals, mut codes_form) = (Vec::new(), Vec::new(), None);
         for (coder, q) in case.groups() {
             let of_group = coder.channel_queries(q, case.sm_scale).unwrap();
@@ -140,49 +144,53 @@ fn score_keys() {
             finals.extend(of_group.finals.into_iter().flatten());
             codes_form = Some(of_group.codes);
         }
-        let gpu = place.device.gpu();
-        let [queries, finals] = [upload(gpu, &queries), upload(gpu, &finals)];
-        let (spans, codes) = (upload(gpu, &case.spans), upload(gpu, &case.codes));
+        let memories = site.memories();
+        let [queries, finals] = [upload(memories, &queries), upload(memories, &finals)];
+        let [spans, codes] = [upload(memories, &case.spans), upload(memories, &case.codes)];
         let score = ScoreKeys {
             group_size: case.group_size,
             head_dim: case.head_dim,
             codes_form: codes_form.unwrap(),
             score_stride: case.num_tokens,
             num_spans: case.spans.len(),
-            spans: Bound::all(&spans),
-            codes: Bound::all(&codes),
-            queries: Bound::all(&queries),
-            finals: Bound::all(&finals),
+            spans: (&spans).into(),
+            codes: (&codes).into(),
+            queries: (&queries).into(),
+            finals: (&finals).into(),
             scores: scores.bound(),
         };
-        run(&place.device, |commands| place.device.score_keys(commands, &score));
+        site.run(&[score.launch().unwrap()]);
     });
 }
 
 #[test]
 fn score_groups() {
-    for_each(&GROUP_FORMATS, 1600, |case, place, scores| {
+    score_groups_on(places_or_skip());
+}
+
+pub(crate) fn score_groups_on<S: Site>(sites: &[S]) {
+    for_each(sites, &GROUP_FORMATS, 1600, |case, site, scores| {
         let (mut tables, mut shape) = (Vec::new(), None);
         for (coder, q) in case.groups() {
             let of_group = coder.group_tables(q, case.sm_scale).unwrap();
             shape = Some((of_group.num_groups, of_group.code_bits));
             tables.extend(of_group.tables);
         }
-        let gpu = place.device.gpu();
+        let memories = site.memories();
         let (num_groups, code_bits) = shape.unwrap();
-        let (spans, codes, tables) =
-            (upload(gpu, &case.spans), upload(gpu, &case.codes), upload(gpu, &tables));
+        let [spans, codes] = [upload(memories, &case.spans), upload(memories, &case.codes)];
+        let tables = upload(memories, &tables);
         let score = ScoreGroups {
             group_size: case.group_size,
             num_groups,
             code_bits,
             score_stride: case.num_tokens,
             num_spans: case.spans.len(),
-            spans: Bound::all(&spans),
-            codes: Bound::all(&codes),
-            tables: Bound::all(&tables),
+            spans: (&spans).into(),
+            codes: (&codes).into(),
+            tables: (&tables).into(),
             scores: scores.bound(),
         };
-        run(&place.device, |commands| place.device.score_groups(commands, &score));
+        site.run(&[score.launch().unwrap()]);
     });
 }

@@ -37,6 +37,11 @@ pub(crate) trait Site: Sized {
     /// Runs these one after the other and waits.
     fn run(&self, launches: &[Launch<PartOf<'_, Self>>]);
 
+    /// Whether it rounds as the host does, operation by operation.
+    fn is_exact(&self) -> bool {
+        false
+    }
+
     /// Scores in half precision; false where it has none.
     fn score_to_select(&self, _: &ScorePlanes<PartOf<'_, Self>>) -> bool {
         false

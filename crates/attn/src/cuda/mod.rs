@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError};
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
-use heterokv_shaders::Shader;
+use heterokv_shaders::{Shader, Variant};
 
 use crate::device::Launch;
 
@@ -46,7 +46,7 @@ pub struct CudaDevice {
     name: String,
     /// In the words of the compiler.
     architecture: String,
-    kernels: Mutex<HashMap<&'static str, Arc<Kernel>>>,
+    kernels: Mutex<HashMap<(&'static str, Variant), Arc<Kernel>>>,
 }
 
 impl CudaDevice {
@@ -96,7 +96,7 @@ impl CudaDevice {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let kernel = self.kernel(launch.shader)?;
+        let kernel = self.kernel(launch.shader, launch.variant)?;
         let views: Vec<_> = launch.buffers.iter().map(CudaBound::view).collect::<Result<_, _>>()?;
         let arguments = unchecked::Arguments { params: &launch.params, views: &views };
         unchecked::launch(&self.stream, &kernel.function, &arguments, launch.grid, kernel.threads)
@@ -121,13 +121,13 @@ impl CudaDevice {
         SideStream::beside(&self.stream)
     }
 
-    fn kernel(&self, shader: &Shader) -> CudaResult<Arc<Kernel>> {
-        let name = shader.name;
+    fn kernel(&self, shader: &Shader, variant: Variant) -> CudaResult<Arc<Kernel>> {
+        let (name, variant) = (shader.name, shader.narrowed(variant));
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(name) {
+        if let Some(kernel) = kernels.get(&(name, variant)) {
             return Ok(Arc::clone(kernel));
         }
-        let source = shader.cuda().ok_or(CudaError::NoTwin { kernel: name })?;
+        let source = shader.cuda(variant).ok_or(CudaError::NoTwin { kernel: name })?;
         let architecture = format!("--gpu-architecture={}", self.architecture);
         let options = CompileOptions {
             options: vec![architecture, "--std=c++17".to_owned()],
@@ -145,7 +145,7 @@ impl CudaDevice {
         let module = self.context.load_module(ptx).map_err(loading)?;
         let function = module.load_function(source.name).map_err(loading)?;
         let kernel = Arc::new(Kernel { function, threads: source.threads });
-        kernels.insert(name, Arc::clone(&kernel));
+        kernels.insert((name, variant), Arc::clone(&kernel));
         Ok(kernel)
     }
 }

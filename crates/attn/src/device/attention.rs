@@ -4,9 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
 use heterokv_shaders as shaders;
 
-use super::{
-    Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, WeightForm, check_len, word,
-};
+use super::{Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, check_len, word};
 use crate::HeadShape;
 
 /// Queries of a workgroup of `prefill`.
@@ -69,7 +67,7 @@ pub struct RowSlot {
 
 /// Exact keys and values into pages.
 #[derive(Clone, Copy, Debug)]
-pub struct StoreRows<'a> {
+pub struct StoreRows<B> {
     /// The heads.
     pub shape: HeadShape,
     /// Tokens of a page.
@@ -77,29 +75,29 @@ pub struct StoreRows<'a> {
     /// Number of rows to store.
     pub num_slots: usize,
     /// [`RowSlot`] `[num_slots]`.
-    pub slots: Bound<'a>,
+    pub slots: B,
     /// Post-RoPE keys `[tokens, num_kv_heads, head_dim]`, f32.
-    pub k: Bound<'a>,
+    pub k: B,
     /// Values of the same shape.
-    pub v: Bound<'a>,
+    pub v: B,
     /// Pages, as of [`AttendRows`].
-    pub rows: Bound<'a>,
+    pub rows: B,
 }
 
 /// Sums of squared queries by channel, over stretches of [`QueryEnergy::STRETCH`] tokens.
 #[derive(Clone, Copy, Debug)]
-pub struct QueryEnergy<'a> {
+pub struct QueryEnergy<B> {
     /// The heads.
     pub shape: HeadShape,
     /// Tokens.
     pub tokens: usize,
     /// Post-RoPE queries `[tokens, num_qo_heads, head_dim]`, f32.
-    pub q: Bound<'a>,
+    pub q: B,
     /// `[tokens / STRETCH, rounded up, num_kv_heads, head_dim]`, f32.
-    pub energy: Bound<'a>,
+    pub energy: B,
 }
 
-impl QueryEnergy<'_> {
+impl QueryEnergy<()> {
     /// Tokens whose sum is one.
     pub const STRETCH: usize = 64;
 }
@@ -234,6 +232,60 @@ impl<B: Operand> AttendRows<B> {
     }
 }
 
+impl<B: Operand> StoreRows<B> {
+    /// What runs. Where the slots point is the caller's to have right.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for an odd `head_dim`.
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
+        const NAME: &str = "store_rows";
+        let HeadShape { num_kv_heads, head_dim, .. } = self.shape;
+        if !head_dim.is_multiple_of(2) {
+            return Err(DeviceError::Shape {
+                operation: NAME,
+                what: "a head_dim",
+                value: head_dim as u64,
+                remedy: "it is made for even ones",
+            });
+        }
+        check_len(NAME, "slots", &self.slots, 3 * self.num_slots as u64)?;
+        check_len(NAME, "v", &self.v, self.k.num_bytes() / 4)?;
+        let params = StoreRowsParams {
+            num_slots: word(NAME, "slots", self.num_slots as u64)?,
+            num_kv_heads: num_kv_heads as u32,
+            pairs: head_dim as u32 / 2,
+            page_tokens: word(NAME, "page_tokens", self.page_tokens as u64)?,
+        };
+        let buffers = [self.slots, self.k, self.v, self.rows];
+        Ok(Launch::new(&shaders::STORE_ROWS, &params, buffers, [params.num_slots, 1, 1]))
+    }
+}
+
+impl<B: Operand> QueryEnergy<B> {
+    /// What runs.
+    ///
+    /// # Errors
+    /// [`DeviceError::Length`].
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
+        const NAME: &str = "query_energy";
+        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let stretches = self.tokens.div_ceil(QueryEnergy::STRETCH);
+        let q_len = (self.tokens * num_qo_heads * head_dim) as u64;
+        check_len(NAME, "q", &self.q, q_len)?;
+        word(NAME, "elements", q_len)?;
+        let len = (stretches * num_kv_heads * head_dim) as u64;
+        check_len(NAME, "energy", &self.energy, len)?;
+        let params = QueryEnergyParams {
+            tokens: self.tokens as u32,
+            group_size: self.shape.group_size() as u32,
+            num_kv_heads: num_kv_heads as u32,
+            head_dim: head_dim as u32,
+        };
+        let grid = [word(NAME, "stretches", stretches as u64)?, num_kv_heads as u32, 1];
+        Ok(Launch::new(&shaders::QUERY_ENERGY, &params, [self.q, self.energy], grid))
+    }
+}
+
 impl<B: Operand> Prefill<B> {
     /// What runs.
     ///
@@ -325,71 +377,29 @@ impl Device {
         self.launch(commands, &prefill.launch()?)
     }
 
-    /// Adds [`StoreRows`] to `commands`. Where the slots point is the caller's to have right.
+    /// Adds [`StoreRows`] to `commands`.
     ///
     /// # Errors
-    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for an odd `head_dim`.
+    /// As [`StoreRows::launch`], and those of the device.
     pub fn store_rows(
         &self,
         commands: &mut Commands<'_>,
-        store: &StoreRows<'_>,
+        store: &StoreRows<Bound<'_>>,
     ) -> DeviceResult<()> {
-        const NAME: &str = "store_rows";
-        let HeadShape { num_kv_heads, head_dim, .. } = store.shape;
-        if !head_dim.is_multiple_of(2) {
-            let (what, remedy) = ("a head_dim", "it is made for even ones");
-            return Err(DeviceError::Shape {
-                operation: NAME,
-                what,
-                value: head_dim as u64,
-                remedy,
-            });
-        }
-        check_len(NAME, "slots", &store.slots, 3 * store.num_slots as u64)?;
-        check_len(NAME, "v", &store.v, store.k.num_bytes() / 4)?;
-        if store.num_slots == 0 {
-            return Ok(());
-        }
-        let kernel = self.kernel(&shaders::STORE_ROWS, WeightForm::default())?;
-        let params = StoreRowsParams {
-            num_slots: word(NAME, "slots", store.num_slots as u64)?,
-            num_kv_heads: num_kv_heads as u32,
-            pairs: head_dim as u32 / 2,
-            page_tokens: word(NAME, "page_tokens", store.page_tokens as u64)?,
-        };
         let [wide, high] = self.spread(store.num_slots as u64);
-        let buffers = [store.slots, store.k, store.v, store.rows];
-        commands.dispatch(&kernel, &params, &buffers, [wide, high, 1])?;
-        Ok(())
+        self.launch(commands, &Launch { grid: [wide, high, 1], ..store.launch()? })
     }
 
     /// Adds [`QueryEnergy`] to `commands`.
     ///
     /// # Errors
-    /// [`DeviceError::Length`].
+    /// As [`QueryEnergy::launch`], and those of the device.
     pub fn query_energy(
         &self,
         commands: &mut Commands<'_>,
-        energy: &QueryEnergy<'_>,
+        energy: &QueryEnergy<Bound<'_>>,
     ) -> DeviceResult<()> {
-        const NAME: &str = "query_energy";
-        let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = energy.shape;
-        let stretches = energy.tokens.div_ceil(QueryEnergy::STRETCH);
-        let q_len = (energy.tokens * num_qo_heads * head_dim) as u64;
-        check_len(NAME, "q", &energy.q, q_len)?;
-        word(NAME, "elements", q_len)?;
-        let len = (stretches * num_kv_heads * head_dim) as u64;
-        check_len(NAME, "energy", &energy.energy, len)?;
-        let kernel = self.kernel(&shaders::QUERY_ENERGY, WeightForm::default())?;
-        let params = QueryEnergyParams {
-            tokens: energy.tokens as u32,
-            group_size: energy.shape.group_size() as u32,
-            num_kv_heads: num_kv_heads as u32,
-            head_dim: head_dim as u32,
-        };
-        let grid = [word(NAME, "stretches", stretches as u64)?, num_kv_heads as u32, 1];
-        commands.dispatch(&kernel, &params, &[energy.q, energy.energy], grid)?;
-        Ok(())
+        self.launch(commands, &energy.launch()?)
     }
 
     /// Adds [`MergeStates`] to `commands`.

@@ -5,7 +5,7 @@ use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
 use heterokv_quant::{CodePlane, Encoding, KeyCoder, KeyFormat, TokenRule};
 use heterokv_shaders::{self as shaders, Shader};
 
-use super::{Device, DeviceError, DeviceResult, MAX_HEAD_DIM, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, check_len, word};
 
 const NAME: &str = "encode_keys";
 
@@ -46,25 +46,25 @@ struct Channel {
     usual: f32,
 }
 
-/// Coders of keys of some KV heads, all of one format, as a device encodes by them.
+/// Coders of keys of some KV heads, all of one format, as a device encodes by them; `M` is a buffer of some device.
 #[derive(Debug)]
-pub struct DeviceCoders {
+pub struct DeviceCoders<M = Buffer> {
     shader: &'static Shader,
     params: EncodeParams,
     num_coders: usize,
     /// Of codes that lie channel by channel: bits and tokens of a block.
     block: Option<(u8, usize)>,
-    planes: Buffer,
+    planes: M,
     /// Channels of `alloc`, turns of others.
-    tables: Buffer,
-    levels: Buffer,
+    tables: M,
+    levels: M,
 }
 
 /// Keys that are to be coded.
 #[derive(Clone, Copy, Debug)]
-pub struct EncodeKeys<'a> {
+pub struct EncodeKeys<'a, B, M = Buffer> {
     /// By what.
-    pub coders: &'a DeviceCoders,
+    pub coders: &'a DeviceCoders<M>,
     /// How keys are held.
     pub rows: KeyRows,
     /// From the key of a token to that of the next, in words of 4 bytes.
@@ -74,11 +74,11 @@ pub struct EncodeKeys<'a> {
     /// Number of spans.
     pub num_spans: usize,
     /// [`KeySpan`] `[num_spans]`.
-    pub spans: Bound<'a>,
+    pub spans: B,
     /// Post-RoPE keys, finite.
-    pub keys: Bound<'a>,
+    pub keys: B,
     /// Strips or blocks in the host's layout. The codes of tokens in no span stay as they are.
-    pub codes: Bound<'a>,
+    pub codes: B,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -121,54 +121,7 @@ impl DeviceCoders {
     /// [`DeviceError::Format`] for one that has no kernel ([`KeyCoder::encoding`]) or is not that of the first;
     /// [`DeviceError::Shape`] for none and for a `head_dim` above 256; no memory.
     pub fn upload(gpu: &Gpu, coders: &[&KeyCoder]) -> DeviceResult<Self> {
-        let bad = |what, value: usize, remedy| DeviceError::Shape {
-            operation: NAME,
-            what,
-            value: value as u64,
-            remedy,
-        };
-        let none = || bad("coders", 0, "give one for each KV head");
-        let first = coders.first().ok_or_else(none)?;
-        let head_dim = first.head_dim();
-        if head_dim > MAX_HEAD_DIM {
-            return Err(bad(
-                "a head_dim",
-                head_dim,
-                "it is made for at most 256; encode on the host",
-            ));
-        }
-        let mut tables = Tables::default();
-        let mut made = None;
-        for coder in coders {
-            if (coder.format(), coder.head_dim()) != (first.format(), head_dim) {
-                let (format, remedy) =
-                    (coder.format(), "upload coders of each format by themselves");
-                return Err(DeviceError::Format { operation: NAME, format, remedy });
-            }
-            let encoding = coder.encoding().ok_or(DeviceError::Format {
-                operation: NAME,
-                format: coder.format(),
-                remedy: "encode them on the host",
-            })?;
-            made = Some(tables.add(head_dim, encoding));
-        }
-        let (shader, params, block) = made.ok_or_else(none)?;
-        let Tables { planes, channels, turns, levels } = tables;
-        let of_rule: &[u8] = match channels[..] {
-            [] => bytemuck::cast_slice(&turns),
-            _ => bytemuck::cast_slice(&channels),
-        };
-        // A binding is never empty.
-        let of_rule: &[u8] = if of_rule.is_empty() { &[0; 8] } else { of_rule };
-        Ok(Self {
-            shader,
-            params,
-            num_coders: coders.len(),
-            block,
-            planes: gpu.upload("coders: planes", bytemuck::cast_slice(&planes))?,
-            tables: gpu.upload("coders: tables", of_rule)?,
-            levels: gpu.upload("coders: levels", bytemuck::cast_slice(&levels))?,
-        })
+        Self::of(coders, |label, words| Ok(gpu.upload(label, bytemuck::cast_slice(words))?))
     }
 
     /// Bytes that one coder's tables take of the device, up to a few.
@@ -189,6 +142,35 @@ impl DeviceCoders {
     pub fn num_bytes(&self) -> u64 {
         [&self.planes, &self.tables, &self.levels].map(Buffer::num_bytes).into_iter().sum()
     }
+}
+
+impl<M> DeviceCoders<M> {
+    /// The same in buffers that `upload` makes: what each is for and its words.
+    ///
+    /// # Errors
+    /// Those of `upload`, and those of [`DeviceCoders::upload`] but for memory.
+    pub fn of<E: From<DeviceError>>(
+        coders: &[&KeyCoder],
+        mut upload: impl FnMut(&'static str, &[u32]) -> Result<M, E>,
+    ) -> Result<Self, E> {
+        let ((shader, params, block), tables) = Tables::of(coders)?;
+        let Tables { planes, channels, turns, levels } = tables;
+        let of_rule: &[u32] = match channels[..] {
+            [] => bytemuck::cast_slice(&turns),
+            _ => bytemuck::cast_slice(&channels),
+        };
+        // A binding is never empty.
+        let of_rule = if of_rule.is_empty() { &[0; 2] } else { of_rule };
+        Ok(Self {
+            shader,
+            params,
+            num_coders: coders.len(),
+            block,
+            planes: upload("coders: planes", &planes)?,
+            tables: upload("coders: tables", of_rule)?,
+            levels: upload("coders: levels", bytemuck::cast_slice(&levels))?,
+        })
+    }
 
     /// How many there are.
     #[must_use]
@@ -197,13 +179,48 @@ impl DeviceCoders {
     }
 }
 
+/// The kernel of a format, what it is told, and bits and tokens of a block of codes per channel.
+type Rule = (&'static Shader, EncodeParams, Option<(u8, usize)>);
+
 impl Tables {
-    /// Adds those of a coder; gives the kernel, what it is told, and bits and tokens of a block of codes per channel.
-    fn add(
-        &mut self,
-        head_dim: usize,
-        encoding: Encoding,
-    ) -> (&'static Shader, EncodeParams, Option<(u8, usize)>) {
+    /// Those of all coders, one after the other.
+    fn of(coders: &[&KeyCoder]) -> DeviceResult<(Rule, Self)> {
+        let bad = |what, value: usize, remedy| DeviceError::Shape {
+            operation: NAME,
+            what,
+            value: value as u64,
+            remedy,
+        };
+        let none = || bad("coders", 0, "give one for each KV head");
+        let first = coders.first().ok_or_else(none)?;
+        let head_dim = first.head_dim();
+        if head_dim > MAX_HEAD_DIM {
+            return Err(bad(
+                "a head_dim",
+                head_dim,
+                "it is made for at most 256; encode on the host",
+            ));
+        }
+        let mut tables = Self::default();
+        let mut made = None;
+        for coder in coders {
+            if (coder.format(), coder.head_dim()) != (first.format(), head_dim) {
+                let (format, remedy) =
+                    (coder.format(), "upload coders of each format by themselves");
+                return Err(DeviceError::Format { operation: NAME, format, remedy });
+            }
+            let encoding = coder.encoding().ok_or(DeviceError::Format {
+                operation: NAME,
+                format: coder.format(),
+                remedy: "encode them on the host",
+            })?;
+            made = Some(tables.add(head_dim, encoding));
+        }
+        Ok((made.ok_or_else(none)?, tables))
+    }
+
+    /// Adds those of a coder.
+    fn add(&mut self, head_dim: usize, encoding: Encoding) -> Rule {
         let mut params = EncodeParams { head_dim: head_dim as u32, ..EncodeParams::zeroed() };
         let (rule, strips) = match encoding {
             Encoding::Tokens { rule, strips } => (rule, strips),
@@ -253,34 +270,20 @@ fn packed(plane: &CodePlane) -> u32 {
     plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
 }
 
-impl Device {
-    /// Adds [`EncodeKeys`] to `commands`. What the spans point at is the caller's to have right; keys that are not finite
-    /// give codes of nothing.
+impl<'a, M, B: Operand + From<&'a M>> EncodeKeys<'a, B, M> {
+    /// What runs. What the spans point at is the caller's to have right; keys that are not finite give codes of nothing.
     ///
     /// # Errors
-    /// [`DeviceError::Length`]; [`DeviceError::Shape`] for more spans or tokens than a dispatch has workgroups.
-    pub fn encode_keys(
-        &self,
-        commands: &mut Commands<'_>,
-        encode: &EncodeKeys<'_>,
-    ) -> DeviceResult<()> {
-        let EncodeKeys { coders, rows, key_stride, max_tokens, num_spans, .. } = *encode;
-        check_len(NAME, "spans", &encode.spans, 5 * num_spans as u64)?;
-        let limit = self.gpu().limits().grid as usize;
-        for (what, value) in [("spans", num_spans), ("tokens of a span", max_tokens)] {
-            if value > limit {
-                let remedy = "a dispatch has as many workgroups at most; encode them in parts";
-                let value = value as u64;
-                return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
-            }
-        }
-        let kernel = self.kernel(coders.shader, WeightForm::default())?;
+    /// [`DeviceError::Length`].
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
+        let Self { coders, rows, key_stride, max_tokens, num_spans, .. } = *self;
+        check_len(NAME, "spans", &self.spans, 5 * num_spans as u64)?;
         let params = EncodeParams {
             key_stride: word(NAME, "a key_stride", key_stride as u64)?,
             is_half: u32::from(rows == KeyRows::F16),
             ..coders.params
         };
-        let inputs = [encode.spans, encode.keys];
+        let wide = word(NAME, "spans", num_spans as u64)?;
         if let Some((bits, group_tokens)) = coders.block {
             let EncodeParams { head_dim, key_stride, is_half, .. } = params;
             let num_code_words = channel_code_words(head_dim as usize, bits, group_tokens) as u32;
@@ -293,16 +296,39 @@ impl Device {
                 group_tokens,
                 num_code_words,
             };
-            let buffers = [&inputs[..], &[encode.codes]].concat();
-            commands.dispatch(&kernel, &params, &buffers, [num_spans as u32, 1, 1])?;
-            return Ok(());
+            let buffers = [self.spans, self.keys, self.codes];
+            return Ok(Launch::new(coders.shader, &params, buffers, [wide, 1, 1]));
         }
         let [planes, tables, levels] =
-            [&coders.planes, &coders.tables, &coders.levels].map(Bound::all);
-        let buffers = [&inputs[..], &[planes, tables, encode.codes, levels]].concat();
-        let buffers = &buffers[..coders.shader.bindings.len()];
-        commands.dispatch(&kernel, &params, buffers, [num_spans as u32, max_tokens as u32, 1])?;
-        Ok(())
+            [&coders.planes, &coders.tables, &coders.levels].map(B::from);
+        let mut buffers = vec![self.spans, self.keys, planes, tables, self.codes, levels];
+        buffers.truncate(coders.shader.bindings.len());
+        let high = word(NAME, "tokens of a span", max_tokens as u64)?;
+        Ok(Launch::new(coders.shader, &params, buffers, [wide, high, 1]))
+    }
+}
+
+impl Device {
+    /// Adds [`EncodeKeys`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`EncodeKeys::launch`], [`DeviceError::Shape`] for more spans or tokens than a dispatch has workgroups, and
+    /// those of the device.
+    pub fn encode_keys<'a>(
+        &self,
+        commands: &mut Commands<'_>,
+        encode: &EncodeKeys<'a, Bound<'a>>,
+    ) -> DeviceResult<()> {
+        let limit = self.gpu().limits().grid as usize;
+        for (what, value) in [("spans", encode.num_spans), ("tokens of a span", encode.max_tokens)]
+        {
+            if value > limit {
+                let remedy = "a dispatch has as many workgroups at most; encode them in parts";
+                let value = value as u64;
+                return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
+            }
+        }
+        self.launch(commands, &encode.launch()?)
     }
 }
 

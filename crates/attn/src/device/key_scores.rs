@@ -6,8 +6,8 @@ use heterokv_quant::ChannelCodes;
 use heterokv_shaders::{self as shaders, KeyForm, Variant};
 
 use super::encode::channel_code_words;
-use super::scores::tail_of_shaders;
-use super::{Device, DeviceError, DeviceResult, check_len, word};
+use super::scores::{grid_of_spans, tail_of_shaders};
+use super::{Device, DeviceError, DeviceResult, Launch, Operand, check_len, word};
 
 /// Bits of a code of product quantization: of fewer there are nibble planes.
 const GROUP_BITS: std::ops::RangeInclusive<usize> = 5..=12;
@@ -17,7 +17,7 @@ const GROUP_BITS: std::ops::RangeInclusive<usize> = 5..=12;
 ///
 /// Of rows in f16, a [`Span`](super::Span) may begin at any token whose row begins with a word; of others, with a block.
 #[derive(Clone, Copy, Debug)]
-pub struct ScoreKeys<'a> {
+pub struct ScoreKeys<B> {
     /// Query heads of a KV head.
     pub group_size: usize,
     /// Channels of a head, in fours; of coded keys in eights.
@@ -29,15 +29,15 @@ pub struct ScoreKeys<'a> {
     /// Number of spans.
     pub num_spans: usize,
     /// [`Span`](super::Span) `[num_spans]`.
-    pub spans: Bound<'a>,
+    pub spans: B,
     /// Blocks.
-    pub codes: Bound<'a>,
+    pub codes: B,
     /// `[num_qo_heads, head_dim]`, f32.
-    pub queries: Bound<'a>,
+    pub queries: B,
     /// `[num_qo_heads, 4]`, f32.
-    pub finals: Bound<'a>,
+    pub finals: B,
     /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
-    pub scores: Bound<'a>,
+    pub scores: B,
 }
 
 /// Scores of keys under product quantization of more than 16 centroids, by the tables of
@@ -45,7 +45,7 @@ pub struct ScoreKeys<'a> {
 ///
 /// A [`Span`](super::Span) begins at a token whose row begins with a word.
 #[derive(Clone, Copy, Debug)]
-pub struct ScoreGroups<'a> {
+pub struct ScoreGroups<B> {
     /// Query heads of a KV head.
     pub group_size: usize,
     /// Groups of channels.
@@ -57,13 +57,13 @@ pub struct ScoreGroups<'a> {
     /// Number of spans.
     pub num_spans: usize,
     /// [`Span`](super::Span) `[num_spans]`.
-    pub spans: Bound<'a>,
+    pub spans: B,
     /// Rows.
-    pub codes: Bound<'a>,
+    pub codes: B,
     /// `[num_qo_heads, num_groups, 2^code_bits]`, f32.
-    pub tables: Bound<'a>,
+    pub tables: B,
     /// Scores `[num_qo_heads, score_stride]`, f32: token t of a span at `first_token + t` of the rows of its heads.
-    pub scores: Bound<'a>,
+    pub scores: B,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -88,19 +88,15 @@ struct ScoreGroupsParams {
     score_stride: u32,
 }
 
-impl Device {
-    /// Adds [`ScoreKeys`] to `commands`. What the spans point at is the caller's to have right.
+impl<B: Operand> ScoreKeys<B> {
+    /// What runs. What the spans point at is the caller's to have right.
     ///
     /// # Errors
     /// [`DeviceError::Length`]; [`DeviceError::Shape`] for no query heads and for a `head_dim` that is not in fours.
-    pub fn score_keys(
-        &self,
-        commands: &mut Commands<'_>,
-        score: &ScoreKeys<'_>,
-    ) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "score_keys";
-        let ScoreKeys { group_size, head_dim, codes_form, score_stride, num_spans, .. } = *score;
-        let grid = self.grid_of_spans(NAME, num_spans, group_size)?;
+        let Self { group_size, head_dim, codes_form, score_stride, num_spans, .. } = *self;
+        let grid = grid_of_spans(NAME, num_spans, group_size)?;
         let multiple_of = if codes_form == ChannelCodes::Halves { 4 } else { 8 };
         if !head_dim.is_multiple_of(multiple_of) {
             let (what, value) = ("a head_dim", head_dim as u64);
@@ -134,36 +130,32 @@ impl Device {
         };
         let score_stride = word(NAME, "a score_stride", score_stride as u64)?;
         let params = ScoreKeysParams { score_stride, ..params };
-        check_len(NAME, "spans", &score.spans, 4 * num_spans as u64)?;
-        check_len(NAME, "queries", &score.queries, (group_size * head_dim) as u64)?;
-        check_len(NAME, "finals", &score.finals, 4 * group_size as u64)?;
-        let variant = Variant { keys, ..Variant::default() };
-        let kernel = self.kernel_in(&shaders::SCORE_KEYS, variant)?;
-        let buffers = [score.spans, score.codes, score.queries, score.finals, score.scores];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        check_len(NAME, "spans", &self.spans, 4 * num_spans as u64)?;
+        check_len(NAME, "queries", &self.queries, (group_size * head_dim) as u64)?;
+        check_len(NAME, "finals", &self.finals, 4 * group_size as u64)?;
+        let buffers = [self.spans, self.codes, self.queries, self.finals, self.scores];
+        let launch = Launch::new(&shaders::SCORE_KEYS, &params, buffers, grid);
+        Ok(Launch { variant: Variant { keys, ..Variant::default() }, ..launch })
     }
+}
 
-    /// Adds [`ScoreGroups`] to `commands`. What the spans point at is the caller's to have right.
+impl<B: Operand> ScoreGroups<B> {
+    /// What runs. What the spans point at is the caller's to have right.
     ///
     /// # Errors
     /// [`DeviceError::Length`]; [`DeviceError::Shape`] for no query heads and for codes of other widths.
-    pub fn score_groups(
-        &self,
-        commands: &mut Commands<'_>,
-        score: &ScoreGroups<'_>,
-    ) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "score_groups";
-        let ScoreGroups { group_size, num_groups, code_bits, score_stride, num_spans, .. } = *score;
-        let grid = self.grid_of_spans(NAME, num_spans, group_size)?;
+        let Self { group_size, num_groups, code_bits, score_stride, num_spans, .. } = *self;
+        let grid = grid_of_spans(NAME, num_spans, group_size)?;
         if !GROUP_BITS.contains(&code_bits) {
             let (what, value) = ("bits of a code", code_bits as u64);
             let remedy = "it is made for 5 to 12; codes of 4 bits are scored by score_planes";
             return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
         }
         let num_entries = (num_groups as u64) << code_bits;
-        check_len(NAME, "spans", &score.spans, 4 * num_spans as u64)?;
-        check_len(NAME, "tables", &score.tables, group_size as u64 * num_entries)?;
+        check_len(NAME, "spans", &self.spans, 4 * num_spans as u64)?;
+        check_len(NAME, "tables", &self.tables, group_size as u64 * num_entries)?;
         let params = ScoreGroupsParams {
             group_size: word(NAME, "group_size", group_size as u64)?,
             num_groups: word(NAME, "groups", num_groups as u64)?,
@@ -171,10 +163,38 @@ impl Device {
             row_bytes: word(NAME, "row bytes", (num_groups * code_bits).div_ceil(8) as u64)?,
             score_stride: word(NAME, "a score_stride", score_stride as u64)?,
         };
-        let kernel = self.kernel_in(&shaders::SCORE_GROUPS, Variant::default())?;
-        let buffers = [score.spans, score.codes, score.tables, score.scores];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        let buffers = [self.spans, self.codes, self.tables, self.scores];
+        Ok(Launch::new(&shaders::SCORE_GROUPS, &params, buffers, grid))
+    }
+}
+
+impl Device {
+    /// Adds [`ScoreKeys`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`ScoreKeys::launch`], [`DeviceError::Shape`] for more spans than a dispatch has workgroups, and those of the
+    /// device.
+    pub fn score_keys(
+        &self,
+        commands: &mut Commands<'_>,
+        score: &ScoreKeys<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.check_spans("score_keys", score.num_spans)?;
+        self.launch(commands, &score.launch()?)
+    }
+
+    /// Adds [`ScoreGroups`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`ScoreGroups::launch`], [`DeviceError::Shape`] for more spans than a dispatch has workgroups, and those of
+    /// the device.
+    pub fn score_groups(
+        &self,
+        commands: &mut Commands<'_>,
+        score: &ScoreGroups<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.check_spans("score_groups", score.num_spans)?;
+        self.launch(commands, &score.launch()?)
     }
 }
 

@@ -23,6 +23,8 @@ impl Operand for Bound<'_> {
 pub struct Launch<B> {
     /// The kernel.
     pub shader: &'static Shader,
+    /// What is chosen of what it leaves open; how a workgroup adds up is the device's to say.
+    pub variant: Variant,
     /// What its `Params` hold, as words of 4 bytes.
     pub params: Vec<u32>,
     /// Its buffers, in the order of [`Shader::bindings`].
@@ -39,7 +41,7 @@ impl<B> Launch<B> {
         grid: [u32; 3],
     ) -> Self {
         let params = bytemuck::pod_collect_to_vec(bytemuck::bytes_of(params));
-        Self { shader, params, buffers: buffers.into(), grid }
+        Self { shader, variant: Variant::default(), params, buffers: buffers.into(), grid }
     }
 }
 
@@ -53,17 +55,7 @@ impl Device {
         commands: &mut Commands<'_>,
         launch: &Launch<Bound<'_>>,
     ) -> DeviceResult<()> {
-        self.launch_in(commands, launch, Variant::default())
-    }
-
-    /// The same in a variant.
-    pub(super) fn launch_in(
-        &self,
-        commands: &mut Commands<'_>,
-        launch: &Launch<Bound<'_>>,
-        variant: Variant,
-    ) -> DeviceResult<()> {
-        let kernel = self.kernel_in(launch.shader, variant)?;
+        let kernel = self.kernel_in(launch.shader, launch.variant)?;
         let params = bytemuck::cast_slice(&launch.params);
         commands.dispatch_bytes(&kernel, params, &launch.buffers, launch.grid)?;
         Ok(())

@@ -5,9 +5,7 @@ use heterokv_gpu::{Bound, Commands};
 use heterokv_quant::{CodePlane, FrameCodes, QueryFrame, Tail};
 use heterokv_shaders::{self as shaders, Arithmetic, Variant};
 
-use super::{
-    Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, WeightForm, check_len, word,
-};
+use super::{Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, check_len, word};
 use crate::HeadShape;
 
 const NAME: &str = "score_planes";
@@ -81,7 +79,7 @@ pub struct Channel {
 /// Queries in the [`QueryFrame`]s of their coders: as the tables of [`ScorePlanes`], or, where codes lie channel by
 /// channel, as the queries of [`ScoreKeys`](super::ScoreKeys).
 #[derive(Clone, Copy, Debug)]
-pub struct PreparePlanes<'a> {
+pub struct PreparePlanes<B> {
     /// The heads of the layer.
     pub shape: HeadShape,
     /// KV heads whose tables are made, in an order of their own.
@@ -93,22 +91,22 @@ pub struct PreparePlanes<'a> {
     /// Whether a part of a nibble stands for an entry of `levels`, and not for itself.
     pub has_levels: bool,
     /// Which KV heads `[num_heads]`, u32.
-    pub kv_heads: Bound<'a>,
+    pub kv_heads: B,
     /// [`Channel`] `[num_heads, head_dim]`.
-    pub channels: Bound<'a>,
+    pub channels: B,
     /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`; a word where there are none.
-    pub planes: Bound<'a>,
+    pub planes: B,
     /// `[16]`, f32.
-    pub levels: Bound<'a>,
+    pub levels: B,
     /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
-    pub q: Bound<'a>,
+    pub q: B,
     /// `[num_heads, group_size, num_planes, 16]`, f32; without planes the queries `[num_heads, group_size, head_dim]`.
-    pub tables: Bound<'a>,
+    pub tables: B,
     /// `[num_heads, group_size, 4]`, f32.
-    pub finals: Bound<'a>,
+    pub finals: B,
 }
 
-impl PreparePlanes<'_> {
+impl PreparePlanes<()> {
     /// The channels of a frame, as the kernel reads them.
     pub fn channels_of(frame: &QueryFrame) -> impl Iterator<Item = Channel> {
         frame.channels.iter().map(|channel| Channel {
@@ -160,10 +158,6 @@ impl<B: Operand> ScorePlanes<B> {
     /// [`DeviceError::Length`], [`DeviceError::Shape`] for no query heads.
     pub fn launch(&self) -> DeviceResult<Launch<B>> {
         let Self { group_size, num_planes, tail, score_stride, num_spans, .. } = *self;
-        if group_size == 0 {
-            let (what, remedy) = ("a group_size", "a KV head has query heads");
-            return Err(DeviceError::Shape { operation: NAME, what, value: 0, remedy });
-        }
         let (tail, tail_words) = tail_of_shaders(tail);
         check_len(NAME, "spans", &self.spans, 4 * num_spans as u64)?;
         check_len(NAME, "tables", &self.tables, (group_size * num_planes * 16) as u64)?;
@@ -176,26 +170,21 @@ impl<B: Operand> ScorePlanes<B> {
             score_stride: word(NAME, "a score_stride", score_stride as u64)?,
         };
         let buffers = [self.spans, self.codes, self.tables, self.finals, self.scores];
-        let groups = word(NAME, "group_size", group_size.div_ceil(HEADS) as u64)?;
-        let grid = [word(NAME, "spans", num_spans as u64)?, groups, 1];
+        let grid = grid_of_spans(NAME, num_spans, group_size)?;
         Ok(Launch::new(&shaders::SCORE_PLANES, &params, buffers, grid))
     }
 }
 
-impl Device {
-    /// Adds [`PreparePlanes`] to `commands`. Which KV heads and channels are named is the caller's to have right.
+impl<B: Operand> PreparePlanes<B> {
+    /// What runs. Which KV heads and channels are named is the caller's to have right.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a `head_dim` above 256.
-    pub fn prepare_planes(
-        &self,
-        commands: &mut Commands<'_>,
-        prepare: &PreparePlanes<'_>,
-    ) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "prepare_planes";
-        let PreparePlanes { num_heads, num_planes, transform_block, has_levels, .. } = *prepare;
-        let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = prepare.shape;
-        let group_size = prepare.shape.group_size();
+        let Self { num_heads, num_planes, transform_block, has_levels, .. } = *self;
+        let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = self.shape;
+        let group_size = self.shape.group_size();
         if head_dim > MAX_HEAD_DIM {
             return Err(DeviceError::Shape {
                 operation: NAME,
@@ -205,15 +194,14 @@ impl Device {
             });
         }
         let num_queries = num_heads * group_size;
-        check_len(NAME, "kv_heads", &prepare.kv_heads, num_heads as u64)?;
-        check_len(NAME, "channels", &prepare.channels, (4 * num_heads * head_dim) as u64)?;
-        check_len(NAME, "planes", &prepare.planes, (num_heads * num_planes) as u64)?;
-        check_len(NAME, "levels", &prepare.levels, if has_levels { 16 } else { 1 })?;
-        check_len(NAME, "q", &prepare.q, (num_qo_heads * head_dim) as u64)?;
+        check_len(NAME, "kv_heads", &self.kv_heads, num_heads as u64)?;
+        check_len(NAME, "channels", &self.channels, (4 * num_heads * head_dim) as u64)?;
+        check_len(NAME, "planes", &self.planes, (num_heads * num_planes) as u64)?;
+        check_len(NAME, "levels", &self.levels, if has_levels { 16 } else { 1 })?;
+        check_len(NAME, "q", &self.q, (num_qo_heads * head_dim) as u64)?;
         let row_len = if num_planes == 0 { head_dim } else { num_planes * 16 };
-        check_len(NAME, "tables", &prepare.tables, (num_queries * row_len) as u64)?;
-        check_len(NAME, "finals", &prepare.finals, 4 * num_queries as u64)?;
-        let kernel = self.kernel(&shaders::PREPARE_PLANES, WeightForm::default())?;
+        check_len(NAME, "tables", &self.tables, (num_queries * row_len) as u64)?;
+        check_len(NAME, "finals", &self.finals, 4 * num_queries as u64)?;
         let params = PreparePlanesParams {
             head_dim: head_dim as u32,
             group_size: group_size as u32,
@@ -222,10 +210,24 @@ impl Device {
             has_levels: u32::from(has_levels),
             sm_scale,
         };
-        let PreparePlanes { kv_heads, channels, planes, levels, q, tables, finals, .. } = *prepare;
+        let Self { kv_heads, channels, planes, levels, q, tables, finals, .. } = *self;
         let buffers = [kv_heads, channels, planes, levels, q, tables, finals];
-        commands.dispatch(&kernel, &params, &buffers, [num_queries as u32, 1, 1])?;
-        Ok(())
+        let grid = [num_queries as u32, 1, 1];
+        Ok(Launch::new(&shaders::PREPARE_PLANES, &params, buffers, grid))
+    }
+}
+
+impl Device {
+    /// Adds [`PreparePlanes`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`PreparePlanes::launch`], and those of the device.
+    pub fn prepare_planes(
+        &self,
+        commands: &mut Commands<'_>,
+        prepare: &PreparePlanes<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch(commands, &prepare.launch()?)
     }
 
     /// Adds [`ScorePlanes`] to `commands`.
@@ -265,34 +267,41 @@ impl Device {
         score: &ScorePlanes<Bound<'_>>,
         arithmetic: Arithmetic,
     ) -> DeviceResult<()> {
-        let grid = self.grid_of_spans(NAME, score.num_spans, score.group_size)?;
-        let launch = Launch { grid, ..score.launch()? };
-        self.launch_in(commands, &launch, Variant { arithmetic, ..Variant::default() })
+        self.check_spans(NAME, score.num_spans)?;
+        let variant = Variant { arithmetic, ..Variant::default() };
+        self.launch(commands, &Launch { variant, ..score.launch()? })
     }
 
-    /// A workgroup for each span and a few query heads of its group.
-    pub(super) fn grid_of_spans(
+    /// Whether a dispatch has a workgroup for each of so many spans.
+    pub(super) fn check_spans(
         &self,
         operation: &'static str,
         num_spans: usize,
-        group_size: usize,
-    ) -> DeviceResult<[u32; 3]> {
-        if group_size == 0 {
-            let (what, remedy) = ("a group_size", "a KV head has query heads");
-            return Err(DeviceError::Shape { operation, what, value: 0, remedy });
+    ) -> DeviceResult<()> {
+        if num_spans <= self.gpu().limits().grid as usize {
+            return Ok(());
         }
-        let groups = word(operation, "group_size", group_size.div_ceil(HEADS) as u64)?;
-        let [wide, high] = self.spread(num_spans as u64);
-        if high > 1 {
-            return Err(DeviceError::Shape {
-                operation,
-                what: "spans",
-                value: num_spans as u64,
-                remedy: "a dispatch has as many workgroups at most; score them in parts",
-            });
-        }
-        Ok(if num_spans == 0 { [0; 3] } else { [wide, groups, 1] })
+        Err(DeviceError::Shape {
+            operation,
+            what: "spans",
+            value: num_spans as u64,
+            remedy: "a dispatch has as many workgroups at most; score them in parts",
+        })
     }
+}
+
+/// A workgroup for each span and a few query heads of its group.
+pub(super) fn grid_of_spans(
+    operation: &'static str,
+    num_spans: usize,
+    group_size: usize,
+) -> DeviceResult<[u32; 3]> {
+    if group_size == 0 {
+        let (what, remedy) = ("a group_size", "a KV head has query heads");
+        return Err(DeviceError::Shape { operation, what, value: 0, remedy });
+    }
+    let groups = word(operation, "group_size", group_size.div_ceil(HEADS) as u64)?;
+    Ok([word(operation, "spans", num_spans as u64)?, groups, 1])
 }
 
 /// What shaders call a tail, and its words in a strip.

@@ -12,7 +12,7 @@ mod wrong;
 
 use std::env;
 
-use crate::{attention, scores, select};
+use crate::{attention, encode, key_scores, scores, select, tables};
 
 /// What there has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +53,19 @@ macro_rules! on_all {
 
 on_all! {
     attend_rows: attention::attend_rows_on,
+    encode_allocated: encode::encode_allocated_on,
+    encode_channels: encode::encode_channels_on,
+    encode_integers: encode::encode_integers_on,
+    encode_levels: encode::encode_levels_on,
     merge_states: attention::merge_states_on,
     prefill: attention::prefill_on,
+    prepare_planes: tables::prepare_planes_on,
+    query_energy: tables::query_energy_on,
+    score_groups: key_scores::score_groups_on,
+    score_keys: key_scores::score_keys_on,
     score_planes: scores::score_planes_on,
     select: select::select_on,
+    store_rows: tables::store_rows_on,
 }
 
 #[cfg(not(feature = "cuda"))]

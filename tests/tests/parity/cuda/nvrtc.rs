@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use heterokv_shaders::{CudaKernel, SHADERS};
+use heterokv_shaders::{
+    CudaKernel, ENCODE_ALLOCATED, ENCODE_INTEGERS, ENCODE_LEVELS, KeyForm, SHADERS, Variant,
+};
 
 use super::Wanted;
 
@@ -40,11 +42,21 @@ fn compile(library: &Path, kernel: &CudaKernel, architecture: &str) -> Result<St
     }
 }
 
+/// All twins, in every form of keys where they leave it open.
+fn kernels() -> Vec<CudaKernel> {
+    let forms = SHADERS.iter().flat_map(|shader| {
+        let forms = if shader.has_keys() { &KeyForm::ALL[..] } else { &KeyForm::ALL[..1] };
+        let variants = forms.iter().map(|&keys| Variant { keys, ..Variant::default() });
+        variants.filter_map(|variant| shader.cuda(variant))
+    });
+    forms.collect()
+}
+
 #[test]
 fn every_kernel_compiles() {
     let Some(library) = library() else { return };
-    let kernels: Vec<CudaKernel> = SHADERS.iter().filter_map(|shader| shader.cuda()).collect();
-    assert!(kernels.len() > 10);
+    let kernels = kernels();
+    assert!(kernels.len() > 20);
     for architecture in ARCHITECTURES {
         for kernel in &kernels {
             let ptx = compile(&library, kernel, architecture);
@@ -63,11 +75,36 @@ fn every_kernel_compiles() {
     println!("{} kernels for {}", kernels.len(), ARCHITECTURES.join(" and "));
 }
 
+/// Where codes are found, a product is rounded before it is added to, as on the host: nothing is fused but what makes up
+/// a logarithm. `encode_channels` fuses products by powers of two besides, which are exact.
+#[test]
+fn products_that_make_codes_are_rounded() {
+    let Some(library) = library() else { return };
+    let num_fused = |kernel: &CudaKernel| {
+        compile(&library, kernel, ARCHITECTURES[0]).unwrap().matches("fma.rn.f32").count()
+    };
+    let text = "extern \"C\" __global__ void logarithm(float* x) { *x = log2f(*x); }".to_owned();
+    let of_logarithm = num_fused(&CudaKernel { name: "logarithm", threads: 1, text });
+    assert!(of_logarithm > 0);
+    for (shader, num_logarithms, product) in [
+        (ENCODE_INTEGERS, 0, "__fmul_rn(half_value(scale), last_code)"),
+        (ENCODE_LEVELS, 0, "__fmul_rn(x[i], level)"),
+        (ENCODE_ALLOCATED, 1, "__fmul_rn(x[i], inverse)"),
+    ] {
+        let kernel = shader.cuda(Variant::default()).unwrap();
+        assert_eq!(num_fused(&kernel), num_logarithms * of_logarithm, "{}", kernel.name);
+        // It would be fused if it could.
+        let factors = product.replace("__fmul_rn", "").replace(", ", " * ");
+        let text = kernel.text.replacen(product, &factors, 1);
+        assert!(num_fused(&CudaKernel { text, ..kernel }) > num_logarithms * of_logarithm);
+    }
+}
+
 /// What is wrong with a kernel is told with its file and line, of a part too.
 #[test]
 fn a_text_that_is_wrong_is_refused() {
     let Some(library) = library() else { return };
-    let kernel = heterokv_shaders::MERGE_STATES.cuda().unwrap();
+    let kernel = heterokv_shaders::MERGE_STATES.cuda(Variant::default()).unwrap();
     for (from, to, place) in [
         ("float sum = 0.0f;\n        for", "float sum = nothing;\n        for", "merge_states.cu("),
         ("float x)\n", "float y)\n", "parts/reduce.cuh("),

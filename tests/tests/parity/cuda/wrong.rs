@@ -1,5 +1,7 @@
 //! Twins that are wrong on purpose are seen to be, by the same cases and comparers that hold the right ones.
 
+mod codes;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::emulation::{Edit, Emulator, sites};
@@ -26,7 +28,7 @@ fn all_seen(cases: impl Fn(&[Emulator]), damages: &[Edit]) {
             Err(message) => message,
         };
         let message = message.downcast_ref::<String>().cloned().unwrap_or_default();
-        // Not that of an edit that does not apply or a text that does not compile.
+        // Not that of a text that does not compile.
         let is_of_case = message.contains("on CUDA source") || message.contains("(exit status");
         assert!(is_of_case, "{kernel}, {what}: {message}");
         println!("{kernel}: {what}: {}", message.lines().next().unwrap_or_default());

@@ -1,6 +1,6 @@
 //! What the emulation is there to see, it sees.
 
-use heterokv_shaders::ROPE;
+use heterokv_shaders::{ROPE, Variant};
 
 use super::*;
 
@@ -19,6 +19,7 @@ fn run(emulator: &Emulator, body: &str, x: &[u32]) -> Result<Vec<u32>, String> {
     let launch = Launch {
         // Whose buffers are one that is read and one that is written, like these.
         shader: &ROPE,
+        variant: Variant::default(),
         params: vec![x.len() as u32],
         buffers: vec![x.to_vec(), vec![7; x.len()]],
         grid: [1, 1, 1],
@@ -100,9 +101,10 @@ fn what_a_device_might_let_pass_is_an_error() {
 #[test]
 fn what_does_not_fit_the_kernel_is_an_error() {
     let Some(emulator) = sites().first() else { return };
-    let kernel = heterokv_shaders::MERGE_STATES.cuda().unwrap();
+    let kernel = heterokv_shaders::MERGE_STATES.cuda(Variant::default()).unwrap();
     let launch = |params: &[u32], num_buffers| Launch {
         shader: &heterokv_shaders::MERGE_STATES,
+        variant: Variant::default(),
         params: params.to_vec(),
         buffers: vec![vec![0]; num_buffers],
         grid: [1, 1, 1],
