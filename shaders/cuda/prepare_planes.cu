@@ -1,4 +1,5 @@
-// Queries as the tables by which nibble planes are scored.
+// Queries in the frame of a key format: as the tables by which nibble planes are scored, or, where codes lie channel by
+// channel, as they are.
 //
 //   x[h, i] = sm_scale * scale[i] * q[h, order[i]], transformed by a Walsh-Hadamard matrix in blocks where there is one
 //   table[h, p, n] = sum over the channels i of plane p of x[h, i] * value(part of nibble n that is i's)
@@ -6,7 +7,8 @@
 //   bias[h] = sm_scale * sum over c of q[h, c] * centre[c]
 //
 // A plane holds 4 / bits neighbouring channels from `first` on, the first in the lowest bits. A part of a nibble, shifted
-// to its place in its channel's code, stands for itself, or for an entry of a codebook.
+// to its place in its channel's code, stands for itself, or for an entry of a codebook. Without planes, x itself is what is
+// written.
 //
 // Grid: a block a query head of the class, blockIdx.x.
 //
@@ -15,10 +17,10 @@
 // | 0 | params | Params | by value |
 // | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the class has | read |
 // | 2 | channels | [num_heads, head_dim] Channel | read |
-// | 3 | planes | [num_heads, num_planes] u32: first + bits << 16 + shift << 24 | read |
+// | 3 | planes | [num_heads, num_planes] u32: first + bits << 16 + shift << 24; a word where there are none | read |
 // | 4 | levels | [16] f32, the codebook | read |
 // | 5 | q | [num_qo_heads, head_dim] f32, post-RoPE | read |
-// | 6 | tables | [num_heads, group_size, num_planes, 16] f32 | write |
+// | 6 | tables | [num_heads, group_size, num_planes, 16] f32; [num_heads, group_size, head_dim] without planes | write |
 // | 7 | finals | [num_heads, group_size] offset, sum, bias and 0, f32 | write |
 //
 // Requires a head_dim of at most 256. No heads: no blocks.
@@ -87,6 +89,11 @@ prepare_planes(Params params, const unsigned* __restrict__ kv_heads, const Chann
     const float bias = group_sum(own_bias);
     if (index == 0) {
         finals[blockIdx.x] = make_float4(offset, sum, bias, 0.0f);
+    }
+    if (params.num_planes == 0) {
+        for (unsigned i = index; i < params.head_dim; i += GROUP) {
+            tables[blockIdx.x * params.head_dim + i] = x[i];
+        }
     }
     for (unsigned at = index; at < params.num_planes * 16; at += GROUP) {
         const unsigned plane = planes[head * params.num_planes + at / 16];

@@ -1,4 +1,4 @@
-//! The twins of the attention kernels in CUDA C++, as text.
+//! The twins of kernels in CUDA C++, as text.
 //!
 //! A twin has the stem of its kernel, which is its entry point's name too, and the same grid. Its first argument is
 //! `Params` by value; its buffers follow as pointers, in the order of [`Shader::bindings`], `const` where they are only
@@ -20,19 +20,8 @@ pub struct CudaKernel {
     pub text: String,
 }
 
-/// Kernels that have no twin: those of a layer beside its attention, those that pick a token, and the tables of queries over
-/// codebooks. They come through wgpu alone.
-pub const CUDA_GAPS: [&str; 9] = [
-    "embed",
-    "rms_norm",
-    "gemv",
-    "gemm",
-    "rope",
-    "swiglu",
-    "prepare_groups",
-    "argmax",
-    "sample",
-];
+/// Kernels that have no twin: those of a layer beside its attention. They come through wgpu alone.
+pub const CUDA_GAPS: [&str; 6] = ["embed", "rms_norm", "gemv", "gemm", "rope", "swiglu"];
 
 struct Twin {
     name: &'static str,
@@ -55,6 +44,7 @@ const TWINS: &[Twin] = twins! {
     "query_energy": 64,
     "store_rows": 64,
     "prepare_planes": 64,
+    "prepare_groups": 128,
     "score_planes": 128,
     "score_lse": 256,
     "top_p_begin": 256,
@@ -71,6 +61,8 @@ const TWINS: &[Twin] = twins! {
     "encode_levels": 64,
     "encode_allocated": 128,
     "encode_channels": 64,
+    "argmax": 256,
+    "sample": 256,
 };
 
 macro_rules! parts {
@@ -89,6 +81,7 @@ const PARTS: &[(&str, &str)] = parts! {
     "parts/keys_bytes.cuh",
     "parts/keys_channels.cuh",
     "parts/keys_halves.cuh",
+    "parts/logits.cuh",
     "parts/octaves.cuh",
     "parts/reduce.cuh",
     "parts/rotation.cuh",

@@ -1,4 +1,4 @@
-//! The compute kernels of heterokv in WGSL, as text, and twins of those of attention in CUDA C++.
+//! The compute kernels of heterokv in WGSL, as text, and twins of most in CUDA C++.
 //!
 //! A [`Shader`] is one kernel: a file `wgsl/NAME.wgsl` whose head gives its formula, axes, grid, bindings, empty case
 //! and accuracy. Some are written against an interface of which there are several implementations, the files in
@@ -9,8 +9,8 @@
 //! bindings from 1 on, in the order of [`Shader::bindings`]. The tests of this crate hold that against what the shader
 //! itself says, in every variant, without a GPU.
 //!
-//! The kernels of attention have a twin in CUDA C++, a file `cuda/NAME.cu`, which [`Shader::cuda`] gives; the kernels that
-//! have none are listed in [`CUDA_GAPS`].
+//! The kernels of attention and those that pick a token have a twin in CUDA C++, a file `cuda/NAME.cu`, which
+//! [`Shader::cuda`] gives; the kernels that have none are listed in [`CUDA_GAPS`].
 //!
 //! This crate knows no GPU API and runs nothing.
 

@@ -14,9 +14,6 @@ fn key_of(logit: f32) -> u32 {
     if (bits & 0x7fffffffu) > 0x7f800000u {
         return 0xffffffffu;
     }
-    if bits == 0x80000000u {
-        return bits;
-    }
     return select(bits | 0x80000000u, ~bits, bits > 0x80000000u);
 }
 

@@ -101,13 +101,15 @@ impl Case {
 
 #[test]
 fn prepare_groups() {
+    prepare_groups_on(places_or_skip());
+}
+
+pub(crate) fn prepare_groups_on<S: Site>(sites: &[S]) {
     for format in FORMATS {
         for shape in SHAPES {
-            let width: usize = format.split(['/', 'x']).nth(1).unwrap().parse().unwrap();
-            assert!(shape.2.is_multiple_of(width), "whole groups");
             let case = Case::new(format.parse().unwrap(), shape);
-            for place in places_or_skip() {
-                case.check(place, &format!("prepare_groups {format}, {shape:?}, {}", place.name));
+            for site in sites {
+                case.check(site, &format!("prepare_groups {format}, {shape:?}, on {}", site.name()));
             }
         }
     }

@@ -6,7 +6,7 @@
 //! subgroups of 4 to 128 threads that are emulated. The emulation says nothing of real subgroups of those sizes; it
 //! shows that the kernels do not depend on the size.
 //!
-//! The kernels of attention in CUDA C++ run over the same cases (`cuda`).
+//! The kernels that have a twin in CUDA C++ run over the same cases (`cuda`).
 
 #![expect(clippy::print_stdout, reason = "devices and skips are printed")]
 #![expect(clippy::unwrap_used, reason = "what tests share may unwrap as tests do")]

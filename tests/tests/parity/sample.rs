@@ -1,12 +1,11 @@
 //! The next token on devices, held to the rule of the sampler in f64.
 
 use heterokv_attn::device::{Argmax, Picked, Sample};
-use heterokv_gpu::Bound;
 use heterokv_model::sampler::{Sampler, SamplerSettings};
 use heterokv_testkit::Inputs;
 
-use crate::devices::{Place, places_or_skip, run};
-use crate::sites::{Output, upload};
+use crate::devices::places_or_skip;
+use crate::sites::{Output, Site, upload};
 
 /// How far from the edge of a token, as a share of all kept mass, a number may fall and the token be its neighbour's.
 const SLACK: f64 = 2e-5;
@@ -107,10 +106,10 @@ impl Case {
         before - slack <= drawn && drawn <= before + kept[place].1 + slack
     }
 
-    fn sample(&self, place: &Place, logits: &[f32], uniforms: &[f32]) -> Vec<Picked> {
-        let gpu = place.device.gpu();
-        let (on_device, numbers) = (upload(gpu, logits), upload(gpu, uniforms));
-        let ids = Output::new(gpu, uniforms.len());
+    fn sample<S: Site>(&self, site: &S, logits: &[f32], uniforms: &[f32]) -> Vec<Picked> {
+        let memories = site.memories();
+        let [on_device, numbers] = [upload(memories, logits), upload(memories, uniforms)];
+        let ids = Output::new(memories, uniforms.len());
         let sample = Sample {
             rows: uniforms.len(),
             vocab_size: self.vocab_size,
@@ -118,30 +117,33 @@ impl Case {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
-            logits: Bound::all(&on_device),
-            uniforms: Bound::all(&numbers),
+            logits: (&on_device).into(),
+            uniforms: (&numbers).into(),
             ids: ids.bound(),
         };
-        run(&place.device, |commands| place.device.sample(commands, &sample));
-        ids.read(gpu, self.name).iter().map(|id| Picked::of(id.to_bits())).collect()
+        site.run(&[sample.launch().unwrap()]);
+        ids.read(memories, self.name).iter().map(|id| Picked::of(id.to_bits())).collect()
     }
 }
 
 #[test]
 fn sample() {
-    let places = places_or_skip();
+    sample_on(places_or_skip());
+}
+
+pub(crate) fn sample_on<S: Site>(sites: &[S]) {
     for (number, case) in cases().iter().enumerate() {
         let mut inputs = Inputs::new(1700 + number as u64);
         let rows: Vec<Vec<f32>> = (0..ROWS).map(|_| case.logits(&mut inputs)).collect();
         let mut uniforms: Vec<f32> = (0..ROWS).map(|_| inputs.unit()).collect();
         // The ends, too: the least, and the greatest below 1.
         (uniforms[0], uniforms[1]) = (0.0, 1.0 - f32::EPSILON / 2.0);
-        for place in places {
-            let picked = case.sample(place, &rows.concat(), &uniforms);
+        for site in sites {
+            let picked = case.sample(site, &rows.concat(), &uniforms);
             let mut num_refused = 0;
             for ((logits, &uniform), picked) in rows.iter().zip(&uniforms).zip(picked) {
-                let Picked::Token(id) = picked else { panic!("{}: {picked:?}", case.name) };
-                let label = format!("{}, {uniform}, on {}: {id}", case.name, place.name);
+                let label = format!("{}, {uniform}, on {}: {picked:?}", case.name, site.name());
+                let Picked::Token(id) = picked else { panic!("{label}") };
                 assert!(case.accepts(logits, uniform, id), "{label}");
                 // A neighbour, an impossible token, and what another number draws are not accepted.
                 let others = [id.wrapping_sub(1), id + 1, u32::MAX];
@@ -186,7 +188,11 @@ fn first_uniform(seed: u64) -> f32 {
 
 #[test]
 fn argmax() {
-    for place in places_or_skip() {
+    argmax_on(places_or_skip());
+}
+
+pub(crate) fn argmax_on<S: Site>(sites: &[S]) {
+    for site in sites {
         for (vocab_size, grain) in [(1, 0.0), (255, 0.0), (256, 1.0), (257, 0.0), (3000, 1.0)] {
             let mut inputs = Inputs::new(1900 + vocab_size as u64);
             let mut logits = inputs.gaussian_rows(ROWS, vocab_size, 2.0);
@@ -197,27 +203,32 @@ fn argmax() {
                 let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 Picked::Token(row.iter().position(|x| *x == best).unwrap() as u32)
             });
-            let picked = picked(place, &logits, vocab_size);
-            assert_eq!(picked, expected.collect::<Vec<_>>(), "{vocab_size}, on {}", place.name);
+            let picked = picked(site, &logits, vocab_size);
+            assert_eq!(picked, expected.collect::<Vec<_>>(), "{vocab_size}, on {}", site.name());
             // The last of a row is seen, too.
             let last = Picked::Token(vocab_size as u32 - 1);
             logits[vocab_size - 1] = 100.0;
-            assert_eq!(self::picked(place, &logits, vocab_size)[0], last, "{}", place.name);
+            assert_eq!(self::picked(site, &logits, vocab_size)[0], last, "on {}", site.name());
         }
     }
 }
 
-fn picked(place: &Place, logits: &[f32], vocab_size: usize) -> Vec<Picked> {
-    let gpu = place.device.gpu();
+fn picked<S: Site>(site: &S, logits: &[f32], vocab_size: usize) -> Vec<Picked> {
+    let memories = site.memories();
     let rows = logits.len() / vocab_size;
-    let (on_device, ids) = (upload(gpu, logits), Output::new(gpu, rows));
-    let argmax = Argmax { rows, vocab_size, logits: Bound::all(&on_device), ids: ids.bound() };
-    run(&place.device, |commands| place.device.argmax(commands, &argmax));
-    ids.read(gpu, "argmax").iter().map(|id| Picked::of(id.to_bits())).collect()
+    let (on_device, ids) = (upload(memories, logits), Output::new(memories, rows));
+    let argmax = Argmax { rows, vocab_size, logits: (&on_device).into(), ids: ids.bound() };
+    site.run(&[argmax.launch().unwrap()]);
+    ids.read(memories, "argmax").iter().map(|id| Picked::of(id.to_bits())).collect()
 }
 
 #[test]
 fn logits_that_give_no_token_say_so() {
+    no_token_on(places_or_skip());
+}
+
+/// Rows of which no token, or none but one, can be taken.
+pub(crate) fn no_token_on<S: Site>(sites: &[S]) {
     let none = f32::NEG_INFINITY;
     let rows = [
         ([none, none, none, none], Picked::NoToken),
@@ -241,12 +252,12 @@ fn logits_that_give_no_token_say_so() {
         top_p: 1.0,
         min_p: 0.0,
     };
-    for place in places_or_skip() {
-        assert_eq!(picked(place, &logits, 4), expected, "argmax, on {}", place.name);
+    for site in sites {
+        assert_eq!(picked(site, &logits, 4), expected, "argmax, on {}", site.name());
         for top_p in [1.0, 0.5] {
             let case = Case { top_p, ..greedy };
-            let drawn = case.sample(place, &logits, &[0.5; 8]);
-            assert_eq!(drawn, expected, "sample, top-p {top_p}, on {}", place.name);
+            let drawn = case.sample(site, &logits, &[0.5; 8]);
+            assert_eq!(drawn, expected, "sample, top-p {top_p}, on {}", site.name());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels of attention on an NVIDIA GPU through CUDA: the feature `cuda`.
+//! The kernels of attention, and those that pick a token, on an NVIDIA GPU through CUDA: the feature `cuda`.
 //!
 //! The operations are those of [`device`](crate::device): each comes to a [`Launch`], and [`CudaDevice::run`] runs the
 //! kernel's twin in CUDA C++, which NVRTC compiles for the device when it is first needed. Driver and compiler are loaded

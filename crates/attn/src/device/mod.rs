@@ -5,8 +5,8 @@
 //! shader's `Params` are made of. Lengths are checked here, before anything is recorded: a shader checks nothing but its
 //! bounds.
 //!
-//! The operations of attention are a [`Launch`] first, over whatever stands for memory ([`Operand`]): kernels in CUDA take
-//! the same.
+//! The operations of attention and those that pick a token are a [`Launch`] first, over whatever stands for memory
+//! ([`Operand`]): kernels in CUDA take the same.
 
 mod attention;
 mod encode;

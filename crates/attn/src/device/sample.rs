@@ -4,19 +4,19 @@ use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
 use heterokv_shaders as shaders;
 
-use super::{Device, DeviceError, DeviceResult, WeightForm, check_len, word};
+use super::{Device, DeviceError, DeviceResult, Launch, Operand, check_len, word};
 
 /// The highest logit of each row, and of equal ones the lowest id.
 #[derive(Clone, Copy, Debug)]
-pub struct Argmax<'a> {
+pub struct Argmax<B> {
     /// Rows.
     pub rows: usize,
     /// Their length.
     pub vocab_size: usize,
     /// `[rows, vocab_size]`, f32; minus infinity excludes a token.
-    pub logits: Bound<'a>,
+    pub logits: B,
     /// `[rows]`, u32: what [`Picked::of`] reads.
-    pub ids: Bound<'a>,
+    pub ids: B,
 }
 
 /// One token drawn from each row, by the rule of the host's sampler.
@@ -24,7 +24,7 @@ pub struct Argmax<'a> {
 /// Its order of steps, of tokens and of ties; weights are of f32 where the host's are of f64, and a token whose edge lies
 /// within the rounding of these may be its neighbour's. The penalty of repetitions is the caller's, on the logits.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
+pub struct Sample<B> {
     /// Rows.
     pub rows: usize,
     /// Their length.
@@ -38,11 +38,11 @@ pub struct Sample<'a> {
     /// Only tokens stay that have at least this share of the highest probability. 0 keeps all.
     pub min_p: f32,
     /// `[rows, vocab_size]`, f32; minus infinity excludes a token.
-    pub logits: Bound<'a>,
+    pub logits: B,
     /// A number for each row `[rows]`, f32, uniform from 0 to below 1.
-    pub uniforms: Bound<'a>,
+    pub uniforms: B,
     /// `[rows]`, u32: what [`Picked::of`] reads.
-    pub ids: Bound<'a>,
+    pub ids: B,
 }
 
 /// What a row of logits gave.
@@ -84,29 +84,29 @@ struct SampleParams {
     min_p: f32,
 }
 
-impl Device {
-    /// Adds [`Argmax`] to `commands`.
+impl<B: Operand> Argmax<B> {
+    /// What runs.
     ///
     /// # Errors
     /// [`DeviceError::Length`].
-    pub fn argmax(&self, commands: &mut Commands<'_>, argmax: &Argmax<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "argmax";
-        let Argmax { rows, vocab_size, logits, ids } = *argmax;
+        let Self { rows, vocab_size, logits, ids } = *self;
         check_logits(NAME, rows, vocab_size, &logits, &ids)?;
-        let kernel = self.kernel(&shaders::ARGMAX, WeightForm::default())?;
         let params = ArgmaxParams { vocab_size: word(NAME, "a vocab_size", vocab_size as u64)? };
         let grid = [word(NAME, "rows", rows as u64)?, 1, 1];
-        commands.dispatch(&kernel, &params, &[logits, ids], grid)?;
-        Ok(())
+        Ok(Launch::new(&shaders::ARGMAX, &params, [logits, ids], grid))
     }
+}
 
-    /// Adds [`Sample`] to `commands`.
+impl<B: Operand> Sample<B> {
+    /// What runs.
     ///
     /// # Errors
     /// [`DeviceError::Length`]; [`DeviceError::Setting`] and [`DeviceError::Shape`] for settings out of their ranges.
-    pub fn sample(&self, commands: &mut Commands<'_>, sample: &Sample<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<B>> {
         const NAME: &str = "sample";
-        let Sample { rows, vocab_size, temperature, top_k, top_p, min_p, .. } = *sample;
+        let Self { rows, vocab_size, temperature, top_k, top_p, min_p, .. } = *self;
         let bad = |what, value, remedy| {
             Err(DeviceError::Setting { operation: NAME, what, value, remedy })
         };
@@ -123,8 +123,8 @@ impl Device {
             let (what, remedy) = ("a top-k", "leave it out to keep all tokens");
             return Err(DeviceError::Shape { operation: NAME, what, value: 0, remedy });
         }
-        check_logits(NAME, rows, vocab_size, &sample.logits, &sample.ids)?;
-        check_len(NAME, "uniforms", &sample.uniforms, rows as u64)?;
+        check_logits(NAME, rows, vocab_size, &self.logits, &self.ids)?;
+        check_len(NAME, "uniforms", &self.uniforms, rows as u64)?;
         let params = SampleParams {
             vocab_size: word(NAME, "a vocab_size", vocab_size as u64)?,
             temperature,
@@ -132,11 +132,35 @@ impl Device {
             top_p,
             min_p,
         };
-        let kernel = self.kernel(&shaders::SAMPLE, WeightForm::default())?;
-        let buffers = [sample.logits, sample.uniforms, sample.ids];
+        let buffers = [self.logits, self.uniforms, self.ids];
         let grid = [word(NAME, "rows", rows as u64)?, 1, 1];
-        commands.dispatch(&kernel, &params, &buffers, grid)?;
-        Ok(())
+        Ok(Launch::new(&shaders::SAMPLE, &params, buffers, grid))
+    }
+}
+
+impl Device {
+    /// Adds [`Argmax`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`Argmax::launch`], and those of the device.
+    pub fn argmax(
+        &self,
+        commands: &mut Commands<'_>,
+        argmax: &Argmax<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch(commands, &argmax.launch()?)
+    }
+
+    /// Adds [`Sample`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`Sample::launch`], and those of the device.
+    pub fn sample(
+        &self,
+        commands: &mut Commands<'_>,
+        sample: &Sample<Bound<'_>>,
+    ) -> DeviceResult<()> {
+        self.launch(commands, &sample.launch()?)
     }
 }
 
@@ -144,8 +168,8 @@ fn check_logits(
     operation: &'static str,
     rows: usize,
     vocab_size: usize,
-    logits: &Bound<'_>,
-    ids: &Bound<'_>,
+    logits: &impl Operand,
+    ids: &impl Operand,
 ) -> DeviceResult<()> {
     let len = rows as u64 * vocab_size as u64;
     check_len(operation, "logits", logits, len)?;

@@ -12,7 +12,7 @@ mod wrong;
 
 use std::env;
 
-use crate::{attention, encode, key_scores, scores, select, tables};
+use crate::{attention, encode, groups, key_scores, sample, scores, select, tables};
 
 /// What there has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +52,19 @@ macro_rules! on_all {
 }
 
 on_all! {
+    argmax: sample::argmax_on,
     attend_rows: attention::attend_rows_on,
     encode_allocated: encode::encode_allocated_on,
     encode_channels: encode::encode_channels_on,
     encode_integers: encode::encode_integers_on,
     encode_levels: encode::encode_levels_on,
+    logits_that_give_no_token_say_so: sample::no_token_on,
     merge_states: attention::merge_states_on,
     prefill: attention::prefill_on,
+    prepare_groups: groups::prepare_groups_on,
     prepare_planes: tables::prepare_planes_on,
     query_energy: tables::query_energy_on,
+    sample: sample::sample_on,
     score_groups: key_scores::score_groups_on,
     score_keys: key_scores::score_keys_on,
     score_planes: scores::score_planes_on,

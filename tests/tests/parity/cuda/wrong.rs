@@ -1,6 +1,7 @@
 //! Twins that are wrong on purpose are seen to be, by the same cases and comparers that hold the right ones.
 
 mod codes;
+mod tokens;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,7 +1,7 @@
 //! Twins of what makes codes, of what scores by them, and of what is made before.
 
 use super::{all_seen, damage};
-use crate::{encode, key_scores, tables};
+use crate::{encode, groups, key_scores, tables};
 
 #[test]
 fn wrong_encode_integers_is_seen() {
@@ -173,11 +173,37 @@ fn wrong_prepare_planes_is_seen() {
             damage("KV heads as they lie", "kv_heads[head]", "head"),
             damage("channels as they lie", "q[query + channel.order]", "q[query + i]"),
             damage(
+                "queries of another head",
+                "tables[blockIdx.x * params.head_dim + i] = x[i]",
+                "tables[(gridDim.x - 1 - blockIdx.x) * params.head_dim + i] = x[i]",
+            ),
+            damage(
                 "a skipped barrier",
                 "x[low + half] = a - b;\n        }\n        __syncthreads();",
                 "x[low + half] = a - b;\n        }\n",
             ),
             damage("a place in the code forgotten", "& mask) << shift", "& mask)"),
+        ],
+    );
+}
+
+#[test]
+fn wrong_prepare_groups_is_seen() {
+    let damage = |what, from, to| damage("prepare_groups", what, from, to);
+    all_seen(
+        groups::prepare_groups_on,
+        &[
+            damage(
+                "a swapped head",
+                "+ blockIdx.y % params.group_size) *",
+                "+ params.group_size - 1 - blockIdx.y % params.group_size) *",
+            ),
+            damage("KV heads as they lie", "kv_heads[head]", "head"),
+            damage("channels as they lie", "query[frame[i].order]", "query[i]"),
+            damage("a rotation that is not turned", "columns[j * params.head_dim]", "columns[j]"),
+            damage("a skipped barrier", "x[index] = coordinate;\n    }\n    __syncthreads();", "x[index] = coordinate;\n    }\n"),
+            damage("the codebook of the first head", "(head * num_groups +", "(0 * num_groups +"),
+            damage("a group off by one", "const unsigned own = at /", "const unsigned own = (at + params.num_centroids / 2) /"),
         ],
     );
 }
