@@ -109,7 +109,10 @@ pub(crate) fn prepare_groups_on<S: Site>(sites: &[S]) {
         for shape in SHAPES {
             let case = Case::new(format.parse().unwrap(), shape);
             for site in sites {
-                case.check(site, &format!("prepare_groups {format}, {shape:?}, on {}", site.name()));
+                case.check(
+                    site,
+                    &format!("prepare_groups {format}, {shape:?}, on {}", site.name()),
+                );
             }
         }
     }

@@ -201,9 +201,17 @@ fn wrong_prepare_groups_is_seen() {
             damage("KV heads as they lie", "kv_heads[head]", "head"),
             damage("channels as they lie", "query[frame[i].order]", "query[i]"),
             damage("a rotation that is not turned", "columns[j * params.head_dim]", "columns[j]"),
-            damage("a skipped barrier", "x[index] = coordinate;\n    }\n    __syncthreads();", "x[index] = coordinate;\n    }\n"),
+            damage(
+                "a skipped barrier",
+                "x[index] = coordinate;\n    }\n    __syncthreads();",
+                "x[index] = coordinate;\n    }\n",
+            ),
             damage("the codebook of the first head", "(head * num_groups +", "(0 * num_groups +"),
-            damage("a group off by one", "const unsigned own = at /", "const unsigned own = (at + params.num_centroids / 2) /"),
+            damage(
+                "a group off by one",
+                "const unsigned own = at /",
+                "const unsigned own = (at + params.num_centroids / 2) /",
+            ),
         ],
     );
 }
