@@ -103,6 +103,15 @@ impl WeightForm {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::F16, Self::Q8, Self::Q4];
 
+    /// Words of 4 bytes of the scale and offset of 32 columns.
+    #[must_use]
+    pub fn scale_words(self) -> usize {
+        match self {
+            Self::F16 => 0,
+            Self::Q8 | Self::Q4 => 1,
+        }
+    }
+
     /// Words of 4 bytes of the codes of 32 columns.
     #[must_use]
     pub fn code_words(self) -> usize {

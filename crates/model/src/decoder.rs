@@ -31,8 +31,8 @@ pub trait Decoder: fmt::Debug {
     /// [`Error::EmptyPrompt`] before there was one, and what the device refuses.
     fn logits(&mut self) -> Result<Vec<f32>>;
 
-    /// Picks what follows the last token, none of the ids `excluded`; `history` are the tokens that a penalty of
-    /// repetitions is for.
+    /// Picks what follows the last token, none of the ids `excluded`, of which those beyond the vocabulary exclude
+    /// nothing; `history` are the tokens that a penalty of repetitions is for.
     ///
     /// # Errors
     /// As [`Decoder::logits`]; logits that cannot be sampled from.

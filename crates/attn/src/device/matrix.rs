@@ -4,9 +4,6 @@ use heterokv_gpu::{Buffer, Gpu};
 
 use super::{DeviceError, DeviceResult, WeightForm};
 
-/// Columns that share a scale.
-const BLOCK: usize = 32;
-
 /// Bytes of codes that are handed over at a time.
 const UPLOAD_BYTES: usize = 4 << 20;
 
@@ -16,7 +13,8 @@ pub trait MatrixRows {
     type Error: From<DeviceError>;
 
     /// Writes the rows from `first_row` on, as many as there is room for: their codes, as many words as the form has for
-    /// a row, and a scale and an offset for each block of 32 columns, f16 both, the scale in the lower half.
+    /// a row, and, but for weights in f16, a scale and an offset for each block of 32 columns, f16 both, the scale in the
+    /// lower half.
     ///
     /// # Errors
     /// Rows that the form cannot hold.
@@ -48,11 +46,15 @@ pub(super) struct Slab {
 }
 
 impl DeviceMatrix {
+    /// Columns that share a scale: a matrix has whole blocks of them.
+    pub const BLOCK: usize = 32;
+
     /// Bytes of a matrix on the device, its bias included.
     #[must_use]
     pub fn bytes(form: WeightForm, [rows, cols]: [usize; 2]) -> u64 {
-        let of_row = cols.div_ceil(BLOCK) * (form.code_words() + 1) + 1;
-        4 * rows as u64 * of_row as u64
+        let of_row = cols.div_ceil(Self::BLOCK) * (form.code_words() + form.scale_words()) + 1;
+        // Of scales there is a word where there are none.
+        4 * (rows as u64 * of_row as u64 + u64::from(form.scale_words() == 0))
     }
 
     /// Uploads a matrix, a few rows at a time: no second copy of it is held. `bias` is `[rows]`.
@@ -68,9 +70,9 @@ impl DeviceMatrix {
         source: &mut S,
     ) -> Result<Self, S::Error> {
         check(rows, cols, bias)?;
-        let num_blocks = cols / BLOCK;
-        let code_words = num_blocks * form.code_words();
-        let row_bytes = (4 * code_words).max(4);
+        let num_blocks = cols / Self::BLOCK;
+        let words = [num_blocks * form.code_words(), num_blocks * form.scale_words()];
+        let row_bytes = (4 * words[0]).max(4);
         let slab_rows = (gpu.limits().binding_bytes as usize / row_bytes).max(1);
         let zeros = vec![0.0; rows];
         let bias = bias.unwrap_or(&zeros);
@@ -78,8 +80,8 @@ impl DeviceMatrix {
         for first_row in (0..rows).step_by(slab_rows) {
             let rows = slab_rows.min(rows - first_row);
             let bias = &bias[first_row..][..rows];
-            let slab = Slab::new(gpu, first_row, bias, code_words, num_blocks)?;
-            slab.fill(gpu, source, code_words, num_blocks)?;
+            let slab = Slab::new(gpu, first_row, bias, words)?;
+            slab.fill(gpu, source, words)?;
             slabs.push(slab);
         }
         Ok(Self { form, rows, cols, slabs })
@@ -104,7 +106,7 @@ impl DeviceMatrix {
     }
 
     pub(super) fn num_blocks(&self) -> u32 {
-        (self.cols / BLOCK) as u32
+        (self.cols / Self::BLOCK) as u32
     }
 
     pub(super) fn slabs(&self) -> &[Slab] {
@@ -117,15 +119,15 @@ impl Slab {
         gpu: &Gpu,
         first_row: usize,
         bias: &[f32],
-        code_words: usize,
-        num_blocks: usize,
+        [code_words, scale_words]: [usize; 2],
     ) -> DeviceResult<Self> {
         let rows = bias.len();
         Ok(Self {
             first_row,
             rows,
             codes: gpu.buffer("weight codes", 4 * (rows * code_words) as u64)?,
-            scales: gpu.buffer("weight scales", 4 * (rows * num_blocks) as u64)?,
+            // A binding is never empty.
+            scales: gpu.buffer("weight scales", 4 * (rows * scale_words).max(1) as u64)?,
             bias: gpu.upload("bias", bytemuck::cast_slice(bias))?,
         })
     }
@@ -134,22 +136,21 @@ impl Slab {
         &self,
         gpu: &Gpu,
         source: &mut S,
-        code_words: usize,
-        num_blocks: usize,
+        [code_words, scale_words]: [usize; 2],
     ) -> Result<(), S::Error> {
         let part_rows = (UPLOAD_BYTES / (4 * code_words.max(1))).clamp(1, self.rows.max(1));
         let mut codes = vec![0u32; part_rows * code_words];
-        let mut scales = vec![0u32; part_rows * num_blocks];
+        let mut scales = vec![0u32; part_rows * scale_words];
         for first in (0..self.rows).step_by(part_rows) {
             let rows = part_rows.min(self.rows - first);
             let codes = &mut codes[..rows * code_words];
-            let scales = &mut scales[..rows * num_blocks];
+            let scales = &mut scales[..rows * scale_words];
             source.write(self.first_row + first, codes, scales)?;
             let write = |to, at: usize, words: &[u32]| {
                 gpu.write(to, 4 * at as u64, bytemuck::cast_slice(words))
             };
             write(&self.codes, first * code_words, codes).map_err(DeviceError::from)?;
-            write(&self.scales, first * num_blocks, scales).map_err(DeviceError::from)?;
+            write(&self.scales, first * scale_words, scales).map_err(DeviceError::from)?;
         }
         Ok(())
     }
@@ -157,7 +158,7 @@ impl Slab {
 
 fn check(rows: usize, cols: usize, bias: Option<&[f32]>) -> DeviceResult<()> {
     const NAME: &str = "upload";
-    if !cols.is_multiple_of(BLOCK) {
+    if !cols.is_multiple_of(DeviceMatrix::BLOCK) {
         return Err(DeviceError::Shape {
             operation: NAME,
             what: "columns",

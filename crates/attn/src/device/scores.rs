@@ -96,7 +96,7 @@ pub struct PreparePlanes<B> {
     pub channels: B,
     /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`; a word where there are none.
     pub planes: B,
-    /// `[16]`, f32.
+    /// `[16]`, f32; a word where there are none.
     pub levels: B,
     /// Post-RoPE queries `[num_qo_heads, head_dim]`, f32.
     pub q: B,

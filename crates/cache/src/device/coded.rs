@@ -74,7 +74,7 @@ impl CodedSet {
         format: KeyFormat,
         head_dim: usize,
     ) -> Result<Self> {
-        if !has_scan(format, head_dim) {
+        if !has_scan(format) {
             return Err(Error::NotOnDevice { format });
         }
         let layout = format.layout(head_dim)?;
@@ -277,11 +277,13 @@ impl CodedSet {
         q: Bound<'_>,
         scratch: &Scratch,
     ) -> Result<u64> {
-        let Some(SetTables { scan, .. }) = &self.tables else { return Ok(0) };
+        let Some(SetTables { scan, .. }) = &self.tables else {
+            return Err(Error::NotOnDevice { format: self.format });
+        };
         let group_size = choice.shape.group_size();
         let num_heads = self.heads.len();
         scan.prepare(device, commands, choice.shape, q, scratch)?;
-        let spans = self.spans.len().min(self.pages.num_pages() as usize);
+        let spans = self.spans.len();
         let slab_pages = self.pages.paging().slab_pages() as usize;
         for (slab, codes) in self.pages.slabs().iter().enumerate() {
             let end = ((slab + 1) * slab_pages).min(spans);

@@ -3,15 +3,16 @@
 //! What [`KvCache`](crate::KvCache) does with an arena in RAM happens here in buffers of a device, by the same plan and
 //! to the same formats: exact rows of the first and the last tokens, codes of the keys in between. A step of a layer:
 //!
-//! 1. the token's key and value are stored in the window; tokens that leave it are coded, and their rows go to the host;
+//! 1. the token's key and value are stored in the window; the rows of tokens that leave it go to the host, and their keys
+//!    are coded;
 //! 2. the device works out the log-sum-exp of the resident tokens, scores the coded keys and selects (first submission);
 //! 3. the device attends over the resident tokens (second submission), while the host sums the rows that were selected,
 //!    re-scored by its exact keys where it has them;
 //! 4. the host's state goes up, and the two merge.
 //!
 //! What crosses is counted: down the selected positions with their scores, the log-sum-exps, the token's key and value,
-//! and its queries where rows are re-scored; up the host's state, the codes of tokens that left the window, and lists of
-//! pages. None of it grows with the context but for what is selected.
+//! and its queries where rows are re-scored; up the host's state, and lists of pages and of keys to code, or codes where
+//! keys are coded on the host. None of it grows with the context but for what is selected.
 //!
 //! `full` stays on the device altogether, and nothing waits for the host.
 
@@ -388,6 +389,7 @@ impl Layer {
         [keys, values]: [&[f32]; 2],
     ) -> Result<()> {
         let head = &self.heads[kv_head];
+        let mut fitted = None;
         if !self.has_coder(kv_head)
             && let Some(plan) = &head.plan
         {
@@ -398,11 +400,15 @@ impl Layer {
                 seed: (layer as u64) << 32 | kv_head as u64,
                 level,
             };
+            fitted = Some(KeyCoder::fit(plan.format, &input)?);
+        }
+        // Before anything of the device: what one that is lost leaves is there.
+        host.append(layer, kv_head, keys, values)?;
+        if let Some(coder) = fitted {
             let (set, member) = head.place;
-            let coder = KeyCoder::fit(plan.format, &input)?;
             self.sets[set].set_coder(gpu, member, coder)?;
         }
-        Ok(host.append(layer, kv_head, keys, values)?)
+        Ok(())
     }
 }
 

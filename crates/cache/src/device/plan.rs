@@ -43,6 +43,10 @@ pub struct DeviceCachePlan {
     total_tokens: usize,
 }
 
+/// Bytes of the scores of a set of KV heads at most, where the device's bindings hold more: what a context takes does not
+/// depend on the device.
+const SCORE_BYTES: u64 = 128 << 20;
+
 /// Beyond any context: no product of it with the axes of a model overflows.
 const MAX_TOKENS: usize = 1 << 32;
 
@@ -110,7 +114,7 @@ impl DeviceCachePlan {
                 let (mut most_coded, mut most_words) = (0, 0);
                 let counts = hca.keys.counts(shape);
                 for &(format, count) in &counts {
-                    if !has_scan(format, heads.head_dim) {
+                    if !has_scan(format) {
                         return Err(Error::NotOnDevice { format });
                     }
                     let of_head = DevicePlan::new(format, hca, shape)?;
@@ -125,7 +129,7 @@ impl DeviceCachePlan {
                     let layout = format.layout(heads.head_dim)?;
                     let page = layout.bytes(CODE_PAGE_TOKENS) + 16;
                     plan.code_bytes += (count * coded.div_ceil(CODE_PAGE_TOKENS) * page) as u64;
-                    let planes = most_planes(format, &layout);
+                    let planes = most_planes(format, heads.head_dim, &layout);
                     let of_head = frame_bytes(format, heads.head_dim, &layout)
                         + DeviceCoders::bytes_of_one(format, heads.head_dim, planes)
                         + 8 * heads.group_size();
@@ -134,8 +138,8 @@ impl DeviceCachePlan {
                     most_words = most_words.max(table_words(format, heads.head_dim, &layout));
                 }
                 let of_head = 4 * heads.group_size() * most_coded.max(1);
-                plan.set_heads =
-                    (limits.binding_bytes as usize / of_head).clamp(1, heads.num_kv_heads);
+                let score_bytes = limits.binding_bytes.min(SCORE_BYTES) as usize;
+                plan.set_heads = (score_bytes / of_head).clamp(1, heads.num_kv_heads);
                 if most_coded > 0 {
                     plan.scratch = Some(ScratchShape {
                         heads: plan.set_heads,

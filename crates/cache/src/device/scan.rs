@@ -60,15 +60,15 @@ pub(super) struct ScannedSpans<'a> {
 }
 
 /// Whether there are kernels that score keys of this format.
-pub(super) fn has_scan(format: KeyFormat, head_dim: usize) -> bool {
-    format.has_query_frame(head_dim) || format.has_group_frame()
+pub(super) fn has_scan(format: KeyFormat) -> bool {
+    format.has_query_frame() || format.has_group_frame()
 }
 
 /// Words of what a query is prepared to, at most.
 pub(super) fn table_words(format: KeyFormat, head_dim: usize, layout: &KeyLayout) -> usize {
     match format {
         KeyFormat::Pq { width, code_bits, .. } => head_dim / usize::from(width) << code_bits,
-        _ => head_dim.max(most_planes(format, layout) * PLANE_ENTRIES),
+        _ => head_dim.max(most_planes(format, head_dim, layout) * PLANE_ENTRIES),
     }
 }
 
@@ -79,15 +79,17 @@ pub(super) fn frame_bytes(format: KeyFormat, head_dim: usize, layout: &KeyLayout
             let rotation = if is_rotated { 4 * head_dim * head_dim } else { 0 };
             size_of::<Coordinate>() * head_dim + rotation + (2 * head_dim << code_bits)
         }
-        _ => 16 * head_dim + 4 * most_planes(format, layout),
+        _ => 16 * head_dim + 4 * most_planes(format, head_dim, layout),
     }
 }
 
 /// Nibble planes of a strip, or more.
-pub(super) fn most_planes(format: KeyFormat, layout: &KeyLayout) -> usize {
+pub(super) fn most_planes(format: KeyFormat, head_dim: usize, layout: &KeyLayout) -> usize {
     match format {
         KeyFormat::F16 | KeyFormat::IntChannel { .. } => 0,
         _ if layout.group_tokens > 1 => 0,
+        // A byte and more for each channel of a token: there are no planes.
+        _ if layout.block_bytes >= layout.block_tokens * head_dim => 0,
         // All of a strip that is not tails.
         _ => layout.block_bytes / PLANE_BYTES,
     }

@@ -146,7 +146,6 @@ impl DeviceCache {
                 keys.extend(key);
                 values.extend(value);
             }
-            // The host first: what a lost device leaves is there.
             own.hand_over(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
             let (set, member) = own.heads[kv_head].place;
             if !own.sets[set].encodes_on_device() {

@@ -6,7 +6,7 @@ use heterokv_cache::{AttentionCache, DeviceCache};
 use super::DeviceModel;
 use super::forward::Draw;
 use crate::decoder::{CacheFigures, Decoder, LinkFigures, pick_of};
-use crate::{Error, ModelConfig, Progress, Result, Sampler, SamplerSettings};
+use crate::{Error, ModelConfig, Progress, Result, Sampler};
 
 /// Numbers from 0 to below 1 that f32 holds at even distances.
 const UNIFORM_STEPS: f64 = (1 << 24) as f64;
@@ -58,14 +58,12 @@ impl Decoder for DeviceDecoder<'_> {
     /// On the device, but where repetitions are penalised.
     fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
         let settings = *sampler.settings();
-        let SamplerSettings { temperature, top_k, top_p, min_p, repetition_penalty, seed: _ } =
-            settings;
-        if self.num_tokens() > 0 && repetition_penalty == 1.0 {
-            // What is not a token takes no number.
+        if self.num_tokens() > 0 && settings.repetition_penalty == 1.0 {
+            // The sampler advances only where a token was drawn.
             let mut after = sampler.clone();
-            let draw = (temperature > 0.0).then(|| {
+            let draw = (settings.temperature > 0.0).then(|| {
                 let uniform = (after.uniform() * UNIFORM_STEPS).floor() / UNIFORM_STEPS;
-                Draw { temperature, top_k, top_p, min_p, uniform: uniform as f32 }
+                Draw { settings, uniform: uniform as f32 }
             });
             if let Picked::Token(id) = self.model.pick(draw, excluded)? {
                 *sampler = after;

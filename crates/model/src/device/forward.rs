@@ -5,15 +5,14 @@ use heterokv_cache::{DeviceCache, TokenOnDevice};
 use heterokv_gpu::{Bound, Buffer, Commands};
 
 use super::{BLOCK_TOKENS, DeviceModel, Layer, Work};
-use crate::{Progress, Result};
+use crate::{Progress, Result, SamplerSettings};
 
-/// How a token is drawn: the settings of a [`Sampler`](crate::Sampler), and a number from 0 to below 1.
+/// How a token is drawn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Draw {
-    pub(super) temperature: f32,
-    pub(super) top_k: Option<usize>,
-    pub(super) top_p: f32,
-    pub(super) min_p: f32,
+    /// Whose penalty of repetitions is not looked at.
+    pub(super) settings: SamplerSettings,
+    /// From 0 to below 1.
     pub(super) uniform: f32,
 }
 
@@ -143,17 +142,21 @@ impl DeviceModel {
         let Work { logits, excluded: nothing, uniform, picked, .. } = &self.work;
         let mut commands = Commands::new(gpu);
         self.project_logits(&mut commands)?;
-        for run in excluded.chunk_by(|a, b| b.wrapping_sub(*a) == 1) {
+        let vocab_size = self.config.vocab_size;
+        let named: Vec<u32> =
+            excluded.iter().copied().filter(|id| (*id as usize) < vocab_size).collect();
+        for run in named.chunk_by(|a, b| b.wrapping_sub(*a) == 1) {
             let (first, num_bytes) = (4 * u64::from(run[0]), size_of_val(run) as u64);
             commands.copy((nothing, 0), (logits, first), num_bytes)?;
         }
-        let (rows, vocab_size) = (1, self.config.vocab_size);
+        let rows = 1;
         let [logits, uniforms, ids] = [logits, uniform, picked].map(Bound::all);
         match draw {
             None => {
                 self.device.argmax(&mut commands, &Argmax { rows, vocab_size, logits, ids })?;
             }
-            Some(Draw { temperature, top_k, top_p, min_p, uniform: number }) => {
+            Some(Draw { settings, uniform: number }) => {
+                let SamplerSettings { temperature, top_k, top_p, min_p, .. } = settings;
                 gpu.write(uniform, 0, bytemuck::bytes_of(&number))?;
                 let sample = Sample {
                     rows,

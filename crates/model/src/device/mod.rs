@@ -67,9 +67,10 @@ struct Work {
     ids: Buffer,
     /// Cosines and sines `[BLOCK_TOKENS, head_dim / 2, 2]`.
     turns: Buffer,
-    /// `[BLOCK_TOKENS, hidden_size]`, four times: the residual stream, what is normed, and the last token's in both.
+    /// `[BLOCK_TOKENS, hidden_size]`: the residual stream, and what is normed.
     hidden: Buffer,
     normed: Buffer,
+    /// `[hidden_size]`: the last token's of both.
     last: Buffer,
     last_normed: Buffer,
     /// `[BLOCK_TOKENS, num_qo_heads, head_dim]`.

@@ -10,9 +10,6 @@ use crate::checkpoint::{Tensor, TensorRole};
 use crate::loader::Loader;
 use crate::{Error, Result};
 
-/// Columns that share a scale.
-const BLOCK: usize = 32;
-
 /// What is added to codes around 0.
 const Q4_MIDDLE: i8 = 8;
 
@@ -59,7 +56,8 @@ impl MatrixRows for Rows<'_> {
 
     fn write(&mut self, first_row: usize, codes: &mut [u32], scales: &mut [u32]) -> Result<()> {
         let Self { tensor, form, loader } = *self;
-        let num_rows = scales.len() / tensor.cols.div_ceil(BLOCK).max(1);
+        let row_words = tensor.cols / DeviceMatrix::BLOCK * form.code_words();
+        let num_rows = codes.len() / row_words.max(1);
         let row_bytes = tensor.bytes.len() / tensor.rows.max(1);
         let mut bytes = Vec::with_capacity(num_rows * row_bytes);
         for row in first_row..first_row + num_rows {
@@ -78,7 +76,7 @@ impl MatrixRows for Rows<'_> {
         let of_tensor = |source| Error::Weights { name: tensor.name.to_owned(), source };
         let rows = rows.map_err(of_tensor)?;
         write_words(rows.stored(), form, codes, scales).map_err(|(block, value)| {
-            let row = first_row + block / (tensor.cols / BLOCK);
+            let row = first_row + block / (tensor.cols / DeviceMatrix::BLOCK);
             of_tensor(QuantError::WeightOverflow { row, value, compute: loader.compute })
         })
     }
@@ -139,6 +137,8 @@ mod tests {
     use heterokv_quant::weights::dequantize;
 
     use super::*;
+
+    const BLOCK: usize = DeviceMatrix::BLOCK;
 
     /// What the kernels make of words of the form of 4 bits.
     fn decoded(codes: &[u32], scales: &[u32]) -> Vec<f32> {

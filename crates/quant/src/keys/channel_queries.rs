@@ -81,7 +81,7 @@ mod tests {
             let coder = KeyCoder::fit(name.parse().unwrap(), &input).unwrap();
             let of_query = coder.channel_queries(&query, 0.5).unwrap();
             let frame = coder.query_frame().unwrap();
-            assert!(coder.format().has_query_frame(HEAD_DIM), "{name}");
+            assert!(coder.format().has_query_frame(), "{name}");
             assert_same(&frame.queries(&query, 0.5).unwrap(), &of_query, name);
             assert_eq!((of_query.codes, of_query.finals.len()), (codes, 1), "{name}");
             // A rotation keeps lengths, and nothing else moves a query but steps, which only `alloc` has.

@@ -91,7 +91,7 @@ mod tests {
             coder.decode(0, &codes, &mut decoded);
             let tables = coder.plane_tables(&queries, 0.125).unwrap_or_else(|| panic!("{name}"));
             let frame = coder.query_frame();
-            assert_eq!(frame.is_some(), coder.format().has_query_frame(HEAD_DIM), "{name}");
+            assert_eq!(frame.is_some(), coder.format().has_query_frame(), "{name}");
             if let Some(frame) = frame {
                 assert_same(&frame.tables(&queries, 0.125).unwrap(), &tables, name);
                 num_framed += 1;
@@ -126,7 +126,7 @@ mod tests {
             let coder = KeyCoder::fit(format, &input).unwrap();
             assert_eq!(coder.plane_tables(&queries, 0.125), None, "{name}");
             let frame = coder.query_frame();
-            assert_eq!(frame.is_some(), format.has_query_frame(HEAD_DIM), "{name}");
+            assert_eq!(frame.is_some(), format.has_query_frame(), "{name}");
             let has_planes = frame.is_some_and(|frame| frame.tables(&queries, 0.125).is_some());
             assert!(!has_planes, "{name}");
         }

@@ -62,15 +62,15 @@ pub struct FrameChannel {
 }
 
 impl KeyFormat {
-    /// Whether coders of this format for keys of `head_dim` channels have a [frame](KeyCoder::query_frame).
+    /// Whether coders of this format have a [frame](KeyCoder::query_frame).
     #[must_use]
-    pub fn has_query_frame(&self, head_dim: usize) -> bool {
+    pub fn has_query_frame(&self) -> bool {
         match *self {
-            Self::F16 => true,
-            Self::IntToken { .. }
+            Self::F16
+            | Self::IntToken { .. }
             | Self::IntChannel { .. }
             | Self::Rotated { scale: SharedScale::Token | SharedScale::Channel { .. }, .. }
-            | Self::Alloc { .. } => head_dim.is_multiple_of(8),
+            | Self::Alloc { .. } => true,
             Self::LloydMax { bits } | Self::LloydMaxPlain { bits } => bits != 3,
             _ => false,
         }
