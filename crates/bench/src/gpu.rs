@@ -3,9 +3,13 @@
 //! The shape is that of one layer of Llama-3-8B. Bytes are of what a kernel reads and writes once at least; a device is
 //! held against its own copy from buffer to buffer, measured in the same run.
 
+mod answers;
 mod kernels;
+mod keys;
 mod measured;
+mod pages;
 mod stages;
+mod tokens;
 
 use std::path::PathBuf;
 
@@ -57,7 +61,7 @@ fn from_1_to_4m(text: &str) -> Result<usize, String> {
 pub(crate) fn run(arguments: &GpuArgs) -> Result<()> {
     let shape = if arguments.test { Shape::SMALL } else { Shape::llama(arguments.context) };
     if arguments.derived {
-        let sheet = derived(&shape);
+        let sheet = derived(&shape)?;
         println!("{}", sheet.aligned());
         if arguments.splice {
             page::splice(&page_path(), "derived", &sheet.markdown())?;
@@ -70,7 +74,7 @@ pub(crate) fn run(arguments: &GpuArgs) -> Result<()> {
     let rounds = if arguments.test { 1 } else { usize::from(arguments.rounds) };
     let measured = Measured::of(gpu, &shape, rounds)?;
     ensure!(!measured.kernels.is_empty(), "nothing was measured");
-    println!("{}", table(&name, &shape, &measured).aligned());
+    println!("{}", table(&name, &shape, &measured)?.aligned());
     Ok(())
 }
 
@@ -78,7 +82,7 @@ fn page_path() -> PathBuf {
     page::docs("gpu.md")
 }
 
-fn derived(shape: &Shape) -> Sheet {
+fn derived(shape: &Shape) -> Result<Sheet> {
     let mut columns = vec!["kernel".to_owned(), "on".to_owned(), "MB".to_owned()];
     columns.extend(PUBLISHED.map(|(name, rate)| format!("µs at {rate:.0} GB/s ({name})")));
     let title = format!(
@@ -87,7 +91,7 @@ fn derived(shape: &Shape) -> Sheet {
     );
     let mut sheet = Sheet::new(title, &columns);
     for kernel in Kernel::ALL {
-        let bytes = kernel.bytes(shape) as f64;
+        let bytes = kernel.bytes(shape)? as f64;
         let mut row = vec![
             Cell::text(kernel.name()),
             Cell::text(kernel.what(shape)),
@@ -97,10 +101,10 @@ fn derived(shape: &Shape) -> Sheet {
         row.extend(PUBLISHED.map(|(_, rate)| Cell::Scientific(1e-3 * bytes / rate)));
         sheet.push(row);
     }
-    sheet
+    Ok(sheet)
 }
 
-fn table(device: &str, shape: &Shape, measured: &Measured) -> Sheet {
+fn table(device: &str, shape: &Shape, measured: &Measured) -> Result<Sheet> {
     let title = format!(
         "{device}, one layer, {} coded tokens: a copy moves {:.1} GB/s",
         shape.context,
@@ -109,7 +113,7 @@ fn table(device: &str, shape: &Shape, measured: &Measured) -> Sheet {
     let columns = ["kernel", "on", "MB", "µs", "MAD %", "GB/s", "% of copy"];
     let mut sheet = Sheet::new(title, &columns);
     for (kernel, samples) in &measured.kernels {
-        let bytes = kernel.bytes(shape) as f64;
+        let bytes = kernel.bytes(shape)? as f64;
         let median = samples.median();
         let rate = 1e9 * bytes / median;
         sheet.push(vec![
@@ -122,28 +126,44 @@ fn table(device: &str, shape: &Shape, measured: &Measured) -> Sheet {
             Cell::Number(100.0 * rate / measured.copy, 0),
         ]);
     }
-    sheet
+    Ok(sheet)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use heterokv_attn::device::Device;
+
+    use super::measured::Stage;
     use super::*;
+
+    /// A device that the CPU plays; none where there is none and none is asked for.
+    fn software_or_skip() -> Option<Gpu> {
+        let wanted = std::env::var("HETEROKV_GPU").unwrap_or_default();
+        if wanted == "none" {
+            return None;
+        }
+        let options = OpenOptions { is_profiled: true, ..OpenOptions::new(DeviceChoice::Software) };
+        let opened = Gpu::open(options).inspect_err(|error| {
+            assert_ne!(wanted, "required", "{error}");
+            println!("SKIPPED: {error}");
+        });
+        opened.ok()
+    }
+
+    #[test]
+    fn what_no_kernel_has_written_is_no_answer() {
+        let Some(gpu) = software_or_skip() else { return };
+        let stage = Stage::new(Device::new(Arc::new(gpu)), Shape::SMALL).expect("it fits");
+        for kernel in Kernel::ALL {
+            assert!(stage.check(kernel).is_err(), "{} has written nothing", kernel.name());
+        }
+    }
 
     #[test]
     fn kernels_answer_right_on_a_device_that_the_cpu_plays() {
-        let wanted = std::env::var("HETEROKV_GPU").unwrap_or_default();
-        if wanted == "none" {
-            return;
-        }
-        let options = OpenOptions { is_profiled: true, ..OpenOptions::new(DeviceChoice::Software) };
-        let gpu = match Gpu::open(options) {
-            Ok(gpu) => gpu,
-            Err(error) => {
-                assert_ne!(wanted, "required", "{error}");
-                println!("SKIPPED: {error}");
-                return;
-            }
-        };
+        let Some(gpu) = software_or_skip() else { return };
         let measured = Measured::of(gpu, &Shape::SMALL, 1).expect("every answer is right");
         assert_eq!(measured.kernels.len(), Kernel::ALL.len());
         assert!(measured.kernels.iter().all(|(_, samples)| samples.median() > 0.0));
@@ -153,9 +173,10 @@ mod tests {
     fn every_kernel_moves_something_and_more_of_more() {
         let (small, large) = (Shape::SMALL, Shape::llama(1 << 20));
         for kernel in Kernel::ALL {
-            assert!(kernel.bytes(&small) > 0 && kernel.bytes(&small) < kernel.bytes(&large));
+            let bytes = |shape| kernel.bytes(shape).expect("the formats hold such keys");
+            assert!(bytes(&small) > 0 && bytes(&small) < bytes(&large), "{}", kernel.name());
         }
-        let scored = Kernel::ScorePlanes.bytes(&large);
+        let scored = Kernel::ScorePlanes.bytes(&large).expect("the format holds such keys");
         // 4 bits a channel of eight heads are half a gigabyte; scales, zeros and scores come on top.
         assert!((512 << 20..1 << 30).contains(&scored), "{scored}");
     }

@@ -1,10 +1,37 @@
 //! The kernels that are measured, and the bytes that each must move.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{DeviceMatrix, QueryEnergy, WeightForm};
+use heterokv_attn::device::{DeviceCoders, DeviceMatrix, QueryEnergy, WeightForm};
+use heterokv_quant::{KeyFormat, Result};
 
 /// Scores are read by so many passes of a selection: statistics, three histograms, ties, and two that take.
 const SELECT_PASSES: usize = 7;
+
+/// What each kernel that codes keys is measured on; of the bits of `alloc`, those of `hca:12.5%`.
+pub(super) const ENCODED: [KeyFormat; 4] = [
+    KeyFormat::IntToken { bits: 4 },
+    KeyFormat::LloydMax { bits: 2 },
+    KeyFormat::Alloc { centibits: 350 },
+    KeyFormat::IntChannel { bits: 2, group_tokens: 32 },
+];
+
+/// What `score_keys` is measured on: rows in f16, bytes, and integers per channel.
+pub(super) const BY_CHANNEL: [KeyFormat; 3] = [
+    KeyFormat::F16,
+    KeyFormat::IntToken { bits: 8 },
+    KeyFormat::IntChannel { bits: 2, group_tokens: 32 },
+];
+
+/// What `score_planes`, and what `score_groups` is measured on.
+const IN_PLANES: KeyFormat = KeyFormat::IntToken { bits: 4 };
+pub(super) const IN_GROUPS: KeyFormat = KeyFormat::Pq {
+    width: GROUP_WIDTH as u8,
+    code_bits: GROUP_BITS as u8,
+    is_rotated: false,
+    num_exact: 0,
+};
+const GROUP_WIDTH: usize = 4;
+const GROUP_BITS: usize = 8;
 
 /// The layer that kernels are measured on.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +48,8 @@ pub(super) struct Shape {
     /// Tokens of a block of a prompt, and of keys that it sees.
     pub(super) block: usize,
     pub(super) seen: usize,
+    /// Logits of a token.
+    pub(super) vocab_size: usize,
 }
 
 impl Shape {
@@ -33,8 +62,9 @@ impl Shape {
         intermediate_size: 512,
         context: 1000,
         resident: 40,
-        block: 8,
-        seen: 40,
+        block: 32,
+        seen: 64,
+        vocab_size: 1000,
     };
 
     /// A layer of Llama-3-8B.
@@ -49,6 +79,7 @@ impl Shape {
             resident: 4096,
             block: 256,
             seen: 4096,
+            vocab_size: 128_256,
         }
     }
 
@@ -67,7 +98,7 @@ impl Shape {
     }
 }
 
-/// One of them, on what it is measured.
+/// A kernel, and what it is measured on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
     Embed,
@@ -79,15 +110,21 @@ pub(super) enum Kernel {
     QueryEnergy,
     Prefill,
     StoreRows,
+    Encode(KeyFormat),
     PreparePlanes,
+    PrepareGroups,
     ScorePlanes,
+    ScoreKeys(KeyFormat),
+    ScoreGroups,
     Select,
     AttendRows,
     MergeStates,
+    Argmax,
+    Sample,
 }
 
 impl Kernel {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 27] = [
         Self::Embed,
         Self::RmsNorm,
         Self::Gemv(WeightForm::F16),
@@ -99,11 +136,22 @@ impl Kernel {
         Self::QueryEnergy,
         Self::Prefill,
         Self::StoreRows,
+        Self::Encode(ENCODED[0]),
+        Self::Encode(ENCODED[1]),
+        Self::Encode(ENCODED[2]),
+        Self::Encode(ENCODED[3]),
         Self::PreparePlanes,
+        Self::PrepareGroups,
         Self::ScorePlanes,
+        Self::ScoreKeys(BY_CHANNEL[0]),
+        Self::ScoreKeys(BY_CHANNEL[1]),
+        Self::ScoreKeys(BY_CHANNEL[2]),
+        Self::ScoreGroups,
         Self::Select,
         Self::AttendRows,
         Self::MergeStates,
+        Self::Argmax,
+        Self::Sample,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -117,17 +165,27 @@ impl Kernel {
             Self::QueryEnergy => "query_energy",
             Self::Prefill => "prefill",
             Self::StoreRows => "store_rows",
+            Self::Encode(KeyFormat::IntToken { .. }) => "encode_integers",
+            Self::Encode(KeyFormat::LloydMax { .. }) => "encode_levels",
+            Self::Encode(KeyFormat::Alloc { .. }) => "encode_allocated",
+            Self::Encode(_) => "encode_channels",
             Self::PreparePlanes => "prepare_planes",
+            Self::PrepareGroups => "prepare_groups",
             Self::ScorePlanes => "score_planes",
+            Self::ScoreKeys(_) => "score_keys",
+            Self::ScoreGroups => "score_groups",
             Self::Select => "top_p and its passes",
             Self::AttendRows => "attend_rows",
             Self::MergeStates => "merge_states",
+            Self::Argmax => "argmax",
+            Self::Sample => "sample",
         }
     }
 
     /// What it is measured on.
     pub(super) fn what(self, shape: &Shape) -> String {
         let Shape { hidden_size, intermediate_size, context, resident, block, seen, .. } = *shape;
+        let scored = |format| format!("{context} keys a head, {format}");
         match self {
             Self::Embed | Self::RmsNorm | Self::Rope | Self::SwiGlu | Self::QueryEnergy => {
                 format!("{block} tokens")
@@ -136,15 +194,23 @@ impl Kernel {
             Self::Gemm => format!("[{intermediate_size}, {hidden_size}] Q8, {block} tokens"),
             Self::Prefill => format!("{block} queries, {seen} keys"),
             Self::StoreRows | Self::PreparePlanes => "1 token".to_owned(),
-            Self::ScorePlanes => format!("{context} keys a head, int4-token"),
+            Self::Encode(format) => format!("{block} tokens, {format}"),
+            Self::PrepareGroups => format!("1 token, {IN_GROUPS}"),
+            Self::ScorePlanes => scored(IN_PLANES),
+            Self::ScoreKeys(format) => scored(format),
+            Self::ScoreGroups => scored(IN_GROUPS),
             Self::Select => format!("{context} scores a head"),
             Self::AttendRows => format!("{resident} rows a head"),
             Self::MergeStates => "2 states a head".to_owned(),
+            Self::Argmax | Self::Sample => format!("{} logits", shape.vocab_size),
         }
     }
 
     /// Bytes that are read and written once at least.
-    pub(super) fn bytes(self, shape: &Shape) -> u64 {
+    ///
+    /// # Errors
+    /// A format that does not hold keys of this length.
+    pub(super) fn bytes(self, shape: &Shape) -> Result<u64> {
         let Shape { num_qo_heads, num_kv_heads, head_dim, hidden_size, intermediate_size, .. } =
             *shape;
         let Shape { context, resident, block, seen, .. } = *shape;
@@ -154,6 +220,10 @@ impl Kernel {
             |form, tokens: usize| matrix(form) + 4 * tokens * (hidden_size + intermediate_size);
         let planes = num_kv_heads * head_dim * 16;
         let tables = 4 * num_qo_heads * (head_dim * 16 + 4);
+        let group_tables = 4 * num_qo_heads * ((head_dim / GROUP_WIDTH) << GROUP_BITS);
+        let codes =
+            |format: KeyFormat, tokens| Ok(num_kv_heads * format.layout(head_dim)?.bytes(tokens));
+        let scores = 4 * context * num_qo_heads;
         let bytes = match self {
             // Weights of a row in Q8, and what they become.
             Self::Embed => block * (hidden_size / 32 * 36 + 4 * hidden_size),
@@ -168,14 +238,29 @@ impl Kernel {
             Self::Prefill => 8 * block * qo_len + 8 * seen * kv_len,
             Self::StoreRows => 12 * kv_len,
             Self::PreparePlanes => 4 * qo_len + 16 * kv_len + planes / 4 + tables,
-            // Codes with a scale and a zero a key, tables, and scores.
-            Self::ScorePlanes => {
-                context * num_kv_heads * (head_dim / 2 + 4) + tables + 4 * context * num_qo_heads
+            // Coordinates and centroids of two bytes each, and what ends the scores.
+            Self::PrepareGroups => {
+                4 * qo_len
+                    + 8 * kv_len
+                    + ((2 * kv_len) << GROUP_BITS)
+                    + group_tables
+                    + 16 * num_qo_heads
             }
+            // But for where planes lie, which takes few bytes.
+            Self::Encode(format) => {
+                let of_coders = num_kv_heads * DeviceCoders::bytes_of_one(format, head_dim, 0);
+                4 * block * kv_len + of_coders + codes(format, block)?
+            }
+            Self::ScorePlanes => codes(IN_PLANES, context)? + tables + scores,
+            Self::ScoreKeys(format) => {
+                codes(format, context)? + 4 * qo_len + 16 * num_qo_heads + scores
+            }
+            Self::ScoreGroups => codes(IN_GROUPS, context)? + group_tables + scores,
             Self::Select => SELECT_PASSES * 4 * context * num_qo_heads,
             Self::AttendRows => 4 * resident * kv_len + 8 * qo_len,
             Self::MergeStates => 12 * qo_len,
+            Self::Argmax | Self::Sample => 4 * shape.vocab_size,
         };
-        bytes as u64
+        Ok(bytes as u64)
     }
 }

@@ -1,18 +1,21 @@
 //! Kernels on a device: what they need, how they are started, whether they are right, and how long they take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use heterokv_attn::device::{
     Device, DeviceError, DeviceMatrix, Embed, Linear, MatrixRows, Prefill, QueryEnergy, RmsNorm,
     Rope, StoreRows, SwiGlu, WeightForm,
 };
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
+use heterokv_quant::KeyFormat;
 
-use super::kernels::{Kernel, Shape};
+use super::kernels::{BY_CHANNEL, ENCODED, IN_GROUPS, Kernel, Shape};
+use super::keys::{EncodeStage, GroupStage, KeyStage};
 use super::stages::{CodeStage, PAGE_TOKENS, RowStage};
+use super::tokens::TokenStage;
 use crate::samples::Samples;
 
 /// Bytes of a copy, and copies that are timed together.
@@ -34,8 +37,9 @@ impl Measured {
         let copy = stage.copy_rate(rounds)?;
         let mut kernels = Vec::new();
         for kernel in Kernel::ALL {
+            stage.forget()?;
             stage.run(kernel)?;
-            stage.check(kernel)?;
+            stage.check(kernel).with_context(|| format!("{} is wrong", kernel.name()))?;
             let mut samples = Samples::default();
             for _ in 0..rounds {
                 samples.push(stage.run(kernel)?);
@@ -47,22 +51,26 @@ impl Measured {
 }
 
 /// Everything that kernels read and write, on the device.
-struct Stage {
-    device: Device,
-    shape: Shape,
+pub(super) struct Stage {
+    pub(super) device: Device,
+    pub(super) shape: Shape,
     matrices: BTreeMap<&'static str, DeviceMatrix>,
     /// `[block, the widest row]`, f32: inputs, and results.
     x: Buffer,
-    y: Buffer,
+    pub(super) y: Buffer,
     z: Buffer,
     ids: Buffer,
     turns: Buffer,
     /// `[seen, num_kv_heads, head_dim]`, f32.
     k: Buffer,
     v: Buffer,
-    lse: Buffer,
-    rows: RowStage,
-    codes: CodeStage,
+    pub(super) lse: Buffer,
+    pub(super) rows: RowStage,
+    pub(super) codes: CodeStage,
+    pub(super) encoders: HashMap<KeyFormat, EncodeStage>,
+    pub(super) by_channel: HashMap<KeyFormat, KeyStage>,
+    pub(super) groups: GroupStage,
+    pub(super) tokens: TokenStage,
 }
 
 /// Numbers from −1 to 1 that look random and are the same in every run.
@@ -71,12 +79,20 @@ pub(super) fn number(i: usize) -> f32 {
     f32::from((mixed >> 16) as u16 as i16) / 32_768.0
 }
 
-fn numbers(len: usize) -> Vec<f32> {
-    (0..len).map(number).collect()
+/// So many of them from one on.
+fn numbers(first: usize, len: usize) -> Vec<f32> {
+    (first..first + len).map(number).collect()
 }
 
+/// Where the numbers of `z` and of values begin, apart from those of `x` and of keys, which begin at 0.
+pub(super) const Z_FIRST: usize = 500_009;
+pub(super) const V_FIRST: usize = 1_000_003;
+
+/// What the norm adds to a mean of squares.
+pub(super) const EPS: f32 = 1e-5;
+
 /// The weight of a row and column, and how a form holds it.
-struct Weights {
+pub(super) struct Weights {
     form: WeightForm,
     cols: usize,
 }
@@ -89,7 +105,7 @@ impl Weights {
         ((row * 31 + col * 17) % 16) as u32
     }
 
-    fn value(row: usize, col: usize) -> f64 {
+    pub(super) fn value(row: usize, col: usize) -> f64 {
         f64::from(Self::code(row, col)) / 128.0
     }
 }
@@ -138,8 +154,20 @@ pub(super) fn room(gpu: &Gpu, len: usize) -> Result<Buffer> {
     Ok(gpu.buffer("a kernel's output", 4 * len as u64)?)
 }
 
+/// Sees that a number is right to within rounding, beside numbers of a size.
+pub(super) fn near(what: &str, actual: f32, expected: f64, size: f64) -> Result<()> {
+    let off = (f64::from(actual) - expected).abs();
+    ensure!(off <= 1e-4 * size, "{what} is {actual}, and {expected} is right");
+    Ok(())
+}
+
 impl Stage {
-    fn new(device: Device, shape: Shape) -> Result<Self> {
+    /// The row of the matrix that is a token's embedding.
+    pub(super) fn id(shape: &Shape, token: usize) -> u32 {
+        ((token + 1) * 37 % shape.intermediate_size) as u32
+    }
+
+    pub(super) fn new(device: Device, shape: Shape) -> Result<Self> {
         let gpu = device.gpu();
         let Shape { hidden_size, intermediate_size, block, seen, .. } = shape;
         let mut matrices = BTreeMap::new();
@@ -151,22 +179,41 @@ impl Stage {
         }
         let heads = shape.heads();
         let wide = block * intermediate_size.max(hidden_size).max(heads.qo_row_len());
-        let ids: Vec<u32> = (0..block).map(|i| (i * 37 % intermediate_size) as u32).collect();
+        let ids: Vec<u32> = (0..block).map(|token| Self::id(&shape, token)).collect();
         Ok(Self {
             matrices,
-            x: upload(gpu, &numbers(wide))?,
+            x: upload(gpu, &numbers(0, wide))?,
             y: room(gpu, wide)?,
-            z: upload(gpu, &numbers(wide))?,
+            z: upload(gpu, &numbers(Z_FIRST, wide))?,
             ids: upload(gpu, &ids)?,
-            turns: upload(gpu, &numbers(block * heads.head_dim))?,
-            k: upload(gpu, &numbers(seen * heads.kv_row_len()))?,
-            v: upload(gpu, &numbers(seen * heads.kv_row_len()))?,
+            turns: upload(gpu, &numbers(0, block * heads.head_dim))?,
+            k: upload(gpu, &numbers(0, seen * heads.kv_row_len()))?,
+            v: upload(gpu, &numbers(V_FIRST, seen * heads.kv_row_len()))?,
             lse: room(gpu, block * heads.num_qo_heads)?,
             rows: RowStage::new(gpu, &shape)?,
             codes: CodeStage::new(gpu, &shape)?,
+            encoders: ENCODED
+                .into_iter()
+                .map(|format| Ok((format, EncodeStage::new(gpu, &shape, format)?)))
+                .collect::<Result<_>>()?,
+            by_channel: BY_CHANNEL
+                .into_iter()
+                .map(|format| Ok((format, KeyStage::new(gpu, &shape, format)?)))
+                .collect::<Result<_>>()?,
+            groups: GroupStage::new(gpu, &shape, IN_GROUPS)?,
+            tokens: TokenStage::new(gpu, &shape)?,
             device,
             shape,
         })
+    }
+
+    /// What kernels share to write to holds no answer any more.
+    fn forget(&self) -> Result<()> {
+        for buffer in [&self.y, &self.lse] {
+            let nothing = vec![0xFF; buffer.num_bytes() as usize];
+            self.device.gpu().write(buffer, 0, &nothing)?;
+        }
+        Ok(())
     }
 
     /// Bytes per second of a copy.
@@ -202,7 +249,8 @@ impl Stage {
     fn record(&self, kernel: Kernel, commands: &mut Commands<'_>) -> Result<()> {
         let Shape { hidden_size, intermediate_size, block, seen, .. } = self.shape;
         let (device, shape) = (&self.device, self.shape.heads());
-        let [x, y, z, k, v] = [&self.x, &self.y, &self.z, &self.k, &self.v].map(Bound::all);
+        let [x, y, z, k, v, lse] =
+            [&self.x, &self.y, &self.z, &self.k, &self.v, &self.lse].map(Bound::all);
         let matrix = |form| &self.matrices[key(form)];
         match kernel {
             Kernel::Embed => {
@@ -211,7 +259,7 @@ impl Stage {
             }
             Kernel::RmsNorm => {
                 let (rows, cols) = (block, hidden_size);
-                let norm = RmsNorm { rows, cols, eps: 1e-5, weight: z, x, y };
+                let norm = RmsNorm { rows, cols, eps: EPS, weight: z, x, y };
                 device.rms_norm(commands, &norm)?;
             }
             Kernel::Gemv(form) => {
@@ -225,6 +273,12 @@ impl Stage {
             Kernel::Rope => {
                 let (num_heads, head_dim) = (shape.num_qo_heads, shape.head_dim);
                 let turns = Bound::all(&self.turns);
+                // In place, and of the same rows each time.
+                commands.copy(
+                    (&self.x, 0),
+                    (&self.y, 0),
+                    (4 * block * shape.qo_row_len()) as u64,
+                )?;
                 device.rope(commands, &Rope { tokens: block, num_heads, head_dim, turns, x: y })?;
             }
             Kernel::SwiGlu => {
@@ -246,66 +300,39 @@ impl Stage {
                     k,
                     v,
                     out: y,
-                    lse: Bound::all(&self.lse),
+                    lse,
                 };
                 device.prefill(commands, &prefill)?;
             }
+            // The second token's, in the place of the first.
             Kernel::StoreRows => {
+                let row_bytes = 4 * shape.kv_row_len() as u64;
                 let store = StoreRows {
                     shape,
                     page_tokens: PAGE_TOKENS,
                     num_slots: shape.num_kv_heads,
                     slots: Bound::all(&self.rows.slots),
-                    k: Bound::part(&self.k, 0, 4 * shape.kv_row_len() as u64),
-                    v: Bound::part(&self.v, 0, 4 * shape.kv_row_len() as u64),
+                    k: Bound::part(&self.k, row_bytes, row_bytes),
+                    v: Bound::part(&self.v, row_bytes, row_bytes),
                     rows: Bound::all(&self.rows.memory),
                 };
                 device.store_rows(commands, &store)?;
             }
             Kernel::AttendRows => self.rows.attend(device, commands, &self.shape, x)?,
-            Kernel::MergeStates => self.rows.merge(device, commands, &self.shape, [y, z])?,
+            Kernel::MergeStates => self.rows.merge(device, commands, &self.shape, [y, lse])?,
             Kernel::PreparePlanes => self.codes.prepare(device, commands, &self.shape, x)?,
             Kernel::ScorePlanes => self.codes.score(device, commands, &self.shape)?,
             Kernel::Select => self.codes.select(device, commands, &self.shape)?,
-        }
-        Ok(())
-    }
-
-    /// Sees that what a kernel has written is right, for those whose answer is soon told, and finite for all.
-    fn check(&self, kernel: Kernel) -> Result<()> {
-        let gpu = self.device.gpu();
-        let floats = |buffer: &Buffer, len: usize| -> Result<Vec<f32>> {
-            Ok(bytemuck::pod_collect_to_vec(&gpu.read(buffer, 0, 4 * len as u64)?))
-        };
-        let Shape { hidden_size, intermediate_size, .. } = self.shape;
-        let near = |what: &str, actual: f32, expected: f64, size: f64| {
-            let off = (f64::from(actual) - expected).abs();
-            let name = kernel.name();
-            ensure!(off <= 1e-4 * size, "{name}: {what} is {actual}, and {expected} is right");
-            Ok(())
-        };
-        let written = match kernel {
-            Kernel::AttendRows => &self.rows.outs,
-            Kernel::PreparePlanes => &self.codes.tables,
-            Kernel::ScorePlanes => &self.codes.scores,
-            Kernel::Select => &self.codes.taken_scores,
-            Kernel::StoreRows => return Ok(()),
-            _ => &self.y,
-        };
-        let len = (written.num_bytes() / 4).min(1 << 20) as usize;
-        let values = floats(written, len)?;
-        match kernel {
-            Kernel::Gemv(_) | Kernel::Gemm => {
-                for row in [0, 1, intermediate_size - 1] {
-                    let terms = (0..hidden_size)
-                        .map(|col| Weights::value(row, col) * f64::from(number(col)));
-                    near(&format!("row {row}"), values[row], terms.sum(), hidden_size as f64)?;
-                }
+            Kernel::Encode(format) => {
+                self.encoders[&format].encode(device, commands, &self.shape, k)?;
             }
-            Kernel::ScorePlanes => self.codes.check(&self.shape, &values, near)?,
-            // Minus infinity where a token is not taken.
-            Kernel::Select => {}
-            _ => ensure!(values.iter().all(|x| x.is_finite()), "{}: not finite", kernel.name()),
+            Kernel::PrepareGroups => self.groups.prepare(device, commands, &self.shape, x)?,
+            Kernel::ScoreKeys(format) => {
+                self.by_channel[&format].score(device, commands, &self.shape)?;
+            }
+            Kernel::ScoreGroups => self.groups.score(device, commands, &self.shape)?,
+            Kernel::Argmax => self.tokens.argmax(device, commands, &self.shape)?,
+            Kernel::Sample => self.tokens.sample(device, commands, &self.shape)?,
         }
         Ok(())
     }
