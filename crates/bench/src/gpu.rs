@@ -162,6 +162,18 @@ mod tests {
     }
 
     #[test]
+    fn every_shader_is_among_them() {
+        let Some(gpu) = software_or_skip() else { return };
+        let stage = Stage::new(Device::new(Arc::new(gpu)), Shape::SMALL).expect("it fits");
+        let times = |kernel| stage.times(kernel).expect("it runs");
+        let started: Vec<&str> =
+            Kernel::ALL.into_iter().flat_map(times).map(|time| time.name).collect();
+        for shader in heterokv_shaders::SHADERS {
+            assert!(started.contains(&shader.name), "{}", shader.name);
+        }
+    }
+
+    #[test]
     fn kernels_answer_right_on_a_device_that_the_cpu_plays() {
         let Some(gpu) = software_or_skip() else { return };
         let measured = Measured::of(gpu, &Shape::SMALL, 1).expect("every answer is right");

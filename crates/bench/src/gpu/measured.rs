@@ -9,7 +9,7 @@ use heterokv_attn::device::{
     Device, DeviceError, DeviceMatrix, Embed, Linear, MatrixRows, Prefill, QueryEnergy, RmsNorm,
     Rope, StoreRows, SwiGlu, WeightForm,
 };
-use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
+use heterokv_gpu::{Bound, Buffer, Commands, Gpu, KernelTime};
 use heterokv_quant::KeyFormat;
 
 use super::kernels::{BY_CHANNEL, ENCODED, IN_GROUPS, Kernel, Shape};
@@ -241,9 +241,14 @@ impl Stage {
 
     /// Starts a kernel; gives the nanoseconds that the device spent in it.
     fn run(&self, kernel: Kernel) -> Result<f64> {
+        Ok(self.times(kernel)?.iter().map(|time| time.nanoseconds).sum())
+    }
+
+    /// The times of all that is started.
+    pub(super) fn times(&self, kernel: Kernel) -> Result<Vec<KernelTime>> {
         let mut commands = Commands::new(self.device.gpu());
         self.record(kernel, &mut commands)?;
-        Ok(commands.submit_timed()?.iter().map(|time| time.nanoseconds).sum())
+        Ok(commands.submit_timed()?)
     }
 
     fn record(&self, kernel: Kernel, commands: &mut Commands<'_>) -> Result<()> {
