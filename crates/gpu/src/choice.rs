@@ -163,19 +163,18 @@ fn not_found(choice: DeviceChoice, summaries: &[AdapterSummary]) -> Error {
     let listed = summaries.iter().enumerate();
     let listed: Vec<String> =
         listed.map(|(number, summary)| format!("gpu:{number} {summary}")).collect();
-    let (wanted, remedy) = match choice {
-        DeviceChoice::Auto => (
-            "GPU".to_owned(),
-            "Install the driver of the GPU (on Debian: mesa-vulkan-drivers, or NVIDIA's own), or ask for \
-             gpu:software",
-        ),
-        DeviceChoice::Index(number) => {
-            (format!("adapter {number}"), "Give the number of one of them")
+    let wanted = match choice {
+        DeviceChoice::Auto => "GPU".to_owned(),
+        DeviceChoice::Index(number) => format!("adapter {number}"),
+        DeviceChoice::Software => "software adapter".to_owned(),
+    };
+    let remedy = match choice {
+        DeviceChoice::Index(_) if !listed.is_empty() => "Give the number of one of them",
+        DeviceChoice::Auto | DeviceChoice::Index(_) => {
+            "Install the driver of the GPU (on Debian: mesa-vulkan-drivers, or NVIDIA's own and \
+             libvulkan1), or ask for gpu:software"
         }
-        DeviceChoice::Software => (
-            "software adapter".to_owned(),
-            "Install one (on Debian: apt-get install mesa-vulkan-drivers)",
-        ),
+        DeviceChoice::Software => "Install one (on Debian: apt-get install mesa-vulkan-drivers)",
     };
     let found = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
     Error::NoAdapter { wanted, found, remedy }
@@ -211,7 +210,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_with_a_package() {
-        let error = not_found(DeviceChoice::Software, &[]).to_string();
-        assert!(error.contains("none") && error.contains("mesa-vulkan-drivers"), "{error}");
+        for choice in [DeviceChoice::Auto, DeviceChoice::Index(0), DeviceChoice::Software] {
+            let error = not_found(choice, &[]).to_string();
+            assert!(error.contains("none") && error.contains("mesa-vulkan-drivers"), "{error}");
+        }
     }
 }

@@ -237,21 +237,22 @@ impl Gpu {
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_SRC
             | wgpu::BufferUsages::COPY_DST;
-        let raw = self
-            .allocate(label, num_bytes, usage)
-            .inspect_err(|_| self.memory.give_back(num_bytes))?;
+        let Some(raw) = self.allocate(label, num_bytes, usage) else {
+            self.memory.give_back(num_bytes);
+            return Err(self.out_of_memory(label, num_bytes));
+        };
         let buffer = Buffer::counted(raw, label, Arc::clone(&self.memory));
         self.check()?;
         Ok(buffer)
     }
 
-    /// Memory of the device that nobody counts.
+    /// Memory of the device that nobody counts; none where the driver has no more.
     fn allocate(
         &self,
         label: &str,
         num_bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<wgpu::Buffer> {
+    ) -> Option<wgpu::Buffer> {
         let out_of_memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
@@ -259,11 +260,12 @@ impl Gpu {
             usage,
             mapped_at_creation: false,
         });
-        if pollster::block_on(out_of_memory.pop()).is_some() {
-            let (label, in_use_bytes) = (label.to_owned(), self.memory.in_use_bytes());
-            return Err(Error::OutOfMemory { label, num_bytes, in_use_bytes });
-        }
-        Ok(raw)
+        pollster::block_on(out_of_memory.pop()).is_none().then_some(raw)
+    }
+
+    fn out_of_memory(&self, label: &str, num_bytes: u64) -> Error {
+        let (label, in_use_bytes) = (label.to_owned(), self.memory.in_use_bytes());
+        Error::OutOfMemory { label, num_bytes, in_use_bytes }
     }
 
     /// A buffer that holds `bytes`, padded with zeros to whole words.
@@ -321,7 +323,9 @@ impl Gpu {
     /// [`Error::OutOfMemory`].
     pub fn landing(&self, label: &'static str, num_bytes: u64) -> Result<Landing> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let raw = self.allocate(label, num_bytes.next_multiple_of(4).max(4), usage)?;
+        let num_bytes = num_bytes.next_multiple_of(4).max(4);
+        let raw = self.allocate(label, num_bytes, usage);
+        let raw = raw.ok_or_else(|| self.out_of_memory(label, num_bytes))?;
         Ok(Landing { raw, label })
     }
 

@@ -67,7 +67,8 @@ pub enum Error {
     },
     /// The device has no more memory.
     #[error(
-        "the device is out of memory: {num_bytes} bytes for {label}, with {in_use_bytes} in use"
+        "the device is out of memory: {num_bytes} bytes for {label}, with {in_use_bytes} in use; \
+         make the cache smaller, or end what else uses the device"
     )]
     OutOfMemory {
         /// What it is for.

@@ -1,10 +1,11 @@
 //! What goes wrong with a device is an error that says so, and wrong kernels are seen to be wrong.
 
-use std::fs;
+use std::process::Command;
+use std::{env, fs};
 
 use heterokv_gpu::{
-    Access, Bound, Commands, DeviceChoice, Error, Gpu, KernelSource, LimitsChoice, OpenOptions,
-    adapters,
+    Access, Bound, Commands, DeviceChoice, DeviceKind, Error, Gpu, KernelSource, LimitsChoice,
+    OpenOptions, adapters,
 };
 
 /// Devices of our own: what is done to them is not undone.
@@ -162,4 +163,67 @@ fn times_are_there_where_they_are_asked_for() {
     let times = commands.submit_timed().unwrap();
     assert_eq!(times.len(), 3);
     assert!(times.iter().all(|time| time.name == "double" && time.nanoseconds > 0.0), "{times:?}");
+}
+
+/// Tells a process of the test below that it is the one whose address space is limited.
+const IS_LIMITED: &str = "HETEROKV_IS_LIMITED";
+
+/// The driver has no more, not the budget: one that the CPU plays, in a process of its own with little address space.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_driver_without_memory_is_told_and_goes_on() {
+    if env::var_os(IS_LIMITED).is_some() {
+        return fill_a_device();
+    }
+    if crate::devices::places_or_skip().is_empty() {
+        return;
+    }
+    if !adapters().iter().any(|adapter| adapter.kind == DeviceKind::Software) {
+        return println!("SKIPPED: there is no adapter that the CPU plays");
+    }
+    let mut limited = Command::new("prlimit");
+    limited.arg("--as=1500000000").arg(env::current_exe().unwrap());
+    limited.args(["--exact", "faults::a_driver_without_memory_is_told_and_goes_on"]);
+    // Each of the device's threads takes address space, too.
+    limited.env(IS_LIMITED, "yes").env("LP_NUM_THREADS", "1");
+    let output = match limited.output() {
+        Ok(output) => output,
+        Err(error) => return println!("SKIPPED: prlimit: {error}"),
+    };
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+}
+
+fn fill_a_device() {
+    const BYTES: u64 = 64 << 20;
+    let gpu = Gpu::open(OpenOptions::new(DeviceChoice::Software)).unwrap();
+    let kernel = gpu.kernel(&source(DOUBLE)).unwrap();
+    let mut held = Vec::new();
+    let error = loop {
+        match gpu.buffer("a filler", BYTES) {
+            Ok(buffer) => held.push(buffer),
+            Err(error) => break error,
+        }
+        assert!(held.len() < 24, "more than the address space holds");
+    };
+    let in_use = held.len() as u64 * BYTES;
+    assert!(
+        matches!(error, Error::OutOfMemory { num_bytes: BYTES, in_use_bytes, .. } if in_use_bytes == in_use),
+        "{error}, with {in_use} in use"
+    );
+    let text = error.to_string();
+    assert!(text.contains("a filler") && text.contains("make the cache smaller"), "{text}");
+    assert_eq!((text.lines().count(), gpu.in_use_bytes()), (1, in_use), "{text}");
+    let landing = gpu.landing("what comes down", BYTES).unwrap_err();
+    assert!(matches!(landing, Error::OutOfMemory { .. }), "{landing}");
+    // What was given back can be had again.
+    drop(held);
+    let x = gpu.upload("x", bytemuck::cast_slice(&[1.0f32, 2.0])).unwrap();
+    let y = gpu.buffer("y", BYTES).unwrap();
+    let mut commands = Commands::new(&gpu);
+    commands.dispatch(&kernel, &2u32, &[Bound::all(&x), Bound::all(&y)], [1, 1, 1]).unwrap();
+    commands.submit().unwrap();
+    let doubled: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read(&y, 0, 8).unwrap());
+    assert_eq!(doubled, [2.0, 4.0]);
 }

@@ -1,12 +1,19 @@
 //! Every mistake is one line that names the thing, and exit code 2.
 
+use std::process::Output;
+
 use crate::fixture::{TRAINED_TOKENS, file, model, other_model, prose, run, stdout_of};
 
 /// Runs the program, which must refuse, and looks at the line of the error: the first one it says,
 /// unless the fault shows only once the model is running.
 #[track_caller]
 pub(crate) fn refuses(args: &[&str], parts: &[&str]) {
-    let output = run(args);
+    is_refusal(run(args), args, parts);
+}
+
+/// Looks at what the program said.
+#[track_caller]
+pub(crate) fn is_refusal(output: Output, args: &[&str], parts: &[&str]) {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{args:?} printed something");

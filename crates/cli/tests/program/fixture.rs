@@ -72,7 +72,8 @@ pub(crate) fn json_of(args: &[&str]) -> Vec<Value> {
     stdout_of(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn folder() -> PathBuf {
+/// Where all of this is.
+pub(crate) fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("program");
     fs::create_dir_all(&folder).unwrap();
     folder

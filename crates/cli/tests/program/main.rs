@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+#[cfg(target_os = "linux")]
+mod device;
 mod evals;
 mod fixture;
 mod runs;
