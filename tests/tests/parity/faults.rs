@@ -169,7 +169,6 @@ fn times_are_there_where_they_are_asked_for() {
 const IS_LIMITED: &str = "HETEROKV_IS_LIMITED";
 
 /// The driver has no more, not the budget: one that the CPU plays, in a process of its own with little address space.
-#[cfg(target_os = "linux")]
 #[test]
 fn a_driver_without_memory_is_told_and_goes_on() {
     if env::var_os(IS_LIMITED).is_some() {
