@@ -31,9 +31,7 @@ mod select;
 mod spec;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
-pub use device::{
-    Crossed, DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice,
-};
+pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
 pub use heterokv_quant::{KeyFormat, Level, RowFormat};

@@ -107,7 +107,7 @@ fn on_device(
         opened.compute(),
         reservation.prompt_tokens,
     )?;
-    let planned = DevicePlan::new(of_model, config, resolved, limits, reservation)?;
+    let planned = RunPlan::new(of_model, config, resolved, limits, reservation)?;
     if let Some(budget) = budget_bytes {
         planned.check(budget)?;
     }
@@ -162,18 +162,21 @@ fn say_what_runs(
 }
 
 /// What a run takes of a device.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub(crate) struct DevicePlan {
-    /// The model.
-    #[serde(flatten)]
-    model: DeviceModelPlan,
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub(crate) struct RunPlan {
+    /// The model's.
+    weights: u64,
+    /// What a block of tokens is worked out in.
+    work: u64,
     /// Exact rows, key codes, and what queries are prepared with.
     cache: u64,
     /// What the layers of the cache work in.
     cache_scratch: u64,
+    /// What a prompt takes beside all that while it is processed; the model's part is in it.
+    prompt: u64,
 }
 
-impl DevicePlan {
+impl RunPlan {
     /// Of a model and a cache with room for what is reserved.
     ///
     /// # Errors
@@ -187,27 +190,29 @@ impl DevicePlan {
     ) -> Result<Self> {
         let of_cache = DeviceCachePlan::new(cache, &kv_shape(config)?, limits, reservation)?;
         Ok(Self {
-            model,
+            weights: model.weights,
+            work: model.work,
             cache: of_cache.total_bytes() - of_cache.scratch_bytes,
             cache_scratch: of_cache.scratch_bytes,
+            prompt: model.prompt + of_cache.prompt_bytes,
         })
     }
 
     /// What stays while tokens are generated.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.model.held() + self.cache + self.cache_scratch
+        self.weights + self.work + self.cache + self.cache_scratch
     }
 
     /// The same with what the prompt takes while it is processed.
     pub(crate) fn peak_bytes(&self) -> u64 {
-        self.held_bytes().saturating_add(self.model.prompt)
+        self.held_bytes().saturating_add(self.prompt)
     }
 
     /// Its parts, by name.
     pub(crate) fn parts(&self) -> [(&'static str, u64); 4] {
         [
-            ("weights", self.model.weights),
-            ("what they work in", self.model.work),
+            ("weights", self.weights),
+            ("what they work in", self.work),
             ("cache", self.cache),
             ("what it works in", self.cache_scratch),
         ]
@@ -222,11 +227,11 @@ impl DevicePlan {
              while it is processed {}), and --device-memory allows {}; allow more, or use a shorter context or a \
              smaller cache",
             bytes(peak),
-            bytes(self.model.weights),
-            bytes(self.model.work),
+            bytes(self.weights),
+            bytes(self.work),
             bytes(self.cache),
             bytes(self.cache_scratch),
-            bytes(self.model.prompt),
+            bytes(self.prompt),
             bytes(budget)
         );
         Ok(())

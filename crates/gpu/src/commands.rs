@@ -250,6 +250,7 @@ impl<'a> Commands<'a> {
             mapped_at_creation: false,
         });
         gpu.queue.write_buffer(&uniform, 0, &params);
+        gpu.link.count_up(params.len());
         let mut encoder = device.create_command_encoder(&Default::default());
         let mut num_timed = 0;
         let mut pass: Option<wgpu::ComputePass<'static>> = None;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::buffer::Memory;
 use crate::choice::{AdapterSummary, DeviceChoice, find, summary};
 use crate::kernel::{Kernel, KernelSource};
+use crate::link::{Crossed, Link};
 use crate::{Bound, Buffer, Commands, Error, Landing, Result};
 
 /// Bytes that one write hands to the queue at a time: what is staged is held twice until it is copied.
@@ -91,6 +92,7 @@ pub struct Gpu {
     is_profiled: bool,
     budget_bytes: u64,
     memory: Arc<Memory>,
+    pub(crate) link: Link,
     faults: Arc<Faults>,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
 }
@@ -166,6 +168,7 @@ impl Gpu {
             summary: summary(&info),
             budget_bytes: options.budget_bytes.unwrap_or(u64::MAX),
             memory: Arc::default(),
+            link: Link::default(),
             kernels: Mutex::default(),
             device,
             queue,
@@ -213,6 +216,12 @@ impl Gpu {
     #[must_use]
     pub fn peak_bytes(&self) -> u64 {
         self.memory.peak_bytes()
+    }
+
+    /// What has crossed so far between the device and its host.
+    #[must_use]
+    pub fn crossed(&self) -> Crossed {
+        self.link.crossed()
     }
 
     /// A buffer of zeros, of at least `num_bytes` rounded up to whole words, and at least one word.
@@ -290,12 +299,17 @@ impl Gpu {
     /// [`Error::BadRange`], [`Error::Lost`].
     pub fn write(&self, buffer: &Buffer, start: u64, bytes: &[u8]) -> Result<()> {
         check_range(buffer, start, bytes.len() as u64)?;
+        let mut before = None;
         for (index, part) in bytes.chunks(WRITE_BYTES).enumerate() {
             self.queue.write_buffer(&buffer.raw, start + (index * WRITE_BYTES) as u64, part);
+            self.link.count_up(part.len());
             if part.len() == WRITE_BYTES {
-                // Hands it over, or all of a large matrix would be staged at once.
-                self.queue.submit([]);
-                self.wait()?;
+                // Hands it over, or all of a large matrix would be staged at once; one part is copied while the next is
+                // staged.
+                let submission = self.queue.submit([]);
+                if let Some(before) = before.replace(submission) {
+                    self.wait_for(Some(before))?;
+                }
             }
         }
         self.check()

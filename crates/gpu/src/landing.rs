@@ -63,6 +63,7 @@ impl<'a> Landed<'a> {
         let view = landing.raw.get_mapped_range(..num_bytes);
         let bytes = view.map_err(|error| invalid(error.to_string()))?.to_vec();
         landing.raw.unmap();
+        gpu.link.count_down(num_bytes);
         Ok(bytes)
     }
 }

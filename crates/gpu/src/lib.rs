@@ -23,6 +23,7 @@ mod device;
 mod error;
 mod kernel;
 mod landing;
+mod link;
 mod paged;
 
 pub use buffer::Buffer;
@@ -32,4 +33,5 @@ pub use device::{Gpu, Limits, LimitsChoice, OpenOptions, SubgroupSizes};
 pub use error::{Error, Result};
 pub use kernel::{Access, Kernel, KernelSource};
 pub use landing::{Landed, Landing};
+pub use link::Crossed;
 pub use paged::{Paged, Paging, Place};

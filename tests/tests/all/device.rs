@@ -389,10 +389,18 @@ fn memory_is_what_was_planned() {
             None,
             reservation,
         );
+        let peak =
+            of_model.held() + of_model.prompt + of_cache.total_bytes() + of_cache.prompt_bytes;
         let mut decoder = DeviceDecoder::new(&model, cache.unwrap());
         let vocab = model.config().vocab_size as u32;
         let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|i| i * 31 % vocab).collect();
         decoder.feed(&prompt, None).unwrap();
+        if cycle == 0 {
+            // What the first of them has held is the most that any has.
+            let most = gpu.peak_bytes() - before;
+            println!("{spec}: at most {most} bytes, {peak} planned");
+            assert!(most.abs_diff(peak) as f64 <= 0.02 * peak as f64, "{most} of {peak}");
+        }
         for token in 0..num_tokens as u32 {
             decoder.feed(&[token % vocab], None).unwrap();
         }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use heterokv_attn::device::Device;
 use heterokv_cache::{
-    AttentionCache, CacheSpec, DeviceCache, HeadShape, KvCache, KvShape, Level, PromptOnDevice,
-    Reservation, prefill_layer,
+    AttentionCache, CacheSpec, DeviceCache, HeadShape, KeyMix, KvCache, KvShape, Level,
+    PromptOnDevice, Reservation, TokenOnDevice, prefill_layer,
 };
-use heterokv_gpu::{DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters};
+use heterokv_gpu::{Bound, Commands, DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapters};
 use heterokv_testkit::Inputs;
 
 use crate::devices::places_or_skip;
@@ -22,16 +22,43 @@ const STEPS: usize = 12;
 const EXACT: f32 = 2e-4;
 const CHOSEN: f32 = 2e-2;
 
+/// Layers, of which the first takes tokens from the host and the second those that are on the device.
+const LAYERS: usize = 2;
+
+/// Of each kind of frame, and two heads of one format.
+const MIX: [&str; 6] = ["alloc/3", "int8-token", "pq/4x256", "lm2", "int4-channel/32", "lm2"];
+
 struct Case {
+    /// Without its keys where these are a mix.
     spec: &'static str,
+    /// Formats by layer and KV head, or none.
+    mix: &'static [&'static str],
     heads: (usize, usize, usize),
     prompt_tokens: usize,
     bar: f32,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |spec, heads, prompt_tokens, bar| Case { spec, heads, prompt_tokens, bar };
+    let case = |spec, heads, prompt_tokens, bar| Case { spec, mix: &[], heads, prompt_tokens, bar };
     vec![
+        // Heads of several formats in a layer: sets of keys that are scored one after the other in the same memory.
+        Case {
+            mix: &MIX,
+            ..case("values=f16@host,select=none,sinks=4,recent=16", (9, 3, 64), 716, EXACT)
+        },
+        Case {
+            mix: &MIX,
+            ..case(
+                "values=int8@host,select=top-p:0.8,union=head,renorm=off",
+                (9, 3, 64),
+                900,
+                CHOSEN,
+            )
+        },
+        Case {
+            mix: &MIX,
+            ..case("values=int8@host,rescore=int8@host,select=top-p:0.9", (9, 3, 64), 900, CHOSEN)
+        },
         case("full", (9, 3, 64), 100, EXACT),
         case("full", (4, 1, 128), 0, EXACT),
         // All coded tokens are taken: nothing hangs on a threshold.
@@ -145,39 +172,51 @@ impl Tokens {
     }
 }
 
-/// Outputs of all steps behind a prompt, and the two caches.
+/// Sums of squares of queries `[num_kv_heads, head_dim]`.
+fn energy_of(q: &[f32], heads: HeadShape) -> Vec<f64> {
+    let dim = heads.head_dim;
+    let mut energy = vec![0.0; heads.kv_row_len()];
+    for token in q.chunks_exact(heads.qo_row_len()) {
+        for (head, query) in token.chunks_exact(dim).enumerate() {
+            let of_head = &mut energy[head / heads.group_size() * dim..][..dim];
+            of_head.iter_mut().zip(query).for_each(|(e, q)| *e += f64::from(*q) * f64::from(*q));
+        }
+    }
+    energy
+}
+
+/// Outputs of all steps behind a prompt `[STEPS, LAYERS, num_qo_heads, head_dim]`, and the two caches.
 fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvCache, DeviceCache) {
     let (qo, kv, dim) = case.heads;
     let heads = HeadShape::new(qo, kv, dim).unwrap();
-    let shape = KvShape { num_layers: 1, heads };
-    let spec: CacheSpec = case.spec.parse().unwrap();
-    let config = spec.resolve(&shape, None).unwrap();
+    let shape = KvShape { num_layers: LAYERS, heads };
+    let folder = tempfile::tempdir().unwrap();
+    let mut spec = case.spec.to_owned();
+    if !case.mix.is_empty() {
+        let path = folder.path().join("parity.mix");
+        let formats = case.mix.iter().map(|name| name.parse().unwrap()).collect();
+        KeyMix::create(&path, "parity", &shape, formats).unwrap();
+        spec = format!("keys=mix:{},{spec}", path.display());
+    }
+    let config = spec.parse::<CacheSpec>().unwrap().resolve(&shape, None).unwrap();
     let level = Level::detect();
     let n = case.prompt_tokens;
-    let tokens = Tokens::new(seed, heads, n + STEPS);
+    let layers: Vec<Tokens> = (0..LAYERS)
+        .map(|layer| Tokens::new(seed + 1000 * layer as u64, heads, n + STEPS))
+        .collect();
     let mut host = KvCache::new(shape, config.clone(), level, None).unwrap();
     let reservation = Reservation { prompt_tokens: n, total_tokens: n + STEPS };
     let mut cache =
         DeviceCache::new(Arc::clone(device), shape, config, level, None, reservation).unwrap();
     let (qo_len, kv_len) = (heads.qo_row_len(), heads.kv_row_len());
-    if n > 0 {
+    let gpu = device.gpu();
+    for (layer, tokens) in layers.iter().enumerate().filter(|_| n > 0) {
         let mut out = vec![0.0; n * qo_len];
         let (q, k, v) = (&tokens.q[..n * qo_len], &tokens.k[..n * kv_len], &tokens.v[..n * kv_len]);
         let input = heterokv_cache::PrefillInput { q, k, v };
-        prefill_layer(std::slice::from_mut(&mut host), 0, input, &mut out).unwrap();
-        let mut energy = vec![0.0; kv_len];
-        for token in q.chunks_exact(qo_len) {
-            for (head, query) in token.chunks_exact(dim).enumerate() {
-                let of_head = &mut energy[head / heads.group_size() * dim..][..dim];
-                of_head
-                    .iter_mut()
-                    .zip(query)
-                    .for_each(|(e, q)| *e += f64::from(*q) * f64::from(*q));
-            }
-        }
+        prefill_layer(std::slice::from_mut(&mut host), layer, input, &mut out).unwrap();
         // In segments, of which the last is not full.
         let segment_tokens = 256;
-        let gpu = device.gpu();
         let segments: Vec<_> = (0..n)
             .step_by(segment_tokens)
             .map(|first| {
@@ -189,21 +228,31 @@ fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvC
             num_tokens: n,
             segment_tokens,
             segments: &segments,
-            query_energy: &energy,
+            query_energy: &energy_of(q, heads),
         };
-        cache.store_prompt(0, &prompt).unwrap();
+        cache.store_prompt(layer, &prompt).unwrap();
     }
     let (mut expected, mut actual) = (Vec::new(), Vec::new());
     for token in n..n + STEPS {
-        let (k, v) = (tokens.row(&tokens.k, kv_len, token), tokens.row(&tokens.v, kv_len, token));
-        let q = tokens.row(&tokens.q, tokens.shape.qo_row_len(), token);
-        for (cache, outs) in
-            [(&mut host as &mut dyn AttentionCache, &mut expected), (&mut cache, &mut actual)]
-        {
+        for (layer, tokens) in layers.iter().enumerate() {
+            let [k, v] = [&tokens.k, &tokens.v].map(|rows| tokens.row(rows, kv_len, token));
+            let q = tokens.row(&tokens.q, qo_len, token);
             let mut out = vec![f32::NAN; qo_len];
-            cache.append(0, k, v).unwrap();
-            cache.attend(0, q, &mut out).unwrap();
-            outs.extend(out);
+            host.append(layer, k, v).unwrap();
+            host.attend(layer, q, &mut out).unwrap();
+            expected.extend(&out);
+            if layer == 0 {
+                cache.append(layer, k, v).unwrap();
+                cache.attend(layer, q, &mut out).unwrap();
+                actual.extend(out);
+                continue;
+            }
+            let [on_q, on_k, on_v, on_out] = [q, k, v, &out].map(|rows| upload(gpu, rows));
+            let [q, k, v, out] = [&on_q, &on_k, &on_v, &on_out].map(Bound::all);
+            let step = TokenOnDevice { q, k, v, out };
+            cache.step_on_device(layer, Commands::new(gpu), step).unwrap().submit().unwrap();
+            let bytes = gpu.read(&on_out, 0, on_out.num_bytes()).unwrap();
+            actual.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
         }
     }
     (expected, actual, host, cache)
@@ -235,7 +284,7 @@ fn cache_on_device() {
             swapped.rotate_left(dim);
             assert!(distance(&swapped, &expected) > case.bar, "{label}: heads");
             let mut late = actual.clone();
-            late.rotate_left(case.heads.0 * dim);
+            late.rotate_left(LAYERS * case.heads.0 * dim);
             assert!(distance(&late, &expected) > case.bar, "{label}: steps");
         }
     }

@@ -1,13 +1,19 @@
 //! Coded keys on a device: those of the KV heads of a layer that share a format, their scores and what is selected.
 
+mod encode;
+mod scan;
+
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{Device, DeviceCoders, KeySpan, ScoreRow, Select, Span};
 use heterokv_evict::{Enough, Union};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Paged, Paging, Place};
 use heterokv_quant::{KeyCoder, KeyFormat, KeyLayout, Level};
 
+pub(super) use encode::{KeySource, KeyStretch, KeysToCode};
+pub(super) use scan::table_words;
+use scan::{Scan, ScannedSpans, has_scan};
+
 use super::lists::GrowingList;
-use super::scan::{Scan, ScannedSpans, has_scan, table_words};
 use super::scratch::Scratch;
 use crate::coded::CODE_PAGE_TOKENS;
 use crate::{Error, Result};
@@ -66,6 +72,19 @@ pub(super) struct Choice {
     pub(super) union: Union,
 }
 
+/// Bytes of a KV head's part of what queries are prepared and keys coded with, up to a few.
+///
+/// # Errors
+/// [`Error::NotOnDevice`] for a format that no kernel scores.
+pub(super) fn table_bytes(format: KeyFormat, head_dim: usize) -> Result<usize> {
+    if !has_scan(format) {
+        return Err(Error::NotOnDevice { format });
+    }
+    let num_planes = format.num_planes(head_dim);
+    Ok(scan::frame_bytes(format, head_dim)
+        + DeviceCoders::bytes_of_one(format, head_dim, num_planes))
+}
+
 impl CodedSet {
     /// No keys yet.
     pub(super) fn new(
@@ -86,7 +105,7 @@ impl CodedSet {
             heads,
             format,
             layout,
-            table_words: table_words(format, head_dim, &layout),
+            table_words: table_words(format, head_dim),
             members,
             pages: Paged::new("key codes", paging),
             spans: Vec::new(),
@@ -118,13 +137,8 @@ impl CodedSet {
         self.table_words
     }
 
-    /// The layout of the codes.
-    pub(super) fn layout(&self) -> KeyLayout {
-        self.layout
-    }
-
-    /// Whether keys are coded on the device.
-    pub(super) fn encodes_on_device(&self) -> bool {
+    /// Whether keys are coded on the device, and on the host otherwise.
+    fn encodes_on_device(&self) -> bool {
         self.format.has_encoding()
     }
 
@@ -174,18 +188,18 @@ impl CodedSet {
         Ok(())
     }
 
-    /// Encodes `keys [n, head_dim]`, n whole groups, behind those of a member; gives the bytes that crossed.
-    pub(super) fn append(
+    /// Encodes `keys [n, head_dim]`, n whole groups, on the host behind those of a member.
+    fn encode_on_host(
         &mut self,
         gpu: &Gpu,
         level: Level,
         member: usize,
         keys: &[f32],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let coder =
             self.members[member].coder.clone().ok_or(Error::NotOnDevice { format: self.format })?;
         let (head_dim, layout) = (coder.head_dim(), self.layout);
-        let (mut rest, mut crossed, mut pages) = (keys, 0, Vec::new());
+        let (mut rest, mut pages) = (keys, Vec::new());
         while !rest.is_empty() {
             let slot = self.members[member].num_tokens % CODE_PAGE_TOKENS;
             let count = (CODE_PAGE_TOKENS - slot).min(rest.len() / head_dim);
@@ -201,15 +215,14 @@ impl CodedSet {
             let first = layout.bytes(slot / layout.block_tokens * layout.block_tokens) / 4 * 4;
             let end = layout.bytes(slot + count).next_multiple_of(4);
             self.pages.write(gpu, page as u64, first as u64, &own.open[first..end])?;
-            crossed += (end - first) as u64;
             pages.push(page);
             rest = later;
         }
-        Ok(crossed + self.write_spans(gpu, &pages)?)
+        self.write_spans(gpu, &pages)
     }
 
     /// Makes a member longer by tokens that fit in its page, a new one where the last is full; gives the page.
-    pub(super) fn extend(&mut self, gpu: &Gpu, member: usize, count: usize) -> Result<usize> {
+    fn extend(&mut self, gpu: &Gpu, member: usize, count: usize) -> Result<usize> {
         if self.members[member].num_tokens.is_multiple_of(CODE_PAGE_TOKENS) {
             let page = self.spans.len();
             if page as u64 == self.pages.num_pages() {
@@ -230,45 +243,23 @@ impl CodedSet {
         Ok(own.page)
     }
 
-    /// Makes the device know the spans of pages that have grown; gives the bytes that crossed.
-    pub(super) fn write_spans(&self, gpu: &Gpu, pages: &[usize]) -> Result<u64> {
+    /// Makes the device know the spans of pages that have grown.
+    fn write_spans(&self, gpu: &Gpu, pages: &[usize]) -> Result<()> {
         let (Some(&first), Some(&last)) = (pages.iter().min(), pages.iter().max()) else {
-            return Ok(0);
+            return Ok(());
         };
         // Members grow together, so that what lies between is little.
         let spans: &[u8] = bytemuck::cast_slice(&self.spans[first..=last]);
-        gpu.write(&self.spans_on_device, (first * size_of::<Span>()) as u64, spans)?;
-        Ok(spans.len() as u64)
+        Ok(gpu.write(&self.spans_on_device, (first * size_of::<Span>()) as u64, spans)?)
     }
 
     /// Where a page is.
-    pub(super) fn place_of(&self, page: usize) -> Place {
+    fn place_of(&self, page: usize) -> Place {
         self.pages.paging().place(page as u64)
     }
 
-    /// The buffers of the pages.
-    pub(super) fn slabs(&self) -> &[Buffer] {
-        self.pages.slabs()
-    }
-
-    /// The coders on the device.
-    pub(super) fn on_device(&self) -> Result<&DeviceCoders> {
-        let coders = self.tables.as_ref().and_then(|tables| tables.coders.as_ref());
-        coders.ok_or(Error::NotOnDevice { format: self.format })
-    }
-
-    /// Names the keys that leave the window; gives the bytes that crossed.
-    pub(super) fn set_leaving(&mut self, gpu: &Gpu, spans: Vec<KeySpan>) -> Result<u64> {
-        self.leaving.set(gpu, spans)
-    }
-
-    /// Those that were named.
-    pub(super) fn leaving(&self) -> &Buffer {
-        self.leaving.buffer()
-    }
-
     /// Adds the scores of queries `[num_qo_heads, head_dim]` against all keys, and the selection among them, given the
-    /// log-sum-exp of the resident tokens in `scratch.resident`; gives the bytes that crossed.
+    /// log-sum-exp of the resident tokens in `scratch.resident`.
     pub(super) fn select(
         &mut self,
         device: &Device,
@@ -276,7 +267,7 @@ impl CodedSet {
         choice: Choice,
         q: Bound<'_>,
         scratch: &Scratch,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let Some(SetTables { scan, .. }) = &self.tables else {
             return Err(Error::NotOnDevice { format: self.format });
         };
@@ -308,7 +299,7 @@ impl CodedSet {
                 num_tokens: own.num_tokens as u32,
             })
         });
-        let crossed = self.rows.set(device.gpu(), rows.collect())?;
+        self.rows.set(device.gpu(), rows.collect())?;
         let shape = HeadShape {
             num_qo_heads: num_heads * group_size,
             num_kv_heads: num_heads,
@@ -327,8 +318,7 @@ impl CodedSet {
             positions: Bound::all(&scratch.positions),
             taken_scores: Bound::all(&scratch.taken_scores),
         };
-        device.select(commands, &select, &scratch.select)?;
-        Ok(crossed)
+        Ok(device.select(commands, &select, &scratch.select)?)
     }
 }
 

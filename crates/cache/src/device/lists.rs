@@ -60,13 +60,13 @@ impl RowLists {
     }
 
     /// Names the rows of each KV head, each stretch of which gives a state. The first states, one for each KV head, are
-    /// the host's. Gives the bytes that crossed.
+    /// the host's.
     pub(super) fn set_runs(
         &mut self,
         gpu: &Gpu,
         pool: &RowPool,
         heads: &[Vec<&RowRun>],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let mut parts = vec![Vec::new(); pool.slabs().len()];
         let (mut pages, mut first, mut ids) = (Vec::new(), vec![0], Vec::new());
         let mut state = heads.len() as u32;
@@ -86,20 +86,19 @@ impl RowLists {
             }
             first.push(ids.len() as u32);
         }
-        let mut bytes = set_all(&mut self.parts, gpu, "row lists: parts", parts)?;
-        bytes += self.pages.set(gpu, pages)?;
-        bytes += self.first.set(gpu, first)?;
-        bytes += self.ids.set(gpu, ids)?;
-        Ok(bytes)
+        set_all(&mut self.parts, gpu, "row lists: parts", parts)?;
+        self.pages.set(gpu, pages)?;
+        self.first.set(gpu, first)?;
+        self.ids.set(gpu, ids)
     }
 
-    /// Names where the rows go that [`RowLists::store`] stores; gives the bytes that crossed.
+    /// Names where the rows go that [`RowLists::store`] stores.
     pub(super) fn set_slots(
         &mut self,
         gpu: &Gpu,
         pool: &RowPool,
         slots: &[(usize, RowSlot)],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let mut by_slab = vec![Vec::new(); pool.slabs().len()];
         slots.iter().for_each(|(slab, slot)| by_slab[*slab].push(*slot));
         set_all(&mut self.slots, gpu, "row lists: slots", by_slab)
@@ -232,26 +231,30 @@ impl<T: bytemuck::NoUninit + PartialEq> GrowingList<T> {
         Ok(Self { items: Vec::new(), buffer: gpu.buffer(label, 0)? })
     }
 
+    /// Bytes of a list of so many that grew to them at once.
+    pub(super) fn bytes(len: usize) -> usize {
+        let bytes = len * size_of::<T>();
+        (bytes + bytes / 8).next_multiple_of(LIST_STEP_BYTES)
+    }
+
     /// What the device holds; beyond the items it holds anything.
     pub(super) fn buffer(&self) -> &Buffer {
         &self.buffer
     }
 
-    /// Makes the device hold `items`; gives the bytes that crossed.
-    pub(super) fn set(&mut self, gpu: &Gpu, items: Vec<T>) -> Result<u64> {
+    /// Makes the device hold `items`.
+    pub(super) fn set(&mut self, gpu: &Gpu, items: Vec<T>) -> Result<()> {
         if items == self.items {
-            return Ok(0);
+            return Ok(());
         }
         let bytes: &[u8] = bytemuck::cast_slice(&items);
         if bytes.len() as u64 > self.buffer.num_bytes() {
             // Lists grow token by token: some room more, so that it is made anew rarely.
-            let room = (bytes.len() + bytes.len() / 8).next_multiple_of(LIST_STEP_BYTES);
-            self.buffer = gpu.buffer(self.buffer.label(), room as u64)?;
+            self.buffer = gpu.buffer(self.buffer.label(), Self::bytes(items.len()) as u64)?;
         }
         gpu.write(&self.buffer, 0, bytes)?;
-        let num_bytes = bytes.len() as u64;
         self.items = items;
-        Ok(num_bytes)
+        Ok(())
     }
 }
 
@@ -261,13 +264,9 @@ fn set_all<T: bytemuck::NoUninit + PartialEq>(
     gpu: &Gpu,
     label: &'static str,
     items: Vec<Vec<T>>,
-) -> Result<u64> {
+) -> Result<()> {
     while lists.len() < items.len() {
         lists.push(GrowingList::new(gpu, label)?);
     }
-    let mut bytes = 0;
-    for (list, items) in lists.iter_mut().zip(items) {
-        bytes += list.set(gpu, items)?;
-    }
-    Ok(bytes)
+    lists.iter_mut().zip(items).try_for_each(|(list, items)| list.set(gpu, items))
 }

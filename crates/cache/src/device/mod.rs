@@ -17,12 +17,11 @@
 //! `full` stays on the device altogether, and nothing waits for the host.
 
 mod coded;
-mod encode;
 mod lists;
 mod plan;
 mod prompt;
+mod results;
 mod rows;
-mod scan;
 mod scratch;
 mod step;
 #[cfg(test)]
@@ -66,7 +65,6 @@ pub struct DeviceCache {
     buffers: StepBuffers,
     landing: Landing,
     stats: ReadStats,
-    crossed: Crossed,
     /// A step has begun and not ended: tokens may be in one place and not in another.
     is_broken: bool,
 }
@@ -74,15 +72,6 @@ pub struct DeviceCache {
 /// That a step has begun.
 #[derive(Debug)]
 struct Entered;
-
-/// Bytes that have crossed between the device and the host in decode steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Crossed {
-    /// From the device to the host.
-    pub to_host: u64,
-    /// From the host to the device.
-    pub to_device: u64,
-}
 
 /// What a step works in, for one layer after the other.
 #[derive(Debug)]
@@ -185,7 +174,6 @@ impl DeviceCache {
             },
             landing: gpu.landing("a step's results", 0)?,
             stats: ReadStats::default(),
-            crossed: Crossed::default(),
             is_broken: false,
             device,
             shape,
@@ -274,16 +262,9 @@ impl DeviceCache {
         self.stats
     }
 
-    /// What has crossed in the decode steps since the last [reset](DeviceCache::reset_stats).
-    #[must_use]
-    pub fn crossed(&self) -> Crossed {
-        self.crossed
-    }
-
     /// Starts counting anew.
     pub fn reset_stats(&mut self) {
         self.stats = ReadStats::default();
-        self.crossed = Crossed::default();
     }
 
     /// What the sets need to work in where heads have so many coded tokens.

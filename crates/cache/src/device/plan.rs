@@ -1,12 +1,14 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{Device, DeviceCoders, SelectScratch};
+use heterokv_attn::device::{Device, KeySpan, RowSlot, SelectScratch};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
+use super::coded::{table_bytes, table_words};
+use super::lists::GrowingList;
+use super::prompt::STORED_ROWS;
 use super::rows::{PART_TOKENS, RowPool};
-use super::scan::{frame_bytes, has_scan, most_planes, table_words};
 use super::scratch::ScratchShape;
 use crate::coded::CODE_PAGE_TOKENS;
 use crate::exact::EXACT_PAGE_TOKENS;
@@ -34,6 +36,8 @@ pub struct DeviceCachePlan {
     pub frame_bytes: u64,
     /// Bytes that all layers work in.
     pub scratch_bytes: u64,
+    /// Bytes of lists that a prompt takes beside that while it is stored.
+    pub prompt_bytes: u64,
     pub(super) page_tokens: usize,
     pub(super) row_pages: u64,
     pub(super) states: usize,
@@ -95,6 +99,7 @@ impl DeviceCachePlan {
             code_bytes: 0,
             frame_bytes: 0,
             scratch_bytes: 0,
+            prompt_bytes: 0,
             page_tokens,
             row_pages: 0,
             states: 0,
@@ -108,15 +113,14 @@ impl DeviceCachePlan {
             CacheConfig::Full => {
                 most_rows = total_tokens;
                 plan.row_pages = (num_heads * total_tokens.div_ceil(page_tokens)) as u64;
+                let rows = (reservation.prompt_tokens * heads.num_kv_heads).min(STORED_ROWS);
+                plan.prompt_bytes = GrowingList::<RowSlot>::bytes(rows) as u64;
             }
             CacheConfig::Hca(hca) => {
                 hca.keys.check(shape)?;
-                let (mut most_coded, mut most_words) = (0, 0);
+                let (mut most_coded, mut most_words, mut most_spans) = (0, 0, 0);
                 let counts = hca.keys.counts(shape);
                 for &(format, count) in &counts {
-                    if !has_scan(format) {
-                        return Err(Error::NotOnDevice { format });
-                    }
                     let of_head = DevicePlan::new(format, hca, shape)?;
                     let sinks = of_head.sinks.min(total_tokens);
                     let window = of_head.most_window(reservation.prompt_tokens, total_tokens);
@@ -129,17 +133,21 @@ impl DeviceCachePlan {
                     let layout = format.layout(heads.head_dim)?;
                     let page = layout.bytes(CODE_PAGE_TOKENS) + 16;
                     plan.code_bytes += (count * coded.div_ceil(CODE_PAGE_TOKENS) * page) as u64;
-                    let planes = most_planes(format, heads.head_dim, &layout);
-                    let of_head = frame_bytes(format, heads.head_dim, &layout)
-                        + DeviceCoders::bytes_of_one(format, heads.head_dim, planes)
-                        + 8 * heads.group_size();
-                    plan.frame_bytes += (count * of_head) as u64;
+                    let tables = table_bytes(format, heads.head_dim)? + 8 * heads.group_size();
+                    plan.frame_bytes += (count * tables) as u64;
                     most_coded = most_coded.max(coded);
-                    most_words = most_words.max(table_words(format, heads.head_dim, &layout));
+                    let at_once = of_head.coded_after_prompt(reservation.prompt_tokens);
+                    let unit = match layout.group_tokens {
+                        1 => CODE_PAGE_TOKENS,
+                        group_tokens => group_tokens,
+                    };
+                    most_spans = most_spans.max(at_once.div_ceil(unit));
+                    most_words = most_words.max(table_words(format, heads.head_dim));
                 }
                 let of_head = 4 * heads.group_size() * most_coded.max(1);
                 let score_bytes = limits.binding_bytes.min(SCORE_BYTES) as usize;
                 plan.set_heads = (score_bytes / of_head).clamp(1, heads.num_kv_heads);
+                plan.prompt_bytes = (plan.set_heads * most_spans * size_of::<KeySpan>()) as u64;
                 if most_coded > 0 {
                     plan.scratch = Some(ScratchShape {
                         heads: plan.set_heads,
@@ -160,7 +168,7 @@ impl DeviceCachePlan {
         Ok(plan)
     }
 
-    /// All of it.
+    /// All that stays.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.row_bytes + self.code_bytes + self.frame_bytes + self.scratch_bytes

@@ -8,14 +8,17 @@ use heterokv_attn::device::{KeyRows, RowSlot};
 use heterokv_gpu::{Bound, Buffer, Commands};
 use heterokv_quant::RowFormat;
 
-use super::encode::{KeySource, KeyStretch};
+use super::coded::{KeySource, KeyStretch, KeysToCode};
 use super::lists::RowLists;
 use super::{DeviceCache, Layer};
 use crate::cache::{check_finite, check_len};
 use crate::{Error, Result};
 
 /// Rows whose places are listed at a time.
-const STORED_ROWS: usize = 1 << 16;
+pub(super) const STORED_ROWS: usize = 1 << 16;
+
+/// Bytes that are read of the device at a time: what the host holds beside the rows.
+const READ_BYTES: usize = 16 << 20;
 
 /// The exact keys and values of a prompt in one layer, on the device.
 #[derive(Clone, Copy, Debug)]
@@ -86,22 +89,28 @@ impl DeviceCache {
         let values = self.rows_of(prompt, 1)?;
         check_finite("k", &keys)?;
         check_finite("v", &values)?;
+        let of_head = |rows: &[f32], kv_head: usize| -> Vec<f32> {
+            let rows = rows.chunks_exact(num_kv_heads * head_dim);
+            rows.flat_map(|row| &row[kv_head * head_dim..][..head_dim]).copied().collect()
+        };
         for kv_head in 0..num_kv_heads {
             let energy = &prompt.query_energy[kv_head * head_dim..][..head_dim];
             self.layers[layer].add_query_energy(kv_head, energy.iter().copied());
-            let of_head = |rows: &[f32]| -> Vec<f32> {
-                let rows = rows.chunks_exact(num_kv_heads * head_dim);
-                rows.flat_map(|row| &row[kv_head * head_dim..][..head_dim]).copied().collect()
-            };
-            self.store_head((layer, kv_head), [&of_head(&keys), &of_head(&values)])?;
+            let [keys, values] = [&keys, &values].map(|rows| of_head(rows, kv_head));
+            self.store_head((layer, kv_head), [&keys, &values])?;
         }
-        self.encode_prompt(layer, prompt)?;
+        self.code_prompt(layer, prompt, &|kv_head| of_head(&keys, kv_head))?;
         self.leave(entered);
         Ok(())
     }
 
-    /// Codes the keys of a prompt whose rows are stored, where that is done on the device.
-    fn encode_prompt(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+    /// Codes the keys of a prompt whose rows are stored; `rows_of` gives those of a KV head, on the host.
+    fn code_prompt(
+        &mut self,
+        layer: usize,
+        prompt: &PromptOnDevice<'_>,
+        rows_of: &dyn Fn(usize) -> Vec<f32>,
+    ) -> Result<()> {
         let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
         let device = Arc::clone(&self.device);
         let source = KeySource {
@@ -112,18 +121,22 @@ impl DeviceCache {
             is_once: true,
         };
         let Layer { heads, sets, .. } = &mut self.layers[layer];
+        let coded = |kv_head: usize| {
+            let head = &heads[kv_head];
+            head.resident.len()..prompt.num_tokens - head.window.len()
+        };
+        let on_host = |kv_head: usize| {
+            let tokens = coded(kv_head);
+            rows_of(kv_head)[tokens.start * head_dim..tokens.end * head_dim].to_vec()
+        };
         let mut commands = Commands::new(device.gpu());
-        for set in sets.iter_mut().filter(|set| set.encodes_on_device()) {
-            let keys = |&kv_head: &usize| {
-                let head = &heads[kv_head];
-                let first = head.resident.len();
-                let end = prompt.num_tokens - head.window.len();
-                prompt.stretches(first..end, kv_head * head_dim, num_kv_heads * head_dim)
+        for set in sets {
+            let of = |&kv_head: &usize| {
+                prompt.stretches(coded(kv_head), kv_head * head_dim, num_kv_heads * head_dim)
             };
-            let members: Vec<Vec<KeyStretch>> = set.heads().iter().map(keys).collect();
-            if members.iter().any(|keys| !keys.is_empty()) {
-                set.encode(&device, &mut commands, &source, &members)?;
-            }
+            let stretches = set.heads().iter().map(of).collect();
+            let keys = KeysToCode { source: &source, stretches, on_host: &on_host };
+            set.code(&device, &mut commands, self.level, &keys)?;
         }
         Ok(commands.submit()?)
     }
@@ -131,17 +144,20 @@ impl DeviceCache {
     /// Keys (0) or values (1) of a prompt `[num_tokens, num_kv_heads, head_dim]`, on the host.
     fn rows_of(&self, prompt: &PromptOnDevice<'_>, which: usize) -> Result<Vec<f32>> {
         let gpu = self.device.gpu();
-        let row_bytes = 4 * self.shape.heads.kv_row_len() as u64;
+        let row_bytes = 4 * self.shape.heads.kv_row_len();
         let mut rows = Vec::with_capacity(prompt.num_tokens * self.shape.heads.kv_row_len());
         for (index, segment) in prompt.segments.iter().enumerate() {
-            let tokens = prompt.tokens_of(index) as u64;
-            let bytes = gpu.read(&segment[which], 0, tokens * row_bytes)?;
-            rows.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
+            let num_bytes = prompt.tokens_of(index) * row_bytes;
+            for start in (0..num_bytes).step_by(READ_BYTES) {
+                let part = READ_BYTES.min(num_bytes - start);
+                let bytes = gpu.read(&segment[which], start as u64, part as u64)?;
+                rows.extend(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
+            }
         }
         Ok(rows)
     }
 
-    /// Stores the rows of a KV head; its keys are coded where that is done on the host.
+    /// Stores the rows of a KV head; the keys of those that go to the host are to be coded then.
     pub(super) fn store_head(
         &mut self,
         (layer, kv_head): (usize, usize),
@@ -169,10 +185,6 @@ impl DeviceCache {
         if num_coded > 0 {
             let coded = cut(sinks, sinks + num_coded);
             own.hand_over(gpu, *level, host, (layer, kv_head), coded)?;
-            let (set, member) = own.heads[kv_head].place;
-            if !own.sets[set].encodes_on_device() {
-                own.sets[set].append(gpu, *level, member, coded[0])?;
-            }
         }
         let [k, v] = cut(sinks + num_coded, num_tokens);
         let head = &mut own.heads[kv_head];

@@ -6,7 +6,7 @@ use heterokv_attn::device::RowSlot;
 use heterokv_gpu::{Buffer, Gpu, Paged, Paging, Place};
 use heterokv_quant::RowFormat;
 
-use super::encode::KeyStretch;
+use super::coded::KeyStretch;
 use crate::Result;
 
 /// Tokens of a part of a head's rows that one workgroup sums.

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use heterokv_attn::device::{KeyRows, RowSlot, SelectScratch};
+use heterokv_attn::device::{KeyRows, RowSlot};
 use heterokv_attn::{AttnState, HeadShape};
 use heterokv_evict::Union;
-use heterokv_gpu::{Bound, Commands, Landing};
+use heterokv_gpu::{Bound, Commands};
 
-use super::coded::Choice;
-use super::encode::{KeySource, KeyStretch};
+use super::coded::{Choice, KeySource, KeysToCode};
 use super::lists::{RowAttention, States};
 use super::prompt::as_stored;
+use super::results::{Reader, Results, Wanted, copy_lses, land};
 use super::rows::RowRun;
 use super::scratch::Scratch;
 use super::{DeviceCache, Layer};
@@ -34,30 +34,6 @@ pub struct TokenOnDevice<'a> {
     pub v: Bound<'a>,
     /// Where the output goes `[num_qo_heads, head_dim]`, f32.
     pub out: Bound<'a>,
-}
-
-/// What is to come to the host beside selections.
-#[derive(Clone, Copy)]
-struct Wanted<'a> {
-    shape: HeadShape,
-    q: Option<Bound<'a>>,
-    kv: Option<[Bound<'a>; 2]>,
-    /// Scores of what is selected.
-    has_scores: bool,
-    /// Log-sum-exps of the resident tokens and of all.
-    has_lses: bool,
-}
-
-/// What has come.
-#[derive(Default)]
-struct Results {
-    q: Vec<f32>,
-    kv: Vec<f32>,
-    /// `[num_qo_heads]`, natural logarithm.
-    resident_lse: Vec<f32>,
-    /// By KV head; empty where nothing is coded.
-    selections: Vec<HeadSelection>,
-    num_bytes: u64,
 }
 
 impl DeviceCache {
@@ -100,7 +76,7 @@ impl DeviceCache {
             let place = rows.push(gpu, head.run_of_next())?;
             slots.push(rows.slot(place, 0, kv_head));
         }
-        self.crossed.to_device += own.lists.set_slots(gpu, rows, &slots)?;
+        own.lists.set_slots(gpu, rows, &slots)?;
         own.lists.store(&device, &mut commands, rows, heads, [k, v])?;
         self.code_leaving(layer, &mut commands)?;
         let commands = self.attend_on_device(layer, commands, q, out, Some([k, v]))?;
@@ -117,7 +93,6 @@ impl DeviceCache {
         for (head, (key, value)) in layers[layer].heads.iter_mut().zip(tokens) {
             rows.extend(device.gpu(), head.run_of_next(), key, value)?;
         }
-        self.crossed.to_device += (4 * k.len()) as u64;
         self.layers[layer].remember(k, v, head_dim)?;
         let mut commands = Commands::new(device.gpu());
         self.code_leaving(layer, &mut commands)?;
@@ -128,32 +103,19 @@ impl DeviceCache {
     fn code_leaving(&mut self, layer: usize, commands: &mut Commands<'_>) -> Result<()> {
         let device = Arc::clone(&self.device);
         let gpu = device.gpu();
-        let Self { rows, layers, host, level, crossed, shape, .. } = self;
+        let Self { rows, layers, host, level, shape, .. } = self;
         let Some(host) = host else { return Ok(()) };
         let own: &mut Layer = &mut layers[layer];
         let mut leaving = vec![0; own.heads.len()];
-        let mut on_host = Vec::new();
-        for kv_head in 0..own.heads.len() {
+        for (kv_head, leaving) in leaving.iter_mut().enumerate() {
             let has_coder = own.has_coder(kv_head);
             let head = &own.heads[kv_head];
             let Some(plan) = head.plan else { continue };
-            leaving[kv_head] = plan.leaving(head.window.len(), has_coder);
-            if leaving[kv_head] == 0 {
-                continue;
+            *leaving = plan.leaving(head.window.len(), has_coder);
+            if *leaving > 0 {
+                let [keys, values] = [0, 1].map(|which| head.window_rows(which, *leaving));
+                own.hand_over(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
             }
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for [key, value] in head.window_rows.range(..leaving[kv_head]) {
-                keys.extend(key);
-                values.extend(value);
-            }
-            own.hand_over(gpu, *level, host, (layer, kv_head), [&keys, &values])?;
-            let (set, member) = own.heads[kv_head].place;
-            if !own.sets[set].encodes_on_device() {
-                on_host.push((set, member, keys));
-            }
-        }
-        for (set, member, keys) in on_host {
-            crossed.to_device += own.sets[set].append(gpu, *level, member, &keys)?;
         }
         let key_words = shape.heads.head_dim / 2;
         let source = KeySource {
@@ -164,12 +126,12 @@ impl DeviceCache {
             is_once: false,
         };
         let Layer { heads, sets, .. } = &mut *own;
-        for set in sets.iter_mut().filter(|set| set.encodes_on_device()) {
-            let keys = |&kv_head: &usize| heads[kv_head].window.first_keys(rows, leaving[kv_head]);
-            let members: Vec<Vec<KeyStretch>> = set.heads().iter().map(keys).collect();
-            if members.iter().any(|keys| !keys.is_empty()) {
-                crossed.to_device += set.encode(&device, commands, &source, &members)?;
-            }
+        let on_host = |kv_head: usize| heads[kv_head].window_rows(0, leaving[kv_head]);
+        for set in sets {
+            let of = |&kv_head: &usize| heads[kv_head].window.first_keys(rows, leaving[kv_head]);
+            let stretches = set.heads().iter().map(of).collect();
+            let keys = KeysToCode { source: &source, stretches, on_host: &on_host };
+            set.code(&device, commands, *level, &keys)?;
         }
         // They leave the window when they are elsewhere.
         for (head, &leaving) in own.heads.iter_mut().zip(&leaving) {
@@ -200,7 +162,7 @@ impl DeviceCache {
         let own = &mut layers[layer];
         let runs: Vec<Vec<&RowRun>> =
             own.heads.iter().map(|head| vec![&head.resident, &head.window]).collect();
-        self.crossed.to_device += own.lists.set_runs(gpu, rows, &runs)?;
+        own.lists.set_runs(gpu, rows, &runs)?;
         let needed = own.lists.num_states();
         if needed > states.capacity() {
             *states = States::new(gpu, shape, needed + needed / 8)?;
@@ -258,8 +220,7 @@ impl DeviceCache {
                     let room = own.expected.min(scratch.max_tokens());
                     for set in own.sets.iter_mut().filter(|set| set.max_tokens() > 0) {
                         copy_lses(&mut commands, set.heads(), shape, &buffers.lse, scratch)?;
-                        self.crossed.to_device +=
-                            set.select(&device, &mut commands, choice, q, scratch)?;
+                        set.select(&device, &mut commands, choice, q, scratch)?;
                         wanted.land_selection(
                             &mut commands,
                             (landing, &mut at),
@@ -278,7 +239,6 @@ impl DeviceCache {
                         results.resident_lse = reader.floats(shape.num_qo_heads);
                     }
                     let most = wanted.read_selections(&mut reader, own, room, &mut results);
-                    self.crossed.to_host += results.num_bytes;
                     own.expected = (most + most / 4 + 1).next_multiple_of(EXPECTED_STEP);
                     if most <= room {
                         break results;
@@ -287,9 +247,6 @@ impl DeviceCache {
                 }
             }
         };
-        if !has_coded {
-            self.crossed.to_host += results.num_bytes;
-        }
         self.take_results(layer, &results)?;
         self.stats.steps += 1;
         let mut commands = Commands::new(gpu);
@@ -381,7 +338,6 @@ impl DeviceCache {
         let lses: Vec<f32> = states.iter().flat_map(AttnState::lse).copied().collect();
         gpu.write(&self.states.outs, 0, bytemuck::cast_slice(&outs))?;
         gpu.write(&self.states.lses, 0, bytemuck::cast_slice(&lses))?;
-        self.crossed.to_device += 4 * (outs.len() + lses.len()) as u64;
         Ok(())
     }
 }
@@ -400,181 +356,16 @@ impl Layer {
 }
 
 impl super::Head {
+    /// Keys (0) or values (1) of the first `count` tokens of the window `[count, head_dim]`.
+    fn window_rows(&self, which: usize, count: usize) -> Vec<f32> {
+        self.window_rows.range(..count).flat_map(|rows| &rows[which]).copied().collect()
+    }
+
     /// Where the next token goes.
     fn run_of_next(&mut self) -> &mut RowRun {
         match &self.plan {
             Some(plan) if self.resident.len() >= plan.sinks => &mut self.window,
             _ => &mut self.resident,
         }
-    }
-}
-
-impl Wanted<'_> {
-    /// Bytes that can land in a step of a layer.
-    fn num_bytes(&self, own: &Layer) -> u64 {
-        let mut bytes: u64 =
-            self.q.iter().chain(self.kv.iter().flatten()).map(Bound::num_bytes).sum();
-        let (qo, kv) = (self.shape.num_qo_heads, self.shape.num_kv_heads);
-        bytes += 4 * (kv + kv * own.expected) as u64;
-        if self.has_scores {
-            bytes += 4 * (qo * own.expected) as u64;
-        }
-        if self.has_lses {
-            bytes += 4 * qo as u64 + SelectScratch::choice_bytes(qo);
-        }
-        bytes
-    }
-
-    fn make_room(&self, landing: &mut Landing, gpu: &heterokv_gpu::Gpu, own: &Layer) -> Result<()> {
-        let needed = self.num_bytes(own);
-        if needed > landing.num_bytes() {
-            *landing = gpu.landing("a step's results", needed + needed / 4)?;
-        }
-        Ok(())
-    }
-
-    fn land(&self, commands: &mut Commands<'_>, landing: &Landing, at: &mut u64) -> Result<()> {
-        for bound in self.q.iter().chain(self.kv.iter().flatten()) {
-            land(commands, landing, at, *bound)?;
-        }
-        Ok(())
-    }
-
-    /// The first `room` selected tokens of each head of a set.
-    fn land_selection(
-        &self,
-        commands: &mut Commands<'_>,
-        (landing, at): (&Landing, &mut u64),
-        scratch: &Scratch,
-        (num_heads, room): (usize, usize),
-    ) -> Result<()> {
-        let num_bytes = 4 * room as u64;
-        let row = 4 * scratch.max_tokens() as u64;
-        land(commands, landing, at, Bound::part(&scratch.num_taken, 0, 4 * num_heads as u64))?;
-        for head in 0..num_heads as u64 {
-            let part = Bound::part(&scratch.positions, head * row, num_bytes);
-            land(commands, landing, at, part)?;
-        }
-        let num_queries = num_heads * self.shape.group_size();
-        if self.has_scores {
-            for head in 0..num_queries as u64 {
-                let part = Bound::part(&scratch.taken_scores, head * row, num_bytes);
-                land(commands, landing, at, part)?;
-            }
-        }
-        if self.has_lses {
-            let bytes = SelectScratch::choice_bytes(num_queries);
-            land(commands, landing, at, Bound::part(scratch.choices(), 0, bytes))?;
-        }
-        Ok(())
-    }
-
-    fn results(&self, reader: &mut Reader<'_>) -> Results {
-        let len = |bound: &Bound<'_>| bound.num_bytes() as usize / 4;
-        Results {
-            q: reader.floats(self.q.as_ref().map_or(0, len)),
-            kv: reader.floats(self.kv.iter().flatten().map(len).sum()),
-            resident_lse: Vec::new(),
-            selections: Vec::new(),
-            num_bytes: reader.bytes.len() as u64,
-        }
-    }
-
-    /// Reads what was selected by KV head; gives the most that one selects.
-    fn read_selections(
-        &self,
-        reader: &mut Reader<'_>,
-        own: &Layer,
-        room: usize,
-        results: &mut Results,
-    ) -> usize {
-        let group_size = self.shape.group_size();
-        let mut most = 0;
-        results.selections.resize_with(self.shape.num_kv_heads, HeadSelection::default);
-        for set in own.sets.iter().filter(|set| set.max_tokens() > 0) {
-            let counts = reader.words(set.heads().len());
-            most = counts.iter().fold(most, |most, &count| most.max(count as usize));
-            for (&kv_head, &count) in set.heads().iter().zip(&counts) {
-                let mut positions = reader.words(room);
-                positions.truncate(count as usize);
-                results.selections[kv_head].positions = positions;
-            }
-            if self.has_scores {
-                for (&kv_head, &count) in set.heads().iter().zip(&counts) {
-                    let selection = &mut results.selections[kv_head];
-                    for _ in 0..group_size {
-                        let row = reader.floats(room);
-                        let row = &row[..room.min(count as usize)];
-                        selection.taken.extend(row.iter().map(|&s| s != f32::NEG_INFINITY));
-                        selection.scores.extend(row);
-                    }
-                }
-            }
-            if self.has_lses {
-                let bytes = SelectScratch::choice_bytes(set.heads().len() * group_size);
-                let lses = SelectScratch::lses(reader.bytes(bytes as usize));
-                for (&kv_head, lses) in set.heads().iter().zip(lses.chunks_exact(group_size)) {
-                    results.selections[kv_head].full_lse = lses.to_vec();
-                }
-            }
-        }
-        most
-    }
-}
-
-/// Lets a part of a buffer land behind what does already.
-fn land(
-    commands: &mut Commands<'_>,
-    landing: &Landing,
-    at: &mut u64,
-    bound: Bound<'_>,
-) -> Result<()> {
-    commands.land(bound, (landing, *at))?;
-    *at += bound.num_bytes();
-    Ok(())
-}
-
-/// Copies the log-sum-exps of the KV heads of a set to where its selection looks for them.
-fn copy_lses(
-    commands: &mut Commands<'_>,
-    heads: &[usize],
-    shape: HeadShape,
-    lse: &heterokv_gpu::Buffer,
-    scratch: &Scratch,
-) -> Result<()> {
-    let bytes = 4 * shape.group_size() as u64;
-    if heads.len() == shape.num_kv_heads {
-        return Ok(commands.copy((lse, 0), (&scratch.resident, 0), bytes * heads.len() as u64)?);
-    }
-    for (member, &kv_head) in heads.iter().enumerate() {
-        let (from, to) = (kv_head as u64 * bytes, member as u64 * bytes);
-        commands.copy((lse, from), (&scratch.resident, to), bytes)?;
-    }
-    Ok(())
-}
-
-/// Reads what has landed in the order in which it was told to.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
-    }
-
-    fn bytes(&mut self, len: usize) -> &'a [u8] {
-        let bytes = &self.bytes[self.at..][..len];
-        self.at += len;
-        bytes
-    }
-
-    fn floats(&mut self, len: usize) -> Vec<f32> {
-        bytemuck::pod_collect_to_vec(self.bytes(4 * len))
-    }
-
-    fn words(&mut self, len: usize) -> Vec<u32> {
-        bytemuck::pod_collect_to_vec(self.bytes(4 * len))
     }
 }

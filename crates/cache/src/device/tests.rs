@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::Device;
-use heterokv_gpu::{DeviceChoice, Gpu, OpenOptions};
-use heterokv_quant::Level;
+use heterokv_attn::device::{Device, KeyRows};
+use heterokv_gpu::{Buffer, Commands, DeviceChoice, Gpu, OpenOptions};
+use heterokv_quant::{FitInput, KeyCoder, Level};
 
+use super::coded::{KeySource, KeyStretch, KeysToCode};
 use super::{DeviceCache, Layer, Reservation};
 use crate::{CacheSpec, KvCache, KvShape};
 
@@ -14,11 +15,50 @@ use crate::{CacheSpec, KvCache, KvShape};
 const LONG_TOKENS: usize = 1_000_000;
 const SHORT_TOKENS: usize = 50_000;
 
+/// Keys that a buffer holds on every device.
+const KEYS_OF_A_BUFFER: usize = 200_000;
+
 /// From −1 to 1, the same in every run.
 fn number(i: usize) -> f32 {
     let mut x = (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
     f32::from((x >> 40) as u16 as i16) / 32_768.0
+}
+
+/// Codes the keys of one KV head whose rows are stored. A prompt has those of all heads on the device at once, which this
+/// machine need not hold.
+fn code_head(cache: &mut DeviceCache, kv_head: usize, keys: &[f32]) {
+    let device = Arc::clone(&cache.device);
+    let gpu = device.gpu();
+    let Layer { heads, sets, .. } = &mut cache.layers[0];
+    let head = &heads[kv_head];
+    let head_dim = head.query_energy.len();
+    let end = keys.len() / head_dim - head.window.len();
+    let coded = &keys[head.resident.len() * head_dim..end * head_dim];
+    let buffers: Vec<Buffer> = coded
+        .chunks(KEYS_OF_A_BUFFER * head_dim)
+        .map(|part| gpu.upload("keys", bytemuck::cast_slice(part)).unwrap())
+        .collect();
+    let stretches = buffers.iter().enumerate().map(|(buffer, keys)| KeyStretch {
+        buffer,
+        word: 0,
+        num_tokens: keys.num_bytes() as usize / (4 * head_dim),
+    });
+    let source = KeySource {
+        rows: KeyRows::F32,
+        key_stride: head_dim,
+        key_words: head_dim,
+        buffers: buffers.iter().collect(),
+        is_once: true,
+    };
+    let (set, member) = head.place;
+    let mut of_members = vec![Vec::new(); sets[set].heads().len()];
+    of_members[member] = stretches.collect();
+    let on_host = |_| unreachable!("a kernel encodes int4-token");
+    let keys = KeysToCode { source: &source, stretches: of_members, on_host: &on_host };
+    let mut commands = Commands::new(gpu);
+    sets[set].code(&device, &mut commands, cache.level, &keys).unwrap();
+    commands.submit().unwrap();
 }
 
 #[test]
@@ -44,6 +84,16 @@ fn a_long_context_of_llama_3_8b_on_a_device() {
     let reservation = Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens + 1 };
     let device = Arc::new(Device::new(Arc::new(gpu)));
     let mut cache = DeviceCache::new(device, shape, config, level, None, reservation).unwrap();
+    // What fits nothing is there from the start: heads are coded one by one.
+    let Layer { heads: of_layer, sets, .. } = &mut cache.layers[0];
+    for head in of_layer {
+        let (set, member) = head.place;
+        let (head_dim, format) = (heads.head_dim, "int4-token".parse().unwrap());
+        let query_energy = vec![1.0; head_dim];
+        let input = FitInput { head_dim, keys: &[], query_energy: &query_energy, seed: 0, level };
+        let coder = KeyCoder::fit(format, &input).unwrap();
+        sets[set].set_coder(cache.device.gpu(), member, coder).unwrap();
+    }
     for kv_head in 0..heads.num_kv_heads {
         let rows = |seed: usize| -> Vec<f32> {
             let first = (2 * kv_head + seed) * num_tokens * heads.head_dim;
@@ -51,13 +101,7 @@ fn a_long_context_of_llama_3_8b_on_a_device() {
         };
         let (keys, values) = (rows(0), rows(1));
         cache.store_head((0, kv_head), [&keys, &values]).unwrap();
-        // The keys are on no device, which would code them.
-        let Layer { heads, sets, .. } = &mut cache.layers[0];
-        let (set, member) = heads[kv_head].place;
-        let (first, end) =
-            (heads[kv_head].resident.len(), num_tokens - heads[kv_head].window.len());
-        let coded = &keys[first * shape.heads.head_dim..end * shape.heads.head_dim];
-        sets[set].append(cache.device.gpu(), level, member, coded).unwrap();
+        code_head(&mut cache, kv_head, &keys);
         let (own, mut stores) = host.layer_mut(0);
         own[kv_head].store_prompt(&mut stores, &keys, &values).unwrap();
     }

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 
 use crate::args::PlanArgs;
 use crate::load::{model_name, open_checkpoint, read_text};
-use crate::machine::DevicePlan;
+use crate::machine::RunPlan;
 use crate::output::{bytes, count, print_line, ratio, table, tokens};
 use crate::requirement::{kv_shape, plan, say_uncoded};
 
@@ -25,16 +25,27 @@ struct Weights {
     bytes: u64,
 }
 
-/// How a plan relates to the memory of a GPU, for one form of the weights.
+/// What a run takes of a GPU, for one form of the weights.
 #[derive(Serialize)]
-struct Fit {
+struct OnGpu {
     #[serde(rename = "form", serialize_with = "by_name")]
     compute: ComputeType,
-    /// What stays while tokens are generated; none for what has no kernels.
+    /// None for what has no kernels: weights in f32, some key formats, and contexts and heads beyond what they are made
+    /// for.
+    #[serde(flatten)]
+    plan: Option<RunPlan>,
+    /// What stays while tokens are generated.
     device_bytes: Option<u64>,
-    fits: bool,
     /// The same with what the prompt takes while it is processed.
     peak_bytes: Option<u64>,
+    /// How that relates to the memory that is given.
+    fit: Option<Fit>,
+}
+
+/// How a run relates to the memory of a GPU.
+#[derive(Serialize)]
+struct Fit {
+    fits: bool,
     peak_fits: bool,
     /// The longest context that fits while tokens are generated, and while it is read.
     largest_context_tokens: usize,
@@ -52,12 +63,10 @@ struct Planned {
     device_total_bytes: usize,
     ratio: f64,
     prefill: PrefillBytes,
-    /// On a GPU, in the form that `--compute` names; none for what has no kernels there: weights in f32, some key
-    /// formats, and contexts and heads beyond what they are made for.
-    gpu: Option<DevicePlan>,
+    /// By form of the weights.
+    gpu: Vec<OnGpu>,
     weights: Vec<Weights>,
     device_memory_bytes: Option<u64>,
-    fit: Vec<Fit>,
 }
 
 fn by_name<S: Serializer>(
@@ -74,7 +83,6 @@ struct Shape {
     /// The weights, where they are there.
     checkpoint: Option<Checkpoint>,
     weights: Vec<Weights>,
-    compute: ComputeType,
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
@@ -127,7 +135,7 @@ impl Shape {
                 weights.push(Weights { compute, bytes });
             }
             let (name, checkpoint) = (model_name(path), Some(checkpoint));
-            return Ok(Self { name, config, checkpoint, weights, compute });
+            return Ok(Self { name, config, checkpoint, weights });
         }
         let config = if path.exists() {
             let config = ModelConfig::from_hf_json(&read_text(&config_file)?);
@@ -139,8 +147,7 @@ impl Shape {
             })?
         };
         let weights = vec![Weights::f16(&config)];
-        let (name, compute) = (args.model.clone(), args.compute);
-        Ok(Self { name, config, checkpoint: None, weights, compute })
+        Ok(Self { name: args.model.clone(), config, checkpoint: None, weights })
     }
 
     fn plan(&self, spec: &CacheSpec, num_tokens: usize, memory: Option<u64>) -> Result<Planned> {
@@ -148,8 +155,8 @@ impl Shape {
         let cache = spec.resolve(&kv_shape(&self.config)?, fingerprint.as_deref())?;
         let plan = plan(&self.config, &cache, num_tokens)?;
         let prefill = prefill_bytes(&self.config, num_tokens);
-        let fits = self.weights.iter().filter_map(|weights| Some((weights.compute, memory?)));
-        let fits = fits.map(|(compute, memory)| self.fit(&cache, compute, num_tokens, memory));
+        let forms = self.weights.iter().map(|weights| weights.compute);
+        let gpu = forms.map(|compute| self.on_gpu(&cache, compute, num_tokens, memory));
         Ok(Planned {
             model: self.name.clone(),
             cache: spec.to_string(),
@@ -158,20 +165,19 @@ impl Shape {
             ratio: plan.ratio(),
             plan,
             prefill,
-            gpu: self.on_gpu(&cache, self.compute, num_tokens)?,
+            gpu: gpu.collect::<Result<_>>()?,
             weights: self.weights.clone(),
             device_memory_bytes: memory,
-            fit: fits.collect::<Result<_>>()?,
         })
     }
 
     /// What `generate --device gpu` takes of a device with the smallest limits; none for what has no kernels.
-    fn on_gpu(
+    fn run_plan(
         &self,
         cache: &CacheConfig,
         compute: ComputeType,
         num_tokens: usize,
-    ) -> Result<Option<DevicePlan>> {
+    ) -> Result<Option<RunPlan>> {
         if compute == ComputeType::F32 {
             return Ok(None);
         }
@@ -181,7 +187,7 @@ impl Shape {
         };
         let reservation = Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens };
         let limits = Limits::WEBGPU_MINIMUM;
-        let planned = DevicePlan::new(of_model, &self.config, cache, limits, reservation);
+        let planned = RunPlan::new(of_model, &self.config, cache, limits, reservation);
         match planned {
             Ok(planned) => Ok(Some(planned)),
             Err(error) => match error.downcast_ref() {
@@ -191,31 +197,33 @@ impl Shape {
         }
     }
 
-    fn fit(
+    fn on_gpu(
         &self,
         cache: &CacheConfig,
         compute: ComputeType,
         num_tokens: usize,
-        memory: u64,
-    ) -> Result<Fit> {
-        let planned = self.on_gpu(cache, compute, num_tokens)?;
-        let device_bytes = planned.map(|planned| planned.held_bytes());
-        let peak_bytes = planned.map(|planned| planned.peak_bytes());
-        let fits = |bytes: Option<u64>| bytes.is_some_and(|bytes| bytes <= memory);
-        let largest = |of: fn(&DevicePlan) -> u64| {
-            largest_context(|num_tokens| {
-                let planned = self.on_gpu(cache, compute, num_tokens);
-                planned.is_ok_and(|planned| planned.is_some_and(|planned| of(&planned) <= memory))
-            })
+        memory: Option<u64>,
+    ) -> Result<OnGpu> {
+        let plan = self.run_plan(cache, compute, num_tokens)?;
+        let fits = |of: fn(&RunPlan) -> u64, num_tokens, memory| {
+            let plan = self.run_plan(cache, compute, num_tokens);
+            plan.is_ok_and(|plan| plan.is_some_and(|plan| of(&plan) <= memory))
         };
-        Ok(Fit {
+        let fit = memory.map(|memory| {
+            let largest = |of| largest_context(|num_tokens| fits(of, num_tokens, memory));
+            Fit {
+                fits: fits(RunPlan::held_bytes, num_tokens, memory),
+                peak_fits: fits(RunPlan::peak_bytes, num_tokens, memory),
+                largest_context_tokens: largest(RunPlan::held_bytes),
+                largest_prompt_tokens: largest(RunPlan::peak_bytes),
+            }
+        });
+        Ok(OnGpu {
             compute,
-            device_bytes,
-            fits: fits(device_bytes),
-            peak_bytes,
-            peak_fits: fits(peak_bytes),
-            largest_context_tokens: largest(DevicePlan::held_bytes),
-            largest_prompt_tokens: largest(DevicePlan::peak_bytes),
+            plan,
+            device_bytes: plan.as_ref().map(RunPlan::held_bytes),
+            peak_bytes: plan.as_ref().map(RunPlan::peak_bytes),
+            fit,
         })
     }
 }
@@ -280,39 +288,34 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
     ]);
     let or_none = |size: Option<u64>| size.map_or_else(|| "not there".to_owned(), bytes);
-    if let Some(gpu) = planned.iter().find_map(|planned| planned.gpu) {
-        rows.push(row("with --device gpu", &|_| String::new()));
-        for (i, (name, _)) in gpu.parts().iter().enumerate() {
-            rows.push(row(&format!("  {name}"), &|p| or_none(p.gpu.map(|gpu| gpu.parts()[i].1))));
+    for (i, of_form) in planned.first().map_or(&[][..], |p| &p.gpu).iter().enumerate() {
+        let title = format!("with --device gpu, weights as {}", of_form.compute);
+        rows.push(row(&title, &|_| String::new()));
+        for (part, (name, _)) in RunPlan::default().parts().iter().enumerate() {
+            let value = |p: &Planned| p.gpu[i].plan.map(|plan| plan.parts()[part].1);
+            rows.push(row(&format!("  {name}"), &|p| or_none(value(p))));
         }
-        let sum = |of: fn(&DevicePlan) -> u64| move |p: &Planned| or_none(p.gpu.as_ref().map(of));
-        rows.push(row("  all, while generating", &sum(DevicePlan::held_bytes)));
-        rows.push(row("  all, while reading the prompt", &sum(DevicePlan::peak_bytes)));
-    }
-    let memory = planned.first().and_then(|planned| planned.device_memory_bytes);
-    if let Some(memory) = memory {
-        let answer = |fits: bool, needed: Option<u64>| match needed {
-            Some(needed) => {
-                format!("{}: {}", if fits { "fits" } else { "does not fit" }, bytes(needed))
-            }
-            None => or_none(None),
+        rows.push(row("  all, while generating", &|p| or_none(p.gpu[i].device_bytes)));
+        rows.push(row("  all, while reading the prompt", &|p| or_none(p.gpu[i].peak_bytes)));
+        let Some(memory) = planned.first().and_then(|p| p.device_memory_bytes) else { continue };
+        let answer = |p: &Planned, of: fn(&Fit) -> bool| match (&p.gpu[i].plan, &p.gpu[i].fit) {
+            (Some(_), Some(fit)) => if of(fit) { "fits" } else { "does not fit" }.to_owned(),
+            _ => or_none(None),
         };
-        for (i, fit) in planned.first().map_or(&[][..], |p| &p.fit).iter().enumerate() {
-            let compute = fit.compute;
-            rows.extend([
-                row(&format!("on a GPU of {}, weights as {compute}", bytes(memory)), &|_| {
-                    String::new()
-                }),
-                row("  while generating", &|p| answer(p.fit[i].fits, p.fit[i].device_bytes)),
-                row("  while reading the prompt there", &|p| {
-                    answer(p.fit[i].peak_fits, p.fit[i].peak_bytes)
-                }),
-                row("  largest context while generating", &|p| {
-                    tokens(p.fit[i].largest_context_tokens)
-                }),
-                row("  largest context read there", &|p| tokens(p.fit[i].largest_prompt_tokens)),
-            ]);
-        }
+        let largest = |p: &Planned, of: fn(&Fit) -> usize| {
+            p.gpu[i].fit.as_ref().map_or_else(|| or_none(None), |fit| tokens(of(fit)))
+        };
+        let memory = bytes(memory);
+        rows.extend([
+            row(&format!("  in {memory}, while generating"), &|p| answer(p, |fit| fit.fits)),
+            row(&format!("  in {memory}, while reading the prompt"), &|p| {
+                answer(p, |fit| fit.peak_fits)
+            }),
+            row("  largest context while generating", &|p| {
+                largest(p, |fit| fit.largest_context_tokens)
+            }),
+            row("  largest context read there", &|p| largest(p, |fit| fit.largest_prompt_tokens)),
+        ]);
     }
     table(&header, &rows)
 }

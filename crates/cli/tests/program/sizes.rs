@@ -16,7 +16,7 @@ fn number(object: &Value, field: &str) -> u64 {
 
 #[test]
 fn four_million_tokens_of_llama_3_8b_on_80_gib() {
-    let args = ["llama-3-8b", "--context", "4M", "--device-memory", "80GiB", "--compute", "f16"];
+    let args = ["llama-3-8b", "--context", "4M", "--device-memory", "80GiB"];
     let planned = plan(&args);
     let [full, hca] = &planned[..] else { panic!("two caches by default") };
     assert_eq!([&full["cache"], &hca["cache"]], ["full", "hca:12.5%"]);
@@ -24,7 +24,7 @@ fn four_million_tokens_of_llama_3_8b_on_80_gib() {
     let kv_bytes = 2 * 2 * 32 * 8 * 128 * 4_000_000;
     assert_eq!(number(full, "full_bytes"), kv_bytes);
     assert_eq!(number(full, "device_total_bytes"), kv_bytes);
-    assert_eq!(full["fit"][0]["fits"], false);
+    assert_eq!(full["gpu"][0]["fit"]["fits"], false);
 
     let device = &hca["device"];
     let parts = ["resident", "window", "codes", "tables"].map(|part| number(device, part));
@@ -33,15 +33,17 @@ fn four_million_tokens_of_llama_3_8b_on_80_gib() {
     assert_eq!(number(&hca["weights"][0], "bytes"), 2 * 8_030_261_248);
     // On a GPU: as many weights, with zeros for biases and norms in f32, and the same codes and rows.
     let on_gpu =
-        ["weights", "work", "cache", "cache_scratch"].map(|part| number(&hca["gpu"], part));
+        ["weights", "work", "cache", "cache_scratch"].map(|part| number(&hca["gpu"][0], part));
     let weights = number(&hca["weights"][0], "bytes");
     assert!((weights..weights + weights / 1000).contains(&on_gpu[0]));
     let cache = number(hca, "device_total_bytes");
     assert!((cache..cache + cache / 100).contains(&on_gpu[2]));
     let held = on_gpu.iter().sum::<u64>();
-    let fit = &hca["fit"][0];
-    assert_eq!(number(fit, "device_bytes"), held);
-    assert_eq!(number(fit, "peak_bytes"), held + number(&hca["gpu"], "prompt"));
+    let of_gpu = &hca["gpu"][0];
+    let fit = &of_gpu["fit"];
+    assert_eq!(of_gpu["form"], "f16");
+    assert_eq!(number(of_gpu, "device_bytes"), held);
+    assert_eq!(number(of_gpu, "peak_bytes"), held + number(&hca["gpu"][0], "prompt"));
     assert!(fit["fits"] == true && fit["peak_fits"] == false && held <= 80 * GIB);
     assert_eq!(number(&hca["prefill"], "keys_and_values"), 4_000_000 * 2 * 8 * 128 * 4);
     assert_eq!(number(&hca["prefill"], "hidden_states"), 4_000_000 * 4096 * 4);
@@ -58,7 +60,7 @@ fn four_million_tokens_of_llama_3_8b_on_80_gib() {
     ] {
         let context = context.to_string();
         let again = plan(&[&args[..1], &["--context", &context], &args[3..]].concat());
-        assert_eq!(again[1]["fit"][0][field], fits, "{context} {field}");
+        assert_eq!(again[1]["gpu"][0]["fit"][field], fits, "{context} {field}");
     }
 }
 
@@ -73,9 +75,10 @@ fn the_table_says_what_fits() {
         "15.0 GiB",
         "488.3 GiB",
         "61.0 GiB",
-        "on a GPU of 80.0 GiB, weights as f16",
-        "does not fit: 504.4 GiB",
-        "fits: ",
+        "with --device gpu, weights as f16",
+        "in 80.0 GiB, while generating",
+        "does not fit",
+        "   fits",
         "largest context while generating",
         "largest context read there",
     ] {

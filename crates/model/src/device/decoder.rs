@@ -2,6 +2,7 @@
 
 use heterokv_attn::device::Picked;
 use heterokv_cache::{AttentionCache, DeviceCache};
+use heterokv_gpu::Crossed;
 
 use super::DeviceModel;
 use super::forward::Draw;
@@ -16,13 +17,16 @@ const UNIFORM_STEPS: f64 = (1 << 24) as f64;
 pub struct DeviceDecoder<'m> {
     model: &'m DeviceModel,
     cache: DeviceCache,
+    /// When counting began.
+    crossed_before: Crossed,
 }
 
 impl<'m> DeviceDecoder<'m> {
     /// Over `cache`, which is empty, of this model and on its device.
     #[must_use]
     pub fn new(model: &'m DeviceModel, cache: DeviceCache) -> Self {
-        Self { model, cache }
+        let crossed_before = model.device().gpu().crossed();
+        Self { model, cache, crossed_before }
     }
 
     /// The cache.
@@ -75,7 +79,8 @@ impl Decoder for DeviceDecoder<'_> {
     }
 
     fn figures(&self) -> CacheFigures {
-        let (gpu, crossed) = (self.model.device().gpu(), self.cache.crossed());
+        let gpu = self.model.device().gpu();
+        let crossed = gpu.crossed().since(self.crossed_before);
         CacheFigures {
             shape: self.cache.shape(),
             config: self.cache.config().clone(),
@@ -94,5 +99,6 @@ impl Decoder for DeviceDecoder<'_> {
 
     fn reset_stats(&mut self) {
         self.cache.reset_stats();
+        self.crossed_before = self.model.device().gpu().crossed();
     }
 }

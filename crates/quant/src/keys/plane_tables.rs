@@ -92,6 +92,8 @@ mod tests {
             let tables = coder.plane_tables(&queries, 0.125).unwrap_or_else(|| panic!("{name}"));
             let frame = coder.query_frame();
             assert_eq!(frame.is_some(), coder.format().has_query_frame(), "{name}");
+            let num_planes = if frame.is_some() { tables.num_planes } else { 0 };
+            assert_eq!(coder.format().num_planes(HEAD_DIM), num_planes, "{name}");
             if let Some(frame) = frame {
                 assert_same(&frame.tables(&queries, 0.125).unwrap(), &tables, name);
                 num_framed += 1;
@@ -128,7 +130,7 @@ mod tests {
             let frame = coder.query_frame();
             assert_eq!(frame.is_some(), format.has_query_frame(), "{name}");
             let has_planes = frame.is_some_and(|frame| frame.tables(&queries, 0.125).is_some());
-            assert!(!has_planes, "{name}");
+            assert!(!has_planes && format.num_planes(HEAD_DIM) == 0, "{name}");
         }
     }
 

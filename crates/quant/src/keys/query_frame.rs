@@ -77,6 +77,25 @@ impl KeyFormat {
     }
 }
 
+impl KeyFormat {
+    /// Nibble planes of a strip that a framed query meets; 0 where codes lie channel by channel, or there is no frame.
+    #[must_use]
+    pub fn num_planes(&self, head_dim: usize) -> usize {
+        let code_bits = match *self {
+            Self::IntToken { bits } | Self::Rotated { bits, scale: SharedScale::Token } => {
+                usize::from(bits) * head_dim
+            }
+            Self::LloydMax { bits } | Self::LloydMaxPlain { bits } if bits != 3 => {
+                usize::from(bits) * head_dim
+            }
+            Self::Alloc { .. } => 8 * self.alloc_code_bytes(head_dim),
+            _ => 0,
+        };
+        // Codes of a byte each lie channel by channel.
+        if code_bits < 8 * head_dim { code_bits / 4 } else { 0 }
+    }
+}
+
 impl KeyCoder {
     /// How queries are brought into the frame of the codes; none where codes lie neither in planes nor channel by
     /// channel, or are not numbers of channels (product quantization has a [frame of its own](KeyCoder::group_frame)).

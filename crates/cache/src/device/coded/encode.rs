@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use bytemuck::Zeroable;
 use heterokv_attn::device::{Device, EncodeKeys, KeyRows, KeySpan};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Place};
+use heterokv_quant::Level;
 
-use super::coded::CodedSet;
-use crate::Result;
+use super::CodedSet;
 use crate::coded::CODE_PAGE_TOKENS;
+use crate::{Error, Result};
 
 /// Spans of a dispatch at most: fewer than any device's workgroups in a dimension, and as many as end where a binding may
 /// begin.
@@ -18,25 +19,34 @@ const DISPATCH_SPANS: usize = 65_472;
 const ALIGNED_SPANS: usize = 64;
 
 /// Where keys are that are to be coded.
-pub(super) struct KeySource<'a> {
-    pub(super) rows: KeyRows,
+pub(in crate::device) struct KeySource<'a> {
+    pub(in crate::device) rows: KeyRows,
     /// From a token's key to the next one's, in words of 4 bytes.
-    pub(super) key_stride: usize,
+    pub(in crate::device) key_stride: usize,
     /// Words of a key.
-    pub(super) key_words: usize,
-    pub(super) buffers: Vec<&'a Buffer>,
+    pub(in crate::device) key_words: usize,
+    pub(in crate::device) buffers: Vec<&'a Buffer>,
     /// Whether so many are coded but once, and the list of them is not worth keeping.
-    pub(super) is_once: bool,
+    pub(in crate::device) is_once: bool,
 }
 
 /// Keys of one KV head that lie in one buffer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct KeyStretch {
+pub(in crate::device) struct KeyStretch {
     /// Which buffer of the source.
-    pub(super) buffer: usize,
+    pub(in crate::device) buffer: usize,
     /// Where the first key begins, in words.
-    pub(super) word: usize,
-    pub(super) num_tokens: usize,
+    pub(in crate::device) word: usize,
+    pub(in crate::device) num_tokens: usize,
+}
+
+/// Keys of the members of a set that are to be coded, whole groups of each.
+pub(in crate::device) struct KeysToCode<'a> {
+    pub(in crate::device) source: &'a KeySource<'a>,
+    /// By member, its keys on the device, in order.
+    pub(in crate::device) stretches: Vec<Vec<KeyStretch>>,
+    /// The same keys of a KV head `[n, head_dim]`, where the host has to code them.
+    pub(in crate::device) on_host: &'a dyn Fn(usize) -> Vec<f32>,
 }
 
 /// By buffer of keys and buffer of codes, the spans of a dispatch.
@@ -51,15 +61,34 @@ struct Gathered {
 }
 
 impl CodedSet {
-    /// Adds the coding of keys, whole groups of each member in the order of its stretches, behind those that are there;
-    /// gives the bytes that crossed.
-    pub(super) fn encode(
+    /// Adds the coding of keys behind those that are there: on the device, or on the host for formats that no kernel
+    /// encodes.
+    pub(in crate::device) fn code(
+        &mut self,
+        device: &Device,
+        commands: &mut Commands<'_>,
+        level: Level,
+        keys: &KeysToCode<'_>,
+    ) -> Result<()> {
+        if keys.stretches.iter().all(Vec::is_empty) {
+            return Ok(());
+        }
+        if self.encodes_on_device() {
+            return self.encode(device, commands, keys.source, &keys.stretches);
+        }
+        for (member, kv_head) in self.heads.clone().into_iter().enumerate() {
+            self.encode_on_host(device.gpu(), level, member, &(keys.on_host)(kv_head))?;
+        }
+        Ok(())
+    }
+
+    fn encode(
         &mut self,
         device: &Device,
         commands: &mut Commands<'_>,
         source: &KeySource<'_>,
         members: &[Vec<KeyStretch>],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let gpu = device.gpu();
         let mut gathered = Gathered { buffer: source.buffers.len(), words: 0, copies: Vec::new() };
         let (mut placed, mut pages) = (Placed::new(), Vec::new());
@@ -75,8 +104,8 @@ impl CodedSet {
                 },
             )?;
         }
-        let mut crossed = self.write_spans(gpu, &pages)?;
-        let gathered = gathered.record(commands, source)?;
+        self.write_spans(gpu, &pages)?;
+        let dense = gathered.record(commands, source)?;
         let mut list: Vec<KeySpan> = Vec::new();
         for spans in placed.values() {
             list.extend(spans);
@@ -85,33 +114,37 @@ impl CodedSet {
         let once;
         let list = if source.is_once {
             once = gpu.upload("keys to code", bytemuck::cast_slice(&list))?;
-            crossed += once.num_bytes();
             &once
         } else {
-            crossed += self.set_leaving(gpu, list)?;
-            self.leaving()
+            self.leaving.set(gpu, list)?;
+            self.leaving.buffer()
         };
-        let buffers: Vec<&Buffer> = source.buffers.iter().copied().chain(&gathered).collect();
+        let coders = self.tables.as_ref().and_then(|tables| tables.coders.as_ref());
+        let coders = coders.ok_or(Error::NotOnDevice { format: self.format })?;
+        let buffers: Vec<&Buffer> = source.buffers.iter().copied().chain(&dense).collect();
         let mut first = 0;
         for (&(buffer, slab), spans) in &placed {
             for (index, part) in spans.chunks(DISPATCH_SPANS).enumerate() {
                 let start = (first + index * DISPATCH_SPANS) * size_of::<KeySpan>();
                 let num_tokens = part.iter().map(|span| span.num_tokens as usize);
                 let encode = EncodeKeys {
-                    coders: self.on_device()?,
+                    coders,
                     rows: source.rows,
-                    key_stride: source.key_stride,
+                    key_stride: match buffer == gathered.buffer {
+                        true => source.key_words,
+                        false => source.key_stride,
+                    },
                     max_tokens: num_tokens.max().unwrap_or(0),
                     num_spans: part.len(),
                     spans: Bound::part(list, start as u64, size_of_val(part) as u64),
                     keys: Bound::all(buffers[buffer]),
-                    codes: Bound::all(&self.slabs()[slab]),
+                    codes: Bound::all(&self.pages.slabs()[slab]),
                 };
                 device.encode_keys(commands, &encode)?;
             }
             first += spans.len().next_multiple_of(ALIGNED_SPANS);
         }
-        Ok(crossed)
+        Ok(())
     }
 
     /// Gives the keys of a member their places.
@@ -123,7 +156,7 @@ impl CodedSet {
         gathered: &mut Gathered,
         mut push: impl FnMut((usize, usize), KeySpan, usize),
     ) -> Result<()> {
-        let layout = self.layout();
+        let layout = self.layout;
         let mut rest: VecDeque<KeyStretch> = stretches.iter().copied().collect();
         while let Some(first) = rest.front() {
             let slot = self.num_tokens(member) % CODE_PAGE_TOKENS;
@@ -175,7 +208,7 @@ impl Gathered {
         let start = self.words;
         for piece in pieces {
             self.copies.push((*piece, self.words));
-            self.words += piece.num_tokens * source.key_stride;
+            self.words += piece.num_tokens * source.key_words;
         }
         (self.buffer, start)
     }
@@ -190,11 +223,20 @@ impl Gathered {
             return Ok(None);
         }
         let to = commands.gpu().buffer("keys of several stretches", 4 * self.words as u64)?;
+        let bytes = |words: usize| 4 * words as u64;
+        let is_dense = source.key_stride == source.key_words;
         for (piece, word) in &self.copies {
-            // What lies between two keys is copied with them; behind the last one there may be nothing.
-            let words = (piece.num_tokens - 1) * source.key_stride + source.key_words;
-            let from = (source.buffers[piece.buffer], 4 * piece.word as u64);
-            commands.copy(from, (&to, 4 * *word as u64), 4 * words as u64)?;
+            let from = source.buffers[piece.buffer];
+            if is_dense {
+                let words = piece.num_tokens * source.key_words;
+                commands.copy((from, bytes(piece.word)), (&to, bytes(*word)), bytes(words))?;
+                continue;
+            }
+            for token in 0..piece.num_tokens {
+                let from = (from, bytes(piece.word + token * source.key_stride));
+                let to = (&to, bytes(word + token * source.key_words));
+                commands.copy(from, to, bytes(source.key_words))?;
+            }
         }
         Ok(Some(to))
     }

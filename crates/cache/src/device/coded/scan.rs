@@ -6,18 +6,13 @@ use heterokv_attn::device::{
     Coordinate, Device, PrepareGroups, PreparePlanes, ScoreGroups, ScoreKeys, ScorePlanes,
 };
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
-use heterokv_quant::{
-    ChannelCodes, FrameCodes, GroupFrame, KeyCoder, KeyFormat, KeyLayout, QueryFrame, Tail,
-};
+use heterokv_quant::{ChannelCodes, FrameCodes, GroupFrame, KeyCoder, KeyFormat, QueryFrame, Tail};
 
-use super::scratch::Scratch;
+use crate::device::scratch::Scratch;
 use crate::{Error, Result};
 
 /// Entries of the table of a nibble plane.
 const PLANE_ENTRIES: usize = 16;
-
-/// Bytes of such a plane of a strip.
-const PLANE_BYTES: usize = 16;
 
 /// What queries are prepared with, of the KV heads of a set.
 #[derive(Debug)]
@@ -65,33 +60,21 @@ pub(super) fn has_scan(format: KeyFormat) -> bool {
 }
 
 /// Words of what a query is prepared to, at most.
-pub(super) fn table_words(format: KeyFormat, head_dim: usize, layout: &KeyLayout) -> usize {
+pub(in crate::device) fn table_words(format: KeyFormat, head_dim: usize) -> usize {
     match format {
-        KeyFormat::Pq { width, code_bits, .. } => head_dim / usize::from(width) << code_bits,
-        _ => head_dim.max(most_planes(format, head_dim, layout) * PLANE_ENTRIES),
+        KeyFormat::Pq { width, code_bits, .. } => (head_dim / usize::from(width)) << code_bits,
+        _ => head_dim.max(format.num_planes(head_dim) * PLANE_ENTRIES),
     }
 }
 
 /// Bytes of [`Scan`] for a KV head, up to a few.
-pub(super) fn frame_bytes(format: KeyFormat, head_dim: usize, layout: &KeyLayout) -> usize {
+pub(super) fn frame_bytes(format: KeyFormat, head_dim: usize) -> usize {
     match format {
         KeyFormat::Pq { code_bits, is_rotated, .. } => {
             let rotation = if is_rotated { 4 * head_dim * head_dim } else { 0 };
-            size_of::<Coordinate>() * head_dim + rotation + (2 * head_dim << code_bits)
+            size_of::<Coordinate>() * head_dim + rotation + ((2 * head_dim) << code_bits)
         }
-        _ => 16 * head_dim + 4 * most_planes(format, head_dim, layout),
-    }
-}
-
-/// Nibble planes of a strip, or more.
-pub(super) fn most_planes(format: KeyFormat, head_dim: usize, layout: &KeyLayout) -> usize {
-    match format {
-        KeyFormat::F16 | KeyFormat::IntChannel { .. } => 0,
-        _ if layout.group_tokens > 1 => 0,
-        // A byte and more for each channel of a token: there are no planes.
-        _ if layout.block_bytes >= layout.block_tokens * head_dim => 0,
-        // All of a strip that is not tails.
-        _ => layout.block_bytes / PLANE_BYTES,
+        _ => 16 * head_dim + 4 * format.num_planes(head_dim),
     }
 }
 
