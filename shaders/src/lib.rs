@@ -179,8 +179,8 @@ pub const SHADERS: [&Shader; 29] = [
     &PREFILL,
     &QUERY_ENERGY,
     &STORE_ROWS,
-    &PREPARE_PLANES,
-    &PREPARE_GROUPS,
+    &FRAME_QUERIES,
+    &GROUP_TABLES,
     &SCORE_PLANES,
     &SCORE_LSE,
     &TOP_P_BEGIN,
@@ -284,15 +284,15 @@ shader!(
 );
 shader!(
     /// Queries in the frame of a key format, or as the tables by which nibble planes are scored.
-    PREPARE_PLANES,
-    "prepare_planes",
+    FRAME_QUERIES,
+    "frame_queries",
     &[Read, Read, Read, Read, Read, Write, Write],
     &[Reduce]
 );
 shader!(
     /// Queries as the tables by which keys under product quantization are scored.
-    PREPARE_GROUPS,
-    "prepare_groups",
+    GROUP_TABLES,
+    "group_tables",
     &[Read, Read, Read, Read, Read, Write, Write],
     &[]
 );

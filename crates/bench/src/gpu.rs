@@ -22,9 +22,29 @@ use crate::sheet::{Cell, Sheet};
 use kernels::{Kernel, Shape};
 use measured::Measured;
 
-/// Memory bandwidths as their makers publish them, GB/s.
-const PUBLISHED: [(&str, f64); 3] =
-    [("A100-80GB SXM", 2039.0), ("RTX 4090", 1008.0), ("Apple M3 Max", 400.0)];
+/// A GPU as its maker publishes it, or for want of that as it is commonly stated.
+struct Published {
+    name: &'static str,
+    /// Of its memory, GB/s.
+    bandwidth: f64,
+    /// In f32 without matrix units, which no kernel here uses, TFLOP/s.
+    arithmetic: f64,
+}
+
+const PUBLISHED: [Published; 3] = [
+    Published { name: "A100-80GB SXM", bandwidth: 2039.0, arithmetic: 19.5 },
+    Published { name: "RTX 4090", bandwidth: 1008.0, arithmetic: 82.6 },
+    Published { name: "Apple M3 Max", bandwidth: 400.0, arithmetic: 14.2 },
+];
+
+impl Published {
+    /// The least time of so many bytes and operations, in microseconds: that of the slower of the two.
+    fn least_us(&self, bytes: u64, flops: u64) -> f64 {
+        // A GB/s is a byte in a nanosecond.
+        let of_memory = 1e-3 * bytes as f64 / self.bandwidth;
+        of_memory.max(1e-6 * flops as f64 / self.arithmetic)
+    }
+}
 
 /// How to measure kernels on a GPU.
 #[derive(Args, Clone, Debug)]
@@ -84,21 +104,27 @@ fn page_path() -> PathBuf {
 
 fn derived(shape: &Shape) -> Result<Sheet> {
     let mut columns = vec!["kernel".to_owned(), "on".to_owned(), "MB".to_owned()];
-    columns.extend(PUBLISHED.map(|(name, rate)| format!("µs at {rate:.0} GB/s ({name})")));
+    columns.push("GFLOP".to_owned());
+    columns.extend(PUBLISHED.iter().map(|Published { name, bandwidth, arithmetic }| {
+        format!("µs at {bandwidth:.0} GB/s and {arithmetic} TFLOP/s ({name})")
+    }));
     let title = format!(
         "Bytes of each kernel in one layer of Llama-3-8B, {} coded tokens, and the times that follow (derived)",
         shape.context
     );
     let mut sheet = Sheet::new(title, &columns);
     for kernel in Kernel::ALL {
-        let bytes = kernel.bytes(shape)? as f64;
+        let (bytes, flops) = (kernel.bytes(shape)?, kernel.flops(shape));
         let mut row = vec![
             Cell::text(kernel.name()),
             Cell::text(kernel.what(shape)),
-            Cell::Scientific(1e-6 * bytes),
+            Cell::Scientific(1e-6 * bytes as f64),
+            match flops {
+                0 => Cell::text(""),
+                flops => Cell::Scientific(1e-9 * flops as f64),
+            },
         ];
-        // A GB/s is a byte in a nanosecond.
-        row.extend(PUBLISHED.map(|(_, rate)| Cell::Scientific(1e-3 * bytes / rate)));
+        row.extend(PUBLISHED.iter().map(|gpu| Cell::Scientific(gpu.least_us(bytes, flops))));
         sheet.push(row);
     }
     Ok(sheet)

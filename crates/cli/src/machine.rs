@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use heterokv_attn::device::Device;
-use heterokv_cache::{
-    CacheConfig, CachePlan, DeviceBytes, DeviceCache, DeviceCachePlan, KvCache, Reservation,
-};
+use heterokv_cache::{CacheConfig, CachePlan, DeviceCache, DeviceCachePlan, KvCache, Reservation};
 use heterokv_gpu::{DeviceChoice, DeviceKind, Gpu, Limits, OpenOptions};
 use heterokv_model::{
     Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model, ModelConfig,
@@ -16,44 +14,20 @@ use heterokv_model::{
 use crate::args::{CacheArgs, Place};
 use crate::load::{Opened, check_ratio};
 use crate::output::{bytes, ratio, say, tokens};
-use crate::requirement::{check_memory, kv_shape, plan};
+use crate::requirement::{check_memory, check_parts, kv_shape, plan};
 
-/// A model that is loaded.
-pub(crate) enum Machine {
-    Host(Box<Model>),
-    Device(Box<DeviceModel>),
-}
-
-/// An empty cache for it.
-pub(crate) enum Cache {
-    Host(Box<KvCache>),
-    Device(Box<DeviceCache>),
-}
-
-impl Machine {
-    /// The model over the cache that was made with it.
-    pub(crate) fn decoder(&self, cache: Cache) -> Box<dyn Decoder + '_> {
-        match (self, cache) {
-            (Self::Host(model), Cache::Host(cache)) => Box::new(HostDecoder::new(model, *cache)),
-            (Self::Device(model), Cache::Device(cache)) => {
-                Box::new(DeviceDecoder::new(model, *cache))
-            }
-            _ => unreachable!("the two are made together"),
-        }
-    }
-}
-
-/// Holds what is asked for against the machine, says what will run, and loads it.
+/// Holds what is asked for against the machine, says what will run, loads the model, and runs it over an empty cache with
+/// room for a prompt and a reply.
 ///
 /// # Errors
-/// A cache that does not fit the model, a run that needs more memory than there is, a device that is not to be had, and
-/// whatever is wrong with the checkpoint.
-pub(crate) fn prepare(
+/// A cache that does not fit the model, a run that needs more memory than there is, a device that is not to be had,
+/// whatever is wrong with the checkpoint, and what the run fails with.
+pub(crate) fn run_on(
     opened: &Opened,
     args: &CacheArgs,
-    num_prompt_tokens: usize,
-    max_tokens: usize,
-) -> Result<(Machine, Cache)> {
+    (num_prompt_tokens, max_tokens): (usize, usize),
+    run: impl FnOnce(Box<dyn Decoder + '_>) -> Result<()>,
+) -> Result<()> {
     let spec = &args.cache;
     let resolved = opened.resolve(spec)?;
     let reservation = Reservation {
@@ -66,9 +40,13 @@ pub(crate) fn prepare(
                 args.place.device_memory.is_none(),
                 "--device-memory is of a GPU; add --device gpu"
             );
-            on_host(opened, args, &resolved, reservation)
+            let (model, cache) = on_host(opened, args, &resolved, reservation)?;
+            run(Box::new(HostDecoder::new(&model, cache)))
         }
-        Place::Gpu(choice) => on_device(opened, args, &resolved, reservation, choice),
+        Place::Gpu(choice) => {
+            let (model, cache) = on_device(opened, args, &resolved, reservation, choice)?;
+            run(Box::new(DeviceDecoder::new(&model, cache)))
+        }
     }
 }
 
@@ -77,7 +55,7 @@ fn on_host(
     args: &CacheArgs,
     resolved: &CacheConfig,
     reservation: Reservation,
-) -> Result<(Machine, Cache)> {
+) -> Result<(Model, KvCache)> {
     let config = opened.checkpoint.config();
     let at_prompt = plan(config, resolved, reservation.prompt_tokens)?;
     let at_end = plan(config, resolved, reservation.total_tokens)?;
@@ -85,7 +63,7 @@ fn on_host(
     let profile = opened.profile(args.terms.profile.as_ref())?;
     let cache = opened.cache(resolved.clone(), profile.as_ref())?;
     say_what_runs(&opened.first_line(), args, reservation, at_prompt.ratio())?;
-    Ok((Machine::Host(Box::new(opened.load()?)), Cache::Host(Box::new(cache))))
+    Ok((opened.load()?, cache))
 }
 
 fn on_device(
@@ -94,13 +72,19 @@ fn on_device(
     resolved: &CacheConfig,
     reservation: Reservation,
     choice: DeviceChoice,
-) -> Result<(Machine, Cache)> {
+) -> Result<(DeviceModel, DeviceCache)> {
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let budget_bytes = args.place.device_memory;
     // Lengths are bounded here.
     let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
+    let is_software = gpu.summary().kind == DeviceKind::Software;
+    ensure!(
+        !is_software || choice == DeviceChoice::Software,
+        "{choice} is {}, which the CPU plays; ask for it by --device gpu:software",
+        gpu.summary()
+    );
     let limits = gpu.limits();
     let of_model = DeviceModelPlan::of_checkpoint(
         &opened.checkpoint,
@@ -113,11 +97,17 @@ fn on_device(
     }
     // What is in RAM: the host's rows, one layer's keys and values on their way to them, and the device where the CPU
     // plays it or shares its memory.
-    let host = CachePlan { device: DeviceBytes::default(), score_scratch_bytes: 0, ..at_end };
     let is_in_ram = matches!(gpu.summary().kind, DeviceKind::Software | DeviceKind::Integrated);
-    let rows = prefill_bytes(config, reservation.prompt_tokens).keys_and_values;
     let on_device = if is_in_ram { planned.peak_bytes() } else { 0 };
-    check_memory(config, rows.saturating_add(on_device), &[host], 0)?;
+    let on_host = match resolved {
+        CacheConfig::Full => 0,
+        CacheConfig::Hca(_) => prefill_bytes(config, reservation.prompt_tokens).keys_and_values,
+    };
+    check_parts(&[
+        ("what a device in RAM holds", on_device),
+        ("rows on the host", at_end.host_bytes as u64),
+        ("one layer's on their way there", on_host),
+    ])?;
     let profile = opened.profile(args.terms.profile.as_ref())?;
     let first_line = format!(
         "{}: {} weights on {}, {}",
@@ -139,8 +129,7 @@ fn on_device(
     let full = heterokv_cache::full_bytes(&shape, reservation.total_tokens.max(1));
     let reached = planned.cache as f64 / full as f64;
     say_what_runs(&first_line, args, reservation, reached)?;
-    let model = opened.load_on(device)?;
-    Ok((Machine::Device(Box::new(model)), Cache::Device(Box::new(cache))))
+    Ok((opened.load_on(device)?, cache))
 }
 
 fn say_what_runs(

@@ -67,21 +67,32 @@ pub(crate) fn check_memory(
     plans: &[CachePlan],
     num_prompt_tokens: usize,
 ) -> Result<()> {
-    let Some(available) = available_memory_bytes() else { return Ok(()) };
     let caches = plans
         .iter()
         .map(|plan| (plan.device.total() + plan.host_bytes + plan.score_scratch_bytes) as u64);
     let caches = caches.fold(0u64, u64::saturating_add);
     let prefill = prefill_bytes(config, num_prompt_tokens).total();
-    let needed = weight_bytes.saturating_add(caches).saturating_add(prefill);
+    check_parts(&[
+        ("weights", weight_bytes),
+        ("cache", caches),
+        ("the prompt while it is processed", prefill),
+    ])
+}
+
+/// Refuses a run whose parts, by name, take more memory than the system leaves to this process.
+///
+/// # Errors
+/// When they do not fit.
+pub(crate) fn check_parts(parts: &[(&str, u64)]) -> Result<()> {
+    let Some(available) = available_memory_bytes() else { return Ok(()) };
+    let needed = parts.iter().fold(0u64, |sum, (_, part)| sum.saturating_add(*part));
+    let named: Vec<String> =
+        parts.iter().map(|(name, part)| format!("{name} {}", bytes(*part))).collect();
     ensure!(
         needed <= available,
-        "this needs {} of memory (weights {}, cache {}, the prompt while it is processed {}), and {} are \
-         free; use a shorter context or a smaller model",
+        "this needs {} of memory ({}), and {} are free; use a shorter context or a smaller model",
         bytes(needed),
-        bytes(weight_bytes),
-        bytes(caches),
-        bytes(prefill),
+        named.join(", "),
         bytes(available)
     );
     Ok(())

@@ -145,7 +145,6 @@ fn cases() -> Vec<Case> {
 
 /// One layer of a prompt and what follows it, with keys that differ in their channels and a few that stand out.
 struct Tokens {
-    shape: HeadShape,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -164,7 +163,7 @@ impl Tokens {
         }
         let v = inputs.gaussian_rows(num_tokens, kv_len, 1.0);
         let q = inputs.gaussian_rows(num_tokens, shape.qo_row_len(), 1.2);
-        Self { shape, q, k, v }
+        Self { q, k, v }
     }
 
     fn row<'a>(&self, rows: &'a [f32], len: usize, token: usize) -> &'a [f32] {
@@ -290,7 +289,7 @@ fn cache_on_device() {
     }
 }
 
-/// What was planned is what is taken, to the byte but for lists of pages.
+/// What was planned is what is taken, but for lists that are shorter than they can be.
 #[test]
 fn cache_takes_what_is_planned() {
     use heterokv_cache::DeviceCachePlan;
@@ -304,9 +303,11 @@ fn cache_takes_what_is_planned() {
             let plan =
                 DeviceCachePlan::new(host.config(), &host.shape(), limits, reservation).unwrap();
             let taken = device.gpu().in_use_bytes() - before;
-            let off = taken.abs_diff(plan.total_bytes());
-            println!("{}: {taken} of {}", case.spec, plan.total_bytes());
-            assert!(off <= 4096 + taken / 50, "{}: {taken} of {}", case.spec, plan.total_bytes());
+            let planned = plan.total_bytes();
+            println!("{}: {taken} of {planned}", case.spec);
+            // Lists are planned for the most that they can be.
+            let least = planned - plan.list_bytes - planned / 50;
+            assert!((least..=planned).contains(&taken), "{}: {taken} of {planned}", case.spec);
             let counted = cache.device_bytes().total() as u64;
             assert!(counted <= taken, "{}", case.spec);
             drop(cache);

@@ -2,7 +2,7 @@
 
 use half::f16;
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{Coordinate, PrepareGroups};
+use heterokv_attn::device::{Coordinate, GroupTables};
 use heterokv_quant::{FitInput, GroupFrame, KeyCoder, KeyFormat, Level};
 use heterokv_testkit::{Controls, Inputs};
 
@@ -79,7 +79,7 @@ impl Case {
         let q = upload(memories, &self.q);
         let tables = Output::new(memories, self.expected.exact.len());
         let finals = Output::new(memories, self.heads.len() * self.shape.group_size() * 4);
-        let prepare = PrepareGroups::<PartOf<'_, S>> {
+        let prepare = GroupTables::<PartOf<'_, S>> {
             shape: self.shape,
             num_heads: self.heads.len(),
             width: first.width,
@@ -100,19 +100,16 @@ impl Case {
 }
 
 #[test]
-fn prepare_groups() {
-    prepare_groups_on(places_or_skip());
+fn group_tables() {
+    group_tables_on(places_or_skip());
 }
 
-pub(crate) fn prepare_groups_on<S: Site>(sites: &[S]) {
+pub(crate) fn group_tables_on<S: Site>(sites: &[S]) {
     for format in FORMATS {
         for shape in SHAPES {
             let case = Case::new(format.parse().unwrap(), shape);
             for site in sites {
-                case.check(
-                    site,
-                    &format!("prepare_groups {format}, {shape:?}, on {}", site.name()),
-                );
+                case.check(site, &format!("group_tables {format}, {shape:?}, on {}", site.name()));
             }
         }
     }

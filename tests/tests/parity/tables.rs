@@ -2,7 +2,7 @@
 
 use half::f16;
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{Launch, PreparePlanes, QueryEnergy, RowSlot, StoreRows};
+use heterokv_attn::device::{FrameQueries, Launch, QueryEnergy, RowSlot, StoreRows};
 use heterokv_quant::{ChannelCodes, FitInput, FrameCodes, KeyCoder, KeyFormat, Level, Tail};
 use heterokv_testkit::{Controls, Inputs};
 
@@ -143,11 +143,11 @@ const FORMATS: [&str; 11] = [
 ];
 
 #[test]
-fn prepare_planes() {
-    prepare_planes_on(places_or_skip());
+fn frame_queries() {
+    frame_queries_on(places_or_skip());
 }
 
-pub(crate) fn prepare_planes_on<S: Site>(sites: &[S]) {
+pub(crate) fn frame_queries_on<S: Site>(sites: &[S]) {
     for (case, (name, (num_qo_heads, num_kv_heads, head_dim))) in FORMATS
         .iter()
         .flat_map(|name| {
@@ -191,8 +191,8 @@ pub(crate) fn prepare_planes_on<S: Site>(sites: &[S]) {
             naive.extend(&tables);
             exact.extend(tables.iter().map(|&x| f64::from(x)));
             exact_finals.extend(finals.into_iter().flatten());
-            channels.extend(PreparePlanes::channels_of(&frame));
-            planes.extend(PreparePlanes::plane_words(&frame));
+            channels.extend(FrameQueries::channels_of(&frame));
+            planes.extend(FrameQueries::plane_words(&frame));
             frames.push(frame);
         }
         let (num_planes, codebook, has_zero) = match &frames[0].codes {
@@ -218,7 +218,7 @@ pub(crate) fn prepare_planes_on<S: Site>(sites: &[S]) {
             let num_queries = heads.len() * group_size;
             let tables = Output::new(memories, num_queries * row_len);
             let finals = Output::new(memories, num_queries * 4);
-            let prepare = PreparePlanes {
+            let prepare = FrameQueries {
                 shape,
                 num_heads: heads.len(),
                 num_planes,
@@ -233,7 +233,7 @@ pub(crate) fn prepare_planes_on<S: Site>(sites: &[S]) {
                 finals: finals.bound(),
             };
             site.run(&[prepare.launch().unwrap()]);
-            let label = format!("prepare_planes {name}, case {case}, on {}", site.name());
+            let label = format!("frame_queries {name}, case {case}, on {}", site.name());
             expected.check(&tables.read(memories, &label), &label, inputs.seed());
             let size = exact_finals.iter().fold(1.0f32, |most, x| most.max(x.abs()));
             let finals = finals.read(memories, &label);

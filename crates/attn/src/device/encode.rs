@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
-use heterokv_quant::{CodePlane, Encoding, KeyCoder, KeyFormat, TokenRule};
+use heterokv_quant::{Encoding, KeyCoder, KeyFormat, TokenRule};
 use heterokv_shaders::{self as shaders, Shader};
 
+use super::scores::plane_word;
 use super::{Device, DeviceError, DeviceResult, Launch, MAX_HEAD_DIM, Operand, check_len, word};
 
 const NAME: &str = "encode_keys";
@@ -231,7 +232,7 @@ impl Tables {
         params.num_planes = strips.planes.len() as u32;
         params.cell_bits = strips.cell.bits() as u32;
         params.strip_words = strips.num_bytes() as u32 / 4;
-        self.planes.extend(strips.planes.iter().map(packed));
+        self.planes.extend(strips.planes.iter().map(plane_word));
         let shader = match rule {
             TokenRule::Integers { bits, rotation } => {
                 params.bits = bits.into();
@@ -263,11 +264,6 @@ impl Tables {
         };
         (shader, params, None)
     }
-}
-
-/// A plane as kernels read it.
-fn packed(plane: &CodePlane) -> u32 {
-    plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
 }
 
 impl<'a, M, B: Operand + From<&'a M>> EncodeKeys<'a, B, M> {

@@ -7,7 +7,7 @@ use heterokv_shaders as shaders;
 use super::{DeviceError, DeviceResult, Launch, Operand, check_len, word};
 use crate::HeadShape;
 
-const NAME: &str = "prepare_groups";
+const NAME: &str = "group_tables";
 
 /// Groups of coordinates that a workgroup makes tables of.
 const GROUPS: usize = 4;
@@ -25,7 +25,7 @@ pub struct Coordinate {
 /// The tables of [`ScoreGroups`](super::ScoreGroups), and those of [`ScorePlanes`](super::ScorePlanes) of codes of 4 bits,
 /// made of queries by the [`GroupFrame`]s of their coders.
 #[derive(Clone, Copy, Debug)]
-pub struct PrepareGroups<B> {
+pub struct GroupTables<B> {
     /// The heads of the layer.
     pub shape: HeadShape,
     /// KV heads whose tables are made, in an order of their own.
@@ -54,7 +54,7 @@ pub struct PrepareGroups<B> {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct PrepareGroupsParams {
+struct GroupTablesParams {
     head_dim: u32,
     group_size: u32,
     width: u32,
@@ -70,7 +70,7 @@ impl Coordinate {
     }
 }
 
-impl<B: Operand> PrepareGroups<B> {
+impl<B: Operand> GroupTables<B> {
     /// What runs. Which KV heads and channels are named is the caller's to have right.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl<B: Operand> PrepareGroups<B> {
         check_len(NAME, "q", &self.q, (num_qo_heads * head_dim) as u64)?;
         check_len(NAME, "tables", &self.tables, num_queries as u64 * entries)?;
         check_len(NAME, "finals", &self.finals, 4 * num_queries as u64)?;
-        let params = PrepareGroupsParams {
+        let params = GroupTablesParams {
             head_dim: word(NAME, "head_dim", head_dim as u64)?,
             group_size: word(NAME, "group_size", self.shape.group_size() as u64)?,
             width: width as u32,
@@ -110,16 +110,16 @@ impl<B: Operand> PrepareGroups<B> {
             word(NAME, "queries", num_queries as u64)?,
             1,
         ];
-        Ok(Launch::new(&shaders::PREPARE_GROUPS, &params, buffers, grid))
+        Ok(Launch::new(&shaders::GROUP_TABLES, &params, buffers, grid))
     }
 }
 
 #[cfg(test)]
 pub(super) fn twins() -> Vec<super::reflection::Twin> {
     super::reflection::twins! {
-        Params of PREPARE_GROUPS = PrepareGroupsParams {
+        Params of GROUP_TABLES = GroupTablesParams {
             head_dim, group_size, width, num_centroids, is_rotated, sm_scale
         };
-        Coordinate of PREPARE_GROUPS = Coordinate { order, scale };
+        Coordinate of GROUP_TABLES = Coordinate { order, scale };
     }
 }

@@ -31,13 +31,13 @@ use heterokv_shaders::{Access, Reduction, Shader, Variant};
 
 pub use attention::{AttendRows, MergeStates, Prefill, QueryEnergy, RowPart, RowSlot, StoreRows};
 pub use encode::{DeviceCoders, EncodeKeys, KeyRows, KeySpan};
-pub use groups::{Coordinate, PrepareGroups};
+pub use groups::{Coordinate, GroupTables};
 pub use key_scores::{ScoreGroups, ScoreKeys};
 pub use launch::{Launch, Operand};
 pub use layers::{Embed, Linear, RmsNorm, Rope, SwiGlu};
 pub use matrix::{DeviceMatrix, MatrixRows};
 pub use sample::{Argmax, Picked, Sample};
-pub use scores::{Channel, PreparePlanes, ScorePlanes, Span};
+pub use scores::{Channel, FrameQueries, ScorePlanes, Span};
 pub use select::{ScoreRow, Select, SelectScratch};
 
 /// Channels of a head at most: what the workgroup memory of the kernels is cut for.

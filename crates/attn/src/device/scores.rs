@@ -79,7 +79,7 @@ pub struct Channel {
 /// Queries in the [`QueryFrame`]s of their coders: as the tables of [`ScorePlanes`], or, where codes lie channel by
 /// channel, as the queries of [`ScoreKeys`](super::ScoreKeys).
 #[derive(Clone, Copy, Debug)]
-pub struct PreparePlanes<B> {
+pub struct FrameQueries<B> {
     /// The heads of the layer.
     pub shape: HeadShape,
     /// KV heads whose tables are made, in an order of their own.
@@ -94,7 +94,7 @@ pub struct PreparePlanes<B> {
     pub kv_heads: B,
     /// [`Channel`] `[num_heads, head_dim]`.
     pub channels: B,
-    /// [`PreparePlanes::plane_words`] `[num_heads, num_planes]`; a word where there are none.
+    /// [`FrameQueries::plane_words`] `[num_heads, num_planes]`; a word where there are none.
     pub planes: B,
     /// `[16]`, f32; a word where there are none.
     pub levels: B,
@@ -106,7 +106,7 @@ pub struct PreparePlanes<B> {
     pub finals: B,
 }
 
-impl PreparePlanes<()> {
+impl FrameQueries<()> {
     /// The channels of a frame, as the kernel reads them.
     pub fn channels_of(frame: &QueryFrame) -> impl Iterator<Item = Channel> {
         frame.channels.iter().map(|channel| Channel {
@@ -119,20 +119,17 @@ impl PreparePlanes<()> {
 
     /// The planes of a frame, a word each; none where it has none.
     pub fn plane_words(frame: &QueryFrame) -> impl Iterator<Item = u32> {
-        let word = |plane: &CodePlane| {
-            plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
-        };
         let planes = match &frame.codes {
             FrameCodes::Planes { planes, .. } => &planes[..],
             FrameCodes::Channels(_) => &[],
         };
-        planes.iter().map(word)
+        planes.iter().map(plane_word)
     }
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct PreparePlanesParams {
+struct FrameQueriesParams {
     head_dim: u32,
     group_size: u32,
     num_planes: u32,
@@ -175,13 +172,13 @@ impl<B: Operand> ScorePlanes<B> {
     }
 }
 
-impl<B: Operand> PreparePlanes<B> {
+impl<B: Operand> FrameQueries<B> {
     /// What runs. Which KV heads and channels are named is the caller's to have right.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a `head_dim` above 256.
     pub fn launch(&self) -> DeviceResult<Launch<B>> {
-        const NAME: &str = "prepare_planes";
+        const NAME: &str = "frame_queries";
         let Self { num_heads, num_planes, transform_block, has_levels, .. } = *self;
         let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = self.shape;
         let group_size = self.shape.group_size();
@@ -202,7 +199,7 @@ impl<B: Operand> PreparePlanes<B> {
         let row_len = if num_planes == 0 { head_dim } else { num_planes * 16 };
         check_len(NAME, "tables", &self.tables, (num_queries * row_len) as u64)?;
         check_len(NAME, "finals", &self.finals, 4 * num_queries as u64)?;
-        let params = PreparePlanesParams {
+        let params = FrameQueriesParams {
             head_dim: head_dim as u32,
             group_size: group_size as u32,
             num_planes: word(NAME, "planes", num_planes as u64)?,
@@ -213,19 +210,19 @@ impl<B: Operand> PreparePlanes<B> {
         let Self { kv_heads, channels, planes, levels, q, tables, finals, .. } = *self;
         let buffers = [kv_heads, channels, planes, levels, q, tables, finals];
         let grid = [num_queries as u32, 1, 1];
-        Ok(Launch::new(&shaders::PREPARE_PLANES, &params, buffers, grid))
+        Ok(Launch::new(&shaders::FRAME_QUERIES, &params, buffers, grid))
     }
 }
 
 impl Device {
-    /// Adds [`PreparePlanes`] to `commands`.
+    /// Adds [`FrameQueries`] to `commands`.
     ///
     /// # Errors
-    /// As [`PreparePlanes::launch`], and those of the device.
-    pub fn prepare_planes(
+    /// As [`FrameQueries::launch`], and those of the device.
+    pub fn frame_queries(
         &self,
         commands: &mut Commands<'_>,
-        prepare: &PreparePlanes<Bound<'_>>,
+        prepare: &FrameQueries<Bound<'_>>,
     ) -> DeviceResult<()> {
         self.launch(commands, &prepare.launch()?)
     }
@@ -304,6 +301,11 @@ pub(super) fn grid_of_spans(
     Ok([word(operation, "spans", num_spans as u64)?, groups, 1])
 }
 
+/// A plane as kernels read it.
+pub(super) fn plane_word(plane: &CodePlane) -> u32 {
+    plane.first_channel | u32::from(plane.bits) << 16 | u32::from(plane.shift) << 24
+}
+
 /// What shaders call a tail, and its words in a strip.
 pub(super) fn tail_of_shaders(tail: Tail) -> (u32, u32) {
     match tail {
@@ -321,8 +323,8 @@ pub(super) fn twins() -> Vec<super::reflection::Twin> {
             ScorePlanesParams { group_size, num_planes, strip_words, tail, score_stride };
         Span of SCORE_PLANES, SCORE_KEYS, SCORE_GROUPS =
             Span { kv_head, place, num_tokens, first_token };
-        Params of PREPARE_PLANES =
-            PreparePlanesParams { head_dim, group_size, num_planes, block, has_levels, sm_scale };
-        Channel of PREPARE_PLANES = Channel { order, scale, centre, offset };
+        Params of FRAME_QUERIES =
+            FrameQueriesParams { head_dim, group_size, num_planes, block, has_levels, sm_scale };
+        Channel of FRAME_QUERIES = Channel { order, scale, centre, offset };
     }
 }

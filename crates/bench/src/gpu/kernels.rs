@@ -111,8 +111,8 @@ pub(super) enum Kernel {
     Prefill,
     StoreRows,
     Encode(KeyFormat),
-    PreparePlanes,
-    PrepareGroups,
+    FrameQueries,
+    GroupTables,
     ScorePlanes,
     ScoreKeys(KeyFormat),
     ScoreGroups,
@@ -140,8 +140,8 @@ impl Kernel {
         Self::Encode(ENCODED[1]),
         Self::Encode(ENCODED[2]),
         Self::Encode(ENCODED[3]),
-        Self::PreparePlanes,
-        Self::PrepareGroups,
+        Self::FrameQueries,
+        Self::GroupTables,
         Self::ScorePlanes,
         Self::ScoreKeys(BY_CHANNEL[0]),
         Self::ScoreKeys(BY_CHANNEL[1]),
@@ -169,8 +169,8 @@ impl Kernel {
             Self::Encode(KeyFormat::LloydMax { .. }) => "encode_levels",
             Self::Encode(KeyFormat::Alloc { .. }) => "encode_allocated",
             Self::Encode(_) => "encode_channels",
-            Self::PreparePlanes => "prepare_planes",
-            Self::PrepareGroups => "prepare_groups",
+            Self::FrameQueries => "frame_queries",
+            Self::GroupTables => "group_tables",
             Self::ScorePlanes => "score_planes",
             Self::ScoreKeys(_) => "score_keys",
             Self::ScoreGroups => "score_groups",
@@ -193,9 +193,9 @@ impl Kernel {
             Self::Gemv(form) => format!("[{intermediate_size}, {hidden_size}] {form:?}, 1 token"),
             Self::Gemm => format!("[{intermediate_size}, {hidden_size}] Q8, {block} tokens"),
             Self::Prefill => format!("{block} queries, {seen} keys"),
-            Self::StoreRows | Self::PreparePlanes => "1 token".to_owned(),
+            Self::StoreRows | Self::FrameQueries => "1 token".to_owned(),
             Self::Encode(format) => format!("{block} tokens, {format}"),
-            Self::PrepareGroups => format!("1 token, {IN_GROUPS}"),
+            Self::GroupTables => format!("1 token, {IN_GROUPS}"),
             Self::ScorePlanes => scored(IN_PLANES),
             Self::ScoreKeys(format) => scored(format),
             Self::ScoreGroups => scored(IN_GROUPS),
@@ -204,6 +204,18 @@ impl Kernel {
             Self::MergeStates => "2 states a head".to_owned(),
             Self::Argmax | Self::Sample => format!("{} logits", shape.vocab_size),
         }
+    }
+
+    /// Operations in f32 of those whose time these can bound: products of blocks of a prompt.
+    pub(super) fn flops(self, shape: &Shape) -> u64 {
+        let Shape { hidden_size, intermediate_size, block, seen, .. } = *shape;
+        let flops = match self {
+            Self::Gemm => 2 * block * hidden_size * intermediate_size,
+            // Scores and weighted sums; half of them are masked in a block that sees itself, few in one that sees much.
+            Self::Prefill => 4 * block * seen * shape.qo_len(),
+            _ => 0,
+        };
+        flops as u64
     }
 
     /// Bytes that are read and written once at least.
@@ -237,9 +249,9 @@ impl Kernel {
             }
             Self::Prefill => 8 * block * qo_len + 8 * seen * kv_len,
             Self::StoreRows => 12 * kv_len,
-            Self::PreparePlanes => 4 * qo_len + 16 * kv_len + planes / 4 + tables,
+            Self::FrameQueries => 4 * qo_len + 16 * kv_len + planes / 4 + tables,
             // Coordinates and centroids of two bytes each, and what ends the scores.
-            Self::PrepareGroups => {
+            Self::GroupTables => {
                 4 * qo_len
                     + 8 * kv_len
                     + ((2 * kv_len) << GROUP_BITS)

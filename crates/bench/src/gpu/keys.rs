@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use heterokv_attn::device::{
-    Coordinate, Device, DeviceCoders, EncodeKeys, KeyRows, KeySpan, PrepareGroups, ScoreGroups,
+    Coordinate, Device, DeviceCoders, EncodeKeys, GroupTables, KeyRows, KeySpan, ScoreGroups,
     ScoreKeys, Span,
 };
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
@@ -267,7 +267,7 @@ impl GroupStage {
         shape: &Shape,
         q: Bound<'_>,
     ) -> Result<()> {
-        let prepare = PrepareGroups {
+        let prepare = GroupTables {
             shape: shape.heads(),
             num_heads: shape.num_kv_heads,
             width: self.width,

@@ -325,13 +325,13 @@ impl Stage {
             }
             Kernel::AttendRows => self.rows.attend(device, commands, &self.shape, x)?,
             Kernel::MergeStates => self.rows.merge(device, commands, &self.shape, [y, lse])?,
-            Kernel::PreparePlanes => self.codes.prepare(device, commands, &self.shape, x)?,
+            Kernel::FrameQueries => self.codes.prepare(device, commands, &self.shape, x)?,
             Kernel::ScorePlanes => self.codes.score(device, commands, &self.shape)?,
             Kernel::Select => self.codes.select(device, commands, &self.shape)?,
             Kernel::Encode(format) => {
                 self.encoders[&format].encode(device, commands, &self.shape, k)?;
             }
-            Kernel::PrepareGroups => self.groups.prepare(device, commands, &self.shape, x)?,
+            Kernel::GroupTables => self.groups.prepare(device, commands, &self.shape, x)?,
             Kernel::ScoreKeys(format) => {
                 self.by_channel[&format].score(device, commands, &self.shape)?;
             }

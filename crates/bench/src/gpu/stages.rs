@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use half::f16;
 use heterokv_attn::device::{
-    AttendRows, Channel, Device, MergeStates, PreparePlanes, RowPart, RowSlot, ScorePlanes,
+    AttendRows, Channel, Device, FrameQueries, MergeStates, RowPart, RowSlot, ScorePlanes,
     ScoreRow, Select, SelectScratch,
 };
 use heterokv_evict::{Rule, Selector, Union};
@@ -293,7 +293,7 @@ impl CodeStage {
         let gpu = device.gpu();
         let all: Vec<u32> = (0..heads.num_kv_heads as u32).collect();
         let [kv_heads, levels] = [upload(gpu, &all)?, upload(gpu, &[0.0f32])?];
-        let prepare = PreparePlanes {
+        let prepare = FrameQueries {
             shape: heads,
             num_heads: heads.num_kv_heads,
             num_planes: heads.head_dim,
@@ -307,7 +307,7 @@ impl CodeStage {
             tables: Bound::all(&self.tables),
             finals: Bound::all(&self.finals),
         };
-        Ok(device.prepare_planes(commands, &prepare)?)
+        Ok(device.frame_queries(commands, &prepare)?)
     }
 
     pub(super) fn score(

@@ -9,7 +9,7 @@ use heterokv_evict::{Enough, Union};
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Paged, Paging, Place};
 use heterokv_quant::{KeyCoder, KeyFormat, KeyLayout, Level};
 
-pub(super) use encode::{KeySource, KeyStretch, KeysToCode};
+pub(super) use encode::{ALIGNED_SPANS, KeySource, KeyStretch, KeysToCode};
 pub(super) use scan::table_words;
 use scan::{Scan, ScannedSpans, has_scan};
 
@@ -80,7 +80,8 @@ pub(super) fn table_bytes(format: KeyFormat, head_dim: usize) -> Result<usize> {
     if !has_scan(format) {
         return Err(Error::NotOnDevice { format });
     }
-    let num_planes = format.num_planes(head_dim);
+    // Codes of a byte each are planes of two channels to what encodes them.
+    let num_planes = format.num_planes(head_dim).max(head_dim / 2);
     Ok(scan::frame_bytes(format, head_dim)
         + DeviceCoders::bytes_of_one(format, head_dim, num_planes))
 }

@@ -1,11 +1,11 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
 use heterokv_attn::HeadShape;
-use heterokv_attn::device::{Device, KeySpan, RowSlot, SelectScratch};
+use heterokv_attn::device::{Device, KeySpan, RowPart, RowSlot, ScoreRow, SelectScratch};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
-use super::coded::{table_bytes, table_words};
+use super::coded::{ALIGNED_SPANS, table_bytes, table_words};
 use super::lists::GrowingList;
 use super::prompt::STORED_ROWS;
 use super::rows::{PART_TOKENS, RowPool};
@@ -36,6 +36,8 @@ pub struct DeviceCachePlan {
     pub frame_bytes: u64,
     /// Bytes that all layers work in.
     pub scratch_bytes: u64,
+    /// Bytes of lists of pages and rows, of all layers, at most.
+    pub list_bytes: u64,
     /// Bytes of lists that a prompt takes beside that while it is stored.
     pub prompt_bytes: u64,
     pub(super) page_tokens: usize,
@@ -50,6 +52,9 @@ pub struct DeviceCachePlan {
 /// Bytes of the scores of a set of KV heads at most, where the device's bindings hold more: what a context takes does not
 /// depend on the device.
 const SCORE_BYTES: u64 = 128 << 20;
+
+/// What the tables of a set take beside those of its KV heads, at most: levels, and words where there is nothing.
+const SET_BYTES: usize = 144;
 
 /// Beyond any context: no product of it with the axes of a model overflows.
 const MAX_TOKENS: usize = 1 << 32;
@@ -99,6 +104,7 @@ impl DeviceCachePlan {
             code_bytes: 0,
             frame_bytes: 0,
             scratch_bytes: 0,
+            list_bytes: 0,
             prompt_bytes: 0,
             page_tokens,
             row_pages: 0,
@@ -133,8 +139,10 @@ impl DeviceCachePlan {
                     let layout = format.layout(heads.head_dim)?;
                     let page = layout.bytes(CODE_PAGE_TOKENS) + 16;
                     plan.code_bytes += (count * coded.div_ceil(CODE_PAGE_TOKENS) * page) as u64;
-                    let tables = table_bytes(format, heads.head_dim)? + 8 * heads.group_size();
-                    plan.frame_bytes += (count * tables) as u64;
+                    let tables = table_bytes(format, heads.head_dim)?;
+                    if coded > 0 {
+                        plan.frame_bytes += (count * tables) as u64;
+                    }
                     most_coded = most_coded.max(coded);
                     let at_once = of_head.coded_after_prompt(reservation.prompt_tokens);
                     let unit = match layout.group_tokens {
@@ -161,6 +169,7 @@ impl DeviceCachePlan {
         // A state of the host, and one of every stretch of rows.
         let stretches = most_rows.div_ceil(PART_TOKENS) + 2;
         plan.states = heads.num_kv_heads * (1 + stretches);
+        plan.list_bytes = plan.lists_of(config, shape, limits, stretches);
         let state_bytes = 4 * plan.states * heads.group_size() * (heads.head_dim + 1);
         let step_bytes = 4 * (heads.qo_row_len() + 2 * heads.num_qo_heads);
         plan.scratch_bytes =
@@ -171,7 +180,37 @@ impl DeviceCachePlan {
     /// All that stays.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.row_bytes + self.code_bytes + self.frame_bytes + self.scratch_bytes
+        self.row_bytes + self.code_bytes + self.frame_bytes + self.scratch_bytes + self.list_bytes
+    }
+
+    /// Bytes of the lists of all layers where the rows of a head lie in so many stretches.
+    fn lists_of(
+        &self,
+        config: &CacheConfig,
+        shape: &KvShape,
+        limits: Limits,
+        stretches: usize,
+    ) -> u64 {
+        let heads = shape.heads.num_kv_heads;
+        let slabs = self.row_bytes.div_ceil(limits.binding_bytes).max(1) as usize;
+        let pages = self.row_pages.div_ceil(shape.num_layers.max(1) as u64) as usize;
+        let of_slab =
+            GrowingList::<RowPart>::bytes(heads * stretches) + GrowingList::<RowSlot>::bytes(heads);
+        let of_rows = slabs * of_slab
+            + GrowingList::<u32>::bytes(pages)
+            + GrowingList::<u32>::bytes(heads + 1)
+            + GrowingList::<u32>::bytes(heads * (1 + stretches));
+        let of_set = |(_, heads): (KeyFormat, Vec<usize>)| {
+            GrowingList::<ScoreRow>::bytes(heads.len() * shape.heads.group_size())
+                + GrowingList::<KeySpan>::bytes(heads.len().next_multiple_of(ALIGNED_SPANS))
+                + SET_BYTES
+                + size_of::<u32>() * heads.len()
+        };
+        let of_sets = (0..shape.num_layers)
+            .flat_map(|layer| self.sets(config, shape, layer))
+            .map(of_set)
+            .sum::<usize>();
+        (shape.num_layers * of_rows + of_sets) as u64
     }
 
     /// The sets of coded keys of a layer: KV heads of one format each, not too many for their scores.

@@ -4,14 +4,14 @@ use std::io::{self, BufRead, IsTerminal};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use heterokv_model::text::Conversation;
+use heterokv_model::text::{Conversation, Opening};
 use heterokv_model::{GenerateSettings, Generator, SamplerSettings};
 
 use super::generate::{feed, stream};
 use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::machine::prepare;
+use crate::machine::run_on;
 use crate::output::{print, print_line, say};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, reply_tokens};
@@ -19,14 +19,12 @@ use crate::report::Report;
 
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
     let files = UnreadFiles::new(&args.file)?;
-    let sampler = args.sampler.settings();
     args.sampler.check()?;
     let opened = Opened::new(&args.model)?;
     let text = opened.text()?;
     let conversation = Conversation::new(&text, args.system.clone())?;
     let limit = opened.checkpoint.config().max_context_tokens;
-    let terms = &args.cache.terms;
-    let allow_beyond_trained = terms.allow_beyond_trained;
+    let allow_beyond_trained = args.cache.terms.allow_beyond_trained;
     let files = files.read(&text, (!allow_beyond_trained).then_some(limit))?;
     let opening = {
         let _bar = Bar::spinner("encoding the text");
@@ -38,8 +36,24 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     };
 
     let num_opening = opening.tokens.len();
-    let (machine, cache) = prepare(&opened, &args.cache, num_opening, reply_tokens(num_opening)?)?;
-    let mut generator = Generator::new(machine.decoder(cache), &text.tokenizer);
+    let room = (num_opening, reply_tokens(num_opening)?);
+    run_on(&opened, &args.cache, room, |decoder| {
+        let generator = Generator::new(decoder, &text.tokenizer);
+        converse(args, generator, &conversation, &opening, reply_tokens)
+    })
+}
+
+/// Reads the opening, and answers questions until there are no more. `reply_tokens` says how long a reply may be behind so
+/// many tokens.
+fn converse(
+    args: &ChatArgs,
+    mut generator: Generator<'_>,
+    conversation: &Conversation<'_>,
+    opening: &Opening,
+    reply_tokens: impl Fn(usize) -> Result<usize>,
+) -> Result<()> {
+    let sampler = args.sampler.settings();
+    let terms = &args.cache.terms;
     feed(&mut generator, &opening.tokens)?;
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
@@ -56,7 +70,7 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
             sampler: SamplerSettings { seed: sampler.seed.wrapping_add(turn), ..sampler },
             stops: args.sampler.stop.clone(),
             max_tokens: reply_tokens(generator.num_tokens() + tokens.len())?,
-            allow_beyond_trained,
+            allow_beyond_trained: terms.allow_beyond_trained,
         };
         let start = Instant::now();
         feed(&mut generator, &tokens)?;

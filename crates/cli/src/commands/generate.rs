@@ -12,7 +12,7 @@ use crate::args::GenerateArgs;
 use crate::failure::Unwritable;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::machine::prepare;
+use crate::machine::run_on;
 use crate::output::{print, print_line};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, check_not_empty, encode_plain, reply_tokens};
@@ -61,12 +61,24 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         allow_beyond_trained,
     };
 
-    let (machine, cache) = prepare(&opened, &args.cache, tokens.len(), max_tokens)?;
-    let mut generator = Generator::new(machine.decoder(cache), &text.tokenizer);
+    run_on(&opened, &args.cache, (tokens.len(), max_tokens), |decoder| {
+        let generator = Generator::new(decoder, &text.tokenizer);
+        reply(args, &opened, generator, &tokens, &settings)
+    })
+}
+
+/// Reads the prompt, and writes the reply and what is asked for of it.
+fn reply(
+    args: &GenerateArgs,
+    opened: &Opened,
+    mut generator: Generator<'_>,
+    tokens: &[u32],
+    settings: &GenerateSettings,
+) -> Result<()> {
     let start = Instant::now();
-    feed(&mut generator, &tokens)?;
+    feed(&mut generator, tokens)?;
     let prefill_seconds = start.elapsed().as_secs_f64();
-    let reply = stream(&mut generator, &settings, !args.json)?;
+    let reply = stream(&mut generator, settings, !args.json)?;
     let report = Report::new(&generator.figures(), &reply, tokens.len(), prefill_seconds);
     if args.json {
         let spec = &args.cache.cache;

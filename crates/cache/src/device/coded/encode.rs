@@ -16,7 +16,7 @@ use crate::{Error, Result};
 const DISPATCH_SPANS: usize = 65_472;
 
 /// Spans of 20 bytes between two places where a binding may begin, 256 bytes and their multiples.
-const ALIGNED_SPANS: usize = 64;
+pub(in crate::device) const ALIGNED_SPANS: usize = 64;
 
 /// Where keys are that are to be coded.
 pub(in crate::device) struct KeySource<'a> {

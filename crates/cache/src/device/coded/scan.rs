@@ -3,7 +3,7 @@
 use half::f16;
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{
-    Coordinate, Device, PrepareGroups, PreparePlanes, ScoreGroups, ScoreKeys, ScorePlanes,
+    Coordinate, Device, FrameQueries, GroupTables, ScoreGroups, ScoreKeys, ScorePlanes,
 };
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
 use heterokv_quant::{ChannelCodes, FrameCodes, GroupFrame, KeyCoder, KeyFormat, QueryFrame, Tail};
@@ -132,7 +132,7 @@ impl Scan {
                     Met::Channels(_) => (0, false),
                     Met::Planes { num_planes, has_levels, .. } => (num_planes, has_levels),
                 };
-                let prepare = PreparePlanes {
+                let prepare = FrameQueries {
                     shape,
                     num_heads,
                     num_planes,
@@ -146,10 +146,10 @@ impl Scan {
                     tables,
                     finals,
                 };
-                Ok(device.prepare_planes(commands, &prepare)?)
+                Ok(device.frame_queries(commands, &prepare)?)
             }
             Frame::Groups { width, code_bits, is_rotated, coordinates, rotation, codebooks } => {
-                let prepare = PrepareGroups {
+                let prepare = GroupTables {
                     shape,
                     num_heads,
                     width: *width,
@@ -238,8 +238,8 @@ impl Frame {
     /// Of at least one frame, all of one format.
     fn of_channels(gpu: &Gpu, frames: &[QueryFrame]) -> Result<Self> {
         let first = &frames[0];
-        let channels: Vec<_> = frames.iter().flat_map(PreparePlanes::channels_of).collect();
-        let mut words: Vec<u32> = frames.iter().flat_map(PreparePlanes::plane_words).collect();
+        let channels: Vec<_> = frames.iter().flat_map(FrameQueries::channels_of).collect();
+        let mut words: Vec<u32> = frames.iter().flat_map(FrameQueries::plane_words).collect();
         let (met, levels) = match &first.codes {
             FrameCodes::Channels(codes) => {
                 // A binding is never empty.

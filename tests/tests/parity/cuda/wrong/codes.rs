@@ -160,10 +160,10 @@ fn wrong_score_groups_is_seen() {
 }
 
 #[test]
-fn wrong_prepare_planes_is_seen() {
-    let damage = |what, from, to| damage("prepare_planes", what, from, to);
+fn wrong_frame_queries_is_seen() {
+    let damage = |what, from, to| damage("frame_queries", what, from, to);
     all_seen(
-        tables::prepare_planes_on,
+        tables::frame_queries_on,
         &[
             damage(
                 "a swapped head",
@@ -188,10 +188,10 @@ fn wrong_prepare_planes_is_seen() {
 }
 
 #[test]
-fn wrong_prepare_groups_is_seen() {
-    let damage = |what, from, to| damage("prepare_groups", what, from, to);
+fn wrong_group_tables_is_seen() {
+    let damage = |what, from, to| damage("group_tables", what, from, to);
     all_seen(
-        groups::prepare_groups_on,
+        groups::group_tables_on,
         &[
             damage(
                 "a swapped head",

@@ -1,5 +1,5 @@
-// Queries in the frame of a key format: as the tables by which nibble planes are scored, or, where codes lie channel by
-// channel, as they are.
+// Queries in the frame of a key format, which codes channel by channel are met by; where codes lie in nibble planes, the
+// tables by which these are scored.
 //
 //   x[h, i] = sm_scale * scale[i] * q[h, order[i]], transformed by a Walsh-Hadamard matrix in blocks where there is one
 //   table[h, p, n] = sum over the channels i of plane p of x[h, i] * value(part of nibble n that is i's)
@@ -10,12 +10,12 @@
 // to its place in its channel's code, stands for itself, or for an entry of a codebook. Without planes, x itself is what is
 // written.
 //
-// Grid: a block a query head of the class, blockIdx.x.
+// Grid: a block a query head of the set, blockIdx.x.
 //
 // | argument | what | shape, type | access |
 // | --- | --- | --- | --- |
 // | 0 | params | Params | by value |
-// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the class has | read |
+// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the set has | read |
 // | 2 | channels | [num_heads, head_dim] Channel | read |
 // | 3 | planes | [num_heads, num_planes] u32: first + bits << 16 + shift << 24; a word where there are none | read |
 // | 4 | levels | [16] f32, the codebook | read |
@@ -53,7 +53,7 @@ struct Channel {
 };
 
 extern "C" __global__ void __launch_bounds__(GROUP)
-prepare_planes(Params params, const unsigned* __restrict__ kv_heads, const Channel* __restrict__ channels,
+frame_queries(Params params, const unsigned* __restrict__ kv_heads, const Channel* __restrict__ channels,
                const unsigned* __restrict__ planes, const float* __restrict__ levels, const float* __restrict__ q,
                float* __restrict__ tables, float4* __restrict__ finals)
 {

@@ -5,12 +5,12 @@
 //
 // and a 0 for each head's offset, sum and bias, which these scores do not have.
 //
-// Grid: a block GROUPS groups, blockIdx.x, of a query head of the class, blockIdx.y.
+// Grid: a block GROUPS groups, blockIdx.x, of a query head of the set, blockIdx.y.
 //
 // | argument | what | shape, type | access |
 // | --- | --- | --- | --- |
 // | 0 | params | Params | by value |
-// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the class has | read |
+// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the set has | read |
 // | 2 | coordinates | [num_heads, head_dim] Coordinate | read |
 // | 3 | rotation | [num_heads, head_dim, head_dim] f32; a word where there is none | read |
 // | 4 | codebooks | [num_heads, num_groups, num_centroids, width] f16, two a word | read |
@@ -45,7 +45,7 @@ struct Coordinate {
 };
 
 extern "C" __global__ void __launch_bounds__(GROUP)
-prepare_groups(Params params, const unsigned* __restrict__ kv_heads, const Coordinate* __restrict__ coordinates,
+group_tables(Params params, const unsigned* __restrict__ kv_heads, const Coordinate* __restrict__ coordinates,
                const float* __restrict__ rotation, const unsigned* __restrict__ codebooks,
                const float* __restrict__ q, float* __restrict__ tables, float4* __restrict__ finals)
 {

@@ -5,12 +5,12 @@
 //
 // and a 0 for each head's offset, sum and bias, which these scores do not have.
 //
-// Grid: a workgroup GROUPS groups, workgroup_id.x, of a query head of the class, workgroup_id.y.
+// Grid: a workgroup GROUPS groups, workgroup_id.x, of a query head of the set, workgroup_id.y.
 //
 // | binding | what | shape, type | access |
 // | --- | --- | --- | --- |
 // | 0 | params | Params | uniform |
-// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the class has | read |
+// | 1 | kv_heads | [num_heads] u32, which KV heads of the layer the set has | read |
 // | 2 | coordinates | [num_heads, head_dim] Coordinate | read |
 // | 3 | rotation | [num_heads, head_dim, head_dim] f32; a word where there is none | read |
 // | 4 | codebooks | [num_heads, num_groups, num_centroids, width] f16, two a word | read |
