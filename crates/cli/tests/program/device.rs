@@ -1,14 +1,89 @@
-//! The program where Vulkan is not, and where its driver has no memory.
+//! The program on a device that the CPU plays, where Vulkan is not, and where its driver has no memory.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
 
 use crate::bad_input::is_refusal;
-use crate::fixture::{folder, model, program};
+use crate::fixture::{file, folder, json_of, model, program, prose, run};
 
 /// Asks for a few words from a device.
 fn on(device: &str) -> [&str; 9] {
     ["generate", "--model", model(), "--prompt", "Call me", "--max-tokens", "2", "--device", device]
+}
+
+/// What is said where there is no device that the CPU plays, and none is asked for.
+fn missing(output: &Output) -> Option<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let is_missing = stderr.contains("no software adapter was found");
+    let is_required = std::env::var("HETEROKV_GPU").is_ok_and(|wanted| wanted == "required");
+    assert!(!(is_missing && is_required), "{stderr}");
+    is_missing.then(|| format!("SKIPPED: {stderr}"))
+}
+
+/// What is said of a reply is the same wherever it was made, but for where its bytes are.
+#[test]
+fn a_reply_on_a_device_is_that_of_the_cpu() {
+    if let Some(why) = missing(&run(&on("gpu:software"))) {
+        return println!("{why}");
+    }
+    let book = file("device.txt", &prose(330));
+    for spec in
+        ["full", "keys=int4-token,values=f16@host,rescore=f16@host,select=none,sinks=2,recent=8"]
+    {
+        let args =
+            ["generate", "--model", model(), "--file", &book, "--max-tokens", "12", "--json"];
+        let args = [&args[..], &["--cache", spec, "--compute", "f16"]].concat();
+        let of = |device| json_of(&[&args[..], &["--device", device]].concat()).remove(0);
+        let [host, on_device] = ["cpu", "gpu:software"].map(of);
+        for field in ["text", "tokens", "finish", "num_tokens", "host_bytes", "spec"] {
+            assert_eq!(host[field], on_device[field], "{spec}: {field}");
+        }
+        let number = |field: &str| on_device[field].as_f64().unwrap_or_default();
+        assert!(number("gpu_bytes") > 0.0 && number("gpu_bytes") <= number("gpu_peak_bytes"));
+        assert!(number("to_device_bytes_per_token") > 0.0, "{on_device}");
+        // Of what is all on the device an id comes back.
+        assert_eq!(number("to_host_bytes_per_token") < 5.0, spec == "full", "{on_device}");
+        assert_eq!(host["gpu_bytes"], Value::Null, "{spec}");
+    }
+}
+
+#[test]
+fn a_chat_on_a_device() {
+    if let Some(why) = missing(&run(&on("gpu:software"))) {
+        return println!("{why}");
+    }
+    let book = file("device-chat.txt", &prose(60));
+    let replies = ["cpu", "gpu:software"].map(|device| {
+        let args = ["chat", "--model", model(), "--file", &book, "--max-tokens", "6"];
+        let args =
+            [&args[..], &["--cache", "full", "--compute", "f16", "--device", device]].concat();
+        let mut chat = program(&args);
+        chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut chat = chat.spawn().unwrap();
+        chat.stdin.take().unwrap().write_all(b"Who is it?\nAnd then?\n").unwrap();
+        let output = chat.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    assert!(!replies[0].trim().is_empty());
+    assert_eq!(replies[0], replies[1]);
+}
+
+/// Its number is not enough.
+#[test]
+fn a_software_device_is_asked_for_by_its_name() {
+    if let Some(why) = missing(&run(&on("gpu:software"))) {
+        return println!("{why}");
+    }
+    // Without the folder the driver has an error to tell, too.
+    let output = program(&on("gpu:0")).env("XDG_RUNTIME_DIR", folder()).output().unwrap();
+    // Where there is a GPU, it is the first.
+    if !output.status.success() {
+        is_refusal(output, &on("gpu:0"), &["which the CPU plays", "--device gpu:software"]);
+    }
 }
 
 /// Runs it where what would be Vulkan's loader is no library.
@@ -56,12 +131,10 @@ fn a_driver_without_memory() {
         Ok(output) => output,
         Err(error) => return println!("SKIPPED: prlimit: {error}"),
     };
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    if stderr.contains("no software adapter was found") {
-        let wanted = std::env::var("HETEROKV_GPU").unwrap_or_default();
-        assert_ne!(wanted, "required", "{stderr}");
-        return println!("SKIPPED: {stderr}");
+    if let Some(why) = missing(&output) {
+        return println!("{why}");
     }
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     let parts =
         ["the device is out of memory: ", " for exact rows, with ", "make the cache smaller"];
