@@ -1,20 +1,23 @@
 //! What a layer does beside attention.
 
 use heterokv_attn::device::{DeviceMatrix, Embed, Linear, RmsNorm, Rope, SwiGlu};
-use heterokv_gpu::Bound;
+use heterokv_gpu::{Bound, Gpu};
 use heterokv_shaders::WeightForm;
 use heterokv_testkit::{Controls, Inputs};
 
 use crate::devices::{Expected, places_or_skip, run};
 use crate::matrices::Matrix;
-use crate::sites::{Output, upload};
+use crate::sites::{Output, Site, upload};
 
 /// Rows and columns: one, around the 256 threads of a row, a prime, and more rows than a workgroup has threads.
 const NORMS: [(usize, usize); 6] = [(1, 2), (3, 255), (2, 256), (5, 257), (1, 577), (300, 64)];
 
 #[test]
 fn rms_norm() {
-    let places = places_or_skip();
+    rms_norm_on(places_or_skip());
+}
+
+pub(crate) fn rms_norm_on<S: Site<Memories = Gpu>>(sites: &[S]) {
     for (case, &(rows, cols)) in NORMS.iter().enumerate() {
         let mut inputs = Inputs::new(100 + case as u64);
         let x = inputs.gaussian_rows(rows, cols, 3.0);
@@ -34,8 +37,8 @@ fn rms_norm() {
         }
         let controls = Controls { num_heads: 1, head_dim: cols };
         let expected = Expected { exact, naive, norm: 4.0, controls };
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let gpu = site.memories();
             let (weight, x) = (upload(gpu, &weight), upload(gpu, &x));
             let y = Output::new(gpu, rows * cols);
             let norm = RmsNorm {
@@ -46,8 +49,8 @@ fn rms_norm() {
                 x: Bound::all(&x),
                 y: y.bound(),
             };
-            run(&place.device, |commands| place.device.rms_norm(commands, &norm));
-            let label = format!("rms_norm {rows} x {cols} on {}", place.name);
+            site.run(&[norm.launch().unwrap()]);
+            let label = format!("rms_norm {rows} x {cols} on {}", site.name());
             expected.check(&y.read(gpu, &label), &label, inputs.seed());
         }
     }
@@ -68,7 +71,10 @@ const LINEARS: [(usize, usize, usize); 8] = [
 
 #[test]
 fn linear() {
-    let places = places_or_skip();
+    linear_on(places_or_skip());
+}
+
+pub(crate) fn linear_on<S: Site<Memories = Gpu>>(sites: &[S]) {
     for (case, &(tokens, rows, cols)) in LINEARS.iter().enumerate() {
         for form in WeightForm::ALL {
             let mut inputs = Inputs::new(200 + case as u64);
@@ -91,8 +97,8 @@ fn linear() {
                 }
                 let controls = Controls { num_heads: 1, head_dim: rows };
                 let expected = Expected { exact, naive, norm: (cols as f64).sqrt(), controls };
-                for place in places {
-                    let gpu = place.device.gpu();
+                for site in sites {
+                    let gpu = site.memories();
                     let on_device =
                         DeviceMatrix::upload(gpu, form, matrix.shape, Some(&bias), &mut &matrix)
                             .unwrap();
@@ -109,9 +115,9 @@ fn linear() {
                         y: y.bound(),
                         adds,
                     };
-                    run(&place.device, |commands| place.device.linear(commands, &linear));
+                    site.run(&linear.launches().unwrap());
                     let label =
-                        format!("linear {tokens} x {rows} x {cols} {form:?} on {}", place.name);
+                        format!("linear {tokens} x {rows} x {cols} {form:?} on {}", site.name());
                     expected.check(&y.read(gpu, &label), &label, inputs.seed());
                 }
             }
@@ -121,7 +127,10 @@ fn linear() {
 
 #[test]
 fn embed() {
-    let places = places_or_skip();
+    embed_on(places_or_skip());
+}
+
+pub(crate) fn embed_on<S: Site<Memories = Gpu>>(sites: &[S]) {
     let (rows, cols) = (300, 96);
     for form in WeightForm::ALL {
         let mut inputs = Inputs::new(300);
@@ -131,8 +140,8 @@ fn embed() {
         let exact = naive.iter().map(|&x| f64::from(x)).collect();
         let controls = Controls { num_heads: 1, head_dim: cols };
         let expected = Expected { exact, naive, norm: 1.0, controls };
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let gpu = site.memories();
             let on_device =
                 DeviceMatrix::upload(gpu, form, matrix.shape, None, &mut &matrix).unwrap();
             let on_device_ids = upload(gpu, &ids);
@@ -143,8 +152,8 @@ fn embed() {
                 tokens: ids.len(),
                 y: y.bound(),
             };
-            run(&place.device, |commands| place.device.embed(commands, &embed));
-            let label = format!("embed {form:?} on {}", place.name);
+            site.run(&embed.launches().unwrap());
+            let label = format!("embed {form:?} on {}", site.name());
             expected.check(&y.read(gpu, &label), &label, inputs.seed());
         }
     }
@@ -152,7 +161,10 @@ fn embed() {
 
 #[test]
 fn rope() {
-    let places = places_or_skip();
+    rope_on(places_or_skip());
+}
+
+pub(crate) fn rope_on<S: Site<Memories = Gpu>>(sites: &[S]) {
     for (case, &(tokens, num_heads, head_dim)) in
         [(1, 1, 2), (1, 9, 64), (3, 3, 128), (7, 5, 80), (70, 2, 6)].iter().enumerate()
     {
@@ -179,14 +191,14 @@ fn rope() {
         }
         let expected =
             Expected { exact, naive, norm: 2.0, controls: Controls { num_heads, head_dim } };
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let gpu = site.memories();
             let on_device = upload(gpu, &turns);
             let y = Output::of(gpu, &x);
             let rope =
                 Rope { tokens, num_heads, head_dim, turns: Bound::all(&on_device), x: y.bound() };
-            run(&place.device, |commands| place.device.rope(commands, &rope));
-            let label = format!("rope {tokens} x {num_heads} x {head_dim} on {}", place.name);
+            site.run(&[rope.launch().unwrap()]);
+            let label = format!("rope {tokens} x {num_heads} x {head_dim} on {}", site.name());
             expected.check(&y.read(gpu, &label), &label, inputs.seed());
         }
     }
@@ -194,7 +206,10 @@ fn rope() {
 
 #[test]
 fn swiglu() {
-    let places = places_or_skip();
+    swiglu_on(places_or_skip());
+}
+
+pub(crate) fn swiglu_on<S: Site<Memories = Gpu>>(sites: &[S]) {
     for len in [4, 252, 256, 1536, 4100] {
         let mut inputs = Inputs::new(500 + len as u64);
         let gate = inputs.gaussian_rows(1, len, 4.0);
@@ -206,13 +221,13 @@ fn swiglu() {
         let naive = pairs().map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
         let controls = Controls { num_heads: 1, head_dim: 4 };
         let expected = Expected { exact, naive, norm: 8.0, controls };
-        for place in places {
-            let gpu = place.device.gpu();
+        for site in sites {
+            let gpu = site.memories();
             let (gate, up) = (upload(gpu, &gate), upload(gpu, &up));
             let y = Output::new(gpu, len);
             let swiglu = SwiGlu { len, gate: Bound::all(&gate), up: Bound::all(&up), y: y.bound() };
-            run(&place.device, |commands| place.device.swiglu(commands, &swiglu));
-            let label = format!("swiglu {len} on {}", place.name);
+            site.run(&[swiglu.launch().unwrap()]);
+            let label = format!("swiglu {len} on {}", site.name());
             expected.check(&y.read(gpu, &label), &label, inputs.seed());
         }
     }

@@ -386,8 +386,7 @@ impl Device {
         commands: &mut Commands<'_>,
         store: &StoreRows<Bound<'_>>,
     ) -> DeviceResult<()> {
-        let [wide, high] = self.spread(store.num_slots as u64);
-        self.launch(commands, &Launch { grid: [wide, high, 1], ..store.launch()? })
+        self.launch_spread(commands, store.launch()?, 1)
     }
 
     /// Adds [`QueryEnergy`] to `commands`.

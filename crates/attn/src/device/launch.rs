@@ -55,9 +55,23 @@ impl Device {
         commands: &mut Commands<'_>,
         launch: &Launch<Bound<'_>>,
     ) -> DeviceResult<()> {
-        let kernel = self.kernel_in(launch.shader, launch.variant)?;
+        let kernel = self.kernel(launch.shader, launch.variant)?;
         let params = bytemuck::cast_slice(&launch.params);
         commands.dispatch_bytes(&kernel, params, &launch.buffers, launch.grid)?;
         Ok(())
+    }
+
+    /// The same of workgroups that count in the first dimension and, beyond what a device has there, in another as well:
+    /// some beyond them find nothing to do.
+    pub(super) fn launch_spread(
+        &self,
+        commands: &mut Commands<'_>,
+        mut launch: Launch<Bound<'_>>,
+        other: usize,
+    ) -> DeviceResult<()> {
+        let count = launch.grid[0];
+        let wide = count.clamp(1, self.gpu.limits().grid);
+        (launch.grid[0], launch.grid[other]) = (wide, count.div_ceil(wide));
+        self.launch(commands, &launch)
     }
 }

@@ -2,19 +2,20 @@
 
 use bytemuck::{Pod, Zeroable};
 use heterokv_gpu::{Bound, Commands};
-use heterokv_shaders as shaders;
+use heterokv_shaders::{self as shaders, Variant};
 
-use super::{Device, DeviceError, DeviceMatrix, DeviceResult, WeightForm, check_len, word};
+use super::matrix::Slab;
+use super::{Device, DeviceError, DeviceMatrix, DeviceResult, Launch, check_len, word};
 
 /// Up to so many vectors, weights are read once for each; more go through tiles.
 const MAX_GEMV_TOKENS: usize = 4;
 
 /// Rows that a workgroup of `gemv` multiplies, and the rows and vectors of a tile of `gemm`.
-const GEMV_ROWS: u64 = 8;
-const GEMM_TILE: u64 = 32;
+const GEMV_ROWS: u32 = 8;
+const GEMM_TILE: u32 = 32;
 
 /// Threads of the kernels that have one thread for each few elements.
-const ELEMENT_THREADS: u64 = 64;
+const ELEMENT_THREADS: u32 = 64;
 
 /// Rows of the embedding.
 #[derive(Clone, Copy, Debug)]
@@ -141,72 +142,64 @@ struct SwiGluParams {
     num_fours: u32,
 }
 
-impl Device {
-    /// Adds [`Embed`] to `commands`.
+impl<'a> Embed<'a> {
+    /// Its launches, one for each part of the matrix.
     ///
     /// # Errors
     /// [`DeviceError::Length`].
-    pub fn embed(&self, commands: &mut Commands<'_>, embed: &Embed<'_>) -> DeviceResult<()> {
+    pub fn launches(&self) -> DeviceResult<Vec<Launch<Bound<'a>>>> {
         const NAME: &str = "embed";
-        let Embed { matrix, ids, tokens, y } = embed;
+        let Self { matrix, ids, tokens, y } = self;
         check_len(NAME, "ids", ids, *tokens as u64)?;
         check_len(NAME, "y", y, *tokens as u64 * matrix.cols() as u64)?;
-        let kernel = self.kernel(&shaders::EMBED, matrix.form())?;
-        let [x, wide] = self.spread(*tokens as u64);
-        for slab in matrix.slabs() {
+        let tokens = word(NAME, "tokens", *tokens as u64)?;
+        let of_slab = |slab: &'a Slab| {
             let params = EmbedParams {
                 first_row: word(NAME, "rows", slab.first_row as u64)?,
                 rows: word(NAME, "rows", slab.rows as u64)?,
                 num_blocks: matrix.num_blocks(),
-                tokens: word(NAME, "tokens", *tokens as u64)?,
+                tokens,
             };
             let buffers = [Bound::all(&slab.codes), Bound::all(&slab.scales), *ids, *y];
-            let grid = if *tokens == 0 { [0; 3] } else { [x, wide, 1] };
-            commands.dispatch(&kernel, &params, &buffers, grid)?;
-        }
-        Ok(())
+            let launch = Launch::new(&shaders::EMBED, &params, buffers, [tokens, 1, 1]);
+            Ok(Launch { variant: in_form(matrix), ..launch })
+        };
+        matrix.slabs().iter().map(of_slab).collect()
     }
+}
 
-    /// Adds [`RmsNorm`] to `commands`.
+impl<'a> RmsNorm<'a> {
+    /// Its launch, checked.
     ///
     /// # Errors
     /// [`DeviceError::Length`].
-    pub fn rms_norm(&self, commands: &mut Commands<'_>, norm: &RmsNorm<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<Bound<'a>>> {
         const NAME: &str = "rms_norm";
-        let RmsNorm { rows, cols, eps, weight, x, y } = norm;
+        let Self { rows, cols, eps, weight, x, y } = self;
         let len = *rows as u64 * *cols as u64;
         check_len(NAME, "weight", weight, *cols as u64)?;
         check_len(NAME, "x", x, len)?;
         check_len(NAME, "y", y, len)?;
         word(NAME, "elements", len)?;
-        if len == 0 {
-            return Ok(());
-        }
-        let kernel = self.kernel(&shaders::RMS_NORM, WeightForm::default())?;
-        let [wide, high] = self.spread(*rows as u64);
         let params = RmsNormParams { rows: *rows as u32, cols: *cols as u32, eps: *eps };
-        commands.dispatch(&kernel, &params, &[*weight, *x, *y], [wide, high, 1])?;
-        Ok(())
+        let groups = if len == 0 { 0 } else { params.rows };
+        Ok(Launch::new(&shaders::RMS_NORM, &params, [*weight, *x, *y], [groups, 1, 1]))
     }
+}
 
-    /// Adds [`Linear`] to `commands`: a dispatch for each part of the matrix.
+impl<'a> Linear<'a> {
+    /// Its launches, one for each part of the matrix.
     ///
     /// # Errors
     /// [`DeviceError::Length`].
-    pub fn linear(&self, commands: &mut Commands<'_>, linear: &Linear<'_>) -> DeviceResult<()> {
+    pub fn launches(&self) -> DeviceResult<Vec<Launch<Bound<'a>>>> {
         const NAME: &str = "linear";
-        let Linear { matrix, tokens, x, y, adds } = linear;
+        let Self { matrix, tokens, x, y, adds } = self;
         let (num_tokens, rows, cols) = (*tokens as u64, matrix.rows() as u64, matrix.cols() as u64);
         check_len(NAME, "x", x, num_tokens * cols)?;
         check_len(NAME, "y", y, num_tokens * rows)?;
         word(NAME, "elements", num_tokens * rows.max(cols))?;
-        if num_tokens == 0 {
-            return Ok(());
-        }
-        let is_few = *tokens <= MAX_GEMV_TOKENS;
-        let shader = if is_few { &shaders::GEMV } else { &shaders::GEMM };
-        let kernel = self.kernel(shader, matrix.form())?;
-        for slab in matrix.slabs() {
+        let of_slab = |slab: &'a Slab| {
             let params = GemmParams {
                 rows: slab.rows as u32,
                 num_blocks: matrix.num_blocks(),
@@ -217,28 +210,34 @@ impl Device {
             };
             let buffers =
                 [Bound::all(&slab.codes), Bound::all(&slab.scales), Bound::all(&slab.bias), *x, *y];
-            if is_few {
-                let GemmParams { rows, num_blocks, y_first, y_stride, add, .. } = params;
+            let launch = if self.is_few() {
+                let GemmParams { rows, num_blocks, y_first, y_stride, add, tokens } = params;
                 let params = GemvParams { rows, num_blocks, y_first, y_stride, add };
-                let [wide, deep] = self.spread((slab.rows as u64).div_ceil(GEMV_ROWS));
-                let grid = [wide, num_tokens as u32, deep];
-                commands.dispatch(&kernel, &params, &buffers, grid)?;
+                let grid = [rows.div_ceil(GEMV_ROWS), tokens, 1];
+                Launch::new(&shaders::GEMV, &params, buffers, grid)
             } else {
-                let tiles = |count: u64| word(NAME, "tiles", count.div_ceil(GEMM_TILE));
-                let grid = [tiles(slab.rows as u64)?, tiles(num_tokens)?, 1];
-                commands.dispatch(&kernel, &params, &buffers, grid)?;
-            }
-        }
-        Ok(())
+                let tiles = |count: u32| count.div_ceil(GEMM_TILE);
+                let grid = [tiles(params.rows), tiles(params.tokens), 1];
+                Launch::new(&shaders::GEMM, &params, buffers, grid)
+            };
+            Launch { variant: in_form(matrix), ..launch }
+        };
+        Ok(matrix.slabs().iter().map(of_slab).collect())
     }
 
-    /// Adds [`Rope`] to `commands`.
+    fn is_few(&self) -> bool {
+        self.tokens <= MAX_GEMV_TOKENS
+    }
+}
+
+impl<'a> Rope<'a> {
+    /// Its launch, checked.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for an odd `head_dim`.
-    pub fn rope(&self, commands: &mut Commands<'_>, rope: &Rope<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<Bound<'a>>> {
         const NAME: &str = "rope";
-        let Rope { tokens, num_heads, head_dim, turns, x } = rope;
+        let Self { tokens, num_heads, head_dim, turns, x } = self;
         if !head_dim.is_multiple_of(2) {
             let value = *head_dim as u64;
             let (what, remedy) = ("a head_dim", "channels turn in pairs");
@@ -247,28 +246,25 @@ impl Device {
         let pairs = (*tokens * head_dim / 2) as u64 * *num_heads as u64;
         check_len(NAME, "turns", turns, (*tokens * head_dim) as u64)?;
         check_len(NAME, "x", x, 2 * pairs)?;
-        word(NAME, "elements", 2 * pairs)?;
-        if pairs == 0 {
-            return Ok(());
-        }
-        let kernel = self.kernel(&shaders::ROPE, WeightForm::default())?;
+        let pairs = word(NAME, "elements", 2 * pairs)? / 2;
         let params = RopeParams {
             tokens: *tokens as u32,
             num_heads: *num_heads as u32,
             half: *head_dim as u32 / 2,
         };
-        let [wide, high] = self.spread(pairs.div_ceil(ELEMENT_THREADS));
-        commands.dispatch(&kernel, &params, &[*turns, *x], [wide, high, 1])?;
-        Ok(())
+        let grid = [pairs.div_ceil(ELEMENT_THREADS), 1, 1];
+        Ok(Launch::new(&shaders::ROPE, &params, [*turns, *x], grid))
     }
+}
 
-    /// Adds [`SwiGlu`] to `commands`.
+impl<'a> SwiGlu<'a> {
+    /// Its launch, checked.
     ///
     /// # Errors
     /// [`DeviceError::Length`], and [`DeviceError::Shape`] for a length that is not in fours.
-    pub fn swiglu(&self, commands: &mut Commands<'_>, swiglu: &SwiGlu<'_>) -> DeviceResult<()> {
+    pub fn launch(&self) -> DeviceResult<Launch<Bound<'a>>> {
         const NAME: &str = "swiglu";
-        let SwiGlu { len, gate, up, y } = swiglu;
+        let Self { len, gate, up, y } = self;
         if !len.is_multiple_of(4) {
             let (what, value, remedy) = ("a length", *len as u64, "elements come in fours");
             return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
@@ -277,14 +273,62 @@ impl Device {
             check_len(NAME, tensor, bound, *len as u64)?;
         }
         let num_fours = word(NAME, "elements", *len as u64)? / 4;
-        if num_fours == 0 {
-            return Ok(());
-        }
-        let kernel = self.kernel(&shaders::SWIGLU, WeightForm::default())?;
-        let [wide, high] = self.spread(u64::from(num_fours).div_ceil(ELEMENT_THREADS));
-        let buffers = [*gate, *up, *y];
-        commands.dispatch(&kernel, &SwiGluParams { num_fours }, &buffers, [wide, high, 1])?;
-        Ok(())
+        let grid = [num_fours.div_ceil(ELEMENT_THREADS), 1, 1];
+        Ok(Launch::new(&shaders::SWIGLU, &SwiGluParams { num_fours }, [*gate, *up, *y], grid))
+    }
+}
+
+/// The form of a matrix, chosen.
+fn in_form(matrix: &DeviceMatrix) -> Variant {
+    Variant { weights: matrix.form(), ..Variant::default() }
+}
+
+impl Device {
+    /// Adds [`Embed`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`Embed::launches`], and those of the device.
+    pub fn embed(&self, commands: &mut Commands<'_>, embed: &Embed<'_>) -> DeviceResult<()> {
+        let launches = embed.launches()?;
+        launches.into_iter().try_for_each(|launch| self.launch_spread(commands, launch, 1))
+    }
+
+    /// Adds [`RmsNorm`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`RmsNorm::launch`], and those of the device.
+    pub fn rms_norm(&self, commands: &mut Commands<'_>, norm: &RmsNorm<'_>) -> DeviceResult<()> {
+        self.launch_spread(commands, norm.launch()?, 1)
+    }
+
+    /// Adds [`Linear`] to `commands`: a dispatch for each part of the matrix.
+    ///
+    /// # Errors
+    /// As [`Linear::launches`], and those of the device.
+    pub fn linear(&self, commands: &mut Commands<'_>, linear: &Linear<'_>) -> DeviceResult<()> {
+        linear.launches()?.into_iter().try_for_each(|launch| {
+            if linear.is_few() {
+                self.launch_spread(commands, launch, 2)
+            } else {
+                self.launch(commands, &launch)
+            }
+        })
+    }
+
+    /// Adds [`Rope`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`Rope::launch`], and those of the device.
+    pub fn rope(&self, commands: &mut Commands<'_>, rope: &Rope<'_>) -> DeviceResult<()> {
+        self.launch_spread(commands, rope.launch()?, 1)
+    }
+
+    /// Adds [`SwiGlu`] to `commands`.
+    ///
+    /// # Errors
+    /// As [`SwiGlu::launch`], and those of the device.
+    pub fn swiglu(&self, commands: &mut Commands<'_>, swiglu: &SwiGlu<'_>) -> DeviceResult<()> {
+        self.launch_spread(commands, swiglu.launch()?, 1)
     }
 }
 

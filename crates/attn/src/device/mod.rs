@@ -5,8 +5,8 @@
 //! shader's `Params` are made of. Lengths are checked here, before anything is recorded: a shader checks nothing but its
 //! bounds.
 //!
-//! The operations of attention and those that pick a token are a [`Launch`] first, over whatever stands for memory
-//! ([`Operand`]): kernels in CUDA take the same.
+//! An operation is a [`Launch`] first, or several; those of attention and those that pick a token over whatever stands for
+//! memory ([`Operand`]): kernels in CUDA take the same.
 
 mod attention;
 mod encode;
@@ -143,12 +143,8 @@ impl Device {
         &self.gpu
     }
 
-    fn kernel(&self, shader: &Shader, weights: WeightForm) -> DeviceResult<Arc<Kernel>> {
-        self.kernel_in(shader, Variant { weights, ..Variant::default() })
-    }
-
     /// In a variant, but with this device's sums.
-    fn kernel_in(&self, shader: &Shader, variant: Variant) -> DeviceResult<Arc<Kernel>> {
+    fn kernel(&self, shader: &Shader, variant: Variant) -> DeviceResult<Arc<Kernel>> {
         let variant = shader.narrowed(Variant { reduction: self.reduction, ..variant });
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(&(shader.name, variant)) {
@@ -170,13 +166,6 @@ impl Device {
         })?;
         kernels.insert((shader.name, variant), Arc::clone(&kernel));
         Ok(kernel)
-    }
-
-    /// So many workgroups in two dimensions: some beyond them, which find nothing to do.
-    fn spread(&self, count: u64) -> [u32; 2] {
-        let limit = u64::from(self.gpu.limits().grid);
-        let wide = count.min(limit).max(1);
-        [wide as u32, u32::try_from(count.div_ceil(wide)).unwrap_or(u32::MAX)]
     }
 }
 
