@@ -10,21 +10,20 @@ use crate::devices::{Expected, places_or_skip};
 use crate::sites::{Output, Site, upload};
 
 /// Exact rows of several KV heads, on pages that lie in no order.
-pub(crate) struct Rows {
-    pub(crate) shape: HeadShape,
-    pub(crate) page_tokens: usize,
+struct Rows {
+    shape: HeadShape,
     /// Keys and values by KV head `[num_tokens, head_dim]`, as f16 holds them.
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    pub(crate) parts: Vec<RowPart>,
-    pub(crate) pages: Vec<u32>,
-    pub(crate) memory: Vec<u32>,
-    pub(crate) q: Vec<f32>,
+    parts: Vec<RowPart>,
+    pages: Vec<u32>,
+    memory: Vec<u32>,
+    q: Vec<f32>,
 }
 
 impl Rows {
     /// `part_tokens` by KV head: the tokens of each of its parts, whole pages but for the last.
-    pub(crate) fn random(
+    fn random(
         inputs: &mut Inputs,
         shape: HeadShape,
         page_tokens: usize,
@@ -84,7 +83,7 @@ impl Rows {
             values.push(v);
         }
         let q = inputs.gaussian_rows(shape.num_qo_heads, head_dim, 1.5);
-        Self { shape, page_tokens, keys, values, parts, pages, memory, q }
+        Self { shape, keys, values, parts, pages, memory, q }
     }
 
     /// Output and lse of query head `head` over tokens `first .. first + num` of its KV head.
@@ -116,7 +115,7 @@ impl Rows {
     }
 
     /// The states of all parts, and their lse.
-    pub(crate) fn states(&self, part_tokens: &[Vec<usize>]) -> (Expected, Vec<f64>) {
+    fn states(&self, part_tokens: &[Vec<usize>]) -> (Expected, Vec<f64>) {
         let group_size = self.shape.group_size();
         let (mut exact, mut naive, mut exact_lse) = (Vec::new(), Vec::new(), Vec::new());
         for (kv_head, of_head) in part_tokens.iter().enumerate() {

@@ -8,13 +8,18 @@ use heterokv_gpu::{Commands, DeviceChoice, Gpu, LimitsChoice, OpenOptions, adapt
 use heterokv_shaders::Reduction;
 use heterokv_testkit::{Controls, Tolerance, compare};
 
+use crate::wrong::Edit;
+
 /// Sizes of subgroups that are emulated.
 const EMULATED: [u32; 6] = [4, 8, 16, 32, 64, 128];
 
 /// A device in one of its ways, and what to call it.
+#[derive(Clone)]
 pub(crate) struct Place {
-    pub(crate) device: Device,
+    pub(crate) device: Arc<Device>,
     pub(crate) name: String,
+    /// What is wrong with kernels on purpose.
+    pub(crate) edit: Option<Edit>,
 }
 
 /// All of them; none where that is allowed, which is printed once.
@@ -58,7 +63,8 @@ fn of_adapter(number: usize) -> Vec<Place> {
         }
         places.extend(reductions.into_iter().map(|reduction| Place {
             name: format!("{}, {limits:?} limits, {reduction:?}", gpu.summary()),
-            device: Device::with_reduction(Arc::clone(&gpu), reduction),
+            device: Arc::new(Device::with_reduction(Arc::clone(&gpu), reduction)),
+            edit: None,
         }));
     }
     places
@@ -82,11 +88,6 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// Whether a result is close enough.
-    pub(crate) fn accepts(&self, actual: &[f32]) -> bool {
-        compare(actual, &self.exact, self.tolerance()).is_ok()
-    }
-
     fn tolerance(&self) -> Tolerance {
         Tolerance::derived(&self.naive, &self.exact, 4.0 * f64::from(f32::EPSILON), self.norm)
     }

@@ -158,6 +158,12 @@ fn on_site<S: Site>(
         output.read(memories, site.name()).into_iter().map(f32::to_bits).collect()
     };
     let counts: Vec<usize> = words(&num_taken).iter().map(|&count| count as usize).collect();
+    assert!(
+        counts.iter().all(|&count| count <= max_tokens),
+        "{}: {counts:?} of {max_tokens} tokens, on {}",
+        case.name,
+        site.name()
+    );
     let positions = words(&positions);
     let of_kv = |kv_head: usize| positions[kv_head * max_tokens..][..counts[kv_head]].to_vec();
     let taken = taken_scores.read(memories, site.name());

@@ -1,9 +1,11 @@
 //! What a case needs of whatever runs kernels: memory, guarded outputs, and launches.
 
-use heterokv_attn::device::{DeviceError, Launch, Operand, ScorePlanes};
-use heterokv_gpu::{Bound, Buffer, Commands, Gpu};
+use heterokv_attn::device::{DeviceError, DeviceResult, Launch, Operand, ScorePlanes};
+use heterokv_gpu::{Access, Bound, Buffer, Commands, Gpu, KernelSource};
+use heterokv_shaders as shaders;
 
 use crate::devices::{Place, run};
+use crate::wrong::Edit;
 
 /// Bytes of poison before and behind what a kernel writes: a multiple of what bindings are aligned to.
 const GUARD_BYTES: u64 = 256;
@@ -81,7 +83,12 @@ impl Site for Place {
 
     fn run(&self, launches: &[Launch<Bound<'_>>]) {
         run(&self.device, |commands| {
-            launches.iter().try_for_each(|launch| self.device.launch(commands, launch))
+            launches.iter().try_for_each(|launch| {
+                match self.edit.filter(|edit| edit.kernel == launch.shader.name) {
+                    Some(edit) => run_wrong(commands, launch, edit),
+                    None => self.device.launch(commands, launch),
+                }
+            })
         });
     }
 
@@ -95,6 +102,28 @@ impl Site for Place {
         commands.submit().unwrap();
         true
     }
+}
+
+/// Adds a launch of a kernel that is wrong on purpose.
+fn run_wrong(
+    commands: &mut Commands<'_>,
+    launch: &Launch<Bound<'_>>,
+    edit: Edit,
+) -> DeviceResult<()> {
+    let Launch { shader, variant, params, buffers, grid } = launch;
+    let bindings = shader.bindings.iter().map(|access| match access {
+        shaders::Access::Read => Access::Read,
+        shaders::Access::Write => Access::Write,
+    });
+    let source = KernelSource {
+        name: shader.name,
+        wgsl: &edit.apply(shader.name, shader.wgsl(*variant)),
+        bindings: &bindings.collect::<Vec<_>>(),
+        constants: &[],
+    };
+    let kernel = commands.gpu().kernel(&source)?;
+    commands.dispatch_bytes(&kernel, bytemuck::cast_slice(params), buffers, *grid)?;
+    Ok(())
 }
 
 pub(crate) fn upload<M: Memories, T: bytemuck::NoUninit>(memories: &M, values: &[T]) -> M::Memory {

@@ -1,94 +1,133 @@
-//! Kernels that are wrong on purpose are seen to be: what goes wrong in kernels, done to a right one.
+//! Kernels that are wrong on purpose are seen to be, by the same cases and comparers that hold the right ones: in WGSL
+//! here, and as twins in CUDA C++.
+//!
+//! A barrier is skipped one at a time, where its absence shows on Mesa's software device: its subgroups run one after the
+//! other from barrier to barrier, and the threads of one all at once. Not shown there is the one barrier of `gemv`, which is
+//! among the eight threads of a row; that behind the weights of `prefill`, which the first subgroups have made before the
+//! others run; for the same reason, those before the first step of a sum; and that behind a tile of `prefill`, as the
+//! chunks of the next one have barriers of their own.
 
-use heterokv_attn::HeadShape;
-use heterokv_gpu::{Access, Bound, Commands, Gpu, KernelSource};
-use heterokv_shaders::{ATTEND_ROWS, Variant};
-use heterokv_testkit::Inputs;
+mod attention;
+mod layers;
+mod scores;
 
-use crate::attention::Rows;
-use crate::devices::places_or_skip;
-use crate::sites::{Output, upload};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Tokens of the one part of each KV head: several tiles, the last not full.
-const PART_TOKENS: usize = 150;
+use heterokv_gpu::DeviceKind;
+use heterokv_shaders::{KeyForm, SHADERS, Shader, Variant, WeightForm};
 
-#[test]
-fn wrong_kernels_are_seen() {
-    let places = places_or_skip();
-    let shape = HeadShape::new(6, 2, 64).unwrap();
-    let part_tokens = vec![vec![PART_TOKENS]; 2];
-    let mut inputs = Inputs::new(1100);
-    let rows = Rows::random(&mut inputs, shape, 16, &part_tokens);
-    let (states, _) = rows.states(&part_tokens);
-    let right = ATTEND_ROWS.wgsl(Variant::default());
-    let replaced = |from: &str, to: &str| {
-        let wrong = right.replace(from, to);
-        assert_ne!(wrong, right, "{from} is in the kernel");
-        wrong
-    };
-    let wrong = [
-        (
-            "a swapped head",
-            replaced(
-                "params.group_size + head)",
-                "params.group_size + (params.group_size - 1u - head))",
-            ),
-        ),
-        (
-            "a token off by one",
-            replaced("let token = first + lane.index;", "let token = first + lane.index + 1u;"),
-        ),
-        ("a skipped barrier", replaced("workgroupBarrier();", "")),
-        (
-            "a value of the next channel",
-            replaced("to_value + pair]", "to_value + (pair + 1u) % pairs]"),
-        ),
-        ("a scale forgotten", replaced("params.sm_scale * q", "q")),
-    ];
-    // The first of each adapter: what is wrong here is the same on all.
-    for place in places.iter().filter(|place| place.name.ends_with("Workgroup")) {
-        let gpu = place.device.gpu();
-        let q = &rows.q[..];
-        assert!(states.accepts(&attend(gpu, &rows, &right, q)), "{}", place.name);
-        for (what, wgsl) in &wrong {
-            assert!(!states.accepts(&attend(gpu, &rows, wgsl, q)), "{what}, on {}", place.name);
-        }
-        // A buffer that still holds the queries of the step before.
-        let stale = inputs.clone().gaussian_rows(shape.num_qo_heads, shape.head_dim, 1.5);
-        assert!(!states.accepts(&attend(gpu, &rows, &right, &stale)), "stale, on {}", place.name);
+use crate::devices::{Place, places_or_skip};
+use crate::layers::swiglu_on;
+use crate::sites::Site;
+
+/// Something else in the text of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Edit {
+    pub(crate) kernel: &'static str,
+    pub(crate) what: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+pub(crate) const fn damage(
+    kernel: &'static str,
+    what: &'static str,
+    from: &'static str,
+    to: &'static str,
+) -> Edit {
+    Edit { kernel, what, from, to }
+}
+
+impl Edit {
+    /// The text of a kernel with it, once. What one form of keys or weights does not have, another may.
+    pub(crate) fn apply(self, kernel: &str, text: String) -> String {
+        if kernel == self.kernel { text.replacen(self.from, self.to, 1) } else { text }
+    }
+
+    fn skips_barrier(self) -> bool {
+        self.from.contains("Barrier()") && !self.to.contains("Barrier()")
     }
 }
 
-/// The outputs of the kernel as it is written.
-fn attend(gpu: &Gpu, rows: &Rows, wgsl: &str, q: &[f32]) -> Vec<f32> {
-    let bindings = ATTEND_ROWS.bindings.iter().map(|access| match access {
-        heterokv_shaders::Access::Read => Access::Read,
-        heterokv_shaders::Access::Write => Access::Write,
-    });
-    let source = KernelSource {
-        name: "attend_rows",
-        wgsl,
-        bindings: &bindings.collect::<Vec<_>>(),
-        constants: &[],
-    };
-    let kernel = gpu.kernel(&source).unwrap();
-    let HeadShape { head_dim, sm_scale, .. } = rows.shape;
-    let group_size = rows.shape.group_size();
-    let page_tokens = rows.page_tokens as u32;
-    let params = [head_dim as u32, group_size as u32, page_tokens, sm_scale.to_bits(), 1];
-    let num_states = rows.parts.len() * group_size;
-    let [parts, pages, memory, q] = [
-        upload(gpu, &rows.parts),
-        upload(gpu, &rows.pages),
-        upload(gpu, &rows.memory),
-        upload(gpu, q),
-    ];
-    let (out, lse) = (Output::new(gpu, num_states * head_dim), Output::new(gpu, num_states));
-    let inputs = [&parts, &pages, &memory, &q].map(Bound::all);
-    let buffers = [&inputs[..], &[out.bound(), lse.bound()]].concat();
-    let mut commands = Commands::new(gpu);
-    let grid = [rows.parts.len() as u32, group_size as u32, 1];
-    commands.dispatch(&kernel, &params, &buffers, grid).unwrap();
-    commands.submit().unwrap();
-    out.read(gpu, "attend_rows")
+/// A site that runs kernels as they are written, right or wrong.
+pub(crate) trait Spoilable: Site {
+    /// The text of a kernel that it runs, where there is one.
+    fn text(shader: &Shader, variant: Variant) -> Option<String>;
+
+    /// One whose kernels are wrong.
+    fn with(&self, edit: Edit) -> Self;
+
+    /// Whether a skipped barrier shows in every run, and not by chance.
+    fn shows_barriers(&self) -> bool {
+        true
+    }
+}
+
+impl Spoilable for Place {
+    fn text(shader: &Shader, variant: Variant) -> Option<String> {
+        Some(shader.wgsl(variant))
+    }
+
+    fn with(&self, edit: Edit) -> Self {
+        Self { edit: Some(edit), ..self.clone() }
+    }
+
+    fn shows_barriers(&self) -> bool {
+        self.device.gpu().summary().kind == DeviceKind::Software
+    }
+}
+
+/// The cases panic, of each damage, on one of the sites: what is wrong there is so on all.
+pub(crate) fn all_seen<S: Spoilable>(sites: &[S], cases: impl Fn(&[S]), damages: &[Edit]) {
+    let best = sites.iter().find(|site| site.shows_barriers());
+    let Some(site) = best.or(sites.first()) else { return };
+    for &edit in damages {
+        let Edit { kernel, what, from, .. } = edit;
+        let is_there = texts::<S>(kernel).any(|text| text.contains(from));
+        assert!(is_there, "{kernel}: {what}: there is no `{from}`");
+        if edit.skips_barrier() && !site.shows_barriers() {
+            println!("SKIPPED: {kernel}: {what}: by chance alone on {}", site.name());
+            continue;
+        }
+        let wrong = [site.with(edit)];
+        let Some(message) = panic_of(|| cases(&wrong)) else {
+            panic!("{kernel}: {what} is not seen");
+        };
+        // Not that of a text that does not compile.
+        let is_of_case = message.contains(&format!("on {}", site.name()));
+        assert!(is_of_case, "{kernel}: {what}: {message}");
+        println!("{kernel}: {what}: {}", message.lines().next().unwrap_or_default());
+    }
+}
+
+/// What it says where it panics.
+fn panic_of(run: impl FnOnce()) -> Option<String> {
+    let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
+    Some(panic.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+/// The texts of a kernel, in every form that it comes in.
+fn texts<S: Spoilable>(kernel: &str) -> impl Iterator<Item = String> {
+    let shaders = SHADERS.into_iter().filter(move |shader| shader.name == kernel);
+    let forms = WeightForm::ALL.into_iter().zip(KeyForm::ALL);
+    shaders.flat_map(move |shader| {
+        let variant = |(weights, keys)| Variant { weights, keys, ..Variant::default() };
+        forms.clone().filter_map(move |form| S::text(shader, variant(form)))
+    })
+}
+
+/// A damage that is none, that is not in the text, or that does not compile, is not taken for one that is seen.
+#[test]
+fn what_is_no_damage_is_an_error() {
+    let places = places_or_skip();
+    for (from, to, expected) in [
+        ("* up[at]", "* (up[at])", "is not seen"),
+        ("* down[at]", "* up[at]", "there is no `* down[at]`"),
+        ("* up[at]", "* down[at]", "no definition in scope"),
+    ] {
+        let none = [damage("swiglu", "nothing", from, to)];
+        let message = panic_of(|| all_seen(places, swiglu_on, &none));
+        let is_error = message.as_ref().is_some_and(|message| message.contains(expected));
+        assert!(is_error || places.is_empty(), "{from} as {to}: {message:?}");
+    }
 }

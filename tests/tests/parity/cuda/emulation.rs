@@ -11,10 +11,11 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use heterokv_attn::device::{Launch, Operand};
-use heterokv_shaders::{Access, CudaKernel};
+use heterokv_shaders::{Access, CudaKernel, Shader, Variant};
 
 use super::Wanted;
 use crate::sites::{Memories, Site};
+use crate::wrong::{Edit, Spoilable};
 
 const SHIM: &str = include_str!("../../../cuda/emulation.hpp");
 
@@ -24,15 +25,6 @@ pub(super) struct Emulator {
     compiler: OsString,
     /// What is wrong with kernels on purpose.
     edit: Option<Edit>,
-}
-
-/// Something else in the text of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Edit {
-    pub(super) kernel: &'static str,
-    pub(super) what: &'static str,
-    pub(super) from: &'static str,
-    pub(super) to: &'static str,
 }
 
 /// Memory of the host.
@@ -71,11 +63,6 @@ impl Emulator {
             command.status().is_ok_and(|status| status.success())
         };
         Some(Self { compiler: names.find(works)?, edit: None })
-    }
-
-    /// One whose kernels are wrong.
-    pub(super) fn with(&self, edit: Edit) -> Self {
-        Self { edit: Some(edit), ..self.clone() }
     }
 
     /// The program of a kernel, compiled once for each text.
@@ -188,9 +175,8 @@ impl Site for Emulator {
     fn run(&self, launches: &[Launch<WordsPart<'_>>]) {
         for launch in launches {
             let mut kernel = launch.shader.cuda(launch.variant).unwrap();
-            if let Some(edit) = self.edit.filter(|edit| edit.kernel == kernel.name) {
-                // What one form of keys does not have, another may.
-                kernel.text = kernel.text.replacen(edit.from, edit.to, 1);
+            if let Some(edit) = self.edit {
+                kernel.text = edit.apply(kernel.name, kernel.text);
             }
             let words =
                 |part: &WordsPart<'_>| part.words.borrow()[part.start..][..part.len].to_vec();
@@ -202,13 +188,24 @@ impl Site for Emulator {
                 grid: launch.grid,
             };
             let written = self.execute(&kernel, &input);
-            let written = written.unwrap_or_else(|error| panic!("{}: {error}", kernel.name));
+            let written = written
+                .unwrap_or_else(|error| panic!("{} on {}: {error}", kernel.name, self.name()));
             let outputs = launch.shader.bindings.iter().zip(&launch.buffers);
             let outputs = outputs.filter(|(access, _)| **access == Access::Write);
             for ((_, part), words) in outputs.zip(written) {
                 part.words.borrow_mut()[part.start..][..part.len].copy_from_slice(&words);
             }
         }
+    }
+}
+
+impl Spoilable for Emulator {
+    fn text(shader: &Shader, variant: Variant) -> Option<String> {
+        shader.cuda(variant).map(|kernel| kernel.text)
+    }
+
+    fn with(&self, edit: Edit) -> Self {
+        Self { edit: Some(edit), ..self.clone() }
     }
 }
 

@@ -3,42 +3,14 @@
 mod codes;
 mod tokens;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use super::emulation::{Edit, Emulator, sites};
+use super::emulation::sites;
+use crate::wrong::{all_seen, damage};
 use crate::{attention, scores, select};
-
-const fn damage(
-    kernel: &'static str,
-    what: &'static str,
-    from: &'static str,
-    to: &'static str,
-) -> Edit {
-    Edit { kernel, what, from, to }
-}
-
-/// The cases panic, of each damage.
-fn all_seen(cases: impl Fn(&[Emulator]), damages: &[Edit]) {
-    let Some(emulator) = sites().first() else { return };
-    for &edit in damages {
-        let Edit { kernel, what, .. } = edit;
-        let wrong = [emulator.with(edit)];
-        let seen = catch_unwind(AssertUnwindSafe(|| cases(&wrong)));
-        let message = match seen {
-            Ok(()) => panic!("{kernel}: {what} is not seen"),
-            Err(message) => message,
-        };
-        let message = message.downcast_ref::<String>().cloned().unwrap_or_default();
-        // Not that of a text that does not compile.
-        let is_of_case = message.contains("on CUDA source") || message.contains("(exit status");
-        assert!(is_of_case, "{kernel}, {what}: {message}");
-        println!("{kernel}: {what}: {}", message.lines().next().unwrap_or_default());
-    }
-}
 
 #[test]
 fn wrong_attend_rows_is_seen() {
     all_seen(
+        sites(),
         attention::attend_rows_on,
         &[
             damage(
@@ -84,6 +56,7 @@ fn wrong_attend_rows_is_seen() {
 #[test]
 fn wrong_merge_states_is_seen() {
     all_seen(
+        sites(),
         attention::merge_states_on,
         &[
             damage(
@@ -117,6 +90,7 @@ fn wrong_merge_states_is_seen() {
 #[test]
 fn wrong_prefill_is_seen() {
     all_seen(
+        sites(),
         attention::prefill_on,
         &[
             damage(
@@ -157,6 +131,7 @@ fn wrong_prefill_is_seen() {
 #[test]
 fn wrong_score_planes_is_seen() {
     all_seen(
+        sites(),
         scores::score_planes_on,
         &[
             damage(
@@ -186,6 +161,7 @@ fn wrong_score_planes_is_seen() {
 #[test]
 fn a_wrong_selection_is_seen() {
     all_seen(
+        sites(),
         select::select_on,
         &[
             damage(

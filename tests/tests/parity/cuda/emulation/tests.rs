@@ -1,6 +1,6 @@
 //! What the emulation is there to see, it sees.
 
-use heterokv_shaders::{ROPE, Variant};
+use heterokv_shaders::ROPE;
 
 use super::*;
 

@@ -1,12 +1,14 @@
 //! Twins of what makes codes, of what scores by them, and of what is made before.
 
-use super::{all_seen, damage};
+use crate::cuda::emulation::sites;
+use crate::wrong::{all_seen, damage};
 use crate::{encode, groups, key_scores, tables};
 
 #[test]
 fn wrong_encode_integers_is_seen() {
     let damage = |what, from, to| damage("encode_integers", what, from, to);
     all_seen(
+        sites(),
         encode::encode_integers_on,
         &[
             damage(
@@ -36,6 +38,7 @@ fn wrong_encode_integers_is_seen() {
 fn wrong_encode_levels_is_seen() {
     let damage = |what, from, to| damage("encode_levels", what, from, to);
     all_seen(
+        sites(),
         encode::encode_levels_on,
         &[
             damage("the centre of another head", "turns + span.coder * params.head_dim", "turns"),
@@ -63,6 +66,7 @@ fn wrong_encode_levels_is_seen() {
 fn wrong_encode_allocated_is_seen() {
     let damage = |what, from, to| damage("encode_allocated", what, from, to);
     all_seen(
+        sites(),
         encode::encode_allocated_on,
         &[
             damage("a swapped head", "channels[span.coder * params.head_dim + i]", "channels[i]"),
@@ -86,6 +90,7 @@ fn wrong_encode_allocated_is_seen() {
 fn wrong_encode_channels_is_seen() {
     let damage = |what, from, to| damage("encode_channels", what, from, to);
     all_seen(
+        sites(),
         encode::encode_channels_on,
         &[
             damage("the keys of the first span", "keys + span.key,", "keys + spans[0].key,"),
@@ -110,6 +115,7 @@ fn wrong_encode_channels_is_seen() {
 fn wrong_score_keys_is_seen() {
     let damage = |what, from, to| damage("score_keys", what, from, to);
     all_seen(
+        sites(),
         key_scores::score_keys_on,
         &[
             damage("a swapped head", "finals[first_qo + h]", "finals[first_qo + heads - 1 - h]"),
@@ -143,6 +149,7 @@ fn wrong_score_keys_is_seen() {
 fn wrong_score_groups_is_seen() {
     let damage = |what, from, to| damage("score_groups", what, from, to);
     all_seen(
+        sites(),
         key_scores::score_groups_on,
         &[
             damage("a swapped head", "scores[(first_qo + h)", "scores[(first_qo + heads - 1 - h)"),
@@ -163,6 +170,7 @@ fn wrong_score_groups_is_seen() {
 fn wrong_frame_queries_is_seen() {
     let damage = |what, from, to| damage("frame_queries", what, from, to);
     all_seen(
+        sites(),
         tables::frame_queries_on,
         &[
             damage(
@@ -191,6 +199,7 @@ fn wrong_frame_queries_is_seen() {
 fn wrong_group_tables_is_seen() {
     let damage = |what, from, to| damage("group_tables", what, from, to);
     all_seen(
+        sites(),
         groups::group_tables_on,
         &[
             damage(
@@ -220,6 +229,7 @@ fn wrong_group_tables_is_seen() {
 fn wrong_store_rows_is_seen() {
     let damage = |what, from, to| damage("store_rows", what, from, to);
     all_seen(
+        sites(),
         tables::store_rows_on,
         &[
             damage(
@@ -243,6 +253,7 @@ fn wrong_store_rows_is_seen() {
 fn wrong_query_energy_is_seen() {
     let damage = |what, from, to| damage("query_energy", what, from, to);
     all_seen(
+        sites(),
         tables::query_energy_on,
         &[
             damage(

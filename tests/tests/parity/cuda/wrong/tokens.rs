@@ -1,7 +1,8 @@
 //! Twins of what picks a token.
 
-use super::{all_seen, damage};
+use crate::cuda::emulation::sites;
 use crate::sample;
+use crate::wrong::{all_seen, damage};
 
 #[test]
 fn a_wrong_argmax_is_seen() {
@@ -21,13 +22,13 @@ fn a_wrong_argmax_is_seen() {
             "id + GROUP <= params.vocab_size;",
         ),
     ];
-    all_seen(sample::argmax_on, &damages);
+    all_seen(sites(), sample::argmax_on, &damages);
     let damages = [
         damage("NaN as a token", "KEY_INFINITE ? BAD_LOGIT", "0xffffffff ? 0"),
         damage("no token as one", "NO_TOKEN}", "0}"),
         damage("zeros that differ", "bits > 0x80000000", "bits >= 0x80000000"),
     ];
-    all_seen(sample::no_token_on, &damages);
+    all_seen(sites(), sample::no_token_on, &damages);
 }
 
 #[test]
@@ -46,10 +47,10 @@ fn a_wrong_sample_is_seen() {
         damage("top-p of the sum of all", "params.top_p * mass_of(own, kept)", "params.top_p"),
         damage("the last of equals", "rank == prefix.ties", "rank >= prefix.ties"),
     ];
-    all_seen(sample::sample_on, &damages);
+    all_seen(sites(), sample::sample_on, &damages);
     let damages = [
         damage("NaN as a token", "num_bad > 0 ? BAD_LOGIT : NO_TOKEN", "NO_TOKEN"),
         damage("a token of a bad row", "own.end = own.first;", ""),
     ];
-    all_seen(sample::no_token_on, &damages);
+    all_seen(sites(), sample::no_token_on, &damages);
 }
