@@ -2,7 +2,7 @@
 
 use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
 use heterokv_evict::SelectScratch;
-use heterokv_offload::{Arena, HostStore};
+use heterokv_offload::{Arena, Sequence, Store};
 use heterokv_quant::{KeyCoder, Level, Precision};
 use rayon::prelude::*;
 
@@ -91,7 +91,7 @@ pub struct KvCache {
     config: CacheConfig,
     level: Level,
     device: Arena,
-    host: Option<HostStore>,
+    host: Option<Sequence>,
     /// `[num_layers, num_kv_heads]`.
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
@@ -138,7 +138,7 @@ impl KvCache {
                         HeadCache::hca(place, plan, head_dim, coder(place), &device)
                     })
                     .collect();
-                let host = HostStore::new(host_shape(config, &shape), Arena::new("host"));
+                let host = Store::in_ram(host_shape(config, &shape))?.sequence();
                 (heads?, Some(host))
             }
         };
@@ -184,10 +184,10 @@ impl KvCache {
         self.device.in_use_bytes()
     }
 
-    /// Bytes that the host store has allocated.
+    /// Bytes of the pages in the host store; those shared with forks count in full.
     #[must_use]
     pub fn host_in_use_bytes(&self) -> usize {
-        self.host.as_ref().map_or(0, HostStore::in_use_bytes)
+        self.host.as_ref().map_or(0, Sequence::in_use_bytes)
     }
 
     /// Device bytes over the bytes of the same tokens in a full f16 cache; 0 for an empty cache.
@@ -208,14 +208,14 @@ impl KvCache {
         self.stats = ReadStats::default();
     }
 
-    /// A cache with the same contents that shares nothing with this one.
+    /// A cache with the same contents. It shares nothing with this one but full pages of the host store.
     ///
     /// # Errors
     /// When there is no memory for it.
     pub fn fork(&self) -> Result<Self> {
         let device = self.device.fresh();
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
-        let host = self.host.as_ref().map(HostStore::fork).transpose()?;
+        let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
         Ok(Self { config, heads: heads?, host, device, groups, ..*self })
     }

@@ -1,7 +1,7 @@
 //! The device side of one (layer, KV head): sinks, recent window, coded keys.
 
 use heterokv_attn::ResidentRows;
-use heterokv_offload::{Arena, HostStore};
+use heterokv_offload::{Arena, Sequence};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::Result;
@@ -35,7 +35,7 @@ struct Tail {
 pub(crate) struct Stores<'a> {
     pub(crate) level: Level,
     pub(crate) device: &'a Arena,
-    pub(crate) host: Option<&'a mut HostStore>,
+    pub(crate) host: Option<&'a mut Sequence>,
 }
 
 impl HeadCache {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use heterokv_attn::{AttnState, GroupSum, HeadShape, HostScores};
 use heterokv_evict::Union;
-use heterokv_offload::HostStore;
+use heterokv_offload::Sequence;
 use heterokv_quant::Level;
 use rayon::prelude::*;
 
@@ -19,7 +19,7 @@ const TASK_ROWS: usize = 512;
 /// What the rows of one layer are summed with.
 pub(crate) struct HostStep<'a> {
     pub(crate) config: &'a HcaConfig,
-    pub(crate) host: &'a HostStore,
+    pub(crate) host: &'a Sequence,
     pub(crate) shape: HeadShape,
     pub(crate) level: Level,
     pub(crate) layer: usize,

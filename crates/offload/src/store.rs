@@ -1,175 +1,205 @@
-//! The host store: for every (layer, KV head) a list of pages of rows, in RAM.
+//! A store: pages of rows in RAM under a budget, and on disk below it.
 
-use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-use heterokv_quant::rows::page_spans;
-use heterokv_quant::{PageRows, RowLayout, RowSource};
+use crate::disk::{Disk, Files, OsFiles, io_error};
+use crate::memory::Memory;
+use crate::saved::Saved;
+use crate::sequence::{Head, Sequence};
+use crate::shape::DryRun;
+use crate::stats::{Queued, Stats, Tier};
+use crate::sync::{Mutex, lock};
+use crate::transfer::Shared;
+use crate::{Error, Result, StoreShape};
 
-use crate::{Arena, Block, Error, Result};
-
-/// Shape of a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreShape {
-    /// Layers of the model.
-    pub num_layers: usize,
-    /// KV heads of a layer.
-    pub num_kv_heads: usize,
-    /// Rows of a page.
-    pub page_size: usize,
-    /// Layout of a row.
-    pub layout: RowLayout,
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Its layers, heads and rows.
+    pub shape: StoreShape,
+    /// Bytes of pages that RAM holds at a time, those that readers hold included.
+    ///
+    /// Beside them the store takes at most a slab's alignment and 32 bytes per frame, about 250 bytes for every
+    /// page in any tier, and a queue and buffers of transfers that do not grow.
+    pub ram_budget_bytes: usize,
+    /// Where pages go that RAM has no room for; without, a full budget is an error.
+    pub disk: Option<DiskOptions>,
 }
 
-impl StoreShape {
-    /// Bytes that the store allocates for `num_rows` rows in every (layer, KV head).
+/// The disk of a store.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// A folder that is there and that no other store uses at the time.
+    pub folder: PathBuf,
+    /// The model that the rows are of: what is saved is refused to stores of another.
+    pub model: String,
+    /// The file system that it is on.
+    pub files: Arc<dyn Files>,
+    /// Threads that read and write, 1 to 256.
+    pub num_workers: usize,
+    /// Transfers queued at a time, for each priority, 1 to 65,536.
+    pub queue_len: usize,
+    /// Bytes of a file, at most; a file holds at least one page. It is removed when none of its pages is used
+    /// any more.
+    pub file_bytes: u64,
+}
+
+impl DiskOptions {
+    /// A disk in `folder` for the rows of a model, with 4 workers, 1,024 queued transfers and files of 1 GiB.
     #[must_use]
-    pub fn bytes(&self, num_rows: usize) -> usize {
-        let pages = num_rows.div_ceil(self.page_size);
-        self.num_layers * self.num_kv_heads * pages * Arena::allocated_bytes(self.page_bytes())
-    }
-
-    fn page_bytes(&self) -> usize {
-        self.page_size * self.layout.row_bytes()
+    pub fn new(folder: impl Into<PathBuf>, model: impl Into<String>) -> Self {
+        Self {
+            folder: folder.into(),
+            model: model.into(),
+            files: Arc::new(OsFiles::default()),
+            num_workers: 4,
+            queue_len: 1024,
+            file_bytes: 1 << 30,
+        }
     }
 }
 
-/// Rows of a model's layers and KV heads in host memory.
+/// A store of pages. Clones are the same store.
+///
+/// It ends with the last of its clones, sequences, readers, pins and tickets: what is queued by then is not
+/// done, since nobody is left to ask for it, and what is [saved](Sequence::save) stays on disk.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Owner>);
+
 #[derive(Debug)]
-pub struct HostStore {
-    shape: StoreShape,
-    arena: Arena,
-    /// `[num_layers · num_kv_heads]`.
-    heads: Vec<Pages>,
+struct Owner {
+    shared: Arc<Shared>,
+    saved: Mutex<Saved>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
-#[derive(Debug, Default)]
-struct Pages {
-    blocks: Vec<Block>,
-    num_rows: usize,
-}
-
-impl HostStore {
-    /// An empty store whose pages come from `arena`.
-    #[must_use]
-    pub fn new(shape: StoreShape, arena: Arena) -> Self {
-        let mut heads = Vec::new();
-        heads.resize_with(shape.num_layers * shape.num_kv_heads, Pages::default);
-        Self { shape, arena, heads }
-    }
-
-    /// Bytes that the store's pages take.
-    #[must_use]
-    pub fn in_use_bytes(&self) -> usize {
-        self.arena.in_use_bytes()
-    }
-
-    /// Appends rows of one (layer, KV head): `keys` and `values` are `[n, head_dim]`, and the keys are
-    /// dropped where the layout has none.
+impl Store {
+    /// Opens a store. What was saved in its folder can be loaded; other pages that an earlier process left there
+    /// are removed.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], or [`Error::Encode`] for NaN and infinities. Rows before the one that
-    /// failed are kept.
-    ///
-    /// # Panics
-    /// When layer or head do not exist, or the lengths do not agree.
-    pub fn append(
-        &mut self,
-        layer: usize,
-        kv_head: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
-        assert_eq!(keys.len(), values.len());
-        let shape = self.shape;
-        let row_bytes = shape.layout.row_bytes();
-        let pages = &mut self.heads[layer * shape.num_kv_heads + kv_head];
-        let rows = keys.chunks_exact(shape.layout.head_dim);
-        for (key, value) in rows.zip(values.chunks_exact(shape.layout.head_dim)) {
-            let slot = pages.num_rows % shape.page_size;
-            if pages.num_rows == pages.blocks.len() * shape.page_size {
-                pages.blocks.push(self.arena.allocate(shape.page_bytes())?);
-            }
-            let page = pages.blocks.last_mut().expect("a page was just made sure of");
-            let row = &mut page.bytes_mut()[slot * row_bytes..][..row_bytes];
-            let encoded = shape.layout.encode(key, value, row);
-            encoded.map_err(|source| Error::Encode { layer, kv_head, source })?;
-            pages.num_rows += 1;
+    /// [`Error::OutOfRange`] for a shape or option that no store can have, a budget that holds no page among them;
+    /// [`Error::Io`] where the folder is not there, cannot be written, or is another store's.
+    pub fn open(options: StoreOptions) -> Result<Self> {
+        let StoreOptions { shape, ram_budget_bytes, disk } = options;
+        shape.check()?;
+        let memory = Memory::new(shape.page_bytes(), ram_budget_bytes);
+        Error::unless_within(
+            "budget in bytes",
+            ram_budget_bytes,
+            memory.frame_bytes()..=usize::MAX,
+        )?;
+        let mut shared = Shared::new(shape, memory, disk.as_ref().map_or(1, |disk| disk.queue_len));
+        let Some(disk) = disk else {
+            return Ok(Self(Arc::new(Owner::new(shared, Saved::default()))));
+        };
+        Error::unless_within("number of workers", disk.num_workers, 1..=256)?;
+        Error::unless_within("queue length", disk.queue_len, 1..=1 << 16)?;
+        let saved = Saved::open(&mut shared, &disk)?;
+        let owner = Owner::new(shared, saved);
+        for _ in 0..disk.num_workers {
+            let shared = Arc::clone(&owner.shared);
+            let builder = thread::Builder::new().name("heterokv-offload".to_owned());
+            let worker = builder.spawn(move || shared.work());
+            let worker =
+                worker.map_err(|source| io_error("start a worker for", &disk.folder, source))?;
+            lock(&owner.workers).push(worker);
         }
-        Ok(())
+        Ok(Self(Arc::new(owner)))
     }
 
-    /// The rows of one (layer, KV head), to read.
-    ///
-    /// # Panics
-    /// When layer or head do not exist.
-    #[must_use]
-    pub fn rows(&self, layer: usize, kv_head: usize) -> HeadRows<'_> {
-        let pages = &self.heads[layer * self.shape.num_kv_heads + kv_head];
-        HeadRows { shape: self.shape, layer, kv_head, pages }
-    }
-
-    /// A copy that shares nothing with this store, in an arena of its own.
+    /// A store of this shape in RAM alone, bounded by what the machine gives.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn fork(&self) -> Result<Self> {
-        let mut copy = Self::new(self.shape, self.arena.fresh());
-        for (from, to) in self.heads.iter().zip(&mut copy.heads) {
-            to.num_rows = from.num_rows;
-            for block in &from.blocks {
-                to.blocks.push(block.copy_to(&copy.arena)?);
-            }
-        }
-        Ok(copy)
+    /// As [`open`](Self::open).
+    pub fn in_ram(shape: StoreShape) -> Result<Self> {
+        Self::open(StoreOptions { shape, ram_budget_bytes: usize::MAX, disk: None })
     }
-}
 
-/// A reader of the rows of one (layer, KV head).
-#[derive(Clone, Copy, Debug)]
-pub struct HeadRows<'a> {
-    shape: StoreShape,
-    layer: usize,
-    kv_head: usize,
-    pages: &'a Pages,
-}
-
-impl HeadRows<'_> {
-    /// Rows held.
+    /// Its shape.
     #[must_use]
-    pub fn num_rows(&self) -> usize {
-        self.pages.num_rows
+    pub fn shape(&self) -> &StoreShape {
+        &self.0.shared.shape
+    }
+
+    /// A new sequence without rows.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        Sequence::new(self.clone(), vec![Head::default(); self.shape().num_heads()])
+    }
+
+    /// What it holds and has done; passes the former to the `metrics` facade.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Shared { memory, disk, queue, .. } = &*self.0.shared;
+        let tier = |pages| Tier { pages, bytes: pages * memory.frame_bytes() };
+        let [demand, prefetch, write_behind] = queue.depths();
+        let stats = Stats {
+            ram: tier(memory.in_use()),
+            ram_peak: tier(memory.peak()),
+            slab_bytes: memory.slab_bytes(),
+            disk: tier(disk.as_ref().map_or(0, Disk::num_slots)),
+            clean_pages: lock(&self.0.shared.policy).len(),
+            dirty_pages: self.0.shared.num_dirty(),
+            queued: Queued { demand, prefetch, write_behind },
+            ..self.0.shared.counters.stats()
+        };
+        stats.publish();
+        stats
+    }
+
+    /// What a budget would hold in RAM of the pages that there are now, and what would be on disk only.
+    #[must_use]
+    pub fn dry_run(&self, ram_budget_bytes: usize) -> DryRun {
+        let stats = self.stats();
+        let num_pages = stats.ram.pages - stats.clean_pages.min(stats.ram.pages) + stats.disk.pages;
+        let num_open = stats.ram.pages.saturating_sub(stats.clean_pages + stats.dirty_pages);
+        DryRun::new(num_pages, num_open, self.0.shared.memory.frame_bytes(), ram_budget_bytes)
+    }
+
+    /// Does what is queued, and ends the workers. Rows in RAM can still be read; whatever needs the queue is
+    /// [`Error::Closed`] from now on. Nothing is to be done for a store that was shut down before.
+    ///
+    /// # Errors
+    /// The first failure of a write that nobody waited for. What it was to write is still in RAM.
+    pub fn shutdown(&self) -> Result<()> {
+        self.0.end_workers();
+        lock(&self.0.shared.failed).take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    pub(crate) fn saved(&self) -> &Mutex<Saved> {
+        &self.0.saved
     }
 }
 
-impl RowSource for HeadRows<'_> {
-    type Error = Error;
-
-    fn layout(&self) -> RowLayout {
-        self.shape.layout
+impl Owner {
+    fn new(shared: Shared, saved: Saved) -> Self {
+        let (saved, workers) = (Mutex::new(saved), Mutex::new(Vec::new()));
+        Self { shared: Arc::new(shared), saved, workers }
     }
 
-    fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
-        if let Some(&row) = positions.iter().find(|&&row| row as usize >= self.pages.num_rows) {
-            return Err(Error::NoSuchRow {
-                row,
-                layer: self.layer,
-                kv_head: self.kv_head,
-                num_rows: self.pages.num_rows,
-            });
+    fn end_workers(&self) {
+        self.shared.queue.close();
+        let workers = std::mem::take(&mut *lock(&self.workers));
+        // A worker can be the one to drop what wakes up with a page's arrival, and the store with it.
+        let others =
+            workers.into_iter().filter(|worker| worker.thread().id() != thread::current().id());
+        for worker in others {
+            // A worker catches the panics of what it does.
+            let _ = worker.join();
         }
-        let page_size = self.shape.page_size as u32;
-        for (page, span) in page_spans(positions, page_size) {
-            let Range { start: offset, .. } = span;
-            visit(PageRows {
-                bytes: self.pages.blocks[page as usize].bytes(),
-                first_row: page * page_size,
-                rows: &positions[span],
-                offset,
-            });
-        }
-        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.queue.clear();
+        self.end_workers();
+    }
+}

@@ -6,7 +6,8 @@ use super::tree::TextFile;
 const MAX_LINES: usize = 600;
 
 /// The files outside `simd/` folders that may hold unsafe code: each maps a file into memory.
-pub(super) const MEMORY_MAPPING: &[&str] = &["crates/model/src/checkpoint/mapping.rs"];
+pub(super) const MEMORY_MAPPING: &[&str] =
+    &["crates/model/src/checkpoint/mapping.rs", "crates/offload/src/disk/mapped.rs"];
 
 /// The file that may hold unsafe code since a launch through CUDA is unsafe in every interface to it.
 pub(super) const LAUNCHES: &[&str] = &["crates/attn/src/cuda/unchecked.rs"];

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use heterokv_attn::device::Device;
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Landing};
-use heterokv_offload::{Arena, HostStore};
+use heterokv_offload::{Sequence, Store};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::cache::{ReadStats, check_token};
@@ -58,7 +58,7 @@ pub struct DeviceCache {
     level: Level,
     rows: RowPool,
     layers: Vec<Layer>,
-    host: Option<HostStore>,
+    host: Option<Sequence>,
     states: States,
     /// None where nothing is coded.
     scratch: Option<Scratch>,
@@ -155,9 +155,7 @@ impl DeviceCache {
         }
         let host = match &config {
             CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => {
-                Some(HostStore::new(host_shape(hca, &shape), Arena::new("host")))
-            }
+            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
         };
         let heads = shape.heads;
         let row_bytes = 4 * heads.qo_row_len() as u64;
@@ -223,10 +221,10 @@ impl DeviceCache {
         }
     }
 
-    /// Bytes that the host store has allocated.
+    /// Bytes of the pages in the host store.
     #[must_use]
     pub fn host_in_use_bytes(&self) -> usize {
-        self.host.as_ref().map_or(0, HostStore::in_use_bytes)
+        self.host.as_ref().map_or(0, Sequence::in_use_bytes)
     }
 
     /// Whether the cache needs to know how much a prompt's queries look at each channel: to fit tables on.
@@ -245,7 +243,7 @@ impl DeviceCache {
 
     /// The host store, where there is one: what a lost device leaves.
     #[must_use]
-    pub fn host(&self) -> Option<&HostStore> {
+    pub fn host(&self) -> Option<&Sequence> {
         self.host.as_ref()
     }
 
@@ -365,7 +363,7 @@ impl Layer {
         &mut self,
         gpu: &Gpu,
         level: Level,
-        host: &mut HostStore,
+        host: &mut Sequence,
         (layer, kv_head): (usize, usize),
         [keys, values]: [&[f32]; 2],
     ) -> Result<()> {

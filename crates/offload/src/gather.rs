@@ -1,0 +1,319 @@
+//! Readers: pages that are in RAM at once, the others as they arrive.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use heterokv_quant::rows::page_spans;
+use heterokv_quant::{PageRows, RowLayout, RowSource};
+
+use crate::inbox::{Arrival, Inbox};
+use crate::memory::{Busy, Held, SharedFrame};
+use crate::page::{Page, Wish};
+use crate::queue::{Priority, Refused};
+use crate::sequence::{Head, Tail};
+use crate::sync::SharedArc;
+use crate::ticket::Ticket;
+use crate::transfer::{Shared, Transfer};
+use crate::{Error, Result, Store};
+
+/// Pages that a reader has under way at a time.
+const WINDOW: usize = 32;
+
+/// A reader of the rows that one (layer, KV head) had when it was made.
+///
+/// [`visit_rows`](RowSource::visit_rows) visits pages that are in RAM as they come in the list, and the others
+/// as they arrive, a bounded number under way at a time. No row is copied and no lock is held during a visit. A
+/// visit must not itself read from the store or append to it: it could wait for room that it holds.
+#[derive(Clone, Debug)]
+pub struct HeadRows {
+    store: Store,
+    layer: usize,
+    kv_head: usize,
+    head: Head,
+}
+
+/// Pages held in RAM until this is dropped.
+#[derive(Debug)]
+pub struct Pin {
+    // Before the store, whose workers end with the last that has it.
+    frames: Vec<SharedFrame>,
+    _store: Store,
+}
+
+/// The index of a page, and which of the positions asked for lie in it.
+type PageSpan = (u32, Range<usize>);
+
+/// A page of a head: in RAM in any case, or wherever it is.
+enum PageOf<'a> {
+    Open(&'a SharedFrame),
+    Page(&'a Arc<Page>),
+}
+
+impl HeadRows {
+    pub(crate) fn new(store: Store, layer: usize, kv_head: usize, head: Head) -> Self {
+        Self { store, layer, kv_head, head }
+    }
+
+    /// Rows held.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.head.num_rows
+    }
+
+    /// Asks for the pages of the rows at `positions` (ascending), which will probably be read soon. A hint is
+    /// not followed where there is no room without writing, or the queue is full.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRow`]; what a read fails with is for the ticket to say.
+    pub fn prefetch(&self, positions: &[u32]) -> Result<Ticket> {
+        self.check(positions)?;
+        let spans = page_spans(positions, self.page_size());
+        let pages = spans.filter_map(|(page_idx, _)| match self.page(page_idx) {
+            PageOf::Open(_) => None,
+            PageOf::Page(page) => Some(Arc::clone(page)),
+        });
+        Ok(Ticket::new(self.store.clone(), pages.collect()))
+    }
+
+    /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.
+    ///
+    /// # Errors
+    /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
+    pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
+        self.check(positions)?;
+        let mut frames = Vec::new();
+        let pages = page_spans(positions, self.page_size());
+        self.visit(pages, &mut |_, frame| frames.push(SharedArc::clone(frame)))?;
+        Ok(Pin { frames, _store: self.store.clone() })
+    }
+
+    fn visit(
+        &self,
+        pages: impl Iterator<Item = PageSpan>,
+        show: &mut dyn FnMut(PageSpan, &SharedFrame),
+    ) -> Result<()> {
+        let shared = self.store.shared();
+        let mut reads = Reads::new(shared);
+        let [mut hits, mut prefetch_hits] = [0, 0];
+        for (page_idx, span) in pages {
+            match self.page(page_idx) {
+                PageOf::Open(frame) => show((page_idx, span), frame),
+                PageOf::Page(page) => match page.read() {
+                    Some(resident) => {
+                        hits += 1;
+                        prefetch_hits += usize::from(resident.was_hinted);
+                        show((page_idx, span), &resident.frame);
+                        drop(resident);
+                        shared.memory.nudge();
+                    }
+                    None => reads.ask(page, (page_idx, span))?,
+                },
+            }
+            while let Some((page, held)) = reads.try_take()? {
+                show(page, held.frame());
+            }
+        }
+        shared.counters.hits.add(hits);
+        shared.counters.prefetch_hits.add(prefetch_hits);
+        while let Some((page, held)) = reads.take()? {
+            show(page, held.frame());
+        }
+        Ok(())
+    }
+
+    fn page(&self, page_idx: u32) -> PageOf<'_> {
+        match (self.head.full.get(page_idx as usize), &self.head.tail) {
+            (Some(page), _) | (None, Tail::Part(page)) => PageOf::Page(page),
+            (None, Tail::Open(frame)) => PageOf::Open(frame),
+            (None, Tail::None) => unreachable!("every row of a head is on a page"),
+        }
+    }
+
+    fn page_size(&self) -> u32 {
+        self.store.shape().page_size as u32
+    }
+
+    fn check(&self, positions: &[u32]) -> Result<()> {
+        let num_rows = self.head.num_rows;
+        let outside = positions.iter().find(|&&row| row as usize >= num_rows);
+        let (layer, kv_head) = (self.layer, self.kv_head);
+        outside.map_or(Ok(()), |&row| Err(Error::NoSuchRow { row, layer, kv_head, num_rows }))
+    }
+}
+
+impl RowSource for HeadRows {
+    type Error = Error;
+
+    fn layout(&self) -> RowLayout {
+        self.store.shape().layout
+    }
+
+    fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
+        self.check(positions)?;
+        let (page_size, row_bytes) = (self.page_size(), self.layout().row_bytes());
+        self.visit(page_spans(positions, page_size), &mut |(page_idx, span), frame| {
+            let first_row = page_idx * page_size;
+            let num_rows = (self.head.num_rows - first_row as usize).min(page_size as usize);
+            visit(PageRows {
+                bytes: &frame.bytes()[..num_rows * row_bytes],
+                first_row,
+                rows: &positions[span.clone()],
+                offset: span.start,
+            });
+        })
+    }
+}
+
+impl Pin {
+    /// Pages held.
+    #[must_use]
+    pub fn num_pages(&self) -> usize {
+        self.frames.len()
+    }
+}
+
+/// Pages that a reader waits for. What it has asked for is withdrawn when this is dropped.
+pub(crate) struct Reads<'a, T> {
+    shared: &'a Shared,
+    inbox: Arc<Inbox>,
+    /// By tag; what it was asked for is taken with the arrival.
+    asked: Vec<(Arc<Page>, Option<T>)>,
+    /// Tags of pages that are not under way yet.
+    to_submit: VecDeque<usize>,
+    in_flight: usize,
+    /// Others may wait for what this reader looks at, but not while it waits itself.
+    busy: Option<Busy>,
+}
+
+impl<'a, T> Reads<'a, T> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            inbox: Arc::new(Inbox::of_reader()),
+            asked: Vec::new(),
+            to_submit: VecDeque::new(),
+            in_flight: 0,
+            busy: Some(shared.memory.enter()),
+        }
+    }
+
+    fn ask(&mut self, page: &Arc<Page>, what: T) -> Result<()> {
+        self.to_submit.push_back(self.asked.len());
+        self.asked.push((Arc::clone(page), Some(what)));
+        self.shared.counters.misses.add(1);
+        self.submit()
+    }
+
+    /// Puts reads under way as far as the window and the queue take them.
+    fn submit(&mut self) -> Result<()> {
+        while self.in_flight < WINDOW
+            && let Some(tag) = self.to_submit.pop_front()
+        {
+            let queue = &self.shared.queue;
+            let is_under_way =
+                self.wish(tag, |transfer| queue.try_push(Priority::Demand, transfer))?;
+            if !is_under_way {
+                self.to_submit.push_front(tag);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a page; false where the queue has no place for it.
+    fn wish(
+        &mut self,
+        tag: usize,
+        push: impl FnOnce(Transfer) -> Result<(), Refused>,
+    ) -> Result<bool> {
+        let page = &self.asked[tag].0;
+        match page.wish(&self.inbox, tag) {
+            Wish::Here(held) => self.inbox.deliver(tag, Arrival::Here(held)),
+            Wish::Coming => {}
+            Wish::ToQueue => {
+                if let Err(refused) = push(Transfer::read(page)) {
+                    page.withdraw(&self.inbox);
+                    page.abandon();
+                    return match refused {
+                        Refused::Full => Ok(false),
+                        Refused::Closed => Err(Error::Closed),
+                    };
+                }
+            }
+        }
+        self.in_flight += 1;
+        Ok(true)
+    }
+
+    /// A page that has arrived, if one has.
+    fn try_take(&mut self) -> Result<Option<(T, Held)>> {
+        while self.in_flight > 0
+            && let Some((tag, arrival)) = self.inbox.try_take()
+        {
+            let settled = self.settle(tag, arrival)?;
+            self.submit()?;
+            if settled.is_some() {
+                return Ok(settled);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next page that arrives; none when all have.
+    fn take(&mut self) -> Result<Option<(T, Held)>> {
+        loop {
+            if let Some(settled) = self.try_take()? {
+                return Ok(Some(settled));
+            }
+            self.submit()?;
+            let since = Instant::now();
+            self.busy = None;
+            if self.in_flight == 0 {
+                let Some(tag) = self.to_submit.pop_front() else { return Ok(None) };
+                let queue = &self.shared.queue;
+                self.wish(tag, |transfer| queue.push(Priority::Demand, transfer))?;
+            }
+            let (tag, arrival) = self.inbox.take();
+            self.shared.counters.read_waits.record(since.elapsed());
+            self.busy = Some(self.shared.memory.enter());
+            if let Some(settled) = self.settle(tag, arrival)? {
+                return Ok(Some(settled));
+            }
+        }
+    }
+
+    fn settle(&mut self, tag: usize, arrival: Arrival) -> Result<Option<(T, Held)>> {
+        self.in_flight -= 1;
+        match arrival {
+            Arrival::Here(held) => Ok(self.asked[tag].1.take().map(|what| (what, held))),
+            // A hint, which this reader joined too late to make more of it.
+            Arrival::Loaded | Arrival::Dropped => {
+                self.to_submit.push_back(tag);
+                Ok(None)
+            }
+            Arrival::Failed(error) => Err(error),
+        }
+    }
+}
+
+impl<'a> Reads<'a, ()> {
+    /// One page.
+    pub(crate) fn of_page(shared: &'a Shared, page: &Arc<Page>) -> Result<Held> {
+        let mut reads = Reads::new(shared);
+        reads.ask(page, ())?;
+        let (_, held) = reads.take()?.expect("what was asked for arrives");
+        Ok(held)
+    }
+}
+
+impl<T> Drop for Reads<'_, T> {
+    fn drop(&mut self) {
+        for (page, what) in &self.asked {
+            if what.is_some() {
+                page.withdraw(&self.inbox);
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Sequences under names: what survives the process.
+//!
+//! A sequence is saved in an order in which every step may be the last: its pages are written and made durable, then
+//! the names of their files, then a table of them under a name of its own, which then takes the place of the earlier
+//! table in one step. A slot that a table names is not used again before another table has taken its place for good.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use twox_hash::xxhash3_64::Hasher;
+
+use crate::disk::{self, Disk, Files, SlotFile, io_error};
+use crate::page::Page;
+use crate::sequence::{Head, Sequence, Tail};
+use crate::store::DiskOptions;
+use crate::sync::lock;
+use crate::table::{HeadEntry, PageEntry, Table};
+use crate::transfer::Shared;
+use crate::{Damage, Error, PageName, Result, Store, StoreShape};
+
+/// What the name of a table's file ends with.
+const ENDING: &str = ".saved";
+
+/// What the name of a file ends with that is to become a table's.
+const NEW_ENDING: &str = ".saved-new";
+
+/// The most bytes that a table is read of.
+const MAX_TABLE_BYTES: u64 = 1 << 30;
+
+/// The saved sequences of a store's folder.
+#[derive(Debug, Default)]
+pub(crate) struct Saved {
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// What the name stands for, or why this store cannot have it.
+    heads: Result<Vec<Head>>,
+    /// What it stands for instead if a step failed of which the system does not say whether it was taken.
+    doubtful: Vec<Vec<Head>>,
+}
+
+impl Sequence {
+    /// Saves the sequence under a name, in the place of what was saved under it before. When this returns, the
+    /// rows that it has now survive whatever happens to the process and the machine; until then, and where it
+    /// fails, what was saved before does.
+    ///
+    /// # Errors
+    /// [`Error::NoDisk`], [`Error::BadName`], [`Error::WritePage`], [`Error::Io`].
+    pub fn save(&mut self, name: &str) -> Result<()> {
+        let store = self.store().clone();
+        let shared = store.shared();
+        let disk = shared.disk.as_ref().ok_or(Error::NoDisk)?;
+        check_name(name)?;
+        let heads = self.rest().to_vec();
+        let pages: Vec<_> = heads.iter().flat_map(pages).cloned().collect();
+        shared.write_all(&pages)?;
+        for file in files_of(&heads).values() {
+            file.sync()?;
+        }
+        let mut saved = lock(store.saved());
+        let new = saved.write_table(disk, name, &table(shared, &heads).encode())?;
+        let no_such_save = || Entry::new(Err(Error::NoSuchSave { name: name.to_owned() }));
+        let entry = saved.entries.entry(name.to_owned()).or_insert_with(no_such_save);
+        entry.doubtful.push(heads.clone());
+        disk.rename(&new, &disk.folder.join(format!("{name}{ENDING}")))?;
+        disk.sync_folder()?;
+        *entry = Entry::new(Ok(heads));
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Names under which sequences are saved, those that this store cannot load included, in their order.
+    #[must_use]
+    pub fn saved_names(&self) -> Vec<String> {
+        lock(self.saved()).entries.keys().cloned().collect()
+    }
+
+    /// The sequence that is saved under a name. Its pages are read when they are asked for.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSave`], [`Error::ForeignSave`], [`Error::DamagedSave`], and [`Error::Io`] for what could not be
+    /// read when the store was opened.
+    pub fn load(&self, name: &str) -> Result<Sequence> {
+        let saved = lock(self.saved());
+        let no_such_save = || Error::NoSuchSave { name: name.to_owned() };
+        let entry = saved.entries.get(name).ok_or_else(no_such_save)?;
+        Ok(Sequence::new(self.clone(), entry.heads.clone()?))
+    }
+
+    /// Removes what is saved under a name. Sequences that were loaded keep their rows.
+    ///
+    /// # Errors
+    /// [`Error::NoDisk`], [`Error::NoSuchSave`], [`Error::Io`].
+    pub fn forget(&self, name: &str) -> Result<()> {
+        let disk = self.shared().disk.as_ref().ok_or(Error::NoDisk)?;
+        let mut saved = lock(self.saved());
+        if !saved.entries.contains_key(name) {
+            return Err(Error::NoSuchSave { name: name.to_owned() });
+        }
+        disk.remove(&disk.folder.join(format!("{name}{ENDING}")))?;
+        disk.sync_folder()?;
+        saved.entries.remove(name);
+        Ok(())
+    }
+}
+
+impl Saved {
+    /// Reads what a folder has, gives the store its disk there, and removes what no table names.
+    pub(crate) fn open(shared: &mut Shared, options: &DiskOptions) -> Result<Self> {
+        let DiskOptions { folder, files, .. } = options;
+        let (disk, names) = Disk::open(options, shared.shape.page_bytes())?;
+        shared.description = describe(&shared.shape, &options.model);
+        shared.fingerprint = Hasher::oneshot(shared.description.as_bytes());
+        let mut tables = BTreeMap::new();
+        for name in names.iter().filter_map(|name| name.strip_suffix(ENDING)) {
+            tables.insert(name, read_table(&**files, folder, name));
+        }
+        let is_all_known = tables.values().all(Result::is_ok);
+        if is_all_known {
+            let heads = tables.values().flatten().flat_map(|table| &table.heads);
+            let named: BTreeSet<_> =
+                heads.flat_map(|head| &head.pages).map(|page| page.file).collect();
+            let numbers = names.iter().filter_map(|name| disk::file_number(name));
+            for number in numbers.filter(|number| !named.contains(number)) {
+                disk.remove(&folder.join(disk::file_name(number)))?;
+            }
+        }
+        for name in names.iter().filter(|name| name.ends_with(NEW_ENDING)) {
+            disk.remove(&folder.join(name))?;
+        }
+        let mut opened = BTreeMap::new();
+        let mut entries = BTreeMap::new();
+        for (name, table) in tables {
+            let heads = table.and_then(|table| heads_of(shared, &disk, name, &table, &mut opened));
+            entries.insert(name.to_owned(), Entry::new(heads));
+        }
+        if !is_all_known {
+            // A table that cannot be read may name them.
+            opened.values().for_each(|file| file.keep());
+        }
+        shared.disk = Some(disk);
+        Ok(Self { entries })
+    }
+
+    /// Writes a table beside the one that it is to replace, durable with all that it names.
+    fn write_table(&mut self, disk: &Disk, name: &str, table: &[u8]) -> Result<PathBuf> {
+        let path = disk.folder.join(format!("{name}{NEW_ENDING}"));
+        let write = || {
+            let file = disk.files.create(&path)?;
+            disk::write_all(&*file, 0, &mut [IoSlice::new(table)])?;
+            file.sync()
+        };
+        write().map_err(|source| io_error("write", &path, source))?;
+        disk.sync_folder()?;
+        Ok(path)
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        for entry in self.entries.values() {
+            for heads in entry.heads.iter().chain(&entry.doubtful) {
+                files_of(heads).values().for_each(|file| file.keep());
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn new(heads: Result<Vec<Head>>) -> Self {
+        Self { heads, doubtful: Vec::new() }
+    }
+}
+
+/// Everything that must agree between a store and what is loaded into it.
+fn describe(shape: &StoreShape, model: &str) -> String {
+    let StoreShape { num_layers, num_kv_heads, page_size, layout } = shape;
+    let key = layout.key.map_or_else(|| "none".to_owned(), |format| format.to_string());
+    let (value, head_dim) = (layout.value, layout.head_dim);
+    format!(
+        "{num_layers} layers, {num_kv_heads} KV heads of {head_dim}, pages of {page_size} rows,          keys {key}, values {value}, model {model}"
+    )
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let is_good = (1..=64).contains(&name.len()) && name.chars().all(is_plain);
+    is_good.then_some(()).ok_or_else(|| Error::BadName { name: name.to_owned() })
+}
+
+/// The pages of a head that has no open one.
+fn pages(head: &Head) -> impl Iterator<Item = &Arc<Page>> {
+    let tail = match &head.tail {
+        Tail::Part(page) => Some(page),
+        Tail::None | Tail::Open(_) => None,
+    };
+    head.full.iter().chain(tail)
+}
+
+fn files_of(heads: &[Head]) -> BTreeMap<u32, Arc<SlotFile>> {
+    let places = heads.iter().flat_map(pages).filter_map(|page| page.place());
+    places.map(|place| (place.file.number, place.file)).collect()
+}
+
+fn table(shared: &Shared, heads: &[Head]) -> Table {
+    let entry = |page: &Arc<Page>| {
+        let place = page.place().expect("its pages were written");
+        PageEntry {
+            file: place.file.number,
+            slot: place.idx,
+            sequence: page.name.sequence,
+            num_rows: page.num_rows,
+            checksum: place.checksum,
+        }
+    };
+    let heads = heads.iter().map(|head| HeadEntry {
+        num_rows: head.num_rows as u64,
+        pages: pages(head).map(entry).collect(),
+    });
+    Table {
+        description: shared.description.clone(),
+        fingerprint: shared.fingerprint,
+        heads: heads.collect(),
+    }
+}
+
+fn read_table(files: &dyn Files, folder: &Path, name: &str) -> Result<Table> {
+    let path = folder.join(format!("{name}{ENDING}"));
+    let read = || {
+        let file = files.open(&path)?;
+        let num_bytes = file.num_bytes()?;
+        if num_bytes > MAX_TABLE_BYTES {
+            return Err(io::Error::from(ErrorKind::FileTooLarge));
+        }
+        let mut bytes = vec![0; num_bytes as usize];
+        disk::read_all(&*file, 0, &mut [IoSliceMut::new(&mut bytes)])?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|source| io_error("read", &path, source))?;
+    Table::decode(&bytes).map_err(|damage| Error::DamagedSave { name: name.to_owned(), damage })
+}
+
+/// The heads of a table, if it is of this store.
+fn heads_of(
+    shared: &Shared,
+    disk: &Disk,
+    name: &str,
+    table: &Table,
+    opened: &mut BTreeMap<u32, Arc<SlotFile>>,
+) -> Result<Vec<Head>> {
+    if table.fingerprint != shared.fingerprint {
+        return Err(Error::ForeignSave {
+            name: name.to_owned(),
+            expected: shared.description.clone(),
+            found: table.description.clone(),
+        });
+    }
+    let shape = &shared.shape;
+    let damaged = || Error::DamagedSave { name: name.to_owned(), damage: Damage::Identity };
+    if table.heads.len() != shape.num_heads() {
+        return Err(damaged());
+    }
+    let mut heads = Vec::with_capacity(table.heads.len());
+    for (head_idx, entry) in table.heads.iter().enumerate() {
+        let num_rows = u32::try_from(entry.num_rows).map_err(|_| damaged())? as usize;
+        let num_full = num_rows / shape.page_size;
+        if entry.pages.len() != num_rows.div_ceil(shape.page_size) {
+            return Err(damaged());
+        }
+        let mut head = Head { num_rows, ..Head::default() };
+        for (page_idx, page) in entry.pages.iter().enumerate() {
+            let needed = (num_rows - page_idx * shape.page_size).min(shape.page_size);
+            if !(needed..=shape.page_size).contains(&(page.num_rows as usize)) {
+                return Err(damaged());
+            }
+            let file = match opened.get(&page.file) {
+                Some(file) => Arc::clone(file),
+                None => Arc::clone(opened.entry(page.file).or_insert(disk.open_file(page.file)?)),
+            };
+            let page_name = PageName {
+                sequence: page.sequence,
+                layer: (head_idx / shape.num_kv_heads) as u32,
+                kv_head: (head_idx % shape.num_kv_heads) as u32,
+                page_idx: page_idx as u32,
+            };
+            shared.next_sequence.fetch_max(page.sequence.saturating_add(1), Ordering::Relaxed);
+            let id = shared.next_page.fetch_add(1, Ordering::Relaxed);
+            let slot = file.claim(page.slot, page.checksum);
+            let page = Arc::new(Page::on_disk(id, page_name, page.num_rows, slot));
+            if page_idx < num_full {
+                head.full.push_back_mut(page);
+            } else {
+                head.tail = Tail::Part(page);
+            }
+        }
+        heads.push(head);
+    }
+    Ok(heads)
+}

@@ -1,0 +1,92 @@
+//! The shape of a store, and what follows from it without one.
+
+use heterokv_quant::RowLayout;
+
+use crate::{Arena, Error, Result};
+
+/// Shape of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreShape {
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// KV heads of a layer.
+    pub num_kv_heads: usize,
+    /// Rows of a page.
+    pub page_size: usize,
+    /// Layout of a row.
+    pub layout: RowLayout,
+}
+
+/// Where the pages of a store would be under a budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DryRun {
+    /// Pages in RAM.
+    pub ram_pages: usize,
+    /// Their bytes.
+    pub ram_bytes: usize,
+    /// Pages on disk only.
+    pub disk_pages: usize,
+    /// Their bytes in RAM, once they are read.
+    pub disk_bytes: usize,
+    /// Whether there is room for what must be in RAM at any time: the last pages, which take rows, and
+    /// one page more.
+    pub is_enough: bool,
+}
+
+impl StoreShape {
+    /// The most that a page may hold.
+    const MAX_PAGE_BYTES: usize = 1 << 30;
+
+    /// Bytes that the store allocates for `num_rows` rows in every (layer, KV head).
+    #[must_use]
+    pub fn bytes(&self, num_rows: usize) -> usize {
+        self.num_heads() * num_rows.div_ceil(self.page_size) * self.frame_bytes()
+    }
+
+    /// What a budget would hold in RAM of `num_rows` rows in every (layer, KV head), and what would be
+    /// on disk.
+    #[must_use]
+    pub fn dry_run(&self, num_rows: usize, ram_budget_bytes: usize) -> DryRun {
+        let num_pages = self.num_heads() * num_rows.div_ceil(self.page_size);
+        let num_open = if num_rows.is_multiple_of(self.page_size) { 0 } else { self.num_heads() };
+        DryRun::new(num_pages, num_open, self.frame_bytes(), ram_budget_bytes)
+    }
+
+    /// Pairs of layer and KV head.
+    pub(crate) fn num_heads(&self) -> usize {
+        self.num_layers * self.num_kv_heads
+    }
+
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page_size * self.layout.row_bytes()
+    }
+
+    fn frame_bytes(&self) -> usize {
+        Arena::allocated_bytes(self.page_bytes())
+    }
+
+    /// Refuses what no store can have.
+    pub(crate) fn check(&self) -> Result<()> {
+        Error::unless_within("number of layers", self.num_layers, 1..=1 << 16)?;
+        Error::unless_within("number of KV heads", self.num_kv_heads, 1..=1 << 16)?;
+        Error::unless_within("head_dim", self.layout.head_dim, 1..=1 << 16)?;
+        let most = Self::MAX_PAGE_BYTES / self.layout.row_bytes();
+        Error::unless_within("page size in rows", self.page_size, 1..=most)
+    }
+}
+
+impl DryRun {
+    pub(crate) fn new(
+        num_pages: usize,
+        num_open: usize,
+        frame_bytes: usize,
+        ram_budget_bytes: usize,
+    ) -> Self {
+        let max_frames = ram_budget_bytes / frame_bytes;
+        let ram_pages = num_pages.min(max_frames);
+        let disk_pages = num_pages - ram_pages;
+        let is_enough = disk_pages == 0 || num_open < max_frames;
+        let [ram_bytes, disk_bytes] = [ram_pages, disk_pages].map(|pages| pages * frame_bytes);
+        Self { ram_pages, ram_bytes, disk_pages, disk_bytes, is_enough }
+    }
+}

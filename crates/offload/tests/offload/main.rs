@@ -1,0 +1,94 @@
+//! Tests through the public interface: random interleavings, disks that fail, power that goes.
+
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod concurrent;
+mod crash;
+mod faults;
+mod hints;
+mod kill;
+mod machine;
+mod memory;
+mod rows;
+mod sim;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use heterokv_offload::{
+    DiskOptions, Files, HeadRows, Result, Sequence, Store, StoreOptions, StoreShape,
+};
+use heterokv_quant::{RowFormat, RowLayout, RowSource};
+
+const HEAD_DIM: usize = 8;
+
+/// Bytes of a row of [`shape`].
+const ROW_BYTES: usize = 2 * HEAD_DIM;
+
+/// Two layers of two KV heads, f16 values; a page of up to four rows takes 64 bytes.
+fn shape(page_size: usize) -> StoreShape {
+    let layout = RowLayout { key: None, value: RowFormat::F16, head_dim: HEAD_DIM };
+    StoreShape { num_layers: 2, num_kv_heads: 2, page_size, layout }
+}
+
+/// A small disk: two workers, short queues, files of a few pages.
+fn disk(files: Arc<dyn Files>, folder: &Path) -> DiskOptions {
+    let options = DiskOptions::new(folder, "a model");
+    DiskOptions { files, num_workers: 2, queue_len: 8, file_bytes: 5 << 12, ..options }
+}
+
+fn open(files: Arc<dyn Files>, num_frames: usize) -> Result<Store> {
+    Store::open(StoreOptions {
+        shape: shape(4),
+        ram_budget_bytes: num_frames * 64,
+        disk: Some(disk(files, Path::new("folder"))),
+    })
+}
+
+/// Row number `i` of a stream, and its bytes in a store.
+fn row(stream: usize, i: usize) -> [f32; HEAD_DIM] {
+    std::array::from_fn(|channel| ((stream * 37 + i * 11 + channel) % 2048) as f32)
+}
+
+fn row_bytes(stream: usize, i: usize) -> Vec<u8> {
+    let mut bytes = vec![0; ROW_BYTES];
+    RowFormat::F16.encode(&row(stream, i), &mut bytes).unwrap();
+    bytes
+}
+
+/// Appends rows of a stream to one head, from where it ends.
+fn append(sequence: &mut Sequence, head: (usize, usize), stream: usize, n: usize) -> Result<()> {
+    let start = sequence.rows(head.0, head.1).num_rows();
+    let rows: Vec<f32> = (start..start + n).flat_map(|i| row(stream, i)).collect();
+    sequence.append(head.0, head.1, &rows, &rows)
+}
+
+/// The rows at `positions`, in their order.
+fn read(rows: &HeadRows, positions: &[u32]) -> Result<Vec<Vec<u8>>> {
+    let mut found = vec![Vec::new(); positions.len()];
+    let row_bytes = rows.layout().row_bytes();
+    rows.visit_rows(positions, &mut |page| {
+        assert_eq!(page.bytes.as_ptr().addr() % 64, 0, "pages are usable in place");
+        for (index, row) in page.iter(row_bytes) {
+            assert!(found[index].is_empty(), "a row is visited once");
+            found[index] = row.to_vec();
+        }
+    })?;
+    Ok(found)
+}
+
+fn read_all(rows: &HeadRows) -> Result<Vec<Vec<u8>>> {
+    let positions: Vec<u32> = (0..rows.num_rows() as u32).collect();
+    read(rows, &positions)
+}
+
+/// Holds a head to the first rows of a stream.
+#[track_caller]
+fn check(sequence: &Sequence, head: (usize, usize), stream: usize, num_rows: usize) {
+    let rows = sequence.rows(head.0, head.1);
+    assert_eq!(rows.num_rows(), num_rows);
+    let expected: Vec<_> = (0..num_rows).map(|i| row_bytes(stream, i)).collect();
+    assert_eq!(read_all(&rows).unwrap(), expected);
+}
