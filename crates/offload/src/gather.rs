@@ -234,12 +234,15 @@ impl<'a, T> Reads<'a, T> {
             Wish::Coming => {}
             Wish::ToQueue => {
                 if let Err(refused) = push(Transfer::read(page)) {
-                    page.withdraw(&self.inbox);
+                    let is_withdrawn = page.withdraw(&self.inbox);
                     page.abandon();
-                    return match refused {
-                        Refused::Full => Ok(false),
-                        Refused::Closed => Err(Error::Closed),
-                    };
+                    // Otherwise somebody else's read has brought it meanwhile.
+                    if is_withdrawn {
+                        return match refused {
+                            Refused::Full => Ok(false),
+                            Refused::Closed => Err(Error::Closed),
+                        };
+                    }
                 }
             }
         }
@@ -271,7 +274,11 @@ impl<'a, T> Reads<'a, T> {
             let since = Instant::now();
             self.busy = None;
             if self.in_flight == 0 {
-                let Some(tag) = self.to_submit.pop_front() else { return Ok(None) };
+                let Some(tag) = self.to_submit.pop_front() else {
+                    // A row that is left out is a byte that is lost.
+                    assert!(self.asked.iter().all(|(_, what)| what.is_none()), "all have arrived");
+                    return Ok(None);
+                };
                 let queue = &self.shared.queue;
                 self.wish(tag, |transfer| queue.push(Priority::Demand, transfer))?;
             }

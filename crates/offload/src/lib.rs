@@ -38,6 +38,8 @@ mod error;
 mod gather;
 mod inbox;
 mod memory;
+#[cfg(all(test, loom))]
+mod models;
 mod page;
 mod policy;
 mod queue;

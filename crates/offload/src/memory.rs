@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, SharedArc, lock, wait};
+use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, SharedArc, fence, lock, wait};
 use crate::{Error, Result};
 
 /// Alignment of a frame's first byte, for SIMD loads and cache lines.
@@ -173,6 +173,8 @@ impl Memory {
     /// Begins to look for room: whatever is given up from now on is noticed.
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.num_waiting.fetch_add(1, Ordering::SeqCst);
+        // Either this sees that somebody has left, or who left sees this.
+        fence(Ordering::SeqCst);
         let mut waiting = Waiting { memory: self, releases: 0, busy: 0 };
         waiting.note();
         waiting
@@ -216,6 +218,7 @@ impl Drop for Waiting<'_> {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         self.0.nudge();
     }
 }

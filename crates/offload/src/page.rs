@@ -118,9 +118,9 @@ impl Page {
         }
     }
 
-    /// Takes back what an inbox asked for. A read that has begun goes on.
-    pub(crate) fn withdraw(&self, inbox: &Arc<Inbox>) {
-        self.forget(|waiter, _| Arc::ptr_eq(waiter, inbox));
+    /// Takes back what an inbox asked for; false where it has arrived or is arriving. A read that has begun goes on.
+    pub(crate) fn withdraw(&self, inbox: &Arc<Inbox>) -> bool {
+        !self.forget(|waiter, _| Arc::ptr_eq(waiter, inbox)).is_empty()
     }
 
     /// A read could not be queued: the hints that rely on it are told, whoever gave them. Readers queue for themselves.

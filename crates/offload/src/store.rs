@@ -150,7 +150,8 @@ impl Store {
         stats
     }
 
-    /// What a budget would hold in RAM of the pages that there are now, and what would be on disk only.
+    /// What a budget would hold in RAM of the pages that there are now, and what would be on disk only; a page that is
+    /// being written at the time may count in both.
     #[must_use]
     pub fn dry_run(&self, ram_budget_bytes: usize) -> DryRun {
         let stats = self.stats();

@@ -51,13 +51,13 @@ impl Ticket {
                 Wish::Coming => self.pending += 1,
                 Wish::ToQueue => {
                     let pushed = shared.queue.try_push(Priority::Prefetch, Transfer::read(page));
-                    if pushed.is_ok() {
-                        self.pending += 1;
-                    } else {
-                        page.withdraw(&self.inbox);
+                    // What cannot be withdrawn has arrived with somebody else's read.
+                    if pushed.is_err() && page.withdraw(&self.inbox) {
                         page.abandon();
                         self.outcome.num_dropped += 1;
                         shared.counters.prefetch_dropped.add(1);
+                    } else {
+                        self.pending += 1;
                     }
                 }
             }

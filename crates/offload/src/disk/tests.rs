@@ -5,7 +5,7 @@ use crate::PageName;
 
 fn disk(folder: &Path, file_bytes: u64) -> Disk {
     let options = DiskOptions { file_bytes, ..DiskOptions::new(folder, "a model") };
-    Disk::open(&options, 100).unwrap().0
+    Disk::open(&options, 100).expect("the folder is there").0
 }
 
 fn header(page_idx: u32) -> Header {
@@ -17,7 +17,7 @@ fn write(disk: &Disk, num_pages: u32) -> Vec<Slot> {
     let payloads: Vec<_> = (0..num_pages).map(|i| vec![i as u8; 100]).collect();
     let pages: Vec<_> = (0..num_pages).map(header).zip(payloads.iter().map(|p| &p[..])).collect();
     let (slots, result) = disk.write(&pages);
-    result.unwrap();
+    result.expect("the folder can be written");
     slots
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 fn take(memory: &Arc<Memory>) -> Option<Frame> {
-    memory.take().unwrap().map(|(frame, _)| frame)
+    memory.take().expect("the machine has some").map(|(frame, _)| frame)
 }
 
 #[test]

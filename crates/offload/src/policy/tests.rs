@@ -123,7 +123,7 @@ fn hits_are_more_than_those_of_least_recently_used_where_scans_come_between() {
         let r = (state >> 8) as usize;
         read(if i / 100 % 2 == 1 {
             1000 + i
-        } else if r % 2 == 0 {
+        } else if r.is_multiple_of(2) {
             r / 2 % 20
         } else {
             r / 2 % 200

@@ -19,7 +19,7 @@ impl Job for Read {
 }
 
 fn pop(queue: &Queue<Read>) -> Vec<Read> {
-    queue.pop().unwrap().jobs
+    queue.pop().expect("the queue is open").jobs
 }
 
 #[test]

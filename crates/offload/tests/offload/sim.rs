@@ -126,7 +126,7 @@ impl Sim {
         let state = self.state();
         let mut names = state.durable_names.clone();
         for change in &state.changes {
-            if rng.next_u32() % 2 == 0 {
+            if rng.next_u32().is_multiple_of(2) {
                 continue;
             }
             match change.clone() {
@@ -145,7 +145,7 @@ impl Sim {
             for (offset, written) in &data.unsynced {
                 let fate = rng.next_u32() % 3;
                 for (i, sector) in written.chunks(SECTOR).enumerate() {
-                    if fate == 0 || (fate == 1 && rng.next_u32() % 2 == 0) {
+                    if fate == 0 || (fate == 1 && rng.next_u32().is_multiple_of(2)) {
                         write(&mut bytes, offset + i * SECTOR, sector);
                     }
                 }

@@ -1,0 +1,321 @@
+//! What holds in every order of the steps of threads: models of the queue, of the waits for room and of the residency of
+//! pages, run by `loom`.
+//!
+//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test -p heterokv-offload --lib --release models::`
+
+use std::any::Any;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use loom::thread;
+
+use crate::disk::{Disk, File, Files, Header};
+use crate::inbox::{Arrival, Inbox};
+use crate::memory::{Frame, Memory};
+use crate::page::{Page, Wish};
+use crate::policy::Entry;
+use crate::queue::{Job, Priority, Queue, Refused};
+use crate::sync::SharedArc;
+use crate::{DiskOptions, PageName};
+
+const NAME: PageName = PageName { sequence: 0, layer: 0, kv_head: 0, page_idx: 0 };
+
+/// A disk that takes everything and keeps nothing.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Files for Nowhere {
+    fn create(&self, _: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(Self))
+    }
+
+    fn open(&self, _: &Path) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(Self))
+    }
+
+    fn names(&self, _: &Path) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        Ok(Box::new(()))
+    }
+}
+
+impl File for Nowhere {
+    fn num_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn read_at(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn write_at(&self, _: u64, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(parts.iter().map(|part| part.len()).sum())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A page that lies in a slot and not in RAM.
+fn page_on_disk() -> Arc<Page> {
+    let options = DiskOptions { files: Arc::new(Nowhere), ..DiskOptions::new("", "") };
+    let (disk, _) = Disk::open(&options, 64).unwrap();
+    let header = Header { fingerprint: 0, name: NAME, num_rows: 1 };
+    let (mut slots, _) = disk.write(&[(header, &[0; 64])]);
+    Arc::new(Page::on_disk(0, NAME, 1, slots.pop().unwrap()))
+}
+
+/// The one frame of a memory, filled.
+fn frame(memory: &Arc<Memory>, byte: u8) -> Option<Frame> {
+    memory.take().unwrap().map(|(mut frame, _)| {
+        frame.bytes_mut().fill(byte);
+        frame
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Number(u32);
+
+impl Job for Number {
+    fn sequence(&self) -> u32 {
+        self.0
+    }
+
+    fn is_before(&self, _: &Self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn every_job_is_given_out_once_and_nobody_waits_for_ever() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::new(1));
+        let producer = |number| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.push(Priority::Demand, Number(number)).unwrap())
+        };
+        let producers = [producer(1), producer(2)];
+        let mut found = [queue.pop(), queue.pop()].map(|batch| batch.unwrap().jobs[0].0);
+        found.sort_unstable();
+        assert_eq!(found, [1, 2]);
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert_eq!(queue.depths(), [0; 3]);
+    });
+}
+
+#[test]
+fn a_close_wakes_everybody_and_loses_nothing_that_was_taken() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::new(1));
+        let worker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || std::iter::from_fn(|| queue.pop()).count())
+        };
+        let producer = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                let pushed = [1, 2].map(|number| queue.push(Priority::Demand, Number(number)));
+                pushed.iter().filter(|pushed| pushed.is_ok()).count()
+            })
+        };
+        queue.close();
+        assert_eq!(queue.try_push(Priority::Demand, Number(3)), Err(Refused::Closed));
+        assert_eq!(producer.join().unwrap(), worker.join().unwrap());
+    });
+}
+
+/// Takes a frame, as whoever makes room does: false where it is told that there will be none.
+fn take_or_give_up(memory: &Arc<Memory>) -> bool {
+    let mut waiting = memory.waiting();
+    loop {
+        if memory.take().unwrap().is_some() {
+            return true;
+        }
+        if !waiting.wait() {
+            return false;
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_held_for_a_moment_is_waited_for() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let taker = || {
+            let memory = Arc::clone(&memory);
+            thread::spawn(move || take_or_give_up(&memory))
+        };
+        let takers = [taker(), taker()];
+        assert!(take_or_give_up(&memory));
+        takers.into_iter().for_each(|taker| assert!(taker.join().unwrap()));
+    });
+}
+
+#[test]
+fn a_frame_that_is_held_for_good_is_not_waited_for() {
+    loom::model(|| {
+        let memory = Memory::new(64, 2 * 64);
+        let kept = frame(&memory, 0);
+        let keeper = {
+            let memory = Arc::clone(&memory);
+            thread::spawn(move || frame(&memory, 1))
+        };
+        // Before or after the keeper, or never: but the wait has an end.
+        let was_there = take_or_give_up(&memory);
+        let other = keeper.join().unwrap();
+        assert!(was_there || other.is_some());
+        assert!(kept.is_some());
+    });
+}
+
+#[test]
+fn what_a_reader_holds_is_not_given_to_others() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        page.arrive(SharedArc::new(frame(&memory, 7).unwrap()));
+        let reader = {
+            let (page, memory) = (Arc::clone(&page), Arc::clone(&memory));
+            thread::spawn(move || {
+                let _busy = memory.enter();
+                let resident = page.read();
+                thread::yield_now();
+                resident.is_none_or(|resident| resident.frame.bytes() == [7; 64])
+            })
+        };
+        let is_released = Arc::downgrade(&page).release();
+        if is_released {
+            assert!(frame(&memory, 8).is_some(), "what was released is free");
+        }
+        assert!(reader.join().unwrap(), "what is held stays as it is");
+        assert_eq!(page.read().is_some(), !is_released);
+        assert_eq!(memory.in_use(), usize::from(!is_released));
+    });
+}
+
+#[test]
+fn one_of_those_who_let_a_page_go_does() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        page.arrive(SharedArc::new(frame(&memory, 7).unwrap()));
+        let releaser = {
+            let page: Weak<Page> = Arc::downgrade(&page);
+            thread::spawn(move || page.release())
+        };
+        let released = [Arc::downgrade(&page).release(), releaser.join().unwrap()];
+        assert_ne!(released[0], released[1]);
+        assert_eq!(memory.in_use(), 0);
+    });
+}
+
+/// Does what a worker does with one read, if it is still wanted.
+fn work(page: &Page, memory: &Arc<Memory>) {
+    if page.begin_read().is_some() {
+        page.arrive(SharedArc::new(frame(memory, 7).unwrap()));
+    }
+}
+
+#[test]
+fn readers_of_one_page_all_get_it_and_it_is_read_once() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        let reader = || {
+            let (page, memory) = (Arc::clone(&page), Arc::clone(&memory));
+            thread::spawn(move || {
+                let inbox = Arc::new(Inbox::of_reader());
+                match page.wish(&inbox, 3) {
+                    Wish::Here(held) => return held.frame().bytes() == [7; 64],
+                    Wish::Coming => {}
+                    Wish::ToQueue => work(&page, &memory),
+                }
+                let (tag, arrival) = inbox.take();
+                let Arrival::Here(held) = arrival else { return false };
+                tag == 3 && held.frame().bytes() == [7; 64]
+            })
+        };
+        let readers = [reader(), reader()];
+        readers.into_iter().for_each(|reader| assert!(reader.join().unwrap()));
+        assert_eq!(memory.peak(), 1);
+    });
+}
+
+#[test]
+fn a_hint_that_relies_on_another_is_told_how_it_ends() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        // One finds the queue full.
+        let refused = {
+            let page = Arc::clone(&page);
+            thread::spawn(move || {
+                let inbox = Arc::new(Inbox::of_hint());
+                if let Wish::ToQueue = page.wish(&inbox, 0) {
+                    let is_withdrawn = page.withdraw(&inbox);
+                    page.abandon();
+                    if !is_withdrawn {
+                        inbox.take();
+                    }
+                }
+            })
+        };
+        let inbox = Arc::new(Inbox::of_hint());
+        match page.wish(&inbox, 0) {
+            Wish::ToQueue => work(&page, &memory),
+            Wish::Coming | Wish::Here(_) => {}
+        }
+        let arrival = inbox.take().1;
+        assert!(matches!(arrival, Arrival::Loaded | Arrival::Dropped));
+        refused.join().unwrap();
+    });
+}
+
+#[test]
+fn a_reader_who_joins_a_hint_is_not_let_down_by_it() {
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        let hint = {
+            let (page, memory) = (Arc::clone(&page), Arc::clone(&memory));
+            thread::spawn(move || {
+                let inbox = Arc::new(Inbox::of_hint());
+                if let Wish::ToQueue = page.wish(&inbox, 0)
+                    && page.withdraw(&inbox)
+                {
+                    page.abandon();
+                    // And its place in the queue comes up all the same.
+                    work(&page, &memory);
+                }
+            })
+        };
+        let inbox = Arc::new(Inbox::of_reader());
+        let arrival = match page.wish(&inbox, 0) {
+            Wish::Here(held) => Arrival::Here(held),
+            Wish::Coming => inbox.take().1,
+            Wish::ToQueue => {
+                work(&page, &memory);
+                inbox.take().1
+            }
+        };
+        assert!(matches!(arrival, Arrival::Here(_)));
+        hint.join().unwrap();
+    });
+}
