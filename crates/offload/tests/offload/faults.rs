@@ -120,8 +120,7 @@ fn a_write_that_never_came_is_not_read_as_the_page_that_lay_there_before() {
     append(&mut sequence, HEAD, 6, 100).unwrap();
     sim.clear_hook();
     let error = read_all(&sequence.rows(1, 0)).unwrap_err();
-    let Error::DamagedPage { damage, .. } = error else { panic!("{error}") };
-    assert!(matches!(damage, Damage::Checksum | Damage::Identity | Damage::Magic), "{damage}");
+    assert!(matches!(error, Error::DamagedPage { .. }), "{error}");
 }
 
 #[test]

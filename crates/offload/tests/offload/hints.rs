@@ -179,7 +179,8 @@ fn hints_beyond_the_queue_are_dropped_and_readers_are_not() {
     drop((is_here, go));
     let outcome = hint.wait().unwrap();
     assert_eq!(outcome.num_loaded + outcome.num_dropped, 100);
-    assert!(outcome.num_dropped > 30, "{outcome:?}");
+    // Sixty pages are not in RAM; eight are queued, and each of two workers has sixteen at most.
+    assert!(outcome.num_dropped >= 20, "{outcome:?}");
     assert_eq!(store.stats().prefetch_dropped as usize, outcome.num_dropped);
     check(&sequence, HEAD, 1, 400);
 }
