@@ -21,6 +21,10 @@ use crate::{Error, Result, Store};
 /// Pages that a reader has under way at a time.
 const WINDOW: usize = 32;
 
+/// Pages in RAM that a reader holds at a time: their rows are then read without a lock or count between them, so that
+/// the processor asks for many at once.
+const RUN: usize = 16;
+
 /// A reader of the rows that one (layer, KV head) had when it was made.
 ///
 /// [`visit_rows`](RowSource::visit_rows) visits pages that are in RAM as they come in the list, and the others
@@ -97,24 +101,29 @@ impl HeadRows {
         let shared = self.store.shared();
         let mut reads = Reads::new(shared);
         let [mut hits, mut prefetch_hits] = [0, 0];
+        let mut run = Vec::new();
         for (page_idx, span) in pages {
             match self.page(page_idx) {
-                PageOf::Open(frame) => show((page_idx, span), frame),
+                PageOf::Open(frame) => run.push(((page_idx, span), SharedArc::clone(frame))),
                 PageOf::Page(page) => match page.read() {
                     Some(resident) => {
                         hits += 1;
                         prefetch_hits += usize::from(resident.was_hinted);
-                        show((page_idx, span), &resident.frame);
-                        drop(resident);
-                        shared.memory.nudge();
+                        run.push(((page_idx, span), resident.frame));
                     }
                     None => reads.ask(page, (page_idx, span))?,
                 },
             }
-            while let Some((page, held)) = reads.try_take()? {
-                show(page, held.frame());
+            if run.len() == RUN {
+                show_run(&mut run, show);
+                shared.memory.nudge();
+                while let Some((page, held)) = reads.try_take()? {
+                    show(page, held.frame());
+                }
             }
         }
+        show_run(&mut run, show);
+        shared.memory.nudge();
         shared.counters.hits.add(hits);
         shared.counters.prefetch_hits.add(prefetch_hits);
         while let Some((page, held)) = reads.take()? {
@@ -164,6 +173,13 @@ impl RowSource for HeadRows {
             });
         })
     }
+}
+
+fn show_run(run: &mut Vec<(PageSpan, SharedFrame)>, show: &mut dyn FnMut(PageSpan, &SharedFrame)) {
+    for (page, frame) in run.iter() {
+        show(page.clone(), frame);
+    }
+    run.clear();
 }
 
 impl Pin {

@@ -274,6 +274,7 @@ fn heads_of(
             return Err(damaged());
         }
         let mut head = Head { num_rows, ..Head::default() };
+        let mut full = Vec::with_capacity(num_full);
         for (page_idx, page) in entry.pages.iter().enumerate() {
             let needed = (num_rows - page_idx * shape.page_size).min(shape.page_size);
             if !(needed..=shape.page_size).contains(&(page.num_rows as usize)) {
@@ -294,11 +295,12 @@ fn heads_of(
             let slot = file.claim(page.slot, page.checksum);
             let page = Arc::new(Page::on_disk(id, page_name, page.num_rows, slot));
             if page_idx < num_full {
-                head.full.push_back_mut(page);
+                full.push(page);
             } else {
                 head.tail = Tail::Part(page);
             }
         }
+        head.full = Arc::new(full);
         heads.push(head);
     }
     Ok(heads)

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rpds::VectorSync;
-
 use crate::gather::{HeadRows, Reads};
 use crate::memory::{Frame, SharedFrame};
 use crate::page::Page;
@@ -28,8 +26,8 @@ pub struct Sequence {
 /// The rows of one (layer, KV head). Clones share the pages.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Head {
-    /// Full pages.
-    pub(crate) full: VectorSync<Arc<Page>>,
+    /// Full pages; copied where a reader or a fork has the list when it changes, once for many rows.
+    pub(crate) full: Arc<Vec<Arc<Page>>>,
     /// The page that is not full.
     pub(crate) tail: Tail,
     pub(crate) num_rows: usize,
@@ -104,7 +102,7 @@ impl Sequence {
             }
             if num_rows.is_multiple_of(shape.page_size) {
                 let page = self.seal(head_idx).expect("a page was just filled");
-                self.heads[head_idx].full.push_back_mut(page);
+                Arc::make_mut(&mut self.heads[head_idx].full).push(page);
             }
         }
         Ok(())
@@ -125,9 +123,7 @@ impl Sequence {
         let is_cut = !num_rows.is_multiple_of(page_size);
         if let Some(page) = head.full.get(num_rows / page_size).cloned() {
             head.tail = if is_cut { Tail::Part(page) } else { Tail::None };
-            while head.full.len() > num_rows / page_size {
-                head.full.drop_last_mut();
-            }
+            Arc::make_mut(&mut head.full).truncate(num_rows / page_size);
         } else if !is_cut {
             head.tail = Tail::None;
         }

@@ -335,7 +335,10 @@ pub fn page_spans(positions: &[u32], page_size: u32) -> impl Iterator<Item = (u3
     let mut start = 0;
     std::iter::from_fn(move || {
         let page = positions.get(start)? / page_size;
-        let len = positions[start..].partition_point(|row| row / page_size == page);
+        // From the front: a page has few of the positions, and there is one division for all of them.
+        let last = (page * page_size).saturating_add(page_size - 1);
+        let rest = &positions[start..];
+        let len = rest.iter().position(|&row| row > last).unwrap_or(rest.len());
         let span = start..start + len;
         start = span.end;
         Some((page, span))
