@@ -134,8 +134,14 @@ fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Setting
 /// What other compilers make of the code; a step whose compiler or tool is absent is counted as skipped.
 fn run_elsewise(report: &mut Report, workspace: &Workspace) {
     report.step(Step::new("64-bit ARM").within_minutes(30), || foreign::run(workspace));
-    report.step(Step::new("AddressSanitizer").within_minutes(10), || {
+    report.step(Step::new("AddressSanitizer").within_minutes(15), || {
         instrumented::address_sanitizer(workspace)
+    });
+    report.step(Step::new("ThreadSanitizer").within_minutes(15), || {
+        instrumented::thread_sanitizer(workspace)
+    });
+    report.step(Step::new("models of threads").within_minutes(15), || {
+        instrumented::models(workspace)
     });
     report.step(Step::new("Miri").within_minutes(15), || instrumented::miri(workspace));
     report.step(Step::new("fuzz").within_minutes(20), || instrumented::fuzz(workspace));

@@ -1,7 +1,9 @@
-//! The tests and decoders of the crates that hold unsafe code, under what finds its faults: AddressSanitizer, Miri
-//! and coverage-guided fuzzing. All three are of nightly compilers, which only rustup keeps beside another.
+//! The tests and decoders of the crates that hold unsafe code or many threads, under what finds their faults:
+//! AddressSanitizer, ThreadSanitizer, Miri, coverage-guided fuzzing, and models of threads. All but the last are of
+//! nightly compilers, which only rustup keeps beside another.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +16,12 @@ use crate::workspace::Workspace;
 /// The crate whose kernels read and write by pointer.
 const CRATE: &str = "heterokv-quant";
 
+/// The crate whose threads share pages.
+const THREADED: &str = "heterokv-offload";
+
+/// Its test of how much memory a process takes, which is more under a sanitizer.
+const OF_MEMORY: &str = "memory::a_stream";
+
 /// Folders of fuzz targets, each outside the workspace.
 const FUZZED: [&str; 2] = ["crates/model", "crates/quant"];
 
@@ -23,17 +31,51 @@ const FUZZ_SECONDS: u32 = 60;
 /// Tests of [`CRATE`] that are all of a scalar form and small enough for an interpreter.
 const MIRI_TESTS: [&str; 4] = ["bits::", "rotation::", "rows::", "simd::"];
 
-/// All tests of [`CRATE`], with every access to memory checked.
+/// All tests of [`CRATE`] and [`THREADED`], with every access to memory checked.
 ///
 /// # Errors
 /// If cargo cannot be started or dies.
 pub(super) fn address_sanitizer(workspace: &Workspace) -> Result<Tally> {
     let Some(host) = nightly_host() else { return Ok(skipped(NO_NIGHTLY)) };
-    let folder = workspace.target_folder()?.join("asan");
-    let mut command = nightly(workspace, &["test", "--release", "--package", CRATE, "--tests"]);
+    sanitizer(workspace, "address", &["--package", CRATE, "--package", THREADED], &host)
+}
+
+/// All tests of [`THREADED`], with every order of accesses to memory checked. The standard library is built for it:
+/// otherwise its locks are not seen.
+///
+/// # Errors
+/// If cargo cannot be started or dies.
+pub(super) fn thread_sanitizer(workspace: &Workspace) -> Result<Tally> {
+    let Some(host) = nightly_host() else { return Ok(skipped(NO_NIGHTLY)) };
+    if !has_library_source()? {
+        return Ok(skipped(
+            "there is no source to build: `rustup component add --toolchain nightly rust-src`",
+        ));
+    }
+    sanitizer(workspace, "thread", &["-Zbuild-std", "--package", THREADED], &host)
+}
+
+fn sanitizer(workspace: &Workspace, kind: &str, what: &[&str], host: &str) -> Result<Tally> {
+    let folder = workspace.target_folder()?.join(format!("{kind}-sanitizer"));
+    let mut command = nightly(workspace, &["test", "--release", "--tests"]);
     // With a target named, the flags are not those of build scripts.
-    command.args(["--target", &host]).arg("--target-dir").arg(folder);
-    command.args(["--", "--color", "never"]).env("RUSTFLAGS", "-Zsanitizer=address");
+    command.args(what).args(["--target", host]).arg("--target-dir").arg(folder);
+    command.args(["--", "--color", "never", "--skip", OF_MEMORY]);
+    command.env("RUSTFLAGS", format!("-Zsanitizer={kind}"));
+    runners::watch(&mut command, Runner::Libtest)
+}
+
+/// The models of [`THREADED`]: every order of the steps of their threads, with as many preemptions as take seconds.
+///
+/// # Errors
+/// If cargo cannot be started or dies.
+pub(super) fn models(workspace: &Workspace) -> Result<Tally> {
+    let folder = workspace.target_folder()?.join("loom");
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--package", THREADED, "--lib"]);
+    command.arg("--target-dir").arg(folder).args(["--", "--color", "never", "models::"]);
+    command.current_dir(workspace.root());
+    command.env("RUSTFLAGS", "--cfg loom").env("LOOM_MAX_PREEMPTIONS", "3");
     runners::watch(&mut command, Runner::Libtest)
 }
 
@@ -115,6 +157,15 @@ const NO_NIGHTLY: &str = "there is no nightly toolchain: `rustup toolchain insta
 fn nightly_host() -> Option<String> {
     let output = Command::new("rustc").args(["+nightly", "--print", "host-tuple"]).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Whether the nightly toolchain has the source of its standard library.
+fn has_library_source() -> Result<bool> {
+    let mut rustc = Command::new("rustc");
+    let output = rustc.args(["+nightly", "--print", "sysroot"]).output();
+    let output = output.context("cannot start rustc")?;
+    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(Path::new(&sysroot).join("lib/rustlib/src/rust/library").is_dir())
 }
 
 /// The cargo of the nightly toolchain, by way of rustup's.
