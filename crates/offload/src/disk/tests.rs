@@ -91,3 +91,21 @@ fn a_folder_is_one_stores() {
     drop(slots);
     Disk::open(&options, 100).unwrap();
 }
+
+#[test]
+fn without_its_check_a_damaged_page_would_be_read_as_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path(), 1 << 20);
+    let slots = write(&disk, 2);
+    let path = folder.path().join(file_name(1));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 + HEADER_BYTES + 50] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+    let places = [slots[1].place()];
+    let mut buffer = [0; 100];
+    let mut pages = [(header(1), &mut buffer[..])];
+    assert!(disk.read_run(&places, &mut pages).is_ok(), "the system sees nothing wrong");
+    let result = disk.read(&places, &mut pages).remove(0);
+    assert!(matches!(result, Err(Error::DamagedPage { damage: Damage::Checksum, .. })));
+    assert_ne!(buffer, [1; 100]);
+}

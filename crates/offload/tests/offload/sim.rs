@@ -46,7 +46,7 @@ pub(crate) enum Fate {
     Panics,
 }
 
-type Hook = dyn FnMut(Call, &str) -> Fate + Send;
+type Hook = dyn Fn(Call, &str) -> Fate + Send + Sync;
 
 /// The file system. Clones are the same.
 #[derive(Clone, Default)]
@@ -58,7 +58,7 @@ struct State {
     durable_names: BTreeMap<PathBuf, Node>,
     /// Changes of names since the folder was synced.
     changes: Vec<Change>,
-    hook: Option<Box<Hook>>,
+    hook: Option<Arc<Hook>>,
     num_changing_calls: usize,
     power_ends_at: Option<usize>,
     is_locked: bool,
@@ -91,8 +91,8 @@ struct Unlock(Sim);
 
 impl Sim {
     /// Decides how calls go from now on; the second argument is the file's name.
-    pub(crate) fn set_hook(&self, hook: impl FnMut(Call, &str) -> Fate + Send + 'static) {
-        self.state().hook = Some(Box::new(hook));
+    pub(crate) fn set_hook(&self, hook: impl Fn(Call, &str) -> Fate + Send + Sync + 'static) {
+        self.state().hook = Some(Arc::new(hook));
     }
 
     pub(crate) fn clear_hook(&self) {
@@ -163,13 +163,9 @@ impl Sim {
     }
 
     fn fate(&self, call: Call, name: &str) -> io::Result<Fate> {
-        // Taken out, so that a hook may wait.
-        let hook = self.state().hook.take();
-        let fate = hook.map(|mut hook| {
-            let fate = hook(call, name);
-            self.state().hook.get_or_insert(hook);
-            fate
-        });
+        // A hook may wait.
+        let hook = self.state().hook.clone();
+        let fate = hook.map(|hook| hook(call, name));
         let mut state = self.state();
         if call != Call::Read {
             state.num_changing_calls += 1;
