@@ -208,7 +208,7 @@ impl KvCache {
         self.stats = ReadStats::default();
     }
 
-    /// A cache with the same contents. It shares nothing with this one but full pages of the host store.
+    /// A cache with the same contents. It shares nothing with this one but pages of the host store, which neither changes.
     ///
     /// # Errors
     /// When there is no memory for it.
