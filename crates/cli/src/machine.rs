@@ -153,11 +153,11 @@ fn say_what_runs(
 /// What a run takes of a device.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(crate) struct RunPlan {
-    /// The model's.
+    /// Bytes of the model's weights, with norms and biases.
     weights: u64,
     /// What a block of tokens is worked out in.
     work: u64,
-    /// Exact rows, key codes, and what queries are prepared with.
+    /// Exact rows, key codes, what queries are prepared and keys coded with, and lists of all of these.
     cache: u64,
     /// What the layers of the cache work in.
     cache_scratch: u64,

@@ -184,7 +184,8 @@ fn describe(shape: &StoreShape, model: &str) -> String {
     let key = layout.key.map_or_else(|| "none".to_owned(), |format| format.to_string());
     let (value, head_dim) = (layout.value, layout.head_dim);
     format!(
-        "{num_layers} layers, {num_kv_heads} KV heads of {head_dim}, pages of {page_size} rows,          keys {key}, values {value}, model {model}"
+        "{num_layers} layers, {num_kv_heads} KV heads of {head_dim}, pages of {page_size} rows, \
+         keys {key}, values {value}, model {model}"
     )
 }
 

@@ -12,6 +12,9 @@ const NAME: &str = "group_tables";
 /// Groups of coordinates that a workgroup makes tables of.
 const GROUPS: usize = 4;
 
+/// Bits of a code of product quantization.
+const CODE_BITS: std::ops::RangeInclusive<usize> = 4..=12;
+
 /// What a frame of groups knows of a coordinate.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -74,13 +77,19 @@ impl<B: Operand> GroupTables<B> {
     /// What runs. Which KV heads and channels are named is the caller's to have right.
     ///
     /// # Errors
-    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for groups of other than 2, 4 or 8 coordinates.
+    /// [`DeviceError::Length`], and [`DeviceError::Shape`] for groups of other than 2, 4 or 8 coordinates and for codes of
+    /// other than 4 to 12 bits.
     pub fn launch(&self) -> DeviceResult<Launch<B>> {
         let Self { num_heads, width, code_bits, is_rotated, .. } = *self;
         let HeadShape { num_qo_heads, head_dim, sm_scale, .. } = self.shape;
         if !matches!(width, 2 | 4 | 8) || !head_dim.is_multiple_of(width) {
             let (what, value) = ("coordinates of a group", width as u64);
             let remedy = "it is made for 2, 4 or 8, of whole groups";
+            return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
+        }
+        if !CODE_BITS.contains(&code_bits) {
+            let (what, value) = ("bits of a code", code_bits as u64);
+            let remedy = "it is made for 4 to 12";
             return Err(DeviceError::Shape { operation: NAME, what, value, remedy });
         }
         let num_queries = num_heads * self.shape.group_size();

@@ -197,6 +197,7 @@ impl Shape {
         }
     }
 
+    /// The same with what it adds up to, and how that relates to `memory`, in bytes, where it is given.
     fn on_gpu(
         &self,
         cache: &CacheConfig,

@@ -82,6 +82,10 @@ impl CodedSet {
         Ok(())
     }
 
+    /// Adds the coding of keys on the device, of each member those of its stretches.
+    ///
+    /// # Errors
+    /// Before every member has a coder; what the device lacks.
     fn encode(
         &mut self,
         device: &Device,
@@ -147,7 +151,8 @@ impl CodedSet {
         Ok(())
     }
 
-    /// Gives the keys of a member their places.
+    /// Gives the keys of a member their places: `push` gets the numbers of the buffer that a span's keys are in and of the
+    /// one that its codes go to, the span, and the page. Keys of a block that lie apart are to be gathered first.
     fn place_member(
         &mut self,
         gpu: &Gpu,
