@@ -16,7 +16,7 @@ pub(crate) const MAX_HEAT: u8 = 3;
 const WARM: u8 = 2;
 
 /// One in this many frames is for the small queue.
-const SMALL_SHARE: usize = 10;
+pub(crate) const SMALL_SHARE: usize = 10;
 
 /// What the policy asks of a page.
 pub(crate) trait Entry {

@@ -2,6 +2,7 @@
 
 use heterokv_quant::RowLayout;
 
+use crate::disk::{HEADER_BYTES, SLOT_ALIGN};
 use crate::{Arena, Error, Result};
 
 /// Shape of a store.
@@ -36,6 +37,13 @@ pub struct DryRun {
 impl StoreShape {
     /// The most that a page may hold.
     const MAX_PAGE_BYTES: usize = 1 << 30;
+
+    /// Rows of a page that fills two blocks of a disk together with its header, one at least: less would leave parts of
+    /// blocks unused, and more would be read for the sake of a few rows.
+    #[must_use]
+    pub fn page_size_of(layout: &RowLayout) -> usize {
+        ((2 * SLOT_ALIGN - HEADER_BYTES) / layout.row_bytes().max(1)).max(1)
+    }
 
     /// Bytes that the store allocates for `num_rows` rows in every (layer, KV head).
     #[must_use]
@@ -76,13 +84,15 @@ impl StoreShape {
 }
 
 impl DryRun {
-    pub(crate) fn new(
+    /// Where so many pages would be whose frames take `frame_bytes` each, `num_open` of them pages that take rows.
+    #[must_use]
+    pub fn new(
         num_pages: usize,
         num_open: usize,
         frame_bytes: usize,
         ram_budget_bytes: usize,
     ) -> Self {
-        let max_frames = ram_budget_bytes / frame_bytes;
+        let max_frames = ram_budget_bytes / frame_bytes.max(1);
         let ram_pages = num_pages.min(max_frames);
         let disk_pages = num_pages - ram_pages;
         let is_enough = disk_pages == 0 || num_open < max_frames;

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::path::Path;
 
-use super::mapped;
+use super::{direct, mapped};
 
 /// A file system. Paths are those of the folder that a store was given, and of files in it.
 pub trait Files: Debug + Send + Sync {
@@ -93,6 +93,9 @@ pub enum Reads {
     /// and a file truncated by another process would end ours. A truncation in the very moment of the
     /// copy still would; pread has no such moment.
     Mapped,
+    /// Past the system's cache of files, so that RAM holds what the budget says and nothing twice: by positioned
+    /// reads into memory aligned for the disk, and a copy. On Linux, and where the file system has it.
+    Direct,
 }
 
 /// The file system of the machine.
@@ -105,18 +108,27 @@ pub struct OsFiles {
 #[derive(Debug)]
 struct OsFile {
     file: std::fs::File,
+    /// The same file, where it is read past the system's cache.
+    direct: Option<std::fs::File>,
     reads: Reads,
+}
+
+impl OsFile {
+    fn new(file: std::fs::File, path: &Path, reads: Reads) -> io::Result<Self> {
+        let direct = (reads == Reads::Direct).then(|| direct::open(path)).transpose()?;
+        Ok(Self { file, direct, reads })
+    }
 }
 
 impl Files for OsFiles {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let mut options = std::fs::OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Box::new(OsFile { file, reads: self.reads }))
+        Ok(Box::new(OsFile::new(file, path, self.reads)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(OsFile { file: std::fs::File::open(path)?, reads: self.reads }))
+        Ok(Box::new(OsFile::new(std::fs::File::open(path)?, path, self.reads)?))
     }
 
     fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
@@ -151,9 +163,10 @@ impl File for OsFile {
     }
 
     fn read_at(&self, offset: u64, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        match self.reads {
-            Reads::Pread => positioned::read(&self.file, offset, parts),
-            Reads::Mapped => mapped::read(&self.file, offset, parts),
+        match (self.reads, &self.direct) {
+            (Reads::Mapped, _) => mapped::read(&self.file, offset, parts),
+            (_, Some(file)) => direct::read(file, offset, parts),
+            (_, None) => positioned::read(&self.file, offset, parts),
         }
     }
 

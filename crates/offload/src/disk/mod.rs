@@ -3,6 +3,7 @@
 //! A slot begins at a multiple of 4,096 bytes, so that writing one cannot tear another. It is free again when its
 //! [`Slot`] is dropped, and a file of which no slot is used is removed.
 
+mod direct;
 mod files;
 mod header;
 mod mapped;
@@ -22,7 +23,7 @@ use crate::sync::{Mutex, lock};
 use crate::{Damage, DiskOptions, Error, Result};
 
 /// What slots are aligned to: the largest unit in which disks and file systems write.
-const SLOT_ALIGN: usize = 4096;
+pub(crate) const SLOT_ALIGN: usize = 4096;
 
 /// The files of one store.
 #[derive(Debug)]

@@ -109,3 +109,29 @@ fn without_its_check_a_damaged_page_would_be_read_as_data() {
     assert!(matches!(result, Err(Error::DamagedPage { damage: Damage::Checksum, .. })));
     assert_ne!(buffer, [1; 100]);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn reads_past_the_systems_cache_begin_and_end_anywhere() {
+    // On the disk that the build is on; folders for temporary files may be in RAM.
+    let program = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let path = folder.path().join("file");
+    let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i * 7 % 251) as u8).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let file = match (OsFiles { reads: Reads::Direct }).open(&path) {
+        Ok(file) => file,
+        Err(error) => return assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}"),
+    };
+    for (offset, len) in [(0, 10_000), (0, 1), (4095, 2), (4096, 4096), (5000, 5000), (9999, 1)] {
+        let (mut first, mut second) = (vec![0; len / 3], vec![0; len - len / 3]);
+        let mut parts = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+        read_all(&*file, offset as u64, &mut parts).unwrap();
+        assert_eq!([first, second].concat(), bytes[offset..][..len], "{offset} {len}");
+    }
+    for offset in [9_999, 10_000, 12_288, 20_000] {
+        let mut rest = [0; 2];
+        let error = read_all(&*file, offset, &mut [IoSliceMut::new(&mut rest)]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{offset}");
+    }
+}

@@ -147,8 +147,8 @@ fn files_that_are_cut_or_emptied_under_us_are_noticed_page_by_page() {
 
 #[test]
 fn a_real_file_that_is_removed_or_cut_under_us() {
-    for reads in [heterokv_offload::Reads::Pread, heterokv_offload::Reads::Mapped] {
-        let folder = tempfile::tempdir().unwrap();
+    for reads in real_reads() {
+        let folder = folder();
         let store = Store::open(StoreOptions {
             shape: shape(4),
             ram_budget_bytes: 4 * 64,

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use heterokv_offload::{
-    DiskOptions, Files, HeadRows, Result, Sequence, Store, StoreOptions, StoreShape,
+    DiskOptions, Files, HeadRows, OsFiles, Reads, Result, Sequence, Store, StoreOptions, StoreShape,
 };
 use heterokv_quant::{RowFormat, RowLayout, RowSource};
 
@@ -45,6 +45,21 @@ fn open(files: Arc<dyn Files>, num_frames: usize) -> Result<Store> {
         ram_budget_bytes: num_frames * 64,
         disk: Some(disk(files, Path::new("folder"))),
     })
+}
+
+/// A folder on the disk that the build is on; those for temporary files may be in RAM.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Every way to read real files, but for the one past the system's cache where the file system has none.
+fn real_reads() -> Vec<Reads> {
+    let mut all = vec![Reads::Pread, Reads::Mapped];
+    match (OsFiles { reads: Reads::Direct }).create(&folder().path().join("file")) {
+        Ok(_) => all.push(Reads::Direct),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Unsupported, "{error}"),
+    }
+    all
 }
 
 /// Row number `i` of a stream, and its bytes in a store.

@@ -1,6 +1,6 @@
 //! Memory is bounded, as the store counts it and as the system does.
 
-use heterokv_offload::{DryRun, OsFiles, Reads, StoreShape};
+use heterokv_offload::DryRun;
 
 use crate::*;
 
@@ -19,9 +19,9 @@ const BESIDE: (usize, usize) = (250, 2 << 20);
 #[test]
 #[cfg(target_os = "linux")]
 fn a_stream_of_twenty_budgets_takes_one() {
-    for reads in ["pread", "mapped"] {
+    for reads in real_reads().iter().map(|reads| format!("{reads:?}")) {
         let mut stream = std::process::Command::new(std::env::current_exe().unwrap());
-        stream.args(["memory::stream", "--exact", "--nocapture"]).env(READS, reads);
+        stream.args(["memory::stream", "--exact", "--nocapture"]).env(READS, &reads);
         let output = stream.output().unwrap();
         print!("{reads}: {}", String::from_utf8_lossy(&output.stdout));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -37,8 +37,9 @@ const READS: &str = "HETEROKV_STREAM_READS";
 fn stream() {
     const BUDGET: usize = 6 << 20;
     let Ok(reads) = std::env::var(READS) else { return };
-    let reads = if reads == "mapped" { Reads::Mapped } else { Reads::Pread };
-    let folder = tempfile::tempdir().unwrap();
+    let named = real_reads().into_iter().find(|one| format!("{one:?}") == reads);
+    let reads = named.expect("it is one of them");
+    let folder = folder();
     let layout = RowLayout { key: None, value: RowFormat::Int8, head_dim: 64 };
     let shape = StoreShape { num_layers: 1, num_kv_heads: 2, page_size: 256, layout };
     let disk = disk(Arc::new(OsFiles { reads }), folder.path());
