@@ -2,16 +2,17 @@
 
 use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
 use heterokv_evict::SelectScratch;
-use heterokv_offload::{Arena, Sequence, Store};
+use heterokv_offload::{Arena, Sequence, Stats};
 use heterokv_quant::{KeyCoder, Level, Precision};
 use rayon::prelude::*;
 
 use crate::head::{HeadCache, Stores};
+use crate::hints::Hints;
 use crate::host_step::HostStep;
-use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes};
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
-use crate::{Error, Profile, Result};
+use crate::{Error, HostOptions, Profile, Result};
 
 /// Stretches of exact rows, each a page at most, that one task of a decode step takes.
 const EXACT_TASK_SEGMENTS: usize = 8;
@@ -92,6 +93,7 @@ pub struct KvCache {
     level: Level,
     device: Arena,
     host: Option<Sequence>,
+    hints: Hints,
     /// `[num_layers, num_kv_heads]`.
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
@@ -100,7 +102,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache. With a `profile`, its tables are used and nothing is fitted on the prompt.
+    /// An empty cache whose host store is in RAM. With a `profile`, its tables are used and nothing is fitted on the
+    /// prompt.
     ///
     /// # Errors
     /// When the options do not go together, the key format refuses the shape, or the profile is for
@@ -110,6 +113,22 @@ impl KvCache {
         config: CacheConfig,
         level: Level,
         profile: Option<&Profile>,
+    ) -> Result<Self> {
+        Self::with_host(shape, config, level, profile, HostOptions::default())
+    }
+
+    /// [`KvCache::new`] with a host store under a budget, on a disk below it. A step then asks for what the next layer
+    /// will probably read, so that the disk reads it while this layer is computed. A `full` cache has no host store, and
+    /// takes the options without effect.
+    ///
+    /// # Errors
+    /// As there, and what the disk refuses.
+    pub fn with_host(
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+        host: HostOptions,
     ) -> Result<Self> {
         shape.heads.check()?;
         let device = Arena::new("device");
@@ -138,12 +157,12 @@ impl KvCache {
                         HeadCache::hca(place, plan, head_dim, coder(place), &device)
                     })
                     .collect();
-                let host = Store::in_ram(host_shape(config, &shape))?.sequence();
-                (heads?, Some(host))
+                (heads?, Some(host.open(config, &shape)?))
             }
         };
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
-        Ok(Self { shape, config, level, device, host, heads, groups, stats: ReadStats::default() })
+        let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
+        Ok(Self { shape, config, level, device, host, hints, heads, groups, stats })
     }
 
     /// The shape this cache was made for.
@@ -190,6 +209,12 @@ impl KvCache {
         self.host.as_ref().map_or(0, Sequence::in_use_bytes)
     }
 
+    /// What the host store holds and has done, where there is one; forks share it.
+    #[must_use]
+    pub fn host_stats(&self) -> Option<Stats> {
+        self.host.as_ref().map(|host| host.store().stats())
+    }
+
     /// Device bytes over the bytes of the same tokens in a full f16 cache; 0 for an empty cache.
     #[must_use]
     pub fn ratio(&self) -> f64 {
@@ -217,7 +242,8 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
-        Ok(Self { config, heads: heads?, host, device, groups, ..*self })
+        let hints = self.hints.clone();
+        Ok(Self { config, heads: heads?, host, hints, device, groups, ..*self })
     }
 
     /// The layer's heads and where their tokens go.
@@ -328,6 +354,7 @@ impl KvCache {
                 .collect::<Result<_>>()?;
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
             step.add_rows(&mut states, &selections)?;
+            self.hints.after(host, layer, &selections);
             if !config.renormalise {
                 for (state, selection) in states.iter_mut().zip(&selections) {
                     for (head, &lse) in selection.full_lse.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! The bytes that a cache takes, component by component, by the functions that its allocations use.
 
-use heterokv_offload::StoreShape;
+use heterokv_offload::{DryRun, StoreShape};
 use heterokv_quant::{KeyFormat, KeyLayout, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
@@ -11,9 +11,6 @@ use crate::{Error, KvShape, Result};
 
 /// Tokens of a page of the recent window: small, since one page more than the window needs is held.
 pub(crate) const WINDOW_PAGE_TOKENS: usize = 8;
-
-/// Rows of a page of the host store.
-pub(crate) const HOST_PAGE_TOKENS: usize = 64;
 
 /// Coded tokens from which tables are fitted.
 pub(crate) const FIT_TOKENS: usize = 256;
@@ -68,6 +65,10 @@ pub struct CachePlan {
     pub most_device_bytes: usize,
     /// Bytes on the host.
     pub host_bytes: usize,
+    /// Pages that they are in.
+    pub host_pages: usize,
+    /// Those of them that are not full, and stay in RAM to take rows.
+    pub host_open_pages: usize,
     /// Bytes of scratch for scores, weights and selections, shared by all layers; not part of any ratio.
     pub score_scratch_bytes: usize,
     /// Bytes of the same tokens in a full f16 cache.
@@ -88,6 +89,8 @@ impl CachePlan {
             device: DeviceBytes::default(),
             most_device_bytes: 0,
             host_bytes: 0,
+            host_pages: 0,
+            host_open_pages: 0,
             score_scratch_bytes: 0,
             full_bytes: full_bytes(shape, num_tokens),
             coded_from_tokens: 0,
@@ -108,6 +111,9 @@ impl CachePlan {
                     let coded = of_head.coded_after_prompt(num_tokens);
                     let host = host_shape(config, shape);
                     let host = StoreShape { num_layers: 1, num_kv_heads: num_heads, ..host };
+                    let is_open = !coded.is_multiple_of(host.page_size);
+                    plan.host_pages += num_heads * coded.div_ceil(host.page_size);
+                    plan.host_open_pages += if is_open { num_heads } else { 0 };
                     plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
                     plan.most_device_bytes += num_heads * of_head.most_bytes(num_tokens);
                     plan.host_bytes += host.bytes(coded);
@@ -119,6 +125,13 @@ impl CachePlan {
             }
         }
         Ok(plan)
+    }
+
+    /// What a budget would hold of the host's rows in RAM, and what would be on disk.
+    #[must_use]
+    pub fn host_dry_run(&self, ram_budget_bytes: usize) -> DryRun {
+        let frame_bytes = self.host_bytes / self.host_pages.max(1);
+        DryRun::new(self.host_pages, self.host_open_pages, frame_bytes, ram_budget_bytes)
     }
 
     /// Device bytes over the bytes of a full f16 cache.
@@ -137,11 +150,12 @@ pub fn full_bytes(shape: &KvShape, num_tokens: usize) -> usize {
 /// The shape of the host store of a config.
 pub(crate) fn host_shape(config: &HcaConfig, shape: &KvShape) -> StoreShape {
     let head_dim = shape.heads.head_dim;
+    let layout = RowLayout { key: config.rescore, value: config.values, head_dim };
     StoreShape {
         num_layers: shape.num_layers,
         num_kv_heads: shape.heads.num_kv_heads,
-        page_size: HOST_PAGE_TOKENS,
-        layout: RowLayout { key: config.rescore, value: config.values, head_dim },
+        page_size: StoreShape::page_size_of(&layout),
+        layout,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod eval;
+mod host;
 mod quantity;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
 
 pub(crate) use eval::{EvalArgs, ReportArgs, SampleArgs};
+pub(crate) use host::HostArgs;
 use quantity::{parse_bits, parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
 
 /// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
@@ -86,6 +88,8 @@ pub(crate) struct CacheArgs {
     pub(crate) terms: CacheTerms,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
 }
 
 /// Where it is computed.
@@ -257,6 +261,9 @@ pub(crate) struct PlanArgs {
     /// Memory of the device: 80GiB, 80GB, or plain bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
     pub(crate) device_memory: Option<u64>,
+    /// RAM for the rows on the host: says what of them would be on a disk
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_negative_numbers = true)]
+    pub(crate) host_memory: Option<u64>,
     /// Print one JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,

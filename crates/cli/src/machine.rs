@@ -12,6 +12,7 @@ use heterokv_model::{
 };
 
 use crate::args::{CacheArgs, Place};
+use crate::host::HostPlace;
 use crate::load::{Opened, check_ratio};
 use crate::output::{bytes, ratio, say, tokens};
 use crate::requirement::{check_memory, check_parts, kv_shape, plan};
@@ -40,11 +41,11 @@ pub(crate) fn run_on(
                 args.place.device_memory.is_none(),
                 "--device-memory is of a GPU; add --device gpu"
             );
-            let (model, cache) = on_host(opened, args, &resolved, reservation)?;
+            let (model, cache, _place) = on_host(opened, args, &resolved, reservation)?;
             run(Box::new(HostDecoder::new(&model, cache)))
         }
         Place::Gpu(choice) => {
-            let (model, cache) = on_device(opened, args, &resolved, reservation, choice)?;
+            let (model, cache, _place) = on_device(opened, args, &resolved, reservation, choice)?;
             run(Box::new(DeviceDecoder::new(&model, cache)))
         }
     }
@@ -55,15 +56,17 @@ fn on_host(
     args: &CacheArgs,
     resolved: &CacheConfig,
     reservation: Reservation,
-) -> Result<(Model, KvCache)> {
+) -> Result<(Model, KvCache, HostPlace)> {
     let config = opened.checkpoint.config();
     let at_prompt = plan(config, resolved, reservation.prompt_tokens)?;
-    let at_end = plan(config, resolved, reservation.total_tokens)?;
+    let mut at_end = plan(config, resolved, reservation.total_tokens)?;
+    let mut place = HostPlace::new(&args.host, opened, resolved, &mut at_end)?;
     check_memory(config, opened.weight_bytes()?, &[at_end], reservation.prompt_tokens)?;
     let profile = opened.profile(args.terms.profile.as_ref())?;
-    let cache = opened.cache(resolved.clone(), profile.as_ref())?;
+    let host = std::mem::take(&mut place.options);
+    let cache = opened.cache(resolved.clone(), profile.as_ref(), host)?;
     say_what_runs(&opened.first_line(), args, reservation, at_prompt.ratio())?;
-    Ok((opened.load()?, cache))
+    Ok((opened.load()?, cache, place))
 }
 
 fn on_device(
@@ -72,12 +75,13 @@ fn on_device(
     resolved: &CacheConfig,
     reservation: Reservation,
     choice: DeviceChoice,
-) -> Result<(DeviceModel, DeviceCache)> {
+) -> Result<(DeviceModel, DeviceCache, HostPlace)> {
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let budget_bytes = args.place.device_memory;
     // Lengths are bounded here.
-    let at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
+    let mut at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
+    let mut place = HostPlace::new(&args.host, opened, resolved, &mut at_end)?;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
     let is_software = gpu.summary().kind == DeviceKind::Software;
     ensure!(
@@ -117,19 +121,20 @@ fn on_device(
         bytes(planned.held_bytes())
     );
     let device = Arc::new(Device::new(Arc::new(gpu)));
-    let cache = DeviceCache::new(
+    let cache = DeviceCache::with_host(
         Arc::clone(&device),
         shape,
         resolved.clone(),
         opened.level(),
         profile.as_ref(),
         reservation,
+        std::mem::take(&mut place.options),
     )?;
     // There is room for the reply from the start.
     let full = heterokv_cache::full_bytes(&shape, reservation.total_tokens.max(1));
     let reached = planned.cache as f64 / full as f64;
     say_what_runs(&first_line, args, reservation, reached)?;
-    Ok((opened.load_on(device)?, cache))
+    Ok((opened.load_on(device)?, cache, place))
 }
 
 fn say_what_runs(

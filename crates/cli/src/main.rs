@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod failure;
+mod host;
 mod interrupt;
 mod load;
 mod machine;

@@ -1,11 +1,14 @@
 //! Where every byte of a cache is and how long a reply took, for `--stats` and `--json`.
 
+mod store;
+
 use heterokv_cache::{CacheConfig, CacheSpec, DeviceBytes, full_bytes};
 use heterokv_model::{CacheFigures, Generation};
 use serde::Serialize;
 
 use crate::output::{self, bytes, count, percent, table};
 use crate::requirement::peak_memory_bytes;
+use store::StoreReport;
 
 /// What a cache holds and what a reply took.
 #[derive(Serialize)]
@@ -20,6 +23,8 @@ pub(crate) struct Report {
     /// Share of the tokens whose rows a step fetched from the host.
     rows_read: f64,
     host_bytes_read_per_token: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_store: Option<StoreReport>,
     #[serde(flatten)]
     link: Option<Link>,
     prompt_tokens: usize,
@@ -65,6 +70,7 @@ impl Report {
             ratio: cache.ratio(),
             rows_read: stats.rows_read(),
             host_bytes_read_per_token: per_token(stats.host_bytes),
+            host_store: cache.host.as_ref().map(StoreReport::new),
             link: cache.link.map(|link| Link {
                 to_host_bytes_per_token: per_token(link.to_host_bytes),
                 to_device_bytes_per_token: per_token(link.to_device_bytes),
@@ -118,6 +124,8 @@ impl Report {
             row("reply", self.speed(self.generated_tokens, self.decode_tok_s)),
             row("time to first token", format!("{:.2} s", self.first_token_seconds)),
         ];
+        let of_store = self.host_store.iter().flat_map(StoreReport::rows);
+        rows.extend(of_store.map(|(name, value)| row(name, value)));
         rows.extend(self.link.iter().flat_map(|link| {
             let per_token = |n: f64| format!("{}/token", bytes(n as u64));
             [

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use heterokv_cache::{CacheConfig, DeviceBytes, KvCache, KvShape, ReadStats};
+use heterokv_cache::{CacheConfig, DeviceBytes, HostStats, KvCache, KvShape, ReadStats};
 
 use crate::{Error, Model, ModelConfig, Progress, Result, Sampler};
 
@@ -77,6 +77,8 @@ pub struct CacheFigures {
     pub host_bytes: usize,
     /// What steps have read.
     pub stats: ReadStats,
+    /// What the host store holds and has done, where there is one.
+    pub host: Option<HostStats>,
     /// What has crossed between the two, and all that the device holds; none where it is an arena in RAM.
     pub link: Option<LinkFigures>,
 }
@@ -173,6 +175,7 @@ impl Decoder for HostDecoder<'_> {
             device: self.cache.device_bytes(),
             host_bytes: self.cache.host_in_use_bytes(),
             stats: self.cache.stats(),
+            host: self.cache.host_stats(),
             link: None,
         }
     }

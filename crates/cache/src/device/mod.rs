@@ -32,14 +32,15 @@ use std::sync::Arc;
 
 use heterokv_attn::device::Device;
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Landing};
-use heterokv_offload::{Sequence, Store};
+use heterokv_offload::{Sequence, Stats};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::cache::{ReadStats, check_token};
 use crate::head::normalised;
-use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::hints::Hints;
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes};
 use crate::spec::CacheConfig;
-use crate::{AttentionCache, Error, KvShape, Profile, Result};
+use crate::{AttentionCache, Error, HostOptions, KvShape, Profile, Result};
 
 use coded::CodedSet;
 use lists::{RowLists, States};
@@ -59,6 +60,7 @@ pub struct DeviceCache {
     rows: RowPool,
     layers: Vec<Layer>,
     host: Option<Sequence>,
+    hints: Hints,
     states: States,
     /// None where nothing is coded.
     scratch: Option<Scratch>,
@@ -108,8 +110,8 @@ struct Head {
 }
 
 impl DeviceCache {
-    /// An empty cache with room for what `reservation` says; more is made as it is needed. With a `profile`, its tables
-    /// are used and nothing is fitted on the prompt.
+    /// An empty cache with room for what `reservation` says, more is made as it is needed, and a host store in RAM. With
+    /// a `profile`, its tables are used and nothing is fitted on the prompt.
     ///
     /// # Errors
     /// As [`KvCache::new`](crate::KvCache::new); [`Error::NotOnDevice`] for keys that have no kernels; and what the device
@@ -121,6 +123,23 @@ impl DeviceCache {
         level: Level,
         profile: Option<&Profile>,
         reservation: Reservation,
+    ) -> Result<Self> {
+        let host = HostOptions::default();
+        Self::with_host(device, shape, config, level, profile, reservation, host)
+    }
+
+    /// [`DeviceCache::new`] with a host store under a budget, as [`KvCache::with_host`](crate::KvCache::with_host).
+    ///
+    /// # Errors
+    /// As there, and what the disk refuses.
+    pub fn with_host(
+        device: Arc<Device>,
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+        reservation: Reservation,
+        host: HostOptions,
     ) -> Result<Self> {
         shape.heads.check()?;
         match (&config, profile) {
@@ -155,7 +174,7 @@ impl DeviceCache {
         }
         let host = match &config {
             CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
+            CacheConfig::Hca(hca) => Some(host.open(hca, &shape)?),
         };
         let heads = shape.heads;
         let row_bytes = 4 * heads.qo_row_len() as u64;
@@ -164,6 +183,7 @@ impl DeviceCache {
             rows,
             layers,
             host,
+            hints: Hints::new(shape.num_layers),
             states,
             scratch: plan.scratch.map(|size| Scratch::new(gpu, heads, size)).transpose()?,
             buffers: StepBuffers {
@@ -225,6 +245,12 @@ impl DeviceCache {
     #[must_use]
     pub fn host_in_use_bytes(&self) -> usize {
         self.host.as_ref().map_or(0, Sequence::in_use_bytes)
+    }
+
+    /// What the host store holds and has done, where there is one.
+    #[must_use]
+    pub fn host_stats(&self) -> Option<Stats> {
+        self.host.as_ref().map(|host| host.store().stats())
     }
 
     /// Whether the cache needs to know how much a prompt's queries look at each channel: to fit tables on.

@@ -314,6 +314,7 @@ impl DeviceCache {
             return Ok(());
         }
         step.add_rows(&mut states, &results.selections)?;
+        self.hints.after(host, layer, &results.selections);
         if !config.renormalise {
             for (kv_head, (state, selection)) in
                 states.iter_mut().zip(&results.selections).enumerate()

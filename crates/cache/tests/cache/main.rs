@@ -2,6 +2,7 @@
 
 mod bytes;
 mod copies;
+mod disk;
 mod exact;
 mod mixes;
 mod profiles;

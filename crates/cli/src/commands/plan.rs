@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Error as CacheError, Reservation};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, DryRun, Error as CacheError, Reservation};
 use heterokv_gpu::Limits;
 use heterokv_model::{
     Checkpoint, ComputeType, DeviceModelPlan, ModelConfig, PrefillBytes, f16_weight_bytes,
@@ -67,6 +67,27 @@ struct Planned {
     gpu: Vec<OnGpu>,
     weights: Vec<Weights>,
     device_memory_bytes: Option<u64>,
+    /// Of the host's rows, under the budget that is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<HostSplit>,
+}
+
+/// Where the rows of the host would be.
+#[derive(Serialize)]
+struct HostSplit {
+    memory_bytes: u64,
+    ram_bytes: usize,
+    disk_bytes: usize,
+    /// Whether the pages that take rows have room in RAM.
+    is_enough: bool,
+}
+
+impl HostSplit {
+    fn new(plan: &CachePlan, memory_bytes: u64) -> Self {
+        let run = plan.host_dry_run(usize::try_from(memory_bytes).unwrap_or(usize::MAX));
+        let DryRun { ram_bytes, disk_bytes, is_enough, .. } = run;
+        Self { memory_bytes, ram_bytes, disk_bytes, is_enough }
+    }
 }
 
 fn by_name<S: Serializer>(
@@ -90,7 +111,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let num_tokens = args.context.unwrap_or(shape.config.max_context_tokens);
     ensure!(num_tokens > 0, "--context must be at least 1");
     let planned: Result<Vec<Planned>> =
-        args.cache.iter().map(|spec| shape.plan(spec, num_tokens, args.device_memory)).collect();
+        args.cache.iter().map(|spec| shape.plan(spec, num_tokens, args)).collect();
     let planned = planned?;
     for (planned, spec) in planned.iter().zip(&args.cache) {
         say_uncoded(spec, &planned.plan);
@@ -150,7 +171,8 @@ impl Shape {
         Ok(Self { name: args.model.clone(), config, checkpoint: None, weights })
     }
 
-    fn plan(&self, spec: &CacheSpec, num_tokens: usize, memory: Option<u64>) -> Result<Planned> {
+    fn plan(&self, spec: &CacheSpec, num_tokens: usize, args: &PlanArgs) -> Result<Planned> {
+        let memory = args.device_memory;
         let fingerprint = self.checkpoint.as_ref().map(|open| open.fingerprint().to_string());
         let cache = spec.resolve(&kv_shape(&self.config)?, fingerprint.as_deref())?;
         let plan = plan(&self.config, &cache, num_tokens)?;
@@ -163,6 +185,7 @@ impl Shape {
             spec: cache.to_string(),
             device_total_bytes: plan.device.total(),
             ratio: plan.ratio(),
+            host: args.host_memory.map(|memory| HostSplit::new(&plan, memory)),
             plan,
             prefill,
             gpu: gpu.collect::<Result<_>>()?,
@@ -284,6 +307,18 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     rows.extend([
         row("host", &|_| String::new()),
         row("  values, and exact keys if kept", &|p| size(p.plan.host_bytes)),
+    ]);
+    if let Some(HostSplit { memory_bytes, .. }) = planned.first().and_then(|p| p.host.as_ref()) {
+        let of_host = |p: &Planned, of: &dyn Fn(&HostSplit) -> String| match &p.host {
+            Some(host) if host.is_enough => of(host),
+            Some(_) => "too little".to_owned(),
+            None => String::new(),
+        };
+        let title = format!("  in {} of RAM", bytes(*memory_bytes));
+        rows.push(row(&title, &|p| of_host(p, &|host| size(host.ram_bytes))));
+        rows.push(row("  on disk", &|p| of_host(p, &|host| size(host.disk_bytes))));
+    }
+    rows.extend([
         row("while reading the prompt", &|_| String::new()),
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),

@@ -7,5 +7,6 @@ mod bad_input;
 mod device;
 mod evals;
 mod fixture;
+mod host;
 mod runs;
 mod sizes;

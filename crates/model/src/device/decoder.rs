@@ -88,6 +88,7 @@ impl Decoder for DeviceDecoder<'_> {
             device: self.cache.device_bytes(),
             host_bytes: self.cache.host_in_use_bytes(),
             stats: self.cache.stats(),
+            host: self.cache.host_stats(),
             link: Some(LinkFigures {
                 to_host_bytes: crossed.to_host,
                 to_device_bytes: crossed.to_device,

@@ -1,0 +1,55 @@
+//! Hints to the host store: which pages a layer will probably read, while nothing else is read for it.
+
+use heterokv_offload::{Sequence, Ticket};
+use heterokv_quant::rows::page_spans;
+
+use crate::select::HeadSelection;
+
+/// What the last step of each layer took from the host, most of which the next step takes again.
+#[derive(Debug)]
+pub(crate) struct Hints {
+    /// `[num_layers]`, and in each `[num_kv_heads]`: rows, ascending. Empty before the first step.
+    taken: Vec<Vec<Vec<u32>>>,
+    /// The hints that were given last.
+    tickets: Vec<Ticket>,
+}
+
+impl Hints {
+    /// Before the first step.
+    pub(crate) fn new(num_layers: usize) -> Self {
+        Self { taken: vec![Vec::new(); num_layers], tickets: Vec::new() }
+    }
+
+    /// Remembers what a layer has read, and asks for what the next one read in the step before: the disk, which has just
+    /// become idle, then works while the next layer's queries and scores are computed. Nothing is done where all rows are
+    /// in RAM.
+    ///
+    /// A hint that cannot be followed is no error: the reader that comes then meets the same one.
+    pub(crate) fn after(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
+        let mut pages_left = host.store().hint_pages();
+        if pages_left == 0 {
+            return;
+        }
+        self.taken[layer] = selections.iter().map(|one| one.positions.clone()).collect();
+        let next = (layer + 1) % self.taken.len();
+        let page_size = host.store().shape().page_size as u32;
+        self.tickets.drain(..).for_each(Ticket::cancel);
+        for (kv_head, positions) in self.taken[next].iter().enumerate() {
+            let spans = page_spans(positions, page_size).take(pages_left);
+            let (num_pages, num_rows) =
+                spans.fold((0, 0), |(pages, _), (_, span)| (pages + 1, span.end));
+            pages_left -= num_pages;
+            if num_rows > 0 {
+                // Rows are only ever added, unless the cache is cut, and then its hints are of no use.
+                self.tickets.extend(host.rows(next, kv_head).prefetch(&positions[..num_rows]));
+            }
+        }
+    }
+}
+
+impl Clone for Hints {
+    /// What was taken; the hints under way are the first one's.
+    fn clone(&self) -> Self {
+        Self { taken: self.taken.clone(), tickets: Vec::new() }
+    }
+}
