@@ -6,14 +6,15 @@ use clap::{Args, Parser, Subcommand};
 use heterokv_quant::KeyFormat;
 
 use crate::gpu::GpuArgs;
+use crate::load::LoadArgs;
 use crate::scan::MAX_GROUP_SIZE;
 use crate::{end_to_end, instructions};
 
 /// Far more than machines have cores.
-const MAX_THREADS: usize = 1024;
+pub(crate) const MAX_THREADS: usize = 1024;
 
 /// Far more than any cache holds, MiB.
-const MAX_MEMORY: usize = 64 << 10;
+pub(crate) const MAX_MEMORY: usize = 64 << 10;
 
 /// Measure heterokv; `cargo xtask bench` builds and starts this program
 ///
@@ -36,6 +37,8 @@ pub(crate) enum Suite {
     Quant(QuantArgs),
     /// Kernels on a GPU: GB/s of each beside a copy; with --derived, the bytes of each and the times that follow
     Gpu(GpuArgs),
+    /// A cache with more rows than RAM may hold: decode steps over rows on a disk, beside the same with all in RAM
+    Load(LoadArgs),
     /// One cache and context, in a process of its own
     #[command(hide = true)]
     EndToEndProcess(end_to_end::ChildArgs),
@@ -195,17 +198,18 @@ impl Options {
         match &self.suite {
             None => self.steps.threads,
             Some(Suite::Quant(quant)) => quant.threads,
+            Some(Suite::Load(load)) => load.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
             Some(Suite::InstructionsProcess(_) | Suite::Gpu(_)) => 1,
         }
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number, at least 1".to_owned())
 }
 
-fn from_one_to<const MAX: usize>(text: &str) -> Result<usize, String> {
+pub(crate) fn from_one_to<const MAX: usize>(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| (1..=MAX).contains(n));
     number.ok_or_else(|| format!("a whole number from 1 to {MAX}"))
 }

@@ -34,6 +34,7 @@ mod formats;
 mod gpu;
 mod instructions;
 mod interleave;
+mod load;
 mod machine;
 mod memory;
 mod model_step;

@@ -15,7 +15,6 @@ use crate::environment::Environment;
 use crate::machine::{self, Sizes};
 use crate::memory::Room;
 use crate::prompt_rows::PromptRows;
-use crate::quality::default_corpus;
 use crate::record::Record;
 use crate::selection::Selection;
 use crate::settings::Settings;
@@ -105,7 +104,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
     let wants = |suite: &str| wants_suite(&selection, suite);
     let is_step_wanted = wants(attention::SUITE) || wants(model_step::SUITE);
     let place = match is_step_wanted || wants(end_to_end::SUITE) {
-        true => Some(place(arguments)?),
+        true => Some(Place::asked(arguments.test, &arguments.model, &arguments.corpus)?),
         false => None,
     };
     let level = Level::detect();
@@ -175,7 +174,7 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
 fn beside_peers(arguments: &StepArgs) -> Result<Record> {
     let venv = &arguments.peers_folder;
     InstalledPeers::at(venv)?;
-    let place = place(arguments)?;
+    let place = Place::asked(arguments.test, &arguments.model, &arguments.corpus)?;
     let level = Level::detect();
     let pool = machine::threads(arguments.threads)?;
     let mut record = Record::new(&Environment::detect(level, arguments.threads));
@@ -254,20 +253,6 @@ fn steps(
 /// Whether a case of the suite may be wanted: unless the filter names another.
 fn wants_suite(selection: &Selection, suite: &str) -> bool {
     !tables::SUITES.iter().any(|other| *other != suite && selection.names(other))
-}
-
-/// Model and text, which are there.
-fn place(arguments: &StepArgs) -> Result<Place> {
-    if arguments.test {
-        return Ok(Place::tiny());
-    }
-    let model = arguments.model.clone();
-    let model = model
-        .context("this suite needs a model; pass --model PATH, or `--test` for the tiny one")?;
-    let corpus = arguments.corpus.clone().unwrap_or_else(default_corpus);
-    ensure!(corpus.is_file(), "there is no text {}; pass one by --corpus PATH", corpus.display());
-    ensure!(model.exists(), "there is no model {}; pass one by --model PATH", model.display());
-    Ok(Place { model, corpus: Some(corpus) })
 }
 
 /// The caches asked for behind `full`, or all presets.

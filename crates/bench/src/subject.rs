@@ -11,6 +11,8 @@ use heterokv_model::{Checkpoint, ComputeType, Model};
 use heterokv_quant::Level;
 use heterokv_testkit::Inputs;
 
+use crate::quality::default_corpus;
+
 /// A random checkpoint of the tests, which every checkout has.
 const TINY_MODEL: &str = "../../tests/fixtures/llama3-q8_0/model.gguf";
 
@@ -34,6 +36,31 @@ impl Place {
     /// The tiny model of the tests.
     pub(crate) fn tiny() -> Self {
         Self { model: Path::new(env!("CARGO_MANIFEST_DIR")).join(TINY_MODEL), corpus: None }
+    }
+
+    /// The tiny model of the tests, or the model and the text that are asked for; the latter has a default.
+    ///
+    /// # Errors
+    /// One that is not named or not there.
+    pub(crate) fn asked(
+        is_test: bool,
+        model: &Option<PathBuf>,
+        corpus: &Option<PathBuf>,
+    ) -> Result<Self> {
+        if is_test {
+            return Ok(Self::tiny());
+        }
+        let model = model.clone();
+        let model = model
+            .context("this suite needs a model; pass --model PATH, or `--test` for the tiny one")?;
+        let corpus = corpus.clone().unwrap_or_else(default_corpus);
+        ensure!(
+            corpus.is_file(),
+            "there is no text {}; pass one by --corpus PATH",
+            corpus.display()
+        );
+        ensure!(model.exists(), "there is no model {}; pass one by --model PATH", model.display());
+        Ok(Self { model, corpus: Some(corpus) })
     }
 
     /// Loads the model and `num_tokens` tokens.
