@@ -353,6 +353,7 @@ impl KvCache {
                 })
                 .collect::<Result<_>>()?;
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
+            self.hints.before(host, layer, &selections);
             step.add_rows(&mut states, &selections)?;
             self.hints.after(host, layer, &selections);
             if !config.renormalise {

@@ -1,4 +1,4 @@
-//! Hints to the host store: which pages a layer will probably read, while nothing else is read for it.
+//! Hints to the host store: which pages a layer is about to read, and which the next one probably will.
 
 use heterokv_offload::{Sequence, Ticket};
 use heterokv_quant::rows::page_spans;
@@ -20,28 +20,45 @@ impl Hints {
         Self { taken: vec![Vec::new(); num_layers], tickets: Vec::new() }
     }
 
+    /// Asks for all that a layer is about to read, so that the disk has as much to do at a time as it can, however few
+    /// rows a task of the sum has.
+    pub(crate) fn before(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
+        self.ask(host, layer, selections.iter().map(|one| &one.positions[..]));
+    }
+
     /// Remembers what a layer has read, and asks for what the next one read in the step before: the disk, which has just
-    /// become idle, then works while the next layer's queries and scores are computed. Nothing is done where all rows are
-    /// in RAM.
-    ///
-    /// A hint that cannot be followed is no error: the reader that comes then meets the same one.
+    /// become idle, then works while the next layer's queries and scores are computed.
     pub(crate) fn after(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
-        let mut pages_left = host.store().hint_pages();
-        if pages_left == 0 {
+        if host.store().hint_pages() == 0 {
             return;
         }
         self.taken[layer] = selections.iter().map(|one| one.positions.clone()).collect();
         let next = (layer + 1) % self.taken.len();
+        let taken = std::mem::take(&mut self.taken[next]);
+        self.ask(host, next, taken.iter().map(|positions| &positions[..]));
+        self.taken[next] = taken;
+    }
+
+    /// Asks for rows of each KV head of a layer, as far as it is of use, in the place of what was asked for before.
+    /// Nothing is done where all rows are in RAM.
+    ///
+    /// A hint that cannot be followed is no error: the reader that comes then meets the same one.
+    fn ask<'a>(&mut self, host: &Sequence, layer: usize, heads: impl Iterator<Item = &'a [u32]>) {
+        let mut pages_left = host.store().hint_pages();
+        if pages_left == 0 {
+            return;
+        }
         let page_size = host.store().shape().page_size as u32;
         self.tickets.drain(..).for_each(Ticket::cancel);
-        for (kv_head, positions) in self.taken[next].iter().enumerate() {
+        for (kv_head, positions) in heads.enumerate() {
             let spans = page_spans(positions, page_size).take(pages_left);
             let (num_pages, num_rows) =
                 spans.fold((0, 0), |(pages, _), (_, span)| (pages + 1, span.end));
             pages_left -= num_pages;
             if num_rows > 0 {
                 // Rows are only ever added, unless the cache is cut, and then its hints are of no use.
-                self.tickets.extend(host.rows(next, kv_head).prefetch(&positions[..num_rows]));
+                let rows = host.rows(layer, kv_head);
+                self.tickets.extend(rows.prefetch(&positions[..num_rows]));
             }
         }
     }

@@ -28,7 +28,9 @@ pub(super) fn read_rate(folder: &Path, reads: Reads, num_threads: usize) -> Resu
         let path = folder.join(name);
         let len =
             fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?.len();
-        blocks.extend((0..len.div_ceil(BLOCK_BYTES)).map(|block| (path.clone(), block * BLOCK_BYTES)));
+        blocks.extend(
+            (0..len.div_ceil(BLOCK_BYTES)).map(|block| (path.clone(), block * BLOCK_BYTES)),
+        );
     }
     blocks.truncate((MOST_BYTES / BLOCK_BYTES) as usize);
     ensure!(!blocks.is_empty(), "the store has no files");

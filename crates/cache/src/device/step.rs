@@ -313,6 +313,7 @@ impl DeviceCache {
             // As the states of the host are.
             return Ok(());
         }
+        self.hints.before(host, layer, &results.selections);
         step.add_rows(&mut states, &results.selections)?;
         self.hints.after(host, layer, &results.selections);
         if !config.renormalise {
