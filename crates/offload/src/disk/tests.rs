@@ -109,3 +109,13 @@ fn without_its_check_a_damaged_page_would_be_read_as_data() {
     assert!(matches!(result, Err(Error::DamagedPage { damage: Damage::Checksum, .. })));
     assert_ne!(buffer, [1; 100]);
 }
+
+#[test]
+fn nothing_lies_behind_the_last_slot() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path(), 1 << 20);
+    let file = Arc::clone(&write(&disk, 1)[0].file);
+    let place = |idx| Place { file: Arc::clone(&file), idx, checksum: 0 };
+    assert!(place(4).is_before(&place(5)) && !place(4).is_before(&place(6)));
+    assert!(!place(u32::MAX).is_before(&place(0)));
+}

@@ -6,6 +6,7 @@
 mod bad_input;
 mod concurrent;
 mod crash;
+mod fair;
 mod faults;
 mod hints;
 mod kill;

@@ -94,6 +94,9 @@ fn a_dry_run_says_what_a_budget_holds() {
     assert!(shape.dry_run(101, 5 * 64).is_enough);
     assert_eq!(shape.dry_run(0, 0), DryRun { is_enough: true, ..DryRun::default() });
     assert_eq!(shape.dry_run(101, usize::MAX).ram_bytes, shape.bytes(101));
+    let beyond = shape.dry_run(usize::MAX, usize::MAX);
+    assert_eq!((beyond.ram_bytes > 1 << 60, beyond.disk_bytes), (true, usize::MAX));
+    assert_eq!(shape.bytes(usize::MAX), usize::MAX);
 
     let store = open(Arc::new(crate::sim::Sim::default()), 50).unwrap();
     let mut sequence = store.sequence();
@@ -105,4 +108,11 @@ fn a_dry_run_says_what_a_budget_holds() {
     assert_eq!(store.dry_run(50 * 64 + 63), expected);
     assert_eq!(store.dry_run(usize::MAX).ram_pages, 104);
     assert!(!store.dry_run(4 * 64).is_enough);
+    // What is saved need not stay in RAM, and what takes rows beside it must.
+    sequence.save("talk").unwrap();
+    assert_eq!(store.stats().dirty_pages, 0);
+    let mut others = [store.sequence(), store.sequence()];
+    others.iter_mut().for_each(|other| append(other, (0, 0), 1, 1).unwrap());
+    assert!(!store.dry_run(2 * 64).is_enough);
+    assert!(store.dry_run(3 * 64).is_enough);
 }
