@@ -3,7 +3,9 @@
 
 #![no_main]
 
-use heterokv_offload_fuzz::{Folder, Outcome, check, folder, overwrite};
+mod common;
+
+use common::{Folder, Outcome, check, folder, overwrite};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 

@@ -15,7 +15,7 @@ use heterokv_offload::{
 use heterokv_quant::{RowFormat, RowLayout, RowSource};
 use twox_hash::xxhash3_64::Hasher;
 
-use crate::sim::Sim;
+use super::sim::Sim;
 
 const LAYOUT: RowLayout = RowLayout { key: None, value: RowFormat::F16, head_dim: 8 };
 

@@ -1,8 +1,7 @@
 //! What the targets share: the folder of saved sequences that the tests change too, changes drawn from the fuzzer's
 //! bytes, and a bound of what may be allocated.
 
-// The tests make use of the rest.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "the tests make use of the rest")]
 
 #[path = "../../tests/offload/sim.rs"]
 mod sim;
@@ -14,7 +13,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use peak_alloc::PeakAlloc;
 
-pub use tampered::{Folder, Outcome};
+pub(crate) use tampered::{Folder, Outcome};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -23,13 +22,13 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 const BESIDE: usize = 1 << 20;
 
 /// The folder, unchanged.
-pub fn folder() -> Folder {
+pub(crate) fn folder() -> Folder {
     static FOLDER: LazyLock<Folder> = LazyLock::new(Folder::new);
     FOLDER.clone()
 }
 
 /// Checks a folder, and that this takes no more than a few times the `len` bytes that the fuzzer made of it.
-pub fn check(folder: &Folder, len: usize) -> Outcome {
+pub(crate) fn check(folder: &Folder, len: usize) -> Outcome {
     let before = ALLOCATED.current_usage();
     ALLOCATED.reset_peak_usage();
     let outcome = folder.check();
@@ -39,7 +38,7 @@ pub fn check(folder: &Folder, len: usize) -> Outcome {
 }
 
 /// Bytes changed in place: a number of any width overwritten, a part copied over another, or two swapped.
-pub fn overwrite(bytes: &mut [u8], input: &mut Unstructured<'_>) -> Result<()> {
+pub(crate) fn overwrite(bytes: &mut [u8], input: &mut Unstructured<'_>) -> Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }
