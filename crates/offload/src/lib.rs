@@ -33,6 +33,7 @@
 //! This crate knows no attention maths, no model and no selection policy.
 
 mod arena;
+mod dirty;
 mod disk;
 mod error;
 mod gather;
@@ -52,6 +53,7 @@ mod sync;
 mod table;
 mod ticket;
 mod transfer;
+mod turns;
 
 pub use arena::{Arena, Block, Charge};
 pub use disk::{File, Files, OsFiles, Reads};

@@ -5,7 +5,7 @@
 //! (its name is among the ghosts) enters the main queue. Reading a page only raises its own heat: no lock, no queue.
 //!
 //! The queues hold pages that can leave without being written first. A page enters when it has been read from disk or
-//! written to it.
+//! written to it. One that is gone stays until it is noticed; at most as many are gone as are there, and a few.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -17,6 +17,9 @@ const WARM: u8 = 2;
 
 /// One in this many frames is for the small queue.
 pub(crate) const SMALL_SHARE: usize = 10;
+
+/// Entries below which pages that are gone are not looked for.
+const FEW: usize = 64;
 
 /// What the policy asks of a page.
 pub(crate) trait Entry {
@@ -41,17 +44,30 @@ pub(crate) struct S3Fifo<E> {
     main: VecDeque<E>,
     ghosts: VecDeque<u64>,
     is_ghost: HashSet<u64>,
+    /// The number of entries from which on pages that are gone are looked for.
+    sweep_at: usize,
 }
 
 impl<E: Entry> S3Fifo<E> {
     /// Empty queues for a budget.
     pub(crate) fn new(max_frames: usize) -> Self {
-        let [small, main] = [VecDeque::new(), VecDeque::new()];
-        Self { max_frames, small, main, ghosts: VecDeque::new(), is_ghost: HashSet::new() }
+        Self {
+            max_frames,
+            small: VecDeque::new(),
+            main: VecDeque::new(),
+            ghosts: VecDeque::new(),
+            is_ghost: HashSet::new(),
+            sweep_at: FEW,
+        }
     }
 
     /// Takes in a page that has come to RAM, or can leave it from now on.
     pub(crate) fn insert(&mut self, entry: E) {
+        if self.small.len() + self.main.len() >= self.sweep_at {
+            self.small.retain(|entry| entry.heat().is_some());
+            self.main.retain(|entry| entry.heat().is_some());
+            self.sweep_at = 2 * (self.small.len() + self.main.len()) + FEW;
+        }
         if self.is_ghost.remove(&entry.id()) {
             self.main.push_back(entry);
         } else {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::sync::{Condvar, Mutex, lock, wait};
+use crate::turns::Turns;
 
 /// What goes first. Each has a lane of its own, bounded by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,8 @@ struct State<J> {
 
 #[derive(Debug)]
 struct Lane<J> {
-    /// Sequences with jobs, the one whose turn it is first.
-    turns: VecDeque<VecDeque<(J, Instant)>>,
+    /// None is empty.
+    turns: Turns<VecDeque<(J, Instant)>>,
     len: usize,
 }
 
@@ -75,7 +76,7 @@ impl<J: Job> Queue<J> {
 
     /// An empty queue whose lanes take `lane_len` jobs each.
     pub(crate) fn new(lane_len: usize) -> Self {
-        let lane = || Lane { turns: VecDeque::new(), len: 0 };
+        let lane = || Lane { turns: Turns::new(), len: 0 };
         let state = State { lanes: [lane(), lane(), lane()], is_closed: false };
         let [filled, drained] = [Condvar::new(), Condvar::new()];
         Self { lane_len, state: Mutex::new(state), filled, drained }
@@ -139,7 +140,7 @@ impl<J: Job> Queue<J> {
     pub(crate) fn clear(&self) {
         let mut state = lock(&self.state);
         for lane in &mut state.lanes {
-            lane.turns.clear();
+            lane.turns = Turns::new();
             lane.len = 0;
         }
         self.drained.notify_all();
@@ -154,19 +155,13 @@ impl<J: Job> Queue<J> {
 
 impl<J: Job> Lane<J> {
     fn push(&mut self, job: J) {
-        let entry = (job, Instant::now());
-        let sequence = entry.0.sequence();
-        let is_its = |turn: &&mut VecDeque<(J, Instant)>| turn[0].0.sequence() == sequence;
-        match self.turns.iter_mut().find(is_its) {
-            Some(turn) => turn.push_back(entry),
-            None => self.turns.push_back(VecDeque::from([entry])),
-        }
+        self.turns.list(job.sequence()).push_back((job, Instant::now()));
         self.len += 1;
     }
 
     /// The first job of the sequence whose turn it is, and those after it that go with it.
     fn take(&mut self, most: usize) -> Option<(Vec<J>, Instant)> {
-        let mut turn = self.turns.pop_front()?;
+        let (sequence, mut turn) = self.turns.take_next()?;
         let (first, since) = turn.pop_front()?;
         let mut jobs = vec![first];
         while jobs.len() < most
@@ -177,7 +172,7 @@ impl<J: Job> Lane<J> {
         }
         self.len -= jobs.len();
         if !turn.is_empty() {
-            self.turns.push_back(turn);
+            self.turns.put_back(sequence, turn);
         }
         Some((jobs, since))
     }

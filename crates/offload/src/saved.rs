@@ -27,7 +27,7 @@ const ENDING: &str = ".saved";
 /// What the name of a file ends with that is to become a table's.
 const NEW_ENDING: &str = ".saved-new";
 
-/// The most bytes that a table is read of.
+/// The most bytes of a table.
 const MAX_TABLE_BYTES: u64 = 1 << 30;
 
 /// The saved sequences of a store's folder.
@@ -103,7 +103,11 @@ impl Store {
         if !saved.entries.contains_key(name) {
             return Err(Error::NoSuchSave { name: name.to_owned() });
         }
-        disk.remove(&disk.folder.join(format!("{name}{ENDING}")))?;
+        match disk.remove(&disk.folder.join(format!("{name}{ENDING}"))) {
+            // An earlier attempt may have come so far.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            removed => removed?,
+        }
         disk.sync_folder()?;
         saved.entries.remove(name);
         Ok(())
@@ -140,8 +144,8 @@ impl Saved {
             let heads = table.and_then(|table| heads_of(shared, &disk, name, &table, &mut opened));
             entries.insert(name.to_owned(), Entry::new(heads));
         }
-        if !is_all_known {
-            // A table that cannot be read may name them.
+        if entries.values().any(|entry: &Entry| entry.heads.is_err()) {
+            // A sequence that cannot be had now may have pages in them.
             opened.values().for_each(|file| file.keep());
         }
         shared.disk = Some(disk);
@@ -152,6 +156,9 @@ impl Saved {
     fn write_table(&mut self, disk: &Disk, name: &str, table: &[u8]) -> Result<PathBuf> {
         let path = disk.folder.join(format!("{name}{NEW_ENDING}"));
         let write = || {
+            if table.len() as u64 > MAX_TABLE_BYTES {
+                return Err(io::Error::from(ErrorKind::FileTooLarge));
+            }
             let file = disk.files.create(&path)?;
             disk::write_all(&*file, 0, &mut [IoSlice::new(table)])?;
             file.sync()

@@ -184,7 +184,7 @@ impl Sequence {
             Tail::None | Tail::Part(_) => false,
         };
         if !is_own {
-            let mut frame = shared.take_frame()?;
+            let mut frame = shared.take_frame(self.number)?;
             let copy = &mut frame.bytes_mut()[..len];
             match &head.tail {
                 Tail::None => {}

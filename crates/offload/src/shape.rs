@@ -45,19 +45,24 @@ impl StoreShape {
         ((2 * SLOT_ALIGN - HEADER_BYTES) / layout.row_bytes().max(1)).max(1)
     }
 
-    /// Bytes that the store allocates for `num_rows` rows in every (layer, KV head).
+    /// Bytes that the store allocates for `num_rows` rows in every (layer, KV head); the most that there are where it
+    /// is more.
     #[must_use]
     pub fn bytes(&self, num_rows: usize) -> usize {
-        self.num_heads() * num_rows.div_ceil(self.page_size) * self.frame_bytes()
+        self.num_pages(num_rows).saturating_mul(self.frame_bytes())
     }
 
     /// What a budget would hold in RAM of `num_rows` rows in every (layer, KV head), and what would be
     /// on disk.
     #[must_use]
     pub fn dry_run(&self, num_rows: usize, ram_budget_bytes: usize) -> DryRun {
-        let num_pages = self.num_heads() * num_rows.div_ceil(self.page_size);
+        let num_pages = self.num_pages(num_rows);
         let num_open = if num_rows.is_multiple_of(self.page_size) { 0 } else { self.num_heads() };
         DryRun::new(num_pages, num_open, self.frame_bytes(), ram_budget_bytes)
+    }
+
+    fn num_pages(&self, num_rows: usize) -> usize {
+        self.num_heads().saturating_mul(num_rows.div_ceil(self.page_size))
     }
 
     /// Pairs of layer and KV head.
@@ -77,6 +82,7 @@ impl StoreShape {
     pub(crate) fn check(&self) -> Result<()> {
         Error::unless_within("number of layers", self.num_layers, 1..=1 << 16)?;
         Error::unless_within("number of KV heads", self.num_kv_heads, 1..=1 << 16)?;
+        Error::unless_within("number of KV heads in all layers", self.num_heads(), 1..=1 << 20)?;
         Error::unless_within("head_dim", self.layout.head_dim, 1..=1 << 16)?;
         let most = Self::MAX_PAGE_BYTES / self.layout.row_bytes();
         Error::unless_within("page size in rows", self.page_size, 1..=most)
@@ -96,7 +102,8 @@ impl DryRun {
         let ram_pages = num_pages.min(max_frames);
         let disk_pages = num_pages - ram_pages;
         let is_enough = disk_pages == 0 || num_open < max_frames;
-        let [ram_bytes, disk_bytes] = [ram_pages, disk_pages].map(|pages| pages * frame_bytes);
+        let [ram_bytes, disk_bytes] =
+            [ram_pages, disk_pages].map(|pages| pages.saturating_mul(frame_bytes));
         Self { ram_pages, ram_bytes, disk_pages, disk_bytes, is_enough }
     }
 }

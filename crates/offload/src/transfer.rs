@@ -3,6 +3,10 @@
 //! Whoever needs a frame makes the room for it: it lets a clean page go, or else writes dirty ones itself. So a producer
 //! is slowed by as much as the disk needs, and progress depends on no other thread: a wait is only ever for somebody who
 //! holds frames at that moment and waits for none ([`Memory`]).
+//!
+//! It writes dirty pages of the sequence for which it needs the frame as long as there are any, and others' in their turn
+//! only then ([`Dirty`]): one that floods the store pays for its own pages, and one that fills few waits for one batch,
+//! of its own or of another.
 
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
@@ -10,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use crate::dirty::Dirty;
 use crate::disk::{Disk, Header, Place};
 use crate::inbox::Arrival;
 use crate::memory::{Busy, Frame, Memory, SharedFrame};
@@ -34,8 +39,8 @@ pub(crate) struct Shared {
     pub(crate) disk: Option<Disk>,
     pub(crate) queue: Queue<Transfer>,
     pub(crate) policy: Mutex<S3Fifo<Weak<Page>>>,
-    /// Pages to be written, first those that were filled first.
-    pub(crate) dirty: Mutex<VecDeque<Weak<Page>>>,
+    /// Pages to be written.
+    pub(crate) dirty: Mutex<Dirty>,
     pub(crate) counters: Counters,
     /// The first failure of a write that nobody waited for.
     pub(crate) failed: Mutex<Option<Error>>,
@@ -48,7 +53,7 @@ pub(crate) struct Shared {
 pub(crate) enum Transfer {
     /// A page to be read, and where it lies. One that is gone by its turn is not.
     Read { page: Weak<Page>, sequence: u32, place: Option<Place> },
-    /// Dirty pages to be written, those that were filled first; the sequence is the one that gave the reason.
+    /// Dirty pages to be written, of whichever sequence's turn it is; the one here is the one that gave the reason.
     Write { sequence: u32 },
 }
 
@@ -94,7 +99,7 @@ impl Shared {
             queue: Queue::new(queue_len),
             policy: Mutex::new(S3Fifo::new(memory.max_frames())),
             memory,
-            dirty: Mutex::default(),
+            dirty: Mutex::new(Dirty::new()),
             counters: Counters::new(),
             failed: Mutex::default(),
             next_page: AtomicU64::new(0),
@@ -102,15 +107,15 @@ impl Shared {
         }
     }
 
-    /// A frame for good; waits for room.
+    /// A frame for good, for a page of a sequence; waits for room.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] where all frames are held for good, and what a write fails with that was to make room.
-    pub(crate) fn take_frame(&self) -> Result<Frame> {
-        self.wait_for_frame().map(|(frame, _)| frame)
+    pub(crate) fn take_frame(&self, sequence: u32) -> Result<Frame> {
+        self.wait_for_frame(sequence).map(|(frame, _)| frame)
     }
 
-    fn wait_for_frame(&self) -> Result<(Frame, Busy)> {
+    fn wait_for_frame(&self, sequence: u32) -> Result<(Frame, Busy)> {
         if let Some(taken) = self.try_take_frame()? {
             return Ok(taken);
         }
@@ -124,7 +129,7 @@ impl Shared {
                 self.counters.room_waits.record(since.elapsed());
                 return Ok(taken);
             }
-            if !self.write_some(0)? && !waiting.wait() {
+            if !self.write_some(0, Some(sequence))? && !waiting.wait() {
                 return Err(self.memory.out_of_memory());
             }
         }
@@ -149,7 +154,7 @@ impl Shared {
         let page = Arc::new(Page::dirty(id, name, num_rows, frame));
         if self.disk.is_some() {
             let mut dirty = lock(&self.dirty);
-            dirty.push_back(Arc::downgrade(&page));
+            dirty.insert(&page);
             if dirty.len() > self.max_dirty() {
                 // Where the queue is full or closed, whoever needs room writes.
                 let write = Transfer::Write { sequence: name.sequence };
@@ -161,7 +166,7 @@ impl Shared {
 
     /// Dirty pages.
     pub(crate) fn num_dirty(&self) -> usize {
-        lock(&self.dirty).iter().filter(|page| page.strong_count() > 0).count()
+        lock(&self.dirty).num_pages()
     }
 
     /// Dirty pages from which on they are written; the other half of RAM is for pages that can leave at once.
@@ -169,19 +174,19 @@ impl Shared {
         self.memory.max_frames() / 2
     }
 
-    /// Writes dirty pages, those that were filled first, if there are more than `most`; false where there are not.
-    fn write_some(&self, most: usize) -> Result<bool> {
+    /// Writes dirty pages if there are more than `most`, of the preferred sequence if it has any, else of the one whose
+    /// turn it is; false where there are not.
+    fn write_some(&self, most: usize, preferred: Option<u32>) -> Result<bool> {
         let mut dirty = lock(&self.dirty);
         if dirty.len() <= most {
             return Ok(false);
         }
         // Busy from the moment that others do not find them.
         let _busy = self.memory.enter();
-        let num_pages = dirty.len().min(MAX_WRITE);
-        let pages: Vec<_> = dirty.drain(..num_pages).filter_map(|page| page.upgrade()).collect();
+        let pages = dirty.take(MAX_WRITE, preferred);
         drop(dirty);
         self.write(&pages)?;
-        Ok(true)
+        Ok(!pages.is_empty())
     }
 
     /// Writes those of the pages that have no slot yet and that nobody is writing.
@@ -212,6 +217,7 @@ impl Shared {
             let page = writing.pages.pop_front().expect("a slot for each page at most");
             self.counters.written_bytes.add(self.payload_bytes(&page));
             page.end_write(Some(slot));
+            lock(&self.dirty).remove(&page);
             lock(&self.policy).insert(Arc::downgrade(&page));
         }
         if result.is_err() {
@@ -259,7 +265,7 @@ impl Shared {
         }
         while let Some(page) = reading.pages.front() {
             let taken = if page.is_demanded() {
-                self.wait_for_frame().map(Some)
+                self.wait_for_frame(page.name.sequence).map(Some)
             } else {
                 self.try_take_frame()
             };
@@ -323,7 +329,7 @@ impl Shared {
             self.counters.queue_waits.record(waited);
             let name = jobs.iter().find_map(|job| job.page()).map(|page| page.name);
             let run = AssertUnwindSafe(|| match priority {
-                Priority::WriteBehind => self.write_some(self.max_dirty()).map(drop),
+                Priority::WriteBehind => self.write_some(self.max_dirty(), None).map(drop),
                 Priority::Demand | Priority::Prefetch => {
                     self.read(jobs.iter().filter_map(Transfer::page).collect());
                     Ok(())
@@ -362,9 +368,9 @@ struct Writing<'a> {
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        while let Some(page) = self.pages.pop_back() {
+        for page in &self.pages {
             page.end_write(None);
-            lock(&self.shared.dirty).push_front(Arc::downgrade(&page));
+            lock(&self.shared.dirty).insert(page);
         }
     }
 }

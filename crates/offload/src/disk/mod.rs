@@ -111,8 +111,8 @@ impl Disk {
             files.lock(&lock_path).map_err(|source| io_error("lock", &lock_path, source))?;
         let names = files.names(folder).map_err(|source| io_error("list", folder, source))?;
         let last_file = names.iter().filter_map(|name| file_number(name)).max();
-        let last_file = last_file.map_or(0, |last| last as usize);
-        Error::unless_within("number of a file", last_file, 0..=u32::MAX as usize - 1)?;
+        let last_file = last_file.unwrap_or(0);
+        check_file_number(last_file)?;
         let slot_bytes = (HEADER_BYTES + page_bytes).next_multiple_of(SLOT_ALIGN);
         let slots_per_file = options.file_bytes / slot_bytes as u64;
         let disk = Self {
@@ -121,11 +121,7 @@ impl Disk {
             slot_bytes,
             slots_per_file: u32::try_from(slots_per_file).unwrap_or(u32::MAX).max(1),
             zeros: vec![0; slot_bytes],
-            growing: Mutex::new(Growing {
-                next_file: last_file as u32 + 1,
-                last: None,
-                all: Vec::new(),
-            }),
+            growing: Mutex::new(Growing { next_file: last_file + 1, last: None, all: Vec::new() }),
             folder_lock: folder_lock.into(),
         };
         Ok((disk, names))
@@ -280,6 +276,7 @@ impl Disk {
             return Ok(run);
         }
         let number = growing.next_file;
+        check_file_number(number)?;
         let path = self.path(number);
         let file = self.files.create(&path).map_err(|source| io_error("create", &path, source))?;
         let file = Arc::new(SlotFile::new(number, path, self, file));
@@ -394,7 +391,7 @@ impl Drop for Slot {
 impl Place {
     /// Whether `next` lies right behind this one.
     pub(crate) fn is_before(&self, next: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &next.file) && self.idx + 1 == next.idx
+        Arc::ptr_eq(&self.file, &next.file) && self.idx.checked_add(1) == Some(next.idx)
     }
 }
 
@@ -407,6 +404,11 @@ pub(crate) fn file_name(number: u32) -> String {
 pub(crate) fn file_number(name: &str) -> Option<u32> {
     let number = name.strip_prefix("pages-")?.parse().ok()?;
     (name == file_name(number)).then_some(number)
+}
+
+/// Refuses the last number, which no other comes after.
+fn check_file_number(number: u32) -> Result<()> {
+    Error::unless_within("number of a file", number as usize, 0..=u32::MAX as usize - 1)
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {

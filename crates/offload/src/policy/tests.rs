@@ -151,3 +151,18 @@ fn held_pages_stay_and_gone_ones_do_not_count() {
     assert!(!cache.policy.evict());
     assert_eq!(cache.policy.len(), 0);
 }
+
+#[test]
+fn pages_that_are_gone_do_not_pile_up_where_nothing_has_to_leave() {
+    let mut policy = S3Fifo::new(usize::MAX);
+    let page = |id| Rc::new(Fake { id, ..Fake::default() });
+    let kept: Vec<_> = (0..10).map(page).collect();
+    kept.iter().for_each(|page| policy.insert(Rc::clone(page)));
+    for id in 10..10_000 {
+        let page = page(id);
+        page.is_gone.set(true);
+        policy.insert(page);
+        assert!(policy.small.len() + policy.main.len() <= 2 * kept.len() + FEW + 1);
+    }
+    assert_eq!(policy.len(), 10);
+}

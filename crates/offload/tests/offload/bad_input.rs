@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use heterokv_offload::{Damage, Error, OsFiles, StoreShape};
+use heterokv_offload::{Damage, Error, Files, OsFiles, StoreShape};
 
 use crate::sim::Sim;
 use crate::*;
@@ -25,6 +25,7 @@ fn shapes_and_options_that_no_store_can_have() {
         StoreShape { num_kv_heads: 0, ..good },
         StoreShape { num_layers: usize::MAX, ..good },
         StoreShape { num_kv_heads: usize::MAX, ..good },
+        StoreShape { num_layers: 1 << 16, num_kv_heads: 1 << 16, ..good },
         StoreShape { page_size: 0, ..good },
         StoreShape { page_size: usize::MAX, ..good },
         StoreShape { layout, ..good },
@@ -45,6 +46,24 @@ fn shapes_and_options_that_no_store_can_have() {
         let error = error(StoreOptions { disk, shape: good.shape, ..good });
         assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     }
+}
+
+#[test]
+fn numbers_of_files_end_and_no_file_is_written_twice() {
+    let sim = Sim::default();
+    sim.create(Path::new("folder/pages-4294967295")).unwrap();
+    let options = |sim: &Sim| open(Arc::new(sim.clone()), 4);
+    let error = options(&sim).unwrap_err();
+    assert!(matches!(error, Error::OutOfRange { what: "number of a file", .. }), "{error}");
+    let sim = Sim::default();
+    sim.create(Path::new("folder/pages-4294967293")).unwrap();
+    let store = options(&sim).unwrap();
+    let mut sequence = store.sequence();
+    let error = append(&mut sequence, (0, 0), 1, 400).unwrap_err();
+    assert!(matches!(error, Error::OutOfRange { what: "number of a file", .. }), "{error}");
+    assert_eq!(sim.names(), ["pages-4294967294"]);
+    let num_rows = sequence.rows(0, 0).num_rows();
+    assert!(num_rows > 5 * 4, "the last file takes its pages");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use heterokv_offload::{Damage, Error};
+use heterokv_offload::{Damage, Error, Files};
 
 use crate::sim::{Call, Fate, Sim};
 use crate::*;
@@ -39,7 +39,11 @@ fn a_full_disk_is_an_error_of_the_writer_and_loses_nothing() {
         let Error::WritePage { page, source } = &error else { panic!("{error}") };
         assert_eq!((page.layer, page.kv_head), (1, 0));
         assert_eq!(source.kind(), ErrorKind::StorageFull);
-        assert!(sequence.save("name").is_err());
+        for _ in 0..100 {
+            assert!(sequence.save("name").is_err());
+        }
+        let stats = store.stats();
+        assert!(stats.dirty_pages <= stats.ram.pages, "{stats:?}");
         let kept = sequence.rows(1, 0).num_rows();
         assert!((100..200).contains(&kept));
         // What is in RAM, and what was written before, can be read while the disk is full: nothing in RAM is clean,
@@ -166,6 +170,64 @@ fn a_real_file_that_is_removed_or_cut_under_us() {
         let error = read_all(&sequence.rows(1, 0)).unwrap_err();
         assert!(matches!(error, Error::DamagedPage { damage: Damage::Length, .. }), "{error}");
     }
+}
+
+#[test]
+fn a_folder_that_is_removed_under_us_is_an_error_until_it_is_there_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = folder.path().join("within");
+    std::fs::create_dir(&within).unwrap();
+    let disk = Some(disk(Arc::new(heterokv_offload::OsFiles::default()), &within));
+    let options = StoreOptions { shape: shape(4), ram_budget_bytes: 4 * 64, disk };
+    let store = Store::open(options).unwrap();
+    let mut sequence = store.sequence();
+    append(&mut sequence, HEAD, 5, 100).unwrap();
+    std::fs::remove_dir_all(&within).unwrap();
+    let error = append(&mut sequence, HEAD, 5, 100).unwrap_err();
+    assert!(matches!(error, Error::Io { action: "create", .. }), "{error}");
+    assert!(matches!(sequence.save("name"), Err(Error::Io { .. })));
+    let kept = sequence.rows(1, 0).num_rows();
+    std::fs::create_dir(&within).unwrap();
+    append(&mut sequence, HEAD, 5, 200 - kept).unwrap();
+    check(&sequence, HEAD, 5, 200);
+}
+
+#[test]
+fn a_saved_sequence_of_which_a_file_is_missing_for_a_while_keeps_the_others() {
+    let sim = Sim::default();
+    let (store, mut sequence) = spilled(&sim);
+    sequence.save("name").unwrap();
+    drop((sequence, store));
+    let names = sim.names();
+    let pages: Vec<_> = names.iter().filter(|name| name.starts_with("pages-")).collect();
+    assert!(pages.len() > 2, "{names:?}");
+    for name in &pages {
+        let path = Path::new("folder").join(name);
+        sim.rename(&path, Path::new("folder/elsewhere")).unwrap();
+        let store = open(Arc::new(sim.clone()), 4).unwrap();
+        let error = store.load("name").unwrap_err();
+        assert!(matches!(error, Error::Io { action: "open", .. }), "{error}");
+        drop(store);
+        sim.rename(Path::new("folder/elsewhere"), &path).unwrap();
+        assert_eq!(sim.names(), names);
+    }
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    check(&store.load("name").unwrap(), HEAD, 5, 100);
+}
+
+#[test]
+fn a_name_whose_removal_failed_halfway_can_be_removed() {
+    let sim = Sim::default();
+    let (store, mut sequence) = spilled(&sim);
+    sequence.save("name").unwrap();
+    drop(sequence);
+    fail(&sim, Call::SyncFolder, Fate::Fails(ErrorKind::Other));
+    assert!(matches!(store.forget("name"), Err(Error::Io { .. })));
+    sim.clear_hook();
+    store.forget("name").unwrap();
+    assert!(matches!(store.forget("name"), Err(Error::NoSuchSave { .. })));
+    drop(store);
+    assert_eq!(sim.names(), [""; 0]);
 }
 
 #[test]

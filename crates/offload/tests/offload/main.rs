@@ -6,13 +6,16 @@
 mod bad_input;
 mod concurrent;
 mod crash;
+mod fair;
 mod faults;
 mod hints;
+mod hostile;
 mod kill;
 mod machine;
 mod memory;
 mod rows;
 mod sim;
+mod tampered;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -78,6 +78,53 @@ fn stream() {
     assert_eq!(OsFiles::default().names(folder.path()).unwrap(), ["lock"]);
 }
 
+/// The most bytes of address space that the process has had.
+#[cfg(target_os = "linux")]
+fn peak_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+/// Opens thousands of tables with hostile numbers in a process that does nothing else.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hostile_table_takes_no_memory() {
+    let grown = |what: &str| {
+        let mut tables = std::process::Command::new(std::env::current_exe().unwrap());
+        // The system's allocator takes much for each thread otherwise.
+        tables.env(TABLES, what).env("MALLOC_ARENA_MAX", "1");
+        let output = tables.args(["memory::tables", "--exact", "--nocapture"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("grew by ")).unwrap();
+        line.trim_end_matches(" bytes").parse::<usize>().unwrap()
+    };
+    let [hostile, allocated] = ["hostile", "allocated"].map(grown);
+    println!("hostile tables took {hostile} bytes of address space at most");
+    assert!(hostile < 64 << 20, "{hostile}");
+    assert!(allocated > 64 << 20, "what takes some is seen to: {allocated}");
+}
+
+/// Says what the process is to do.
+#[cfg(target_os = "linux")]
+const TABLES: &str = "HETEROKV_HOSTILE_TABLES";
+
+#[test]
+#[cfg(target_os = "linux")]
+fn tables() {
+    let Ok(what) = std::env::var(TABLES) else { return };
+    // With its threads' stacks.
+    drop(open(Arc::new(crate::sim::Sim::default()), 4).unwrap());
+    let before = peak_bytes();
+    if what == "hostile" {
+        crate::hostile::hostile_tables();
+    } else {
+        std::hint::black_box(vec![0_u8; 100 << 20]);
+    }
+    println!("grew by {} bytes", peak_bytes() - before);
+}
+
 #[test]
 fn a_dry_run_says_what_a_budget_holds() {
     let shape = shape(4);
@@ -95,6 +142,9 @@ fn a_dry_run_says_what_a_budget_holds() {
     assert!(shape.dry_run(101, 5 * 64).is_enough);
     assert_eq!(shape.dry_run(0, 0), DryRun { is_enough: true, ..DryRun::default() });
     assert_eq!(shape.dry_run(101, usize::MAX).ram_bytes, shape.bytes(101));
+    let beyond = shape.dry_run(usize::MAX, usize::MAX);
+    assert_eq!((beyond.ram_bytes > 1 << 60, beyond.disk_bytes), (true, usize::MAX));
+    assert_eq!(shape.bytes(usize::MAX), usize::MAX);
 
     let store = open(Arc::new(crate::sim::Sim::default()), 50).unwrap();
     let mut sequence = store.sequence();
@@ -106,4 +156,11 @@ fn a_dry_run_says_what_a_budget_holds() {
     assert_eq!(store.dry_run(50 * 64 + 63), expected);
     assert_eq!(store.dry_run(usize::MAX).ram_pages, 104);
     assert!(!store.dry_run(4 * 64).is_enough);
+    // What is saved need not stay in RAM, and what takes rows beside it must.
+    sequence.save("talk").unwrap();
+    assert_eq!(store.stats().dirty_pages, 0);
+    let mut others = [store.sequence(), store.sequence()];
+    others.iter_mut().for_each(|other| append(other, (0, 0), 1, 1).unwrap());
+    assert!(!store.dry_run(2 * 64).is_enough);
+    assert!(store.dry_run(3 * 64).is_enough);
 }
