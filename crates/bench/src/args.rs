@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use heterokv_quant::KeyFormat;
 
 use crate::gpu::GpuArgs;
+use crate::offload::OffloadArgs;
 use crate::scan::MAX_GROUP_SIZE;
 use crate::{end_to_end, instructions};
 
@@ -13,7 +14,7 @@ use crate::{end_to_end, instructions};
 const MAX_THREADS: usize = 1024;
 
 /// Far more than any cache holds, MiB.
-const MAX_MEMORY: usize = 64 << 10;
+pub(crate) const MAX_MEMORY: usize = 64 << 10;
 
 /// Measure heterokv; `cargo xtask bench` builds and starts this program
 ///
@@ -36,6 +37,8 @@ pub(crate) enum Suite {
     Quant(QuantArgs),
     /// Kernels on a GPU: GB/s of each beside a copy; with --derived, the bytes of each and the times that follow
     Gpu(GpuArgs),
+    /// The host store: rows gathered from RAM, pages read and written, hints, saves
+    Offload(OffloadArgs),
     /// One cache and context, in a process of its own
     #[command(hide = true)]
     EndToEndProcess(end_to_end::ChildArgs),
@@ -196,16 +199,16 @@ impl Options {
             None => self.steps.threads,
             Some(Suite::Quant(quant)) => quant.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
-            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_)) => 1,
+            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_) | Suite::Offload(_)) => 1,
         }
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number, at least 1".to_owned())
 }
 
-fn from_one_to<const MAX: usize>(text: &str) -> Result<usize, String> {
+pub(crate) fn from_one_to<const MAX: usize>(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| (1..=MAX).contains(n));
     number.ok_or_else(|| format!("a whole number from 1 to {MAX}"))
 }

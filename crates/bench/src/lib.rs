@@ -37,6 +37,7 @@ mod interleave;
 mod machine;
 mod memory;
 mod model_step;
+mod offload;
 mod outcome;
 mod page;
 mod peers;

@@ -15,7 +15,7 @@ use crate::quality::KeyCodec;
 use crate::rate_distortion::rate_distortion;
 use crate::scan::ScanFormat;
 use crate::throughput::throughput;
-use crate::{end_to_end, gpu, instructions, steps};
+use crate::{end_to_end, gpu, instructions, offload, steps};
 
 /// Programs of others, measured in the same run.
 #[derive(Default)]
@@ -34,6 +34,7 @@ pub fn run(options: &Options, peers: Peers) -> ExitCode {
         None => steps::run(&options.steps),
         Some(Suite::Quant(arguments)) => quant(arguments, peers),
         Some(Suite::Gpu(arguments)) => gpu::run(arguments).map(|()| true),
+        Some(Suite::Offload(arguments)) => offload::run(arguments),
         Some(Suite::EndToEndProcess(arguments)) => end_to_end::run_child(arguments).map(|()| true),
         Some(Suite::InstructionsProcess(arguments)) => {
             instructions::run_child(arguments).map(|()| true)
@@ -119,11 +120,11 @@ impl Folder {
         self.0
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    fn write(&self, table: &Table) -> Result<()> {
+    pub(crate) fn write(&self, table: &Table) -> Result<()> {
         table.sheet.write_csv(&self.path(&format!("{}.csv", table.stem)))
     }
 }

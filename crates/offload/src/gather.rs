@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use heterokv_quant::rows::page_spans;
+use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowSource};
 
 use crate::inbox::{Arrival, Inbox};
@@ -21,13 +21,13 @@ use crate::{Error, Result, Store};
 /// Pages that a reader has under way at a time.
 const WINDOW: usize = 32;
 
-/// Pages in RAM that a reader holds at a time: their rows are then read without a lock or count between them, so that
-/// the processor asks for many at once.
-const RUN: usize = 16;
+/// Pages in RAM that a reader holds at a time: their rows are asked for together, and read without a lock or count
+/// between them.
+const RUN: usize = 64;
 
 /// A reader of the rows that one (layer, KV head) had when it was made.
 ///
-/// [`visit_rows`](RowSource::visit_rows) visits pages that are in RAM as they come in the list, and the others
+/// [`visit_pages`](RowSource::visit_pages) visits pages that are in RAM as they come in the list, and the others
 /// as they arrive, a bounded number under way at a time. No row is copied and no lock is held during a visit. A
 /// visit must not itself read from the store or append to it: it could wait for room that it holds.
 #[derive(Clone, Debug)]
@@ -84,52 +84,81 @@ impl HeadRows {
     /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.
     ///
     /// # Errors
-    /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
+    /// As [`visit_pages`](RowSource::visit_pages); nothing is pinned then.
     pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
         self.check(positions)?;
         let mut frames = Vec::new();
-        let pages = page_spans(positions, self.page_size());
-        self.visit(pages, &mut |_, frame| frames.push(SharedArc::clone(frame)))?;
+        self.visit(positions, &mut |run| {
+            frames.extend(run.iter().map(|(_, frame)| SharedArc::clone(frame)));
+        })?;
         Ok(Pin { frames, _store: self.store.clone() })
     }
 
     fn visit(
         &self,
-        pages: impl Iterator<Item = PageSpan>,
-        show: &mut dyn FnMut(PageSpan, &SharedFrame),
+        positions: &[u32],
+        show: &mut dyn FnMut(&[(PageSpan, SharedFrame)]),
     ) -> Result<()> {
         let shared = self.store.shared();
         let mut reads = Reads::new(shared);
         let [mut hits, mut prefetch_hits] = [0, 0];
         let mut run = Vec::new();
-        for (page_idx, span) in pages {
-            match self.page(page_idx) {
-                PageOf::Open(frame) => run.push(((page_idx, span), SharedArc::clone(frame))),
+        for (page_idx, span) in page_spans(positions, self.page_size()) {
+            let frame = match self.page(page_idx) {
+                PageOf::Open(frame) => SharedArc::clone(frame),
                 PageOf::Page(page) => match page.read() {
                     Some(resident) => {
                         hits += 1;
                         prefetch_hits += usize::from(resident.was_hinted);
-                        run.push(((page_idx, span), resident.frame));
+                        resident.frame
                     }
-                    None => reads.ask(page, (page_idx, span))?,
+                    None => {
+                        reads.ask(page, (page_idx, span))?;
+                        continue;
+                    }
                 },
-            }
+            };
+            self.rows_of(positions, &(page_idx, span.clone()), &frame)
+                .iter(self.layout().row_bytes())
+                .for_each(|(_, row)| prefetch(row));
+            run.push(((page_idx, span), frame));
             if run.len() == RUN {
-                show_run(&mut run, show);
+                show(&run);
+                run.clear();
                 shared.memory.nudge();
                 while let Some((page, held)) = reads.try_take()? {
-                    show(page, held.frame());
+                    show(&[(page, SharedArc::clone(held.frame()))]);
                 }
             }
         }
-        show_run(&mut run, show);
-        shared.memory.nudge();
+        if !run.is_empty() {
+            show(&run);
+            drop(run);
+            shared.memory.nudge();
+        }
         shared.counters.hits.add(hits);
         shared.counters.prefetch_hits.add(prefetch_hits);
         while let Some((page, held)) = reads.take()? {
-            show(page, held.frame());
+            show(&[(page, SharedArc::clone(held.frame()))]);
         }
         Ok(())
+    }
+
+    /// The rows of a page, of which some are asked for.
+    fn rows_of<'a>(
+        &self,
+        positions: &'a [u32],
+        (page_idx, span): &PageSpan,
+        frame: &'a SharedFrame,
+    ) -> PageRows<'a> {
+        let first_row = page_idx * self.page_size();
+        let num_rows = (self.head.num_rows - first_row as usize).min(self.page_size() as usize);
+        PageRows {
+            bytes: &frame.bytes()[..num_rows * self.layout().row_bytes()],
+            first_row,
+            rows: &positions[span.clone()],
+            offset: span.start,
+        }
     }
 
     fn page(&self, page_idx: u32) -> PageOf<'_> {
@@ -159,27 +188,18 @@ impl RowSource for HeadRows {
         self.store.shape().layout
     }
 
-    fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
+    fn visit_pages(
+        &self,
+        positions: &[u32],
+        visit: &mut dyn FnMut(&[PageRows<'_>]),
+    ) -> Result<()> {
         self.check(positions)?;
-        let (page_size, row_bytes) = (self.page_size(), self.layout().row_bytes());
-        self.visit(page_spans(positions, page_size), &mut |(page_idx, span), frame| {
-            let first_row = page_idx * page_size;
-            let num_rows = (self.head.num_rows - first_row as usize).min(page_size as usize);
-            visit(PageRows {
-                bytes: &frame.bytes()[..num_rows * row_bytes],
-                first_row,
-                rows: &positions[span.clone()],
-                offset: span.start,
-            });
+        self.visit(positions, &mut |run| {
+            let pages: Vec<_> =
+                run.iter().map(|(page, frame)| self.rows_of(positions, page, frame)).collect();
+            visit(&pages);
         })
     }
-}
-
-fn show_run(run: &mut Vec<(PageSpan, SharedFrame)>, show: &mut dyn FnMut(PageSpan, &SharedFrame)) {
-    for (page, frame) in run.iter() {
-        show(page.clone(), frame);
-    }
-    run.clear();
 }
 
 impl Pin {

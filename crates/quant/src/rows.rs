@@ -12,6 +12,7 @@ use half::f16;
 
 use crate::grouped::{GroupSize, Grouped};
 use crate::saturate::to_f16;
+use crate::simd::prefetch::prefetch as request;
 use crate::simd::rows as simd;
 use crate::simd::vectors::{self, F16, Int8, Integers};
 use crate::{Error, Level, Result};
@@ -286,6 +287,16 @@ impl RowLayout {
     }
 }
 
+/// Asks the memory for bytes that will be read soon, and waits for nothing; does nothing where there is no way to ask.
+pub fn prefetch(bytes: &[u8]) {
+    /// Of a cache's line.
+    const LINE_BYTES: usize = 64;
+    let Some(last) = bytes.len().checked_sub(1) else { return };
+    bytes.iter().step_by(LINE_BYTES).for_each(|byte| request(byte));
+    // Bytes that begin within a line may end in one more.
+    request(&bytes[last]);
+}
+
 /// Some of the rows that were asked for, all of one page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRows<'a> {
@@ -317,16 +328,28 @@ pub trait RowSource: Sync {
     /// The layout of the rows.
     fn layout(&self) -> RowLayout;
 
-    /// Visits the rows at `positions` (ascending, without repeats), page by page; the pages may come in
+    /// Visits the rows at `positions` (ascending, without repeats), some pages at a time; the pages may come in
     /// any order, since attention states merge in any order. No page is visited for an empty list.
     ///
     /// # Errors
     /// When a position is out of range or its page cannot be read.
+    fn visit_pages(
+        &self,
+        positions: &[u32],
+        visit: &mut dyn FnMut(&[PageRows<'_>]),
+    ) -> Result<(), Self::Error>;
+
+    /// [`visit_pages`](Self::visit_pages), one page at a time.
+    ///
+    /// # Errors
+    /// As there.
     fn visit_rows(
         &self,
         positions: &[u32],
         visit: &mut dyn FnMut(PageRows<'_>),
-    ) -> Result<(), Self::Error>;
+    ) -> Result<(), Self::Error> {
+        self.visit_pages(positions, &mut |pages| pages.iter().for_each(|page| visit(*page)))
+    }
 }
 
 /// A span of indices split at the boundaries of pages of `page_size` rows: the walk that every
