@@ -8,6 +8,7 @@ use std::time::Instant;
 use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowSource};
 
+use crate::block::{Frames, Seat};
 use crate::inbox::{Arrival, Inbox};
 use crate::memory::{Busy, Held, SharedFrame};
 use crate::page::{Page, Wish};
@@ -55,6 +56,17 @@ enum PageOf<'a> {
     Page(&'a Arc<Page>),
 }
 
+/// Pages in RAM that a reader holds.
+#[derive(Debug, Default)]
+struct Run<'a> {
+    /// Of a block each.
+    frames: Vec<SharedArc<Frames>>,
+    /// A page of the last block.
+    last: Option<&'a Seat>,
+    /// Which of the lists has a page's frame, and where.
+    pages: Vec<(PageSpan, usize, usize)>,
+}
+
 impl HeadRows {
     pub(crate) fn new(store: Store, layer: usize, kv_head: usize, head: Head) -> Self {
         Self { store, layer, kv_head, head }
@@ -89,57 +101,57 @@ impl HeadRows {
         self.check(positions)?;
         let mut frames = Vec::new();
         self.visit(positions, &mut |run| {
-            frames.extend(run.iter().map(|(_, frame)| SharedArc::clone(frame)));
+            frames.extend(run.pages().map(|(_, frame)| SharedArc::clone(frame)));
         })?;
         Ok(Pin { frames, _store: self.store.clone() })
     }
 
-    fn visit(
-        &self,
-        positions: &[u32],
-        show: &mut dyn FnMut(&[(PageSpan, SharedFrame)]),
-    ) -> Result<()> {
+    fn visit(&self, positions: &[u32], show: &mut dyn FnMut(&Run<'_>)) -> Result<()> {
         let shared = self.store.shared();
         let mut reads = Reads::new(shared);
+        let row_bytes = self.layout().row_bytes();
         let [mut hits, mut prefetch_hits] = [0, 0];
-        let mut run = Vec::new();
-        for (page_idx, span) in page_spans(positions, self.page_size()) {
-            let frame = match self.page(page_idx) {
-                PageOf::Open(frame) => SharedArc::clone(frame),
-                PageOf::Page(page) => match page.read() {
-                    Some(resident) => {
-                        hits += 1;
-                        prefetch_hits += usize::from(resident.was_hinted);
-                        resident.frame
-                    }
-                    None => {
-                        reads.ask(page, (page_idx, span))?;
-                        continue;
-                    }
-                },
-            };
-            self.rows_of(positions, &(page_idx, span.clone()), &frame)
-                .iter(self.layout().row_bytes())
-                .for_each(|(_, row)| prefetch(row));
-            run.push(((page_idx, span), frame));
-            if run.len() == RUN {
-                show(&run);
-                run.clear();
-                shared.memory.nudge();
-                while let Some((page, held)) = reads.try_take()? {
-                    show(&[(page, SharedArc::clone(held.frame()))]);
+        let mut spans = page_spans(positions, self.page_size());
+        let mut run = Run::default();
+        loop {
+            // What lies apart is asked for together, a step before it is looked at: the pages, their frames, the rows.
+            let wanted: Vec<_> =
+                spans.by_ref().take(RUN).map(|span| (self.page(span.0), span)).collect();
+            if wanted.is_empty() {
+                break;
+            }
+            for (page, _) in &wanted {
+                if let PageOf::Page(page) = page {
+                    prefetch(&page.seat);
                 }
             }
-        }
-        if !run.is_empty() {
-            show(&run);
-            drop(run);
+            for (page, span) in wanted {
+                match page {
+                    PageOf::Open(frame) => run.push_alone(span, frame),
+                    PageOf::Page(page) if run.push(&span, &page.seat) => {
+                        hits += 1;
+                        prefetch_hits += usize::from(page.seat.note_read());
+                    }
+                    PageOf::Page(page) => reads.ask(page, span)?,
+                }
+            }
+            for (span, frame) in run.pages() {
+                let rows = self.rows_of(positions, span, frame);
+                rows.iter(row_bytes).for_each(|(_, row)| prefetch(row));
+            }
+            if !run.pages.is_empty() {
+                show(&run);
+            }
+            run = Run::default();
             shared.memory.nudge();
+            while let Some((span, held)) = reads.try_take()? {
+                show(&Run::of(span, held.frame()));
+            }
         }
         shared.counters.hits.add(hits);
         shared.counters.prefetch_hits.add(prefetch_hits);
-        while let Some((page, held)) = reads.take()? {
-            show(&[(page, SharedArc::clone(held.frame()))]);
+        while let Some((span, held)) = reads.take()? {
+            show(&Run::of(span, held.frame()));
         }
         Ok(())
     }
@@ -196,8 +208,44 @@ impl RowSource for HeadRows {
         self.check(positions)?;
         self.visit(positions, &mut |run| {
             let pages: Vec<_> =
-                run.iter().map(|(page, frame)| self.rows_of(positions, page, frame)).collect();
+                run.pages().map(|(span, frame)| self.rows_of(positions, span, frame)).collect();
             visit(&pages);
+        })
+    }
+}
+
+impl<'a> Run<'a> {
+    fn of(span: PageSpan, frame: &SharedFrame) -> Self {
+        let mut run = Self::default();
+        run.push_alone(span, frame);
+        run
+    }
+
+    /// Adds a page; false where it is not in RAM.
+    fn push(&mut self, span: &PageSpan, seat: &'a Seat) -> bool {
+        if !self.last.is_some_and(|last| seat.is_beside(last)) {
+            self.frames.push(seat.frames());
+            self.last = Some(seat);
+        }
+        let last = self.frames.len() - 1;
+        let Some(frame) = &self.frames[last][seat.idx()] else { return false };
+        prefetch(&**frame);
+        self.pages.push((span.clone(), last, seat.idx()));
+        true
+    }
+
+    /// Adds a page of which only this frame is held.
+    fn push_alone(&mut self, span: PageSpan, frame: &SharedFrame) {
+        let mut frames = Frames::default();
+        frames[0] = Some(SharedArc::clone(frame));
+        self.pages.push((span, self.frames.len(), 0));
+        self.frames.push(SharedArc::new(frames));
+        self.last = None;
+    }
+
+    fn pages(&self) -> impl Iterator<Item = (&PageSpan, &SharedFrame)> {
+        self.pages.iter().map(|(span, list, idx)| {
+            (span, self.frames[*list][*idx].as_ref().expect("it was seen to be there"))
         })
     }
 }

@@ -41,6 +41,7 @@ pub enum RowFormat {
 impl RowFormat {
     /// Bytes of a vector `[head_dim]`.
     #[must_use]
+    #[inline]
     pub fn bytes(self, head_dim: usize) -> usize {
         match self {
             Self::F16 => 2 * head_dim,
@@ -263,12 +264,14 @@ pub struct RowLayout {
 impl RowLayout {
     /// Bytes of the key, which comes first.
     #[must_use]
+    #[inline]
     pub fn key_bytes(&self) -> usize {
         self.key.map_or(0, |format| format.bytes(self.head_dim))
     }
 
     /// Bytes of a row.
     #[must_use]
+    #[inline]
     pub fn row_bytes(&self) -> usize {
         self.key_bytes() + self.value.bytes(self.head_dim)
     }
@@ -287,14 +290,16 @@ impl RowLayout {
     }
 }
 
-/// Asks the memory for bytes that will be read soon, and waits for nothing; does nothing where there is no way to ask.
-pub fn prefetch(bytes: &[u8]) {
+/// Asks the memory for what will be read soon, and waits for nothing; does nothing where there is no way to ask.
+#[inline]
+pub fn prefetch<T: ?Sized>(soon: &T) {
     /// Of a cache's line.
     const LINE_BYTES: usize = 64;
-    let Some(last) = bytes.len().checked_sub(1) else { return };
-    bytes.iter().step_by(LINE_BYTES).for_each(|byte| request(byte));
+    let num_bytes = size_of_val(soon);
+    let first = std::ptr::from_ref(soon).cast::<u8>();
+    (0..num_bytes).step_by(LINE_BYTES).for_each(|at| request(first.wrapping_add(at)));
     // Bytes that begin within a line may end in one more.
-    request(&bytes[last]);
+    request(first.wrapping_add(num_bytes.saturating_sub(1)));
 }
 
 /// Some of the rows that were asked for, all of one page.
@@ -312,6 +317,7 @@ pub struct PageRows<'a> {
 
 impl<'a> PageRows<'a> {
     /// The bytes of each asked row, with its index in the list that was asked for.
+    #[inline]
     pub fn iter(self, row_bytes: usize) -> impl Iterator<Item = (usize, &'a [u8])> {
         self.rows.iter().enumerate().map(move |(i, row)| {
             let first = (row - self.first_row) as usize * row_bytes;
