@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use heterokv_quant::rows::prefetch;
+
 use crate::memory::{Held, SharedFrame};
 use crate::policy::MAX_HEAT;
 use crate::sync::{AtomicBool, AtomicU8, AtomicUsize, Mutex, Ordering, SharedArc, lock};
@@ -62,6 +64,12 @@ impl Seat {
 
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.block, &other.block)
+    }
+
+    /// Asks the memory for what [`frames`](Self::frames) looks at.
+    pub(crate) fn prefetch(&self) {
+        prefetch(&self.block.frames);
+        prefetch(&self.block.heat);
     }
 
     /// All frames of the block, to read.

@@ -59,10 +59,8 @@ enum PageOf<'a> {
 /// Pages in RAM that a reader holds.
 #[derive(Debug, Default)]
 struct Run<'a> {
-    /// Of a block each.
-    frames: Vec<SharedArc<Frames>>,
-    /// A page of the last block.
-    last: Option<&'a Seat>,
+    /// Of a block each, with one of its seats.
+    frames: Vec<(Option<&'a Seat>, SharedArc<Frames>)>,
     /// Which of the lists has a page's frame, and where.
     pages: Vec<(PageSpan, usize, usize)>,
 }
@@ -112,23 +110,28 @@ impl HeadRows {
         let row_bytes = self.layout().row_bytes();
         let [mut hits, mut prefetch_hits] = [0, 0];
         let mut spans = page_spans(positions, self.page_size());
+        let mut wanted = Vec::with_capacity(RUN);
         let mut run = Run::default();
         loop {
-            // What lies apart is asked for together, a step before it is looked at: the pages, their frames, the rows.
-            let wanted: Vec<_> =
-                spans.by_ref().take(RUN).map(|span| (self.page(span.0), span)).collect();
+            // What lies apart is asked for together, a step before it is looked at: pages, blocks, frames, rows.
+            wanted.extend(spans.by_ref().take(RUN).map(|span| (self.page(span.0), span)));
             if wanted.is_empty() {
                 break;
             }
-            for (page, _) in &wanted {
-                if let PageOf::Page(page) = page {
-                    prefetch(&page.seat);
-                }
-            }
-            for (page, span) in wanted {
+            let pages = || {
+                wanted.iter().filter_map(|(page, _)| match page {
+                    PageOf::Page(page) => Some(page),
+                    PageOf::Open(_) => None,
+                })
+            };
+            pages().for_each(|page| prefetch(&page.seat));
+            pages().for_each(|page| page.seat.prefetch());
+            pages().for_each(|page| run.hold(&page.seat));
+            let mut list = 0;
+            for (page, span) in wanted.drain(..) {
                 match page {
                     PageOf::Open(frame) => run.push_alone(span, frame),
-                    PageOf::Page(page) if run.push(&span, &page.seat) => {
+                    PageOf::Page(page) if run.push(&span, &page.seat, &mut list) => {
                         hits += 1;
                         prefetch_hits += usize::from(page.seat.note_read());
                     }
@@ -221,16 +224,24 @@ impl<'a> Run<'a> {
         run
     }
 
-    /// Adds a page; false where it is not in RAM.
-    fn push(&mut self, span: &PageSpan, seat: &'a Seat) -> bool {
-        if !self.last.is_some_and(|last| seat.is_beside(last)) {
-            self.frames.push(seat.frames());
-            self.last = Some(seat);
+    /// Takes hold of the block of a seat, unless it is that of the seat before.
+    fn hold(&mut self, seat: &'a Seat) {
+        let last = self.frames.last().and_then(|(last, _)| *last);
+        if !last.is_some_and(|last| seat.is_beside(last)) {
+            let frames = seat.frames();
+            prefetch(&*frames);
+            self.frames.push((Some(seat), frames));
         }
-        let last = self.frames.len() - 1;
-        let Some(frame) = &self.frames[last][seat.idx()] else { return false };
+    }
+
+    /// Adds a page of a block that is held, whose list is this one or the next; false where it is not in RAM.
+    fn push(&mut self, span: &PageSpan, seat: &Seat, list: &mut usize) -> bool {
+        while !self.frames[*list].0.is_some_and(|held| seat.is_beside(held)) {
+            *list += 1;
+        }
+        let Some(frame) = &self.frames[*list].1[seat.idx()] else { return false };
         prefetch(&**frame);
-        self.pages.push((span.clone(), last, seat.idx()));
+        self.pages.push((span.clone(), *list, seat.idx()));
         true
     }
 
@@ -239,13 +250,12 @@ impl<'a> Run<'a> {
         let mut frames = Frames::default();
         frames[0] = Some(SharedArc::clone(frame));
         self.pages.push((span, self.frames.len(), 0));
-        self.frames.push(SharedArc::new(frames));
-        self.last = None;
+        self.frames.push((None, SharedArc::new(frames)));
     }
 
     fn pages(&self) -> impl Iterator<Item = (&PageSpan, &SharedFrame)> {
         self.pages.iter().map(|(span, list, idx)| {
-            (span, self.frames[*list][*idx].as_ref().expect("it was seen to be there"))
+            (span, self.frames[*list].1[*idx].as_ref().expect("it was seen to be there"))
         })
     }
 }
