@@ -8,7 +8,7 @@
 //!   arXiv 2507.19823, §3.4);
 //! - host rows re-scored with the exact keys that they carry, so that coded keys only select.
 
-use heterokv_quant::{GroupQueries, Level, RowFormat, RowSource, WeightedRows};
+use heterokv_quant::{GroupQueries, Level, RowFormat, RowLayout, RowSource, WeightedRows};
 
 use crate::AttnState;
 use crate::simd::exp::{exp_weight, exp_weights};
@@ -123,46 +123,55 @@ impl GroupSum {
             assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         }
         let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
-        source.visit_rows(positions, &mut |page| {
-            let mut rows = page.iter(row_bytes).peekable();
-            while rows.peek().is_some() {
-                let mut values = [&[][..]; TILE];
+        source.visit_pages(positions, &mut |pages| {
+            let mut rows = pages.iter().flat_map(|page| page.iter(row_bytes));
+            let (mut indices, mut values) = ([0; TILE], [&[][..]; TILE]);
+            loop {
                 let mut count = 0;
                 for (index, row) in rows.by_ref().take(TILE) {
-                    let (key, value) = row.split_at(key_bytes);
-                    self.score_host_row(level, layout.key, key, index, count, scores);
-                    values[count] = value;
+                    (indices[count], values[count]) = (index, row);
                     count += 1;
                 }
-                self.sum_tile(level, layout.value, &values[..count]);
+                if count == 0 {
+                    break;
+                }
+                let (indices, values) = (&indices[..count], &mut values[..count]);
+                self.score_host_rows(level, layout, indices, values, scores);
+                values.iter_mut().for_each(|row| *row = &row[key_bytes..]);
+                self.sum_tile(level, layout.value, values);
             }
         })
     }
 
-    /// Writes the scores of the row that is `index` in the list into place `slot` of the tile.
-    fn score_host_row(
+    /// Writes the scores of rows, given with where they are in the list, into a tile.
+    fn score_host_rows(
         &mut self,
         level: Level,
-        key_format: Option<RowFormat>,
-        key: &[u8],
-        index: usize,
-        slot: usize,
+        layout: RowLayout,
+        indices: &[usize],
+        rows: &[&[u8]],
         scores: HostScores<'_>,
     ) {
         match scores {
             HostScores::Coded { scores, stride } => {
-                for head in 0..self.num_heads {
-                    self.scores[head * TILE + slot] = scores[head * stride + index];
+                for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
+                    let scores = &scores[head * stride..];
+                    tile.iter_mut().zip(indices).for_each(|(tile, &index)| *tile = scores[index]);
                 }
             }
             HostScores::Exact { queries, taken } => {
-                let format = key_format.expect("rows that are re-scored carry their keys");
+                let format = layout.key.expect("rows that are re-scored carry their keys");
                 let queries = GroupQueries { queries, head_dim: self.head_dim };
-                format.dot(level, queries, key, &mut self.scores[slot..], TILE);
+                for (slot, row) in rows.iter().enumerate() {
+                    let key = &row[..layout.key_bytes()];
+                    format.dot(level, queries, key, &mut self.scores[slot..], TILE);
+                }
                 let Some((taken, stride)) = taken else { return };
-                for head in 0..self.num_heads {
-                    if !taken[head * stride + index] {
-                        self.scores[head * TILE + slot] = f32::NEG_INFINITY;
+                for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
+                    for (score, index) in tile.iter_mut().zip(indices) {
+                        if !taken[head * stride + index] {
+                            *score = f32::NEG_INFINITY;
+                        }
                     }
                 }
             }

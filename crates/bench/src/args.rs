@@ -7,6 +7,7 @@ use heterokv_quant::KeyFormat;
 
 use crate::gpu::GpuArgs;
 use crate::load::LoadArgs;
+use crate::offload::OffloadArgs;
 use crate::scan::MAX_GROUP_SIZE;
 use crate::{end_to_end, instructions};
 
@@ -39,6 +40,8 @@ pub(crate) enum Suite {
     Gpu(GpuArgs),
     /// A cache with more rows than RAM may hold: decode steps over rows on a disk, beside the same with all in RAM
     Load(LoadArgs),
+    /// The host store: rows gathered from RAM, pages read and written, hints, saves
+    Offload(OffloadArgs),
     /// One cache and context, in a process of its own
     #[command(hide = true)]
     EndToEndProcess(end_to_end::ChildArgs),
@@ -200,7 +203,7 @@ impl Options {
             Some(Suite::Quant(quant)) => quant.threads,
             Some(Suite::Load(load)) => load.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
-            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_)) => 1,
+            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_) | Suite::Offload(_)) => 1,
         }
     }
 }

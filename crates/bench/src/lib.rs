@@ -38,6 +38,7 @@ mod load;
 mod machine;
 mod memory;
 mod model_step;
+mod offload;
 mod outcome;
 mod page;
 mod peers;

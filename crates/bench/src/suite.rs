@@ -15,7 +15,7 @@ use crate::quality::KeyCodec;
 use crate::rate_distortion::rate_distortion;
 use crate::scan::ScanFormat;
 use crate::throughput::throughput;
-use crate::{end_to_end, gpu, instructions, load, steps};
+use crate::{end_to_end, gpu, instructions, load, offload, steps};
 
 /// Programs of others, measured in the same run.
 #[derive(Default)]
@@ -35,6 +35,7 @@ pub fn run(options: &Options, peers: Peers) -> ExitCode {
         Some(Suite::Quant(arguments)) => quant(arguments, peers),
         Some(Suite::Gpu(arguments)) => gpu::run(arguments).map(|()| true),
         Some(Suite::Load(arguments)) => load::run(arguments).map(|()| true),
+        Some(Suite::Offload(arguments)) => offload::run(arguments),
         Some(Suite::EndToEndProcess(arguments)) => end_to_end::run_child(arguments).map(|()| true),
         Some(Suite::InstructionsProcess(arguments)) => {
             instructions::run_child(arguments).map(|()| true)
@@ -124,7 +125,7 @@ impl Folder {
         self.0.join(name)
     }
 
-    fn write(&self, table: &Table) -> Result<()> {
+    pub(crate) fn write(&self, table: &Table) -> Result<()> {
         table.sheet.write_csv(&self.path(&format!("{}.csv", table.stem)))
     }
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use heterokv_quant::rows::page_spans;
+use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowSource};
 
+use crate::block::{Frames, Seat};
 use crate::inbox::{Arrival, Inbox};
 use crate::memory::{Busy, Held, SharedFrame};
 use crate::page::{Page, Wish};
@@ -21,13 +22,13 @@ use crate::{Error, Result, Store};
 /// Pages that a reader has under way at a time.
 const WINDOW: usize = 32;
 
-/// Pages in RAM that a reader holds at a time: their rows are then read without a lock or count between them, so that
-/// the processor asks for many at once.
-const RUN: usize = 16;
+/// Pages in RAM that a reader holds at a time: their rows are asked for together, and read without a lock or count
+/// between them.
+const RUN: usize = 64;
 
 /// A reader of the rows that one (layer, KV head) had when it was made.
 ///
-/// [`visit_rows`](RowSource::visit_rows) visits pages that are in RAM as they come in the list, and the others
+/// [`visit_pages`](RowSource::visit_pages) visits pages that are in RAM as they come in the list, and the others
 /// as they arrive, a bounded number under way at a time. No row is copied and no lock is held during a visit. A
 /// visit must not itself read from the store or append to it: it could wait for room that it holds.
 #[derive(Clone, Debug)]
@@ -53,6 +54,15 @@ type PageSpan = (u32, Range<usize>);
 enum PageOf<'a> {
     Open(&'a SharedFrame),
     Page(&'a Arc<Page>),
+}
+
+/// Pages in RAM that a reader holds.
+#[derive(Debug, Default)]
+struct Run<'a> {
+    /// Of a block each, with one of its seats.
+    frames: Vec<(Option<&'a Seat>, SharedArc<Frames>)>,
+    /// Which of the lists has a page's frame, and where.
+    pages: Vec<(PageSpan, usize, usize)>,
 }
 
 impl HeadRows {
@@ -84,52 +94,86 @@ impl HeadRows {
     /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.
     ///
     /// # Errors
-    /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
+    /// As [`visit_pages`](RowSource::visit_pages); nothing is pinned then.
     pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
         self.check(positions)?;
         let mut frames = Vec::new();
-        let pages = page_spans(positions, self.page_size());
-        self.visit(pages, &mut |_, frame| frames.push(SharedArc::clone(frame)))?;
+        self.visit(positions, &mut |run| {
+            frames.extend(run.pages().map(|(_, frame)| SharedArc::clone(frame)));
+        })?;
         Ok(Pin { frames, _store: self.store.clone() })
     }
 
-    fn visit(
-        &self,
-        pages: impl Iterator<Item = PageSpan>,
-        show: &mut dyn FnMut(PageSpan, &SharedFrame),
-    ) -> Result<()> {
+    fn visit(&self, positions: &[u32], show: &mut dyn FnMut(&Run<'_>)) -> Result<()> {
         let shared = self.store.shared();
         let mut reads = Reads::new(shared);
+        let row_bytes = self.layout().row_bytes();
         let [mut hits, mut prefetch_hits] = [0, 0];
-        let mut run = Vec::new();
-        for (page_idx, span) in pages {
-            match self.page(page_idx) {
-                PageOf::Open(frame) => run.push(((page_idx, span), SharedArc::clone(frame))),
-                PageOf::Page(page) => match page.read() {
-                    Some(resident) => {
-                        hits += 1;
-                        prefetch_hits += usize::from(resident.was_hinted);
-                        run.push(((page_idx, span), resident.frame));
-                    }
-                    None => reads.ask(page, (page_idx, span))?,
-                },
+        let mut spans = page_spans(positions, self.page_size());
+        let mut wanted = Vec::with_capacity(RUN);
+        let mut run = Run::default();
+        loop {
+            // What lies apart is asked for together, a step before it is looked at: pages, blocks, frames, rows.
+            wanted.extend(spans.by_ref().take(RUN).map(|span| (self.page(span.0), span)));
+            if wanted.is_empty() {
+                break;
             }
-            if run.len() == RUN {
-                show_run(&mut run, show);
-                shared.memory.nudge();
-                while let Some((page, held)) = reads.try_take()? {
-                    show(page, held.frame());
+            let pages = || {
+                wanted.iter().filter_map(|(page, _)| match page {
+                    PageOf::Page(page) => Some(page),
+                    PageOf::Open(_) => None,
+                })
+            };
+            pages().for_each(|page| prefetch(&page.seat));
+            pages().for_each(|page| page.seat.prefetch());
+            pages().for_each(|page| run.hold(&page.seat));
+            let mut list = 0;
+            for (page, span) in wanted.drain(..) {
+                match page {
+                    PageOf::Open(frame) => run.push_alone(span, frame),
+                    PageOf::Page(page) if run.push(&span, &page.seat, &mut list) => {
+                        hits += 1;
+                        prefetch_hits += usize::from(page.seat.note_read());
+                    }
+                    PageOf::Page(page) => reads.ask(page, span)?,
                 }
             }
+            for (span, frame) in run.pages() {
+                let rows = self.rows_of(positions, span, frame);
+                rows.iter(row_bytes).for_each(|(_, row)| prefetch(row));
+            }
+            if !run.pages.is_empty() {
+                show(&run);
+            }
+            run = Run::default();
+            shared.memory.nudge();
+            while let Some((span, held)) = reads.try_take()? {
+                show(&Run::of(span, held.frame()));
+            }
         }
-        show_run(&mut run, show);
-        shared.memory.nudge();
         shared.counters.hits.add(hits);
         shared.counters.prefetch_hits.add(prefetch_hits);
-        while let Some((page, held)) = reads.take()? {
-            show(page, held.frame());
+        while let Some((span, held)) = reads.take()? {
+            show(&Run::of(span, held.frame()));
         }
         Ok(())
+    }
+
+    /// The rows of a page, of which some are asked for.
+    fn rows_of<'a>(
+        &self,
+        positions: &'a [u32],
+        (page_idx, span): &PageSpan,
+        frame: &'a SharedFrame,
+    ) -> PageRows<'a> {
+        let first_row = page_idx * self.page_size();
+        let num_rows = (self.head.num_rows - first_row as usize).min(self.page_size() as usize);
+        PageRows {
+            bytes: &frame.bytes()[..num_rows * self.layout().row_bytes()],
+            first_row,
+            rows: &positions[span.clone()],
+            offset: span.start,
+        }
     }
 
     fn page(&self, page_idx: u32) -> PageOf<'_> {
@@ -159,27 +203,57 @@ impl RowSource for HeadRows {
         self.store.shape().layout
     }
 
-    fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
+    fn visit_pages(&self, positions: &[u32], visit: &mut dyn FnMut(&[PageRows<'_>])) -> Result<()> {
         self.check(positions)?;
-        let (page_size, row_bytes) = (self.page_size(), self.layout().row_bytes());
-        self.visit(page_spans(positions, page_size), &mut |(page_idx, span), frame| {
-            let first_row = page_idx * page_size;
-            let num_rows = (self.head.num_rows - first_row as usize).min(page_size as usize);
-            visit(PageRows {
-                bytes: &frame.bytes()[..num_rows * row_bytes],
-                first_row,
-                rows: &positions[span.clone()],
-                offset: span.start,
-            });
+        self.visit(positions, &mut |run| {
+            let pages: Vec<_> =
+                run.pages().map(|(span, frame)| self.rows_of(positions, span, frame)).collect();
+            visit(&pages);
         })
     }
 }
 
-fn show_run(run: &mut Vec<(PageSpan, SharedFrame)>, show: &mut dyn FnMut(PageSpan, &SharedFrame)) {
-    for (page, frame) in run.iter() {
-        show(page.clone(), frame);
+impl<'a> Run<'a> {
+    fn of(span: PageSpan, frame: &SharedFrame) -> Self {
+        let mut run = Self::default();
+        run.push_alone(span, frame);
+        run
     }
-    run.clear();
+
+    /// Takes hold of the block of a seat, unless it is that of the seat before.
+    fn hold(&mut self, seat: &'a Seat) {
+        let last = self.frames.last().and_then(|(last, _)| *last);
+        if !last.is_some_and(|last| seat.is_beside(last)) {
+            let frames = seat.frames();
+            prefetch(&*frames);
+            self.frames.push((Some(seat), frames));
+        }
+    }
+
+    /// Adds a page of a block that is held, whose list is this one or the next; false where it is not in RAM.
+    fn push(&mut self, span: &PageSpan, seat: &Seat, list: &mut usize) -> bool {
+        while !self.frames[*list].0.is_some_and(|held| seat.is_beside(held)) {
+            *list += 1;
+        }
+        let Some(frame) = &self.frames[*list].1[seat.idx()] else { return false };
+        prefetch(&**frame);
+        self.pages.push((span.clone(), *list, seat.idx()));
+        true
+    }
+
+    /// Adds a page of which only this frame is held.
+    fn push_alone(&mut self, span: PageSpan, frame: &SharedFrame) {
+        let mut frames = Frames::default();
+        frames[0] = Some(SharedArc::clone(frame));
+        self.pages.push((span, self.frames.len(), 0));
+        self.frames.push((None, SharedArc::new(frames)));
+    }
+
+    fn pages(&self) -> impl Iterator<Item = (&PageSpan, &SharedFrame)> {
+        self.pages.iter().map(|(span, list, idx)| {
+            (span, self.frames[*list].1[*idx].as_ref().expect("it was seen to be there"))
+        })
+    }
 }
 
 impl Pin {

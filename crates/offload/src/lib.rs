@@ -33,6 +33,7 @@
 //! This crate knows no attention maths, no model and no selection policy.
 
 mod arena;
+mod block;
 mod dirty;
 mod disk;
 mod error;

@@ -6,17 +6,17 @@
 //! | yes | yes | it can leave at once |
 //! | no | yes | on disk only |
 //!
-//! A frame is given up only where nobody else holds it, and only under the page's lock, under which readers take their
-//! hold; so what a reader holds stays as it is, and no lock is held while it reads.
+//! Whether there is a frame, the page's block says ([`Seat`]); readers of pages in RAM look at nothing else.
 
 use std::sync::{Arc, Weak};
 
 use crate::PageName;
+use crate::block::Seat;
 use crate::disk::{Place, Slot};
 use crate::inbox::{Arrival, Inbox};
 use crate::memory::{Held, SharedFrame};
-use crate::policy::{Entry, MAX_HEAT};
-use crate::sync::{AtomicU8, Mutex, Ordering, SharedArc, lock};
+use crate::policy::Entry;
+use crate::sync::{Mutex, SharedArc, lock};
 
 /// A page.
 #[derive(Debug)]
@@ -25,19 +25,17 @@ pub(crate) struct Page {
     id: u64,
     pub(crate) name: PageName,
     pub(crate) num_rows: u32,
-    /// How often it was read, as the policy counts.
-    heat: AtomicU8,
+    /// Where its frame is while it is in RAM.
+    pub(crate) seat: Seat,
+    /// Locked before the block where both are.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    frame: Option<SharedFrame>,
     slot: Option<Slot>,
     reading: Option<Reading>,
     is_writing: bool,
-    /// A hint brought it, and nobody has read it since.
-    is_hinted: bool,
 }
 
 /// A read that is queued or under way, and who waits for it.
@@ -58,40 +56,40 @@ pub(crate) enum Wish {
     ToQueue,
 }
 
-/// A page in RAM.
-#[derive(Debug)]
-pub(crate) struct Resident {
-    pub(crate) frame: SharedFrame,
-    /// A hint brought it, and this is the first reader.
-    pub(crate) was_hinted: bool,
-}
-
 impl Page {
-    /// A page of rows that are in RAM and nowhere else.
-    pub(crate) fn dirty(id: u64, name: PageName, num_rows: u32, frame: SharedFrame) -> Self {
-        Self::new(id, name, num_rows, State { frame: Some(frame), ..State::default() })
+    /// A page of rows that are in RAM and nowhere else, in the block of the one before it.
+    pub(crate) fn dirty(
+        id: u64,
+        name: PageName,
+        num_rows: u32,
+        frame: SharedFrame,
+        before: Option<&Arc<Self>>,
+    ) -> Self {
+        let page = Self::new(id, name, num_rows, State::default(), before);
+        page.seat.put(frame, false);
+        page
     }
 
-    /// A page on disk.
-    pub(crate) fn on_disk(id: u64, name: PageName, num_rows: u32, slot: Slot) -> Self {
-        Self::new(id, name, num_rows, State { slot: Some(slot), ..State::default() })
+    /// A page on disk, in the block of the one before it.
+    pub(crate) fn on_disk(
+        id: u64,
+        name: PageName,
+        num_rows: u32,
+        slot: Slot,
+        before: Option<&Arc<Self>>,
+    ) -> Self {
+        Self::new(id, name, num_rows, State { slot: Some(slot), ..State::default() }, before)
     }
 
-    fn new(id: u64, name: PageName, num_rows: u32, state: State) -> Self {
-        Self { id, name, num_rows, heat: AtomicU8::new(0), state: Mutex::new(state) }
-    }
-
-    /// The page's bytes, where they are in RAM, for a reader.
-    pub(crate) fn read(&self) -> Option<Resident> {
-        let mut state = lock(&self.state);
-        let frame = SharedArc::clone(state.frame.as_ref()?);
-        let was_hinted = std::mem::take(&mut state.is_hinted);
-        drop(state);
-        let heat = self.heat.load(Ordering::Relaxed);
-        if heat < MAX_HEAT {
-            self.heat.store(heat + 1, Ordering::Relaxed);
-        }
-        Some(Resident { frame, was_hinted })
+    fn new(
+        id: u64,
+        name: PageName,
+        num_rows: u32,
+        state: State,
+        before: Option<&Arc<Self>>,
+    ) -> Self {
+        let seat = Seat::beside(before.map(|page| &page.seat));
+        Self { id, name, num_rows, seat, state: Mutex::new(state) }
     }
 
     pub(crate) fn place(&self) -> Option<Place> {
@@ -101,9 +99,8 @@ impl Page {
     /// Asks for the page on behalf of an inbox. A reader queues the read even where a hint has: it is to go first.
     pub(crate) fn wish(&self, inbox: &Arc<Inbox>, tag: usize) -> Wish {
         let mut state = lock(&self.state);
-        if let Some(frame) = &state.frame {
-            // Busy before the lock is left, so that nobody who looks for room takes the hold for one for good.
-            return Wish::Here(Held::new(SharedArc::clone(frame)));
+        if let Some(held) = self.seat.held() {
+            return Wish::Here(held);
         }
         let waiter = (Arc::clone(inbox), tag);
         match &mut state.reading {
@@ -162,8 +159,7 @@ impl Page {
         let mut state = lock(&self.state);
         let waiters = state.reading.take().map_or_else(Vec::new, |reading| reading.waiters);
         let is_hinted = !waiters.iter().any(|(inbox, _)| inbox.is_demand());
-        state.is_hinted = is_hinted;
-        state.frame = Some(SharedArc::clone(&frame));
+        self.seat.put(SharedArc::clone(&frame), is_hinted);
         drop(state);
         for (inbox, tag) in waiters {
             let arrival = if inbox.is_demand() {
@@ -191,7 +187,7 @@ impl Page {
             return None;
         }
         state.is_writing = true;
-        Some(SharedArc::clone(state.frame.as_ref().expect("what has no slot is in RAM")))
+        Some(self.seat.frame().expect("what has no slot is in RAM"))
     }
 
     /// Ends a write, with the slot if it went well.
@@ -209,21 +205,16 @@ impl Entry for Weak<Page> {
     }
 
     fn heat(&self) -> Option<u8> {
-        self.upgrade().map(|page| page.heat.load(Ordering::Relaxed))
+        self.upgrade().map(|page| page.seat.heat())
     }
 
     fn cool(&self, heat: u8) {
         if let Some(page) = self.upgrade() {
-            page.heat.store(heat, Ordering::Relaxed);
+            page.seat.cool(heat);
         }
     }
 
     fn release(&self) -> bool {
-        let Some(page) = self.upgrade() else { return false };
-        let mut state = lock(&page.state);
-        let is_free = state.frame.as_ref().is_some_and(|frame| SharedArc::strong_count(frame) == 1);
-        let frame = if is_free { state.frame.take() } else { None };
-        drop(state);
-        frame.is_some()
+        self.upgrade().is_some_and(|page| page.seat.release())
     }
 }

@@ -301,7 +301,8 @@ fn heads_of(
             shared.next_sequence.fetch_max(page.sequence.saturating_add(1), Ordering::Relaxed);
             let id = shared.next_page.fetch_add(1, Ordering::Relaxed);
             let slot = file.claim(page.slot, page.checksum);
-            let page = Arc::new(Page::on_disk(id, page_name, page.num_rows, slot));
+            let page = Page::on_disk(id, page_name, page.num_rows, slot, full.last());
+            let page = Arc::new(page);
             if page_idx < num_full {
                 full.push(page);
             } else {

@@ -171,7 +171,8 @@ impl Sequence {
             kv_head: (head_idx % shape.num_kv_heads) as u32,
             page_idx: head.full.len() as u32,
         };
-        (num_rows > 0).then(|| self.store.shared().seal(name, num_rows as u32, frame))
+        let before = head.full.last();
+        (num_rows > 0).then(|| self.store.shared().seal(name, num_rows as u32, frame, before))
     }
 
     /// The page of a head that takes the next row, and the number of the head's rows.

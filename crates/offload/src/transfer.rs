@@ -148,10 +148,16 @@ impl Shared {
         }
     }
 
-    /// A new full page, or the last one of a sequence that rests.
-    pub(crate) fn seal(&self, name: PageName, num_rows: u32, frame: SharedFrame) -> Arc<Page> {
+    /// A new full page, or the last one of a sequence that rests, behind the one before it.
+    pub(crate) fn seal(
+        &self,
+        name: PageName,
+        num_rows: u32,
+        frame: SharedFrame,
+        before: Option<&Arc<Page>>,
+    ) -> Arc<Page> {
         let id = self.next_page.fetch_add(1, Ordering::Relaxed);
-        let page = Arc::new(Page::dirty(id, name, num_rows, frame));
+        let page = Arc::new(Page::dirty(id, name, num_rows, frame, before));
         if self.disk.is_some() {
             let mut dirty = lock(&self.dirty);
             dirty.insert(&page);

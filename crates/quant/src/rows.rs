@@ -12,6 +12,7 @@ use half::f16;
 
 use crate::grouped::{GroupSize, Grouped};
 use crate::saturate::to_f16;
+use crate::simd::prefetch::prefetch as request;
 use crate::simd::rows as simd;
 use crate::simd::vectors::{self, F16, Int8, Integers};
 use crate::{Error, Level, Result};
@@ -40,6 +41,7 @@ pub enum RowFormat {
 impl RowFormat {
     /// Bytes of a vector `[head_dim]`.
     #[must_use]
+    #[inline]
     pub fn bytes(self, head_dim: usize) -> usize {
         match self {
             Self::F16 => 2 * head_dim,
@@ -262,12 +264,14 @@ pub struct RowLayout {
 impl RowLayout {
     /// Bytes of the key, which comes first.
     #[must_use]
+    #[inline]
     pub fn key_bytes(&self) -> usize {
         self.key.map_or(0, |format| format.bytes(self.head_dim))
     }
 
     /// Bytes of a row.
     #[must_use]
+    #[inline]
     pub fn row_bytes(&self) -> usize {
         self.key_bytes() + self.value.bytes(self.head_dim)
     }
@@ -286,6 +290,18 @@ impl RowLayout {
     }
 }
 
+/// Asks the memory for what will be read soon, and waits for nothing; does nothing where there is no way to ask.
+#[inline]
+pub fn prefetch<T: ?Sized>(soon: &T) {
+    /// Of a cache's line.
+    const LINE_BYTES: usize = 64;
+    let num_bytes = size_of_val(soon);
+    let first = std::ptr::from_ref(soon).cast::<u8>();
+    (0..num_bytes).step_by(LINE_BYTES).for_each(|at| request(first.wrapping_add(at)));
+    // Bytes that begin within a line may end in one more.
+    request(first.wrapping_add(num_bytes.saturating_sub(1)));
+}
+
 /// Some of the rows that were asked for, all of one page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRows<'a> {
@@ -301,6 +317,7 @@ pub struct PageRows<'a> {
 
 impl<'a> PageRows<'a> {
     /// The bytes of each asked row, with its index in the list that was asked for.
+    #[inline]
     pub fn iter(self, row_bytes: usize) -> impl Iterator<Item = (usize, &'a [u8])> {
         self.rows.iter().enumerate().map(move |(i, row)| {
             let first = (row - self.first_row) as usize * row_bytes;
@@ -317,16 +334,28 @@ pub trait RowSource: Sync {
     /// The layout of the rows.
     fn layout(&self) -> RowLayout;
 
-    /// Visits the rows at `positions` (ascending, without repeats), page by page; the pages may come in
+    /// Visits the rows at `positions` (ascending, without repeats), some pages at a time; the pages may come in
     /// any order, since attention states merge in any order. No page is visited for an empty list.
     ///
     /// # Errors
     /// When a position is out of range or its page cannot be read.
+    fn visit_pages(
+        &self,
+        positions: &[u32],
+        visit: &mut dyn FnMut(&[PageRows<'_>]),
+    ) -> Result<(), Self::Error>;
+
+    /// [`visit_pages`](Self::visit_pages), one page at a time.
+    ///
+    /// # Errors
+    /// As there.
     fn visit_rows(
         &self,
         positions: &[u32],
         visit: &mut dyn FnMut(PageRows<'_>),
-    ) -> Result<(), Self::Error>;
+    ) -> Result<(), Self::Error> {
+        self.visit_pages(positions, &mut |pages| pages.iter().for_each(|page| visit(*page)))
+    }
 }
 
 /// A span of indices split at the boundaries of pages of `page_size` rows: the walk that every

@@ -111,7 +111,6 @@ fn without_its_check_a_damaged_page_would_be_read_as_data() {
 }
 
 #[test]
-<<<<<<< HEAD
 #[cfg(target_os = "linux")]
 fn reads_past_the_systems_cache_begin_and_end_anywhere() {
     // On the disk that the build is on; folders for temporary files may be in RAM.
@@ -135,7 +134,9 @@ fn reads_past_the_systems_cache_begin_and_end_anywhere() {
         let error = read_all(&*file, offset, &mut [IoSliceMut::new(&mut rest)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{offset}");
     }
-=======
+}
+
+#[test]
 fn nothing_lies_behind_the_last_slot() {
     let folder = tempfile::tempdir().unwrap();
     let disk = disk(folder.path(), 1 << 20);
@@ -143,5 +144,4 @@ fn nothing_lies_behind_the_last_slot() {
     let place = |idx| Place { file: Arc::clone(&file), idx, checksum: 0 };
     assert!(place(4).is_before(&place(5)) && !place(4).is_before(&place(6)));
     assert!(!place(u32::MAX).is_before(&place(0)));
->>>>>>> w-fuzz
 }

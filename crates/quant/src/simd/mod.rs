@@ -13,7 +13,7 @@ pub(crate) mod nearest;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod planes;
-mod prefetch;
+pub(crate) mod prefetch;
 pub(crate) mod rows;
 mod tails;
 pub(crate) mod vectors;

@@ -5,7 +5,7 @@
 /// Asks for the cache line at an address, whatever lies there; does nothing where there is no way to ask.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-pub(in crate::simd) fn prefetch(line: *const u8) {
+pub(crate) fn prefetch(line: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
     #[allow(unused_unsafe, reason = "Rust from 1.92 on counts it as safe")]
@@ -18,4 +18,4 @@ pub(in crate::simd) fn prefetch(line: *const u8) {
 /// Asks for the cache line at an address, whatever lies there; does nothing where there is no way to ask.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-pub(in crate::simd) fn prefetch(_line: *const u8) {}
+pub(crate) fn prefetch(_line: *const u8) {}
