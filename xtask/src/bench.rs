@@ -49,6 +49,7 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
     let mut tally = check(workspace, &["--test"])?;
     tally += check(workspace, &["quant", "--test"])?;
     tally += check(workspace, &["quant", "--quality", "--test"])?;
+    tally += check(workspace, &["load", "--test"])?;
     if !process::succeeds(Command::new("valgrind").arg("--version")) {
         println!(
             "skipped: instructions of the kernels are counted by valgrind, which is not installed"
@@ -188,6 +189,7 @@ mod tests {
             &["attention"],
             &["hca:25%", "--splice"],
             &["quant", "--quality"],
+            &["load", "--context", "100000"],
             &["--out", "machine-of-mine"],
             &["--compare", "instructions-old.json"],
         ] {
@@ -200,6 +202,7 @@ mod tests {
             &["instructions", "--record"],
             &["--compare", "a", "--measured", "b"],
             &["model", "--model", "x"],
+            &["load", "--test"],
             &["quant"],
         ] {
             assert!(!needs(words), "{words:?}");

@@ -315,7 +315,7 @@ impl Measured {
         push("building both caches", self.build_seconds, 1, "s");
         let [pages, hits] = [per_step(|s| s.hits + s.misses), per_step(|s| s.hits)];
         push("pages touched by a step", pages, 0, "");
-        push("of these found in RAM", 100.0 * hits / pages, 1, "%");
+        push("of these in RAM when their reader came", 100.0 * hits / pages, 1, "%");
         let [hinted, used] = [per_step(|s| s.prefetched), per_step(|s| s.prefetch_hits)];
         push("pages that hints brought", hinted, 0, "");
         push("of these read", 100.0 * used / hinted, 1, "%");

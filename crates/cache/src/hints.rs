@@ -49,7 +49,7 @@ impl Hints {
             return;
         }
         let page_size = host.store().shape().page_size as u32;
-        self.tickets.drain(..).for_each(Ticket::cancel);
+        self.tickets.clear();
         for (kv_head, positions) in heads.enumerate() {
             let spans = page_spans(positions, page_size).take(pages_left);
             let (num_pages, num_rows) =

@@ -27,6 +27,8 @@ struct Block {
     heat: [AtomicU8; BLOCK],
     /// A hint brought it, and nobody has read it since.
     is_hinted: [AtomicBool; BLOCK],
+    /// The same, and the hint was not taken back.
+    is_awaited: [AtomicBool; BLOCK],
     /// Seats given out.
     num_seats: AtomicUsize,
 }
@@ -51,6 +53,7 @@ impl Seat {
                 frames: Mutex::new(SharedArc::new(Frames::default())),
                 heat: std::array::from_fn(|_| AtomicU8::new(0)),
                 is_hinted: std::array::from_fn(|_| AtomicBool::new(false)),
+                is_awaited: std::array::from_fn(|_| AtomicBool::new(false)),
                 num_seats: AtomicUsize::new(1),
             }),
             idx: 0,
@@ -89,9 +92,10 @@ impl Seat {
         frames[self.idx].as_ref().map(|frame| Held::new(SharedArc::clone(frame)))
     }
 
-    /// Puts the page's frame in its place.
-    pub(crate) fn put(&self, frame: SharedFrame, is_hinted: bool) {
+    /// Puts the page's frame in its place; whether only hints asked for it, and whether one still stands.
+    pub(crate) fn put(&self, frame: SharedFrame, is_hinted: bool, is_awaited: bool) {
         self.block.is_hinted[self.idx].store(is_hinted, Ordering::Relaxed);
+        self.block.is_awaited[self.idx].store(is_awaited, Ordering::Relaxed);
         self.set(Some(frame));
     }
 
@@ -125,7 +129,21 @@ impl Seat {
             heat.store(before + 1, Ordering::Relaxed);
         }
         let is_hinted = &self.block.is_hinted[self.idx];
-        is_hinted.load(Ordering::Relaxed) && is_hinted.swap(false, Ordering::Relaxed)
+        let is_first =
+            is_hinted.load(Ordering::Relaxed) && is_hinted.swap(false, Ordering::Relaxed);
+        if is_first {
+            self.give_up();
+        }
+        is_first
+    }
+
+    /// Nobody awaits the page any more.
+    pub(crate) fn give_up(&self) {
+        self.block.is_awaited[self.idx].store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.block.is_awaited[self.idx].load(Ordering::Relaxed)
     }
 
     pub(crate) fn heat(&self) -> u8 {

@@ -66,7 +66,7 @@ impl Page {
         before: Option<&Arc<Self>>,
     ) -> Self {
         let page = Self::new(id, name, num_rows, State::default(), before);
-        page.seat.put(frame, false);
+        page.seat.put(frame, false, false);
         page
     }
 
@@ -115,6 +115,12 @@ impl Page {
         }
     }
 
+    /// Takes back a hint: the page is not read for it, if the read has not begun, and leaves RAM as others do.
+    pub(crate) fn take_back(&self, inbox: &Arc<Inbox>) {
+        self.withdraw(inbox);
+        self.seat.give_up();
+    }
+
     /// Takes back what an inbox asked for; false where it has arrived or is arriving. A read that has begun goes on.
     pub(crate) fn withdraw(&self, inbox: &Arc<Inbox>) -> bool {
         !self.forget(|waiter, _| Arc::ptr_eq(waiter, inbox)).is_empty()
@@ -159,7 +165,8 @@ impl Page {
         let mut state = lock(&self.state);
         let waiters = state.reading.take().map_or_else(Vec::new, |reading| reading.waiters);
         let is_hinted = !waiters.iter().any(|(inbox, _)| inbox.is_demand());
-        self.seat.put(SharedArc::clone(&frame), is_hinted);
+        let is_awaited = is_hinted && !waiters.is_empty();
+        self.seat.put(SharedArc::clone(&frame), is_hinted, is_awaited);
         drop(state);
         for (inbox, tag) in waiters {
             let arrival = if inbox.is_demand() {
@@ -212,6 +219,10 @@ impl Entry for Weak<Page> {
         if let Some(page) = self.upgrade() {
             page.seat.cool(heat);
         }
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.upgrade().is_some_and(|page| page.seat.is_awaited())
     }
 
     fn release(&self) -> bool {

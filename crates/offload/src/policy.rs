@@ -4,6 +4,9 @@
 //! So a scan goes through the small queue and leaves the main one as it is. A page that comes back soon after it left
 //! (its name is among the ghosts) enters the main queue. Reading a page only raises its own heat: no lock, no queue.
 //!
+//! A page that a hint brought waits beside both until it is read or the hint is taken back, and enters the small queue
+//! then: it would have left otherwise before its reader comes, where a scan goes on meanwhile.
+//!
 //! The queues hold pages that can leave without being written first. A page enters when it has been read from disk or
 //! written to it. One that is gone stays until it is noticed; at most as many are gone as are there, and a few.
 
@@ -17,6 +20,9 @@ const WARM: u8 = 2;
 
 /// One in this many frames is for the small queue.
 pub(crate) const SMALL_SHARE: usize = 10;
+
+/// One in this many frames is for pages that hints bring.
+pub(crate) const HINTED_SHARE: usize = 4;
 
 /// Entries below which pages that are gone are not looked for.
 const FEW: usize = 64;
@@ -32,6 +38,9 @@ pub(crate) trait Entry {
     /// Sets the heat.
     fn cool(&self, heat: u8);
 
+    /// Whether a hint brought it and was not taken back, and nobody has read it since.
+    fn is_awaited(&self) -> bool;
+
     /// Gives up the page's frame; false where a reader or a pin holds it.
     fn release(&self) -> bool;
 }
@@ -40,6 +49,7 @@ pub(crate) trait Entry {
 #[derive(Debug)]
 pub(crate) struct S3Fifo<E> {
     max_frames: usize,
+    awaited: VecDeque<E>,
     small: VecDeque<E>,
     main: VecDeque<E>,
     ghosts: VecDeque<u64>,
@@ -53,6 +63,7 @@ impl<E: Entry> S3Fifo<E> {
     pub(crate) fn new(max_frames: usize) -> Self {
         Self {
             max_frames,
+            awaited: VecDeque::new(),
             small: VecDeque::new(),
             main: VecDeque::new(),
             ghosts: VecDeque::new(),
@@ -63,11 +74,20 @@ impl<E: Entry> S3Fifo<E> {
 
     /// Takes in a page that has come to RAM, or can leave it from now on.
     pub(crate) fn insert(&mut self, entry: E) {
-        if self.small.len() + self.main.len() >= self.sweep_at {
-            self.small.retain(|entry| entry.heat().is_some());
-            self.main.retain(|entry| entry.heat().is_some());
-            self.sweep_at = 2 * (self.small.len() + self.main.len()) + FEW;
+        if self.num_entries() >= self.sweep_at {
+            for queue in [&mut self.awaited, &mut self.small, &mut self.main] {
+                queue.retain(|entry| entry.heat().is_some());
+            }
+            self.sweep_at = 2 * self.num_entries() + FEW;
         }
+        if entry.is_awaited() {
+            self.awaited.push_back(entry);
+        } else {
+            self.enter(entry);
+        }
+    }
+
+    fn enter(&mut self, entry: E) {
         if self.is_ghost.remove(&entry.id()) {
             self.main.push_back(entry);
         } else {
@@ -77,13 +97,24 @@ impl<E: Entry> S3Fifo<E> {
 
     /// Makes one page give up its frame; false where all are held.
     pub(crate) fn evict(&mut self) -> bool {
+        while self.awaited.front().is_some_and(|entry| !entry.is_awaited()) {
+            self.awaited.pop_front().into_iter().for_each(|entry| self.enter(entry));
+        }
         let is_small_due = self.small.len() > self.max_frames / SMALL_SHARE;
-        (is_small_due && self.evict_small()) || self.evict_main() || self.evict_small()
+        (is_small_due && self.evict_small())
+            || self.evict_main()
+            || self.evict_small()
+            || self.evict_awaited()
+    }
+
+    fn num_entries(&self) -> usize {
+        self.awaited.len() + self.small.len() + self.main.len()
     }
 
     /// Pages that can leave.
     pub(crate) fn len(&self) -> usize {
-        self.small.iter().chain(&self.main).filter(|entry| entry.heat().is_some()).count()
+        let entries = self.awaited.iter().chain(&self.small).chain(&self.main);
+        entries.filter(|entry| entry.heat().is_some()).count()
     }
 
     fn evict_small(&mut self) -> bool {
@@ -119,6 +150,12 @@ impl<E: Entry> S3Fifo<E> {
             }
         }
         false
+    }
+
+    /// The last resort: a hint may be in vain, and somebody needs the frame.
+    fn evict_awaited(&mut self) -> bool {
+        let found = self.awaited.iter().position(Entry::release);
+        found.is_some_and(|idx| self.awaited.remove(idx).is_some())
     }
 
     fn remember(&mut self, id: u64) {

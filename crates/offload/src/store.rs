@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::disk::{Disk, Files, OsFiles, io_error};
 use crate::memory::Memory;
-use crate::policy::SMALL_SHARE;
+use crate::policy::HINTED_SHARE;
 use crate::saved::Saved;
 use crate::sequence::{Head, Sequence};
 use crate::shape::DryRun;
@@ -125,12 +125,12 @@ impl Store {
         &self.0.shared.shape
     }
 
-    /// The most pages that hints should ask for ahead of their readers: of more, the first would have left RAM again
-    /// before they are read. 0 without a disk, where no page needs a hint.
+    /// The most pages that hints should ask for ahead of their readers, a quarter of RAM: more leave too little of it to
+    /// what is read again and again. 0 without a disk, where no page needs a hint.
     #[must_use]
     pub fn hint_pages(&self) -> usize {
         let Shared { disk, memory, .. } = self.shared();
-        if disk.is_none() { 0 } else { memory.max_frames() / (2 * SMALL_SHARE) }
+        if disk.is_none() { 0 } else { memory.max_frames() / HINTED_SHARE }
     }
 
     /// A new sequence without rows.

@@ -20,10 +20,12 @@ pub struct Prefetched {
     pub num_dropped: usize,
 }
 
-/// The pages of a hint on their way to RAM. They come whether the ticket is kept or not.
+/// The pages of a hint: on their way to RAM, and then kept there until they are read, if anything else can make room.
 ///
-/// Awaiting it needs no particular runtime. Whichever way the result is taken, it is given once.
+/// Dropping the ticket takes the hint back. Awaiting it needs no particular runtime. Whichever way the result is taken,
+/// it is given once.
 #[derive(Debug)]
+#[must_use = "dropping it takes the hint back"]
 pub struct Ticket {
     inbox: Arc<Inbox>,
     pages: Vec<Arc<Page>>,
@@ -78,7 +80,7 @@ impl Ticket {
     ///
     /// # Errors
     /// What the read of a page failed with, the first where several did.
-    pub fn wait(mut self) -> Result<Prefetched> {
+    pub fn wait(&mut self) -> Result<Prefetched> {
         while self.pending > 0 {
             let (_, arrival) = self.inbox.take();
             self.settle(arrival);
@@ -86,12 +88,8 @@ impl Ticket {
         self.error.take().map_or(Ok(self.outcome), Err)
     }
 
-    /// Takes the hint back. Pages whose read has begun still come.
-    pub fn cancel(self) {
-        for page in &self.pages {
-            page.withdraw(&self.inbox);
-        }
-    }
+    /// Takes the hint back, as dropping it does: pages whose read has begun still come, and others do not.
+    pub fn cancel(self) {}
 
     fn settle(&mut self, arrival: Arrival) {
         self.pending -= 1;
@@ -105,6 +103,14 @@ impl Ticket {
             Arrival::Failed(error) => {
                 self.error.get_or_insert(error);
             }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        for page in &self.pages {
+            page.take_back(&self.inbox);
         }
     }
 }

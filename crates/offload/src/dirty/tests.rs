@@ -10,7 +10,9 @@ fn pages(sequence: u32, ids: impl IntoIterator<Item = u64>) -> Vec<Arc<Page>> {
     let memory = Memory::new(64, usize::MAX);
     let name = PageName { sequence, layer: 0, kv_head: 0, page_idx: 0 };
     let frame = || memory.take().expect("the machine has some").expect("a frame is free").0;
-    ids.into_iter().map(|id| Arc::new(Page::dirty(id, name, 1, SharedArc::new(frame())))).collect()
+    ids.into_iter()
+        .map(|id| Arc::new(Page::dirty(id, name, 1, SharedArc::new(frame()), None)))
+        .collect()
 }
 
 fn dirty(pages: &[&[Arc<Page>]]) -> Dirty {

@@ -13,6 +13,7 @@ struct Fake {
     is_gone: Cell<bool>,
     is_held: Cell<bool>,
     is_resident: Cell<bool>,
+    is_awaited: Cell<bool>,
 }
 
 impl Entry for Rc<Fake> {
@@ -26,6 +27,10 @@ impl Entry for Rc<Fake> {
 
     fn cool(&self, heat: u8) {
         self.heat.set(heat);
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.is_awaited.get()
     }
 
     fn release(&self) -> bool {
@@ -165,4 +170,24 @@ fn pages_that_are_gone_do_not_pile_up_where_nothing_has_to_leave() {
         assert!(policy.small.len() + policy.main.len() <= 2 * kept.len() + FEW + 1);
     }
     assert_eq!(policy.len(), 10);
+}
+
+#[test]
+fn awaited_pages_leave_last_and_enter_the_queues_when_they_are_read() {
+    let mut cache = Cache::new(20, 1_000);
+    cache.pages[..5].iter().for_each(|page| page.is_awaited.set(true));
+    (0..5).for_each(|id| cache.read(id));
+    (100..300).for_each(|id| cache.read(id));
+    assert_eq!(cache.num_resident_below(5), 5);
+    assert_eq!(cache.policy.len(), 20);
+    // Two are read; those behind one that is not wait for it.
+    [0, 1].iter().for_each(|&id| cache.pages[id].is_awaited.set(false));
+    (300..400).for_each(|id| cache.read(id));
+    let resident: Vec<_> = (0..5).map(|id| cache.pages[id].is_resident.get()).collect();
+    assert_eq!(resident, [false, false, true, true, true]);
+    // Where all others are held, a hint gives way.
+    cache.pages[5..].iter().for_each(|page| page.is_held.set(true));
+    (0..3).for_each(|_| assert!(cache.policy.evict()));
+    assert!(!cache.policy.evict());
+    assert_eq!(cache.num_resident_below(5), 0);
 }

@@ -118,7 +118,7 @@ fn a_store_whose_frames_are_all_held_is_an_error_and_no_hang() {
     assert!(is_full(sequence.rows(0, 0).pin(&[20]).unwrap_err()));
     // What is pinned is read nonetheless, and a hint is dropped.
     assert_eq!(read(&sequence.rows(0, 0), &[5]).unwrap(), [row_bytes(3, 5)]);
-    let ticket = sequence.rows(0, 0).prefetch(&[20, 24]).unwrap();
+    let mut ticket = sequence.rows(0, 0).prefetch(&[20, 24]).unwrap();
     assert_eq!(ticket.wait().unwrap().num_dropped, 2);
     drop(pin);
     append(&mut sequence, HEAD, 3, 1).unwrap();

@@ -290,7 +290,7 @@ fn a_shutdown_does_what_is_queued_and_closes_the_queue() {
     let sim = Sim::default();
     let (store, mut sequence) = spilled(&sim);
     let rows = sequence.rows(1, 0);
-    let ticket = rows.prefetch(&[0, 4, 8]).unwrap();
+    let mut ticket = rows.prefetch(&[0, 4, 8]).unwrap();
     store.shutdown().unwrap();
     let outcome = ticket.wait().unwrap();
     assert_eq!(outcome.num_loaded + outcome.num_dropped, 3);

@@ -238,7 +238,7 @@ impl Machine {
                 }
             }
             Step::Wait => {
-                for ticket in self.tickets.drain(..) {
+                for mut ticket in self.tickets.drain(..) {
                     ticket.wait().unwrap();
                 }
             }
