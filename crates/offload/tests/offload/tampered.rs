@@ -56,7 +56,9 @@ struct Written {
     rows: Range<usize>,
     file: String,
     slot: usize,
-    /// Where in the slot its checksum is, and its rows.
+    /// What it has for a checksum, in its header and in the table.
+    signed: [u8; 8],
+    /// Where in the slot that is, and its rows.
     checksum: usize,
     payload: Range<usize>,
 }
@@ -130,19 +132,18 @@ impl Folder {
         self.files.get_mut(file).expect("it was saved").truncate(slot + at);
     }
 
-    /// Gives a page the checksum that it should have, in its header and in the table: its rows are those to be read.
+    /// Gives a page the checksum that it should have, in its header and in the table, which was not changed: its rows are those to be read.
     pub(crate) fn sign_page(&mut self, idx: usize) {
-        let Written { head, rows, checksum, payload, .. } = self.pages[idx].clone();
+        let Written { head, rows, signed, checksum, payload, .. } = self.pages[idx].clone();
         let page = self.page(idx);
-        let old = remembered(page, checksum);
         let new = checksum_of(&page[..checksum], &page[payload.clone()]).to_le_bytes();
         page[checksum..checksum + 8].copy_from_slice(&new);
         let found: Vec<_> = page[payload].chunks(LAYOUT.row_bytes()).map(<[u8]>::to_vec).collect();
         self.rows[head][rows].clone_from_slice(&found);
         let table = self.table();
-        if let Some(at) = table.windows(8).position(|window| window == old) {
-            table[at..at + 8].copy_from_slice(&new);
-        }
+        let at = table.windows(8).position(|window| window == signed).expect("it has the page");
+        table[at..at + 8].copy_from_slice(&new);
+        self.pages[idx].signed = new;
         self.sign_table();
     }
 
@@ -310,10 +311,6 @@ fn checksum_of(header: &[u8], payload: &[u8]) -> u64 {
     Hasher::oneshot_with_seed(Hasher::oneshot(header), payload)
 }
 
-fn remembered(page: &[u8], at: usize) -> [u8; 8] {
-    *page[at..].first_chunk().expect("a checksum lies in the header")
-}
-
 /// Finds a page by its rows, and its checksum by what it is.
 fn find(files: &BTreeMap<String, Vec<u8>>, head: usize, rows: Range<usize>) -> Written {
     let payload: Vec<u8> = rows.clone().flat_map(|i| encoded(&row(0, head, i))).collect();
@@ -325,10 +322,9 @@ fn find(files: &BTreeMap<String, Vec<u8>>, head: usize, rows: Range<usize>) -> W
     let slot = at / SLOT_ALIGN * SLOT_ALIGN;
     let page = &files[name][slot..at + payload.len()];
     let payload = at - slot..page.len();
-    let is_checksum = |start: &usize| {
-        let expected = checksum_of(&page[..*start], &page[payload.clone()]);
-        remembered(page, *start) == expected.to_le_bytes()
-    };
-    let checksum = (0..payload.start - 8).find(is_checksum).expect("a page has a checksum");
-    Written { head, rows, file: name.clone(), slot, checksum, payload }
+    let expected = |start| checksum_of(&page[..start], &page[payload.clone()]).to_le_bytes();
+    let is_checksum = |start: &usize| page[*start..].starts_with(&expected(*start));
+    let checksum = (0..payload.start).find(is_checksum).expect("a page has a checksum");
+    let signed = expected(checksum);
+    Written { head, rows, file: name.clone(), slot, signed, checksum, payload }
 }
