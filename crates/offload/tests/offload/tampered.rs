@@ -19,12 +19,12 @@ use super::sim::Sim;
 
 const LAYOUT: RowLayout = RowLayout { key: None, value: RowFormat::F16, head_dim: 8 };
 
-/// Three full pages and three that are not.
+/// Pages of four rows.
 const SHAPE: StoreShape =
     StoreShape { num_layers: 2, num_kv_heads: 2, page_size: 4, layout: LAYOUT };
 
-/// Rows of each (layer, KV head).
-const NUM_ROWS: [usize; 4] = [9, 0, 4, 3];
+/// Rows of each (layer, KV head): five full pages, and two that are not.
+const NUM_ROWS: [usize; 4] = [18, 0, 4, 3];
 
 /// Pages of RAM: one for each head, and a few more.
 const NUM_FRAMES: usize = 8;
@@ -205,6 +205,8 @@ impl Folder {
         for head in 0..NUM_ROWS.len() {
             let rows = sequence.rows(head / 2, head % 2);
             let num_rows = rows.num_rows() as u32;
+            // All at once, while none is in RAM, and one by one.
+            self.is_good(head, &rows, 0..num_rows);
             for start in (0..num_rows).step_by(SHAPE.page_size) {
                 let end = num_rows.min(start.saturating_add(SHAPE.page_size as u32));
                 let is_good = self.is_good(head, &rows, start..end);
@@ -215,7 +217,6 @@ impl Folder {
             if let Err(error) = rows.prefetch(&all).unwrap().wait() {
                 assert!(matches!(error, Error::DamagedPage { .. }), "{error}");
             }
-            self.is_good(head, &rows, 0..num_rows);
         }
         // It goes on from there.
         let new = row(2, 0, 0);
@@ -267,7 +268,7 @@ fn open(sim: &Sim) -> Store {
         files: Arc::new(sim.clone()),
         num_workers: 1,
         queue_len: 16,
-        file_bytes: 2 * SLOT_ALIGN as u64,
+        file_bytes: 4 * SLOT_ALIGN as u64,
         ..DiskOptions::new("folder", "m")
     };
     let ram_budget_bytes = NUM_FRAMES * SHAPE.page_size * LAYOUT.row_bytes();
@@ -276,7 +277,7 @@ fn open(sim: &Sim) -> Store {
 
 /// A row that no other is.
 fn row(stream: usize, head: usize, i: usize) -> [f32; 8] {
-    std::array::from_fn(|channel| (stream * 512 + head * 128 + i * 8 + channel) as f32)
+    std::array::from_fn(|channel| (stream * 1024 + head * 256 + i * 8 + channel) as f32)
 }
 
 fn encoded(row: &[f32; 8]) -> Vec<u8> {
