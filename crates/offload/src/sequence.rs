@@ -67,7 +67,11 @@ impl Sequence {
     }
 
     /// Appends rows of one (layer, KV head): `keys` and `values` are `[n, head_dim]`, and the keys are
-    /// dropped where the layout has none. Waits for room where the budget is used up.
+    /// dropped where the layout has none.
+    ///
+    /// Where the budget is used up, makes room: writes pages of this sequence to disk as long as it has some that are
+    /// not there, and only then a batch of another's, so that nobody writes for a sequence that floods the store while
+    /// there is something of its own to write. A frame that comes free is whoever's takes it first.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Encode`] for NaN and infinities, and what a write or read fails with

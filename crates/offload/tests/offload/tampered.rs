@@ -19,12 +19,12 @@ use super::sim::Sim;
 
 const LAYOUT: RowLayout = RowLayout { key: None, value: RowFormat::F16, head_dim: 8 };
 
-/// Three full pages and three that are not.
+/// Pages of four rows.
 const SHAPE: StoreShape =
     StoreShape { num_layers: 2, num_kv_heads: 2, page_size: 4, layout: LAYOUT };
 
-/// Rows of each (layer, KV head).
-const NUM_ROWS: [usize; 4] = [9, 0, 4, 3];
+/// Rows of each (layer, KV head): five full pages, and two that are not.
+const NUM_ROWS: [usize; 4] = [18, 0, 4, 3];
 
 /// Pages of RAM: one for each head, and a few more.
 const NUM_FRAMES: usize = 8;
@@ -56,7 +56,9 @@ struct Written {
     rows: Range<usize>,
     file: String,
     slot: usize,
-    /// Where in the slot its checksum is, and its rows.
+    /// What it has for a checksum, in its header and in the table.
+    signed: [u8; 8],
+    /// Where in the slot that is, and its rows.
     checksum: usize,
     payload: Range<usize>,
 }
@@ -130,19 +132,18 @@ impl Folder {
         self.files.get_mut(file).expect("it was saved").truncate(slot + at);
     }
 
-    /// Gives a page the checksum that it should have, in its header and in the table: its rows are those to be read.
+    /// Gives a page the checksum that it should have, in its header and in the table, which was not changed: its rows are those to be read.
     pub(crate) fn sign_page(&mut self, idx: usize) {
-        let Written { head, rows, checksum, payload, .. } = self.pages[idx].clone();
+        let Written { head, rows, signed, checksum, payload, .. } = self.pages[idx].clone();
         let page = self.page(idx);
-        let old = remembered(page, checksum);
         let new = checksum_of(&page[..checksum], &page[payload.clone()]).to_le_bytes();
         page[checksum..checksum + 8].copy_from_slice(&new);
         let found: Vec<_> = page[payload].chunks(LAYOUT.row_bytes()).map(<[u8]>::to_vec).collect();
         self.rows[head][rows].clone_from_slice(&found);
         let table = self.table();
-        if let Some(at) = table.windows(8).position(|window| window == old) {
-            table[at..at + 8].copy_from_slice(&new);
-        }
+        let at = table.windows(8).position(|window| window == signed).expect("it has the page");
+        table[at..at + 8].copy_from_slice(&new);
+        self.pages[idx].signed = new;
         self.sign_table();
     }
 
@@ -204,6 +205,8 @@ impl Folder {
         for head in 0..NUM_ROWS.len() {
             let rows = sequence.rows(head / 2, head % 2);
             let num_rows = rows.num_rows() as u32;
+            // All at once, while none is in RAM, and one by one.
+            self.is_good(head, &rows, 0..num_rows);
             for start in (0..num_rows).step_by(SHAPE.page_size) {
                 let end = num_rows.min(start.saturating_add(SHAPE.page_size as u32));
                 let is_good = self.is_good(head, &rows, start..end);
@@ -214,7 +217,6 @@ impl Folder {
             if let Err(error) = rows.prefetch(&all).unwrap().wait() {
                 assert!(matches!(error, Error::DamagedPage { .. }), "{error}");
             }
-            self.is_good(head, &rows, 0..num_rows);
         }
         // It goes on from there.
         let new = row(2, 0, 0);
@@ -266,7 +268,7 @@ fn open(sim: &Sim) -> Store {
         files: Arc::new(sim.clone()),
         num_workers: 1,
         queue_len: 16,
-        file_bytes: 2 * SLOT_ALIGN as u64,
+        file_bytes: 4 * SLOT_ALIGN as u64,
         ..DiskOptions::new("folder", "m")
     };
     let ram_budget_bytes = NUM_FRAMES * SHAPE.page_size * LAYOUT.row_bytes();
@@ -275,7 +277,7 @@ fn open(sim: &Sim) -> Store {
 
 /// A row that no other is.
 fn row(stream: usize, head: usize, i: usize) -> [f32; 8] {
-    std::array::from_fn(|channel| (stream * 512 + head * 128 + i * 8 + channel) as f32)
+    std::array::from_fn(|channel| (stream * 1024 + head * 256 + i * 8 + channel) as f32)
 }
 
 fn encoded(row: &[f32; 8]) -> Vec<u8> {
@@ -310,10 +312,6 @@ fn checksum_of(header: &[u8], payload: &[u8]) -> u64 {
     Hasher::oneshot_with_seed(Hasher::oneshot(header), payload)
 }
 
-fn remembered(page: &[u8], at: usize) -> [u8; 8] {
-    *page[at..].first_chunk().expect("a checksum lies in the header")
-}
-
 /// Finds a page by its rows, and its checksum by what it is.
 fn find(files: &BTreeMap<String, Vec<u8>>, head: usize, rows: Range<usize>) -> Written {
     let payload: Vec<u8> = rows.clone().flat_map(|i| encoded(&row(0, head, i))).collect();
@@ -325,10 +323,9 @@ fn find(files: &BTreeMap<String, Vec<u8>>, head: usize, rows: Range<usize>) -> W
     let slot = at / SLOT_ALIGN * SLOT_ALIGN;
     let page = &files[name][slot..at + payload.len()];
     let payload = at - slot..page.len();
-    let is_checksum = |start: &usize| {
-        let expected = checksum_of(&page[..*start], &page[payload.clone()]);
-        remembered(page, *start) == expected.to_le_bytes()
-    };
-    let checksum = (0..payload.start - 8).find(is_checksum).expect("a page has a checksum");
-    Written { head, rows, file: name.clone(), slot, checksum, payload }
+    let expected = |start| checksum_of(&page[..start], &page[payload.clone()]).to_le_bytes();
+    let is_checksum = |start: &usize| page[*start..].starts_with(&expected(*start));
+    let checksum = (0..payload.start).find(is_checksum).expect("a page has a checksum");
+    let signed = expected(checksum);
+    Written { head, rows, file: name.clone(), slot, signed, checksum, payload }
 }
