@@ -8,7 +8,9 @@
 //!   arXiv 2507.19823, §3.4);
 //! - host rows re-scored with the exact keys that they carry, so that coded keys only select.
 
-use heterokv_quant::{GroupQueries, Level, RowFormat, RowSource, WeightedRows};
+use std::collections::BTreeMap;
+
+use heterokv_quant::{GroupQueries, Level, RowFormat, RowLayout, RowSource, WeightedRows};
 
 use crate::AttnState;
 use crate::simd::exp::{exp_weight, exp_weights};
@@ -102,7 +104,9 @@ impl GroupSum {
         }
     }
 
-    /// Takes in the host rows at `positions` (ascending, without repeats), page by page.
+    /// Takes in the host rows at `positions` (ascending, without repeats), page by page in the order of the list: rows
+    /// of a page that comes before its turn are copied and wait for it, so that the sum does not depend on what comes
+    /// when, to the bit.
     ///
     /// # Errors
     /// What the source fails with; the sum is then incomplete and must be reset.
@@ -122,21 +126,46 @@ impl GroupSum {
         if let HostScores::Exact { queries, .. } = scores {
             assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         }
-        let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
+        let row_bytes = layout.row_bytes();
+        let mut early: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        let mut next = 0;
         source.visit_rows(positions, &mut |page| {
-            let mut rows = page.iter(row_bytes).peekable();
-            while rows.peek().is_some() {
-                let mut values = [&[][..]; TILE];
-                let mut count = 0;
-                for (index, row) in rows.by_ref().take(TILE) {
-                    let (key, value) = row.split_at(key_bytes);
-                    self.score_host_row(level, layout.key, key, index, count, scores);
-                    values[count] = value;
-                    count += 1;
-                }
-                self.sum_tile(level, layout.value, &values[..count]);
+            if page.offset != next {
+                let rows = page.iter(row_bytes).flat_map(|(_, row)| row);
+                early.insert(page.offset, rows.copied().collect());
+                return;
+            }
+            next += page.rows.len();
+            self.add_host_page(level, layout, scores, page.iter(row_bytes));
+            while let Some(rows) = early.remove(&next) {
+                let rows = rows.chunks_exact(row_bytes);
+                let first = next;
+                next += rows.len();
+                self.add_host_page(level, layout, scores, (first..).zip(rows));
             }
         })
+    }
+
+    /// Takes in host rows, each with its index in the list.
+    fn add_host_page<'a>(
+        &mut self,
+        level: Level,
+        layout: RowLayout,
+        scores: HostScores<'_>,
+        rows: impl Iterator<Item = (usize, &'a [u8])>,
+    ) {
+        let mut rows = rows.peekable();
+        while rows.peek().is_some() {
+            let mut values = [&[][..]; TILE];
+            let mut count = 0;
+            for (index, row) in rows.by_ref().take(TILE) {
+                let (key, value) = row.split_at(layout.key_bytes());
+                self.score_host_row(level, layout.key, key, index, count, scores);
+                values[count] = value;
+                count += 1;
+            }
+            self.sum_tile(level, layout.value, &values[..count]);
+        }
     }
 
     /// Writes the scores of the row that is `index` in the list into place `slot` of the tile.
