@@ -27,6 +27,7 @@ mod plan;
 mod presets;
 mod profile;
 mod prompt;
+mod saved;
 mod select;
 mod spec;
 
@@ -42,4 +43,5 @@ pub use plan::{CachePlan, DeviceBytes, full_bytes};
 pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
+pub use saved::SavedCache;
 pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};

@@ -35,7 +35,7 @@ use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Landing};
 use heterokv_offload::{Sequence, Store};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
-use crate::cache::{ReadStats, check_token};
+use crate::cache::{ReadStats, check, check_token};
 use crate::head::normalised;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::spec::CacheConfig;
@@ -122,21 +122,7 @@ impl DeviceCache {
         profile: Option<&Profile>,
         reservation: Reservation,
     ) -> Result<Self> {
-        shape.heads.check()?;
-        match (&config, profile) {
-            (CacheConfig::Full, Some(_)) => {
-                return Err(Error::Conflict {
-                    conflict: "full codes no keys and takes no profile",
-                });
-            }
-            (CacheConfig::Full, None) => {}
-            (CacheConfig::Hca(hca), profile) => {
-                hca.check(&shape)?;
-                if let Some(profile) = profile {
-                    profile.check(&shape, &hca.keys)?;
-                }
-            }
-        }
+        check(&shape, &config, profile)?;
         let gpu = device.gpu();
         let plan = DeviceCachePlan::new(&config, &shape, gpu.limits(), reservation)?;
         let mut rows = RowPool::new(gpu, shape.heads.head_dim, plan.page_tokens)?;
