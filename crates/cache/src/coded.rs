@@ -102,6 +102,27 @@ impl CodedKeys {
         Ok(())
     }
 
+    /// A copy of the pages.
+    pub(crate) fn pages(&self) -> Vec<Vec<u8>> {
+        self.pages.iter().map(|page| page.bytes().to_vec()).collect()
+    }
+
+    /// Takes whole pages of `num_tokens` keys into coded keys that are empty.
+    pub(crate) fn fill(
+        &mut self,
+        arena: &Arena,
+        num_tokens: usize,
+        pages: &[Vec<u8>],
+    ) -> Result<()> {
+        for bytes in pages {
+            let mut page = arena.allocate(page_bytes(&self.coder.layout()))?;
+            page.bytes_mut().copy_from_slice(bytes);
+            self.pages.push(page);
+        }
+        self.num_tokens = num_tokens;
+        Ok(())
+    }
+
     /// Forgets the tokens from the `num_tokens`-th on, which begins a group, and frees the pages that held only them.
     pub(crate) fn truncate(&mut self, num_tokens: usize) {
         self.num_tokens = self.num_tokens.min(num_tokens);

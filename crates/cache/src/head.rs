@@ -34,6 +34,21 @@ struct Tail {
     query_energy: Vec<f64>,
 }
 
+/// What a head holds, wherever it is.
+pub(crate) struct HeadContents {
+    /// Keys and values `[n, head_dim]` that stay exact.
+    pub(crate) resident: [Vec<f32>; 2],
+    /// The same of the window.
+    pub(crate) window: [Vec<f32>; 2],
+    pub(crate) coder: Option<KeyCoder>,
+    /// Sum of q² per channel, while there is no coder.
+    pub(crate) energy: Vec<f64>,
+    /// Codes in whole pages.
+    pub(crate) pages: Vec<Vec<u8>>,
+    /// Tokens in them.
+    pub(crate) num_coded: usize,
+}
+
 /// Where a head's tokens and bytes go, and what codes them.
 pub(crate) struct Stores<'a> {
     pub(crate) level: Level,
@@ -253,6 +268,39 @@ impl HeadCache {
                 keys.read(device, saved.coded, data)
             }
         }
+    }
+
+    /// A copy of what it holds.
+    pub(crate) fn contents(&self) -> HeadContents {
+        let all = |rows: &ExactRows| <[_; 2]>::from(rows.front(rows.len()));
+        let tail = self.tail.as_ref();
+        let coded = tail.and_then(|tail| tail.coded.as_ref());
+        HeadContents {
+            resident: all(&self.resident),
+            window: tail.map_or_else(Default::default, |tail| all(&tail.window)),
+            coder: coded.map(|keys| keys.coder().clone()),
+            energy: tail.map_or_else(Vec::new, |tail| tail.query_energy.clone()),
+            pages: coded.map_or_else(Vec::new, CodedKeys::pages),
+            num_coded: coded.map_or(0, CodedKeys::num_tokens),
+        }
+    }
+
+    /// Takes what another holds into one that is empty and has no tables.
+    pub(crate) fn fill(&mut self, device: &Arena, contents: HeadContents) -> Result<()> {
+        let HeadContents { resident, window, coder, energy, pages, num_coded } = contents;
+        let push = |rows: &mut ExactRows, [keys, values]: [Vec<f32>; 2]| -> Result<()> {
+            let values = values.chunks_exact(self.head_dim);
+            let mut tokens = keys.chunks_exact(self.head_dim).zip(values);
+            tokens.try_for_each(|(key, value)| rows.push(device, key, value))
+        };
+        push(&mut self.resident, resident)?;
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        push(&mut tail.window, window)?;
+        tail.query_energy = energy;
+        if let Some(coder) = coder {
+            tail.coded.insert(CodedKeys::new(coder, device)?).fill(device, num_coded, &pages)?;
+        }
+        Ok(())
     }
 
     /// A copy whose bytes are in `device`.

@@ -35,6 +35,7 @@ pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
+pub use heterokv_offload::{DiskOptions, Error as StoreError, Store, StoreOptions};
 pub use heterokv_quant::{KeyFormat, Level, RowFormat};
 pub use keys::Keys;
 pub use mix::KeyMix;

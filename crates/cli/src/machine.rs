@@ -1,5 +1,6 @@
 //! A model and a cache, on the CPU or on a GPU, after a look at whether they fit.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -7,47 +8,107 @@ use heterokv_attn::device::Device;
 use heterokv_cache::{CacheConfig, CachePlan, DeviceCache, DeviceCachePlan, KvCache, Reservation};
 use heterokv_gpu::{DeviceChoice, DeviceKind, Gpu, Limits, OpenOptions};
 use heterokv_model::{
-    Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model, ModelConfig,
-    prefill_bytes,
+    Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, EXTEND_TOKENS, HostDecoder, Model,
+    ModelConfig, Resumed, Session, prefill_bytes,
 };
 
 use crate::args::{CacheArgs, Place};
 use crate::load::{Opened, check_ratio};
-use crate::output::{bytes, ratio, say, tokens};
+use crate::output::{bytes, count, ratio, say, tokens};
 use crate::requirement::{check_memory, check_parts, kv_shape, plan};
 
-/// Holds what is asked for against the machine, says what will run, loads the model, and runs it over an empty cache with
-/// room for a prompt and a reply.
+/// A prompt to be read, and a reply to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task<'a> {
+    pub(crate) prompt: &'a [u32],
+    /// The most tokens of the reply.
+    pub(crate) max_tokens: usize,
+    /// The folder of the session that keeps what is read.
+    pub(crate) session: Option<&'a Path>,
+}
+
+/// A model and a cache that are ready.
+#[derive(Debug)]
+pub(crate) struct Ready<'a> {
+    pub(crate) decoder: Box<dyn Decoder + 'a>,
+    /// Where what is read is to be saved, and how many tokens of the prompt the cache holds from there.
+    pub(crate) session: Option<(&'a Session, usize)>,
+}
+
+/// Holds what is asked for against the machine, says what will run, loads the model, and runs it over a cache with room
+/// for a prompt and a reply, which is empty or holds what a session has of the prompt.
 ///
 /// # Errors
-/// A cache that does not fit the model, a run that needs more memory than there is, a device that is not to be had,
-/// whatever is wrong with the checkpoint, and what the run fails with.
+/// A cache that does not fit the model, a session of something else, a run that needs more memory than there is, a device
+/// that is not to be had, whatever is wrong with the checkpoint, and what the run fails with.
 pub(crate) fn run_on(
     opened: &Opened,
     args: &CacheArgs,
-    (num_prompt_tokens, max_tokens): (usize, usize),
-    run: impl FnOnce(Box<dyn Decoder + '_>) -> Result<()>,
+    task: Task<'_>,
+    run: impl FnOnce(Ready<'_>) -> Result<()>,
 ) -> Result<()> {
-    let spec = &args.cache;
-    let resolved = opened.resolve(spec)?;
-    let reservation = Reservation {
-        prompt_tokens: num_prompt_tokens,
-        total_tokens: num_prompt_tokens.saturating_add(max_tokens),
+    let resolved = opened.resolve(&args.cache)?;
+    let mut session = match task.session {
+        None => None,
+        Some(folder) => {
+            let shape = kv_shape(opened.checkpoint.config())?;
+            Some(Session::open(folder, &opened.checkpoint, &shape, &resolved, usize::MAX)?)
+        }
     };
+    let prompt_tokens = task.prompt.len();
+    let reservation =
+        Reservation { prompt_tokens, total_tokens: prompt_tokens.saturating_add(task.max_tokens) };
     match args.place.device {
         Place::Cpu => {
             ensure!(
                 args.place.device_memory.is_none(),
                 "--device-memory is of a GPU; add --device gpu"
             );
-            let (model, cache) = on_host(opened, args, &resolved, reservation)?;
-            run(Box::new(HostDecoder::new(&model, cache)))
+            let (model, resumed) =
+                on_host(opened, args, &resolved, reservation, (session.as_mut(), task))?;
+            let found = resumed.num_tokens;
+            let decoder = Box::new(HostDecoder::resume(&model, resumed));
+            run(Ready { decoder, session: session.as_ref().map(|session| (session, found)) })
         }
         Place::Gpu(choice) => {
-            let (model, cache) = on_device(opened, args, &resolved, reservation, choice)?;
-            run(Box::new(DeviceDecoder::new(&model, cache)))
+            let (model, resumed) =
+                on_device(opened, args, &resolved, reservation, choice, (session.as_mut(), task))?;
+            let found = resumed.num_tokens;
+            let decoder = Box::new(DeviceDecoder::resume(&model, resumed)?);
+            run(Ready { decoder, session: session.as_ref().map(|session| (session, found)) })
         }
     }
+}
+
+/// The cache that a session has for a prompt, or an empty one.
+fn resume(
+    opened: &Opened,
+    args: &CacheArgs,
+    resolved: &CacheConfig,
+    (session, task): (Option<&mut Session>, Task<'_>),
+) -> Result<Resumed<KvCache>> {
+    let profile = opened.profile(args.terms.profile.as_ref())?;
+    let Some(session) = session else {
+        return Ok(Resumed::empty(opened.cache(resolved.clone(), profile.as_ref())?));
+    };
+    let config = (kv_shape(opened.checkpoint.config())?, resolved.clone());
+    let resumed = session.resume(task.prompt, config, opened.level(), profile.as_ref())?;
+    let (found, all) = (resumed.num_tokens, task.prompt.len());
+    say(&format!(
+        "session {}: {} of {} found, {} to read",
+        session.folder().display(),
+        count(found),
+        tokens(all),
+        count(all - found)
+    ));
+    Ok(resumed)
+}
+
+/// Tokens of a prompt that are processed at once: all of it, or of what a session lacks so many as are fed together.
+fn tokens_at_once(session: Option<&Session>, prompt: &[u32]) -> Result<usize> {
+    let found = session.map_or(Ok(0), |session| session.found(prompt))?;
+    let unread = prompt.len() - found;
+    Ok(if found == 0 { unread } else { unread.min(EXTEND_TOKENS) })
 }
 
 fn on_host(
@@ -55,15 +116,16 @@ fn on_host(
     args: &CacheArgs,
     resolved: &CacheConfig,
     reservation: Reservation,
-) -> Result<(Model, KvCache)> {
+    (session, task): (Option<&mut Session>, Task<'_>),
+) -> Result<(Model, Resumed<KvCache>)> {
     let config = opened.checkpoint.config();
     let at_prompt = plan(config, resolved, reservation.prompt_tokens)?;
     let at_end = plan(config, resolved, reservation.total_tokens)?;
-    check_memory(config, opened.weight_bytes()?, &[at_end], reservation.prompt_tokens)?;
-    let profile = opened.profile(args.terms.profile.as_ref())?;
-    let cache = opened.cache(resolved.clone(), profile.as_ref())?;
+    let at_once = tokens_at_once(session.as_deref(), task.prompt)?;
+    check_memory(config, opened.weight_bytes()?, &[at_end], at_once)?;
+    let resumed = resume(opened, args, resolved, (session, task))?;
     say_what_runs(&opened.first_line(), args, reservation, at_prompt.ratio())?;
-    Ok((opened.load()?, cache))
+    Ok((opened.load()?, resumed))
 }
 
 fn on_device(
@@ -72,7 +134,8 @@ fn on_device(
     resolved: &CacheConfig,
     reservation: Reservation,
     choice: DeviceChoice,
-) -> Result<(DeviceModel, DeviceCache)> {
+    (session, task): (Option<&mut Session>, Task<'_>),
+) -> Result<(DeviceModel, Resumed<DeviceCache>)> {
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let budget_bytes = args.place.device_memory;
@@ -108,7 +171,6 @@ fn on_device(
         ("rows on the host", at_end.host_bytes as u64),
         ("one layer's on their way there", on_host),
     ])?;
-    let profile = opened.profile(args.terms.profile.as_ref())?;
     let first_line = format!(
         "{}: {} weights on {}, {}",
         opened.name,
@@ -117,19 +179,23 @@ fn on_device(
         bytes(planned.held_bytes())
     );
     let device = Arc::new(Device::new(Arc::new(gpu)));
-    let cache = DeviceCache::new(
-        Arc::clone(&device),
-        shape,
-        resolved.clone(),
-        opened.level(),
-        profile.as_ref(),
-        reservation,
-    )?;
+    let resumed = match session {
+        None => {
+            let profile = opened.profile(args.terms.profile.as_ref())?;
+            let (level, resolved) = (opened.level(), resolved.clone());
+            let device = Arc::clone(&device);
+            let cache =
+                DeviceCache::new(device, shape, resolved, level, profile.as_ref(), reservation)?;
+            Resumed::empty(cache)
+        }
+        Some(_) => resume(opened, args, resolved, (session, task))?
+            .try_map(|cache| DeviceCache::upload(Arc::clone(&device), cache, reservation))?,
+    };
     // There is room for the reply from the start.
     let full = heterokv_cache::full_bytes(&shape, reservation.total_tokens.max(1));
     let reached = planned.cache as f64 / full as f64;
     say_what_runs(&first_line, args, reservation, reached)?;
-    Ok((opened.load_on(device)?, cache))
+    Ok((opened.load_on(device)?, resumed))
 }
 
 fn say_what_runs(

@@ -145,6 +145,16 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether files of this name in a folder are those of a store.
+    #[must_use]
+    pub fn makes_file(name: &str) -> bool {
+        let is_numbered = FileKind::ALL.iter().any(|kind| kind.number(name).is_some());
+        let is_table = [ENDING, NEW_ENDING].iter().any(|ending| name.ends_with(ending));
+        is_numbered || is_table || name == disk::LOCK
+    }
+}
+
 impl Saved {
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).ok_or_else(|| Error::NoSuchSave { name: name.to_owned() })

@@ -26,6 +26,7 @@ mod scratch;
 mod step;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -218,7 +219,7 @@ impl DeviceCache {
     pub fn needs_query_energy(&self) -> bool {
         let lacks_tables =
             |layer: &Layer| (0..layer.heads.len()).any(|head| !layer.has_coder(head));
-        self.host.is_some() && self.layers.iter().any(lacks_tables)
+        self.config != CacheConfig::Full && self.layers.iter().any(lacks_tables)
     }
 
     /// The device that it is on.

@@ -22,6 +22,9 @@ pub(crate) use own_file::{FileKind, FolderLock, OwnFile};
 use crate::sync::{Mutex, lock};
 use crate::{Damage, DiskOptions, Error, Result};
 
+/// The file by which a folder is one store's.
+pub(crate) const LOCK: &str = "lock";
+
 /// What slots are aligned to: the largest unit in which disks and file systems write.
 const SLOT_ALIGN: usize = 4096;
 
@@ -99,7 +102,7 @@ impl Disk {
     /// [`Error::Io`] where the folder is not there, cannot be written, or is another store's.
     pub(crate) fn open(options: &DiskOptions, page_bytes: usize) -> Result<(Self, Vec<String>)> {
         let DiskOptions { folder, files, .. } = options;
-        let lock_path = folder.join("lock");
+        let lock_path = folder.join(LOCK);
         let folder_lock =
             files.lock(&lock_path).map_err(|source| io_error("lock", &lock_path, source))?;
         let names = files.names(folder).map_err(|source| io_error("list", folder, source))?;

@@ -31,6 +31,8 @@ pub(crate) struct OwnFile {
 }
 
 impl FileKind {
+    pub(crate) const ALL: [Self; 2] = [Self::Pages, Self::Attached];
+
     fn prefix(self) -> &'static str {
         match self {
             Self::Pages => "pages-",
