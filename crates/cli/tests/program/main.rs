@@ -8,4 +8,5 @@ mod device;
 mod evals;
 mod fixture;
 mod runs;
+mod session;
 mod sizes;
