@@ -311,14 +311,17 @@ fn a_cache_goes_to_a_device_and_back() {
     const SAME: f32 = 1e-5;
     // One of few tokens at the threshold more or less.
     const CHOSEN_OTHERWISE: f32 = 0.15;
-    for place in distinct_places() {
-        for (number, case) in cases().iter().enumerate() {
-            let (_, _, mut host, mut cache) = run(&place, case, 3000 + number as u64);
+    let places = distinct_places();
+    for (turn, place) in places.iter().enumerate() {
+        let cases = cases();
+        let own = cases.iter().enumerate().filter(|(number, _)| number % places.len() == turn);
+        for (number, case) in own {
+            let (_, _, mut host, mut cache) = run(place, case, 3000 + number as u64);
             let heads = host.shape().heads;
             let n = case.prompt_tokens + STEPS;
             let reservation = Reservation { prompt_tokens: n, total_tokens: n + 8 };
             let mut there =
-                DeviceCache::upload(Arc::clone(&place), host.fork().unwrap(), reservation).unwrap();
+                DeviceCache::upload(Arc::clone(place), host.fork().unwrap(), reservation).unwrap();
             let [mut back, mut down] = [&there, &cache].map(|cache| cache.download().unwrap());
             let layers: Vec<_> = (0..LAYERS as u64).map(|l| Tokens::new(l + 7, heads, 3)).collect();
             let expected = goes_on(&mut host, &layers, heads);
