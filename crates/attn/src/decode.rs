@@ -102,7 +102,9 @@ impl GroupSum {
         }
     }
 
-    /// Takes in the host rows at `positions` (ascending, without repeats), page by page.
+    /// Takes in the host rows at `positions` (ascending, without repeats), page by page in the order of the list: rows
+    /// of a page that comes before its turn are copied and wait for it, so that the sum does not depend on what comes
+    /// when, to the bit.
     ///
     /// # Errors
     /// What the source fails with; the sum is then incomplete and must be reset.

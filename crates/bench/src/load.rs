@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use heterokv_cache::{DiskOptions, HostOptions, HostStats, KvCache, OsFiles, Reads};
+use heterokv_cache::{DiskOptions, HostStats, KvCache, OsFiles, Reads, Store, StoreOptions};
 use heterokv_model::Model;
 use heterokv_quant::Level;
 
@@ -206,12 +206,18 @@ impl Load<'_> {
         let disk = DiskOptions {
             files: Arc::new(OsFiles { reads: reads.reads() }),
             num_workers: *workers,
-            queue_len: 1 << 14,
             ..DiskOptions::new(folder, &self.subject.name)
         };
-        let on_disk = HostOptions { ram_budget_bytes: budget_bytes, disk: Some(disk) };
-        let new = |host| KvCache::with_host(shape, planned.config.clone(), self.level, None, host);
-        let mut caches = [new(HostOptions::default())?, new(on_disk)?];
+        let config = || planned.config.clone();
+        let store = Store::open(StoreOptions {
+            shape: planned.config.store_shape(&shape),
+            ram_budget_bytes: budget_bytes,
+            disk: Some(disk),
+        })?;
+        let mut caches = [
+            KvCache::new(shape, config(), self.level, None)?,
+            KvCache::in_store(shape, config(), self.level, None, &store)?,
+        ];
         self.say("the text's keys and values");
         let real = &self.subject.tokens[..self.subject.tokens.len() - 64];
         let rows = PromptRows::of_model(&self.subject.model, real)?;

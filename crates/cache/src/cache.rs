@@ -2,17 +2,17 @@
 
 use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
 use heterokv_evict::SelectScratch;
-use heterokv_offload::{Arena, Sequence, Stats};
+use heterokv_offload::{Arena, Sequence, Stats, Store};
 use heterokv_quant::{KeyCoder, Level, Precision};
 use rayon::prelude::*;
 
 use crate::head::{HeadCache, Stores};
 use crate::hints::Hints;
 use crate::host_step::HostStep;
-use crate::plan::{DeviceBytes, DevicePlan, full_bytes};
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
-use crate::{Error, HostOptions, Profile, Result};
+use crate::{Error, Profile, Result};
 
 /// Stretches of exact rows, each a page at most, that one task of a decode step takes.
 const EXACT_TASK_SEGMENTS: usize = 8;
@@ -24,6 +24,14 @@ pub struct KvShape {
     pub num_layers: usize,
     /// Heads, channels and scale of every layer.
     pub heads: HeadShape,
+}
+
+impl KvShape {
+    /// Every (layer, KV head), in the order of `[num_layers, num_kv_heads]`.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let num_kv_heads = self.heads.num_kv_heads;
+        (0..self.num_layers).flat_map(move |layer| (0..num_kv_heads).map(move |head| (layer, head)))
+    }
 }
 
 /// What the decode steps of a cache have read.
@@ -114,52 +122,54 @@ impl KvCache {
         level: Level,
         profile: Option<&Profile>,
     ) -> Result<Self> {
-        Self::with_host(shape, config, level, profile, HostOptions::default())
+        check(&shape, &config, profile)?;
+        let host = match &config {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
+        };
+        Self::with_host(shape, config, level, profile, host)
     }
 
-    /// [`KvCache::new`] with a host store under a budget, on a disk below it. A step then asks for what the next layer
-    /// will probably read, so that the disk reads it while this layer is computed. A `full` cache has no host store, and
-    /// takes the options without effect.
+    /// An empty cache whose rows on the host are in `store`, which is of the config's
+    /// [shape](CacheConfig::store_shape). Where that has a disk, the cache can be [saved](KvCache::save), and a step asks for
+    /// what the next layer will probably read, so that the disk reads it while this layer is computed.
     ///
     /// # Errors
-    /// As there, and what the disk refuses.
-    pub fn with_host(
+    /// As [`KvCache::new`], and [`Error::OtherStore`].
+    pub fn in_store(
         shape: KvShape,
         config: CacheConfig,
         level: Level,
         profile: Option<&Profile>,
-        host: HostOptions,
+        store: &Store,
     ) -> Result<Self> {
-        shape.heads.check()?;
+        check(&shape, &config, profile)?;
+        if *store.shape() != config.store_shape(&shape) {
+            return Err(Error::OtherStore);
+        }
+        Self::with_host(shape, config, level, profile, Some(store.sequence()))
+    }
+
+    /// An empty cache of what was checked.
+    pub(crate) fn with_host(
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+        host: Option<Sequence>,
+    ) -> Result<Self> {
         let device = Arena::new("device");
-        let places = (0..shape.num_layers)
-            .flat_map(|layer| (0..shape.heads.num_kv_heads).map(move |head| (layer, head)));
         let head_dim = shape.heads.head_dim;
-        let (heads, host) = match &config {
-            CacheConfig::Full if profile.is_some() => {
-                return Err(Error::Conflict {
-                    conflict: "full codes no keys and takes no profile",
-                });
-            }
-            CacheConfig::Full => {
-                let heads = places.map(|(layer, head)| HeadCache::full(layer, head, head_dim));
-                (heads.collect(), None)
-            }
+        let head = |place: (usize, usize)| match &config {
+            CacheConfig::Full => Ok(HeadCache::full(place.0, place.1, head_dim)),
             CacheConfig::Hca(config) => {
-                config.check(&shape)?;
-                if let Some(profile) = profile {
-                    profile.check(&shape, &config.keys)?;
-                }
-                let coder = |place| profile.map(|profile| profile.coder(place).clone());
-                let heads: Result<_> = places
-                    .map(|place| {
-                        let plan = DevicePlan::new(config.keys.format(place), config, &shape)?;
-                        HeadCache::hca(place, plan, head_dim, coder(place), &device)
-                    })
-                    .collect();
-                (heads?, Some(host.open(config, &shape)?))
+                let plan = DevicePlan::new(config.keys.format(place), config, &shape)?;
+                let coder = profile.map(|profile| profile.coder(place).clone());
+                HeadCache::hca(place, plan, head_dim, coder, &device)
             }
         };
+        let heads: Result<_> = shape.places().map(head).collect();
+        let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
         Ok(Self { shape, config, level, device, host, hints, heads, groups, stats })
@@ -244,6 +254,32 @@ impl KvCache {
         let (config, groups) = (self.config.clone(), self.groups.clone());
         let hints = self.hints.clone();
         Ok(Self { config, heads: heads?, host, hints, device, groups, ..*self })
+    }
+
+    /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how
+    /// many are left. The first tokens, those of the window and all of `full` go one by one; coded ones go by the groups of
+    /// their format, counted from the first behind the sinks.
+    ///
+    /// What is left of the window stays exact and is shorter than `recent` until further tokens have come; a token that
+    /// was coded stays coded. Tables stay, and so does what was seen of queries where there are none yet.
+    pub fn truncate(&mut self, num_tokens: usize) -> usize {
+        let mut left = num_tokens;
+        loop {
+            let cut = self.heads.iter().fold(left, |left, head| head.cut_at_most(left));
+            if cut == left {
+                break;
+            }
+            left = cut;
+        }
+        for head in &mut self.heads {
+            head.truncate(left, self.host.as_mut());
+        }
+        left
+    }
+
+    /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.
+    pub(crate) fn parts_mut(&mut self) -> (&mut [HeadCache], &Arena, Option<&mut Sequence>) {
+        (&mut self.heads, &self.device, self.host.as_mut())
     }
 
     /// The layer's heads and where their tokens go.
@@ -370,6 +406,25 @@ impl KvCache {
             out.copy_from_slice(state.out());
         }
         Ok(())
+    }
+}
+
+/// Refuses what no cache can be made of.
+pub(crate) fn check(
+    shape: &KvShape,
+    config: &CacheConfig,
+    profile: Option<&Profile>,
+) -> Result<()> {
+    shape.heads.check()?;
+    match (config, profile) {
+        (CacheConfig::Full, Some(_)) => {
+            Err(Error::Conflict { conflict: "full codes no keys and takes no profile" })
+        }
+        (CacheConfig::Full, None) => Ok(()),
+        (CacheConfig::Hca(hca), profile) => {
+            hca.check(shape)?;
+            profile.map_or(Ok(()), |profile| profile.check(shape, &hca.keys))
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Coded keys on the device: a coder and its pages, for one (layer, KV head).
 
-use heterokv_offload::{Arena, Block, Charge};
+use std::io::{self, Write};
+
+use heterokv_offload::{Arena, Attachment, Block, Charge};
 use heterokv_quant::{KeyCoder, KeyLayout, Level, PreparedQueries, ScoreRows};
 
 use crate::Result;
@@ -78,6 +80,55 @@ impl CodedKeys {
         Ok(())
     }
 
+    /// Writes the pages, whole.
+    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.pages.iter().try_for_each(|page| out.write_all(page.bytes()))
+    }
+
+    /// Reads pages of `num_tokens` keys that were written so into coded keys that are empty.
+    pub(crate) fn read(
+        &mut self,
+        arena: &Arena,
+        num_tokens: usize,
+        data: &mut Attachment,
+    ) -> Result<()> {
+        let page_bytes = page_bytes(&self.coder.layout());
+        while self.pages.len() < num_tokens.div_ceil(CODE_PAGE_TOKENS) {
+            let mut page = arena.allocate(page_bytes)?;
+            data.read_exact(page.bytes_mut())?;
+            self.pages.push(page);
+        }
+        self.num_tokens = num_tokens;
+        Ok(())
+    }
+
+    /// A copy of the pages.
+    pub(crate) fn pages(&self) -> Vec<Vec<u8>> {
+        self.pages.iter().map(|page| page.bytes().to_vec()).collect()
+    }
+
+    /// Takes whole pages of `num_tokens` keys into coded keys that are empty.
+    pub(crate) fn fill(
+        &mut self,
+        arena: &Arena,
+        num_tokens: usize,
+        pages: &[Vec<u8>],
+    ) -> Result<()> {
+        for bytes in pages {
+            let mut page = arena.allocate(page_bytes(&self.coder.layout()))?;
+            page.bytes_mut().copy_from_slice(bytes);
+            self.pages.push(page);
+        }
+        self.num_tokens = num_tokens;
+        Ok(())
+    }
+
+    /// Forgets the tokens from the `num_tokens`-th on, which begins a group, and frees the pages that held only them.
+    pub(crate) fn truncate(&mut self, num_tokens: usize) {
+        self.num_tokens = self.num_tokens.min(num_tokens);
+        self.pages.truncate(self.num_tokens.div_ceil(CODE_PAGE_TOKENS));
+    }
+
     /// Scores tile `tile` of [`SCORE_TILE`] tokens into `out[head · SCORE_TILE + token]`; raises `maxima`
     /// to the largest score of each head.
     pub(crate) fn score_tile(
@@ -110,6 +161,6 @@ impl CodedKeys {
     }
 }
 
-fn page_bytes(layout: &KeyLayout) -> usize {
+pub(crate) fn page_bytes(layout: &KeyLayout) -> usize {
     layout.bytes(CODE_PAGE_TOKENS)
 }

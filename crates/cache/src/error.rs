@@ -159,6 +159,41 @@ pub enum Error {
         /// What is wrong in it.
         reason: String,
     },
+    /// A store of another shape than that of the rows of a cache.
+    #[error(
+        "the store is of another shape than the rows of this cache; open one of the shape that its config has"
+    )]
+    OtherStore,
+    /// A cache that is to be saved in the middle of a token.
+    #[error(
+        "layer {layer} holds {num_tokens} tokens, the first layer {expected}; save a cache between two tokens"
+    )]
+    MidToken {
+        /// Layer.
+        layer: usize,
+        /// Tokens that it holds.
+        num_tokens: usize,
+        /// Tokens of the first layer.
+        expected: usize,
+    },
+    /// A saved cache of something else than what it is asked for.
+    #[error(
+        "what is saved is of {field} {found}, not {expected}; ask for the same, or save in another place"
+    )]
+    OtherSave {
+        /// What differs.
+        field: &'static str,
+        /// What was saved.
+        found: String,
+        /// What is asked for.
+        expected: String,
+    },
+    /// A saved cache that contradicts itself.
+    #[error("what is saved is damaged: {reason}; save it anew")]
+    DamagedSave {
+        /// What is wrong.
+        reason: String,
+    },
     /// A cache in which a step has failed.
     #[error(
         "an earlier step of this cache failed, and what it holds is incomplete; make a new one, and read the context again"

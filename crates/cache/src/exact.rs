@@ -1,9 +1,10 @@
 //! Exact rows on the device: pages that only grow, and the window of recent tokens.
 
 use std::collections::VecDeque;
+use std::io::{self, Write};
 
 use heterokv_attn::ResidentRows;
-use heterokv_offload::{Arena, Block};
+use heterokv_offload::{Arena, Attachment, Block};
 use heterokv_quant::RowFormat;
 
 use crate::Result;
@@ -43,8 +44,22 @@ impl ExactRows {
         self.len
     }
 
+    /// Rows of the first page that were taken.
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
     /// Appends one token.
     pub(crate) fn push(&mut self, arena: &Arena, key: &[f32], value: &[f32]) -> Result<()> {
+        let (key_bytes, value_bytes) = self.place(arena)?;
+        RowFormat::F16.encode(key, key_bytes)?;
+        RowFormat::F16.encode(value, value_bytes)?;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Where key and value of the next token go.
+    fn place(&mut self, arena: &Arena) -> Result<(&mut [u8], &mut [u8])> {
         let slot = (self.start + self.len) % self.page_tokens;
         if self.start + self.len == self.pages.len() * self.page_tokens {
             self.pages.push_back(arena.allocate(4 * self.head_dim * self.page_tokens)?);
@@ -52,10 +67,50 @@ impl ExactRows {
         let row_bytes = 2 * self.head_dim;
         let page = self.pages.back_mut().expect("a page was just made sure of").bytes_mut();
         let (keys, values) = page.split_at_mut(self.page_tokens * row_bytes);
-        RowFormat::F16.encode(key, &mut keys[slot * row_bytes..][..row_bytes])?;
-        RowFormat::F16.encode(value, &mut values[slot * row_bytes..][..row_bytes])?;
-        self.len += 1;
+        let row = slot * row_bytes..(slot + 1) * row_bytes;
+        Ok((&mut keys[row.clone()], &mut values[row]))
+    }
+
+    /// Writes the rows, of each token the key and the value.
+    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let row_bytes = 2 * self.head_dim;
+        for rows in self.segments() {
+            let values = rows.values.chunks_exact(row_bytes);
+            for (key, value) in rows.keys.chunks_exact(row_bytes).zip(values) {
+                out.write_all(key)?;
+                out.write_all(value)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Reads `len` rows that were written so into rows that are empty, the first of them into place `start` of a page.
+    pub(crate) fn read(
+        &mut self,
+        arena: &Arena,
+        (start, len): (usize, usize),
+        data: &mut Attachment,
+    ) -> Result<()> {
+        self.start = if len == 0 { 0 } else { start % self.page_tokens };
+        if self.start > 0 {
+            self.pages.push_back(arena.allocate(4 * self.head_dim * self.page_tokens)?);
+        }
+        while self.len < len {
+            let (key, value) = self.place(arena)?;
+            data.read_exact(key)?;
+            data.read_exact(value)?;
+            self.len += 1;
+        }
+        Ok(())
+    }
+
+    /// Forgets the tokens from the `len`-th on and frees the pages that held only them.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        if self.len == 0 {
+            self.start = 0;
+        }
+        self.pages.truncate((self.start + self.len).div_ceil(self.page_tokens));
     }
 
     /// Copies out the first `count` tokens, keys and values `[count, head_dim]`.

@@ -1,13 +1,16 @@
 //! The device side of one (layer, KV head): sinks, recent window, coded keys.
 
+use std::io::{self, Write};
+
 use heterokv_attn::ResidentRows;
-use heterokv_offload::{Arena, Sequence};
+use heterokv_offload::{Arena, Attachment, Sequence};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::Result;
 use crate::coded::CodedKeys;
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
 use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
+use crate::saved::{SavedHead, write_tables};
 
 /// One (layer, KV head). A token goes to the resident rows while there is room for sinks, then to the
 /// window; what leaves the window is coded on the device and its exact row goes to the host.
@@ -29,6 +32,21 @@ struct Tail {
     coded: Option<CodedKeys>,
     /// Sum of q² per channel over the queries seen so far; weighs errors when tables are fitted.
     query_energy: Vec<f64>,
+}
+
+/// What a head holds, wherever it is.
+pub(crate) struct HeadContents {
+    /// Keys and values `[n, head_dim]` that stay exact.
+    pub(crate) resident: [Vec<f32>; 2],
+    /// The same of the window.
+    pub(crate) window: [Vec<f32>; 2],
+    pub(crate) coder: Option<KeyCoder>,
+    /// Sum of q² per channel, while there is no coder.
+    pub(crate) energy: Vec<f64>,
+    /// Codes in whole pages.
+    pub(crate) pages: Vec<Vec<u8>>,
+    /// Tokens in them.
+    pub(crate) num_coded: usize,
 }
 
 /// Where a head's tokens and bytes go, and what codes them.
@@ -171,6 +189,118 @@ impl HeadCache {
             codes: tail.coded.as_ref().map_or(0, CodedKeys::page_bytes),
             tables: tail.coded.as_ref().map_or(0, CodedKeys::table_bytes),
         }
+    }
+
+    /// The most tokens, `num_tokens` at most, that can be left of the head's: coded tokens go by whole groups.
+    pub(crate) fn cut_at_most(&self, num_tokens: usize) -> usize {
+        let num_tokens = num_tokens.min(self.num_tokens());
+        let Some(tail) = &self.tail else { return num_tokens };
+        let behind_sinks = num_tokens.saturating_sub(self.resident.len());
+        if behind_sinks == 0 || behind_sinks >= tail.num_coded() {
+            return num_tokens;
+        }
+        self.resident.len() + tail.plan.whole_groups(behind_sinks)
+    }
+
+    /// Forgets the tokens from the `num_tokens`-th on, as many as [can be](Self::cut_at_most) left.
+    pub(crate) fn truncate(&mut self, num_tokens: usize, host: Option<&mut Sequence>) {
+        let behind_sinks = num_tokens.saturating_sub(self.resident.len());
+        if let Some(tail) = &mut self.tail {
+            let coded = tail.num_coded().min(behind_sinks);
+            if let Some(keys) = &mut tail.coded {
+                keys.truncate(coded);
+            }
+            if let Some(host) = host {
+                host.truncate(self.layer, self.kv_head, coded);
+            }
+            tail.window.truncate(behind_sinks - coded);
+        }
+        self.resident.truncate(num_tokens);
+    }
+
+    /// What is saved of the head, in numbers.
+    pub(crate) fn saved(&self) -> SavedHead {
+        let tail = self.tail.as_ref();
+        SavedHead {
+            resident: self.resident.len(),
+            window: tail.map_or(0, |tail| tail.window.len()),
+            window_start: tail.map_or(0, |tail| tail.window.start()),
+            coded: tail.map_or(0, Tail::num_coded),
+            tables: self
+                .tables()
+                .map(|coder| coder.tables().iter().map(|(_, table)| table.len()).collect()),
+        }
+    }
+
+    /// The coder, whether anything is coded yet or not.
+    pub(crate) fn tables(&self) -> Option<&KeyCoder> {
+        self.tail.as_ref().and_then(|tail| tail.coded.as_ref()).map(CodedKeys::coder)
+    }
+
+    /// Writes what is saved of the head.
+    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.resident.write(out)?;
+        let Some(tail) = &self.tail else { return Ok(()) };
+        tail.window.write(out)?;
+        match &tail.coded {
+            None => tail.query_energy.iter().try_for_each(|sum| out.write_all(&sum.to_le_bytes())),
+            Some(keys) => {
+                write_tables(keys.coder(), out)?;
+                keys.write(out)
+            }
+        }
+    }
+
+    /// Reads what was written of a head into one that is empty and has no tables.
+    pub(crate) fn read(
+        &mut self,
+        saved: &SavedHead,
+        device: &Arena,
+        data: &mut Attachment,
+    ) -> Result<()> {
+        self.resident.read(device, (0, saved.resident), data)?;
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        tail.window.read(device, (saved.window_start, saved.window), data)?;
+        match saved.read_coder(tail.plan.format, self.head_dim, data)? {
+            None => saved.read_energy(&mut tail.query_energy, data),
+            Some(coder) => {
+                let keys = tail.coded.insert(CodedKeys::new(coder, device)?);
+                keys.read(device, saved.coded, data)
+            }
+        }
+    }
+
+    /// A copy of what it holds.
+    pub(crate) fn contents(&self) -> HeadContents {
+        let all = |rows: &ExactRows| <[_; 2]>::from(rows.front(rows.len()));
+        let tail = self.tail.as_ref();
+        let coded = tail.and_then(|tail| tail.coded.as_ref());
+        HeadContents {
+            resident: all(&self.resident),
+            window: tail.map_or_else(Default::default, |tail| all(&tail.window)),
+            coder: coded.map(|keys| keys.coder().clone()),
+            energy: tail.map_or_else(Vec::new, |tail| tail.query_energy.clone()),
+            pages: coded.map_or_else(Vec::new, CodedKeys::pages),
+            num_coded: coded.map_or(0, CodedKeys::num_tokens),
+        }
+    }
+
+    /// Takes what another holds into one that is empty and has no tables.
+    pub(crate) fn fill(&mut self, device: &Arena, contents: HeadContents) -> Result<()> {
+        let HeadContents { resident, window, coder, energy, pages, num_coded } = contents;
+        let push = |rows: &mut ExactRows, [keys, values]: [Vec<f32>; 2]| -> Result<()> {
+            let values = values.chunks_exact(self.head_dim);
+            let mut tokens = keys.chunks_exact(self.head_dim).zip(values);
+            tokens.try_for_each(|(key, value)| rows.push(device, key, value))
+        };
+        push(&mut self.resident, resident)?;
+        let Some(tail) = &mut self.tail else { return Ok(()) };
+        push(&mut tail.window, window)?;
+        tail.query_energy = energy;
+        if let Some(coder) = coder {
+            tail.coded.insert(CodedKeys::new(coder, device)?).fill(device, num_coded, &pages)?;
+        }
+        Ok(())
     }
 
     /// A copy whose bytes are in `device`.

@@ -20,7 +20,6 @@ mod error;
 mod exact;
 mod head;
 mod hints;
-mod host;
 mod host_step;
 mod keys;
 mod mix;
@@ -29,6 +28,7 @@ mod plan;
 mod presets;
 mod profile;
 mod prompt;
+mod saved;
 mod select;
 mod spec;
 
@@ -36,9 +36,11 @@ pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
 pub use heterokv_attn::{HeadShape, PrefillInput};
-pub use heterokv_offload::{DiskOptions, DryRun, OsFiles, Reads, Stats as HostStats, Waits};
+pub use heterokv_offload::{
+    DiskOptions, DryRun, Error as StoreError, OsFiles, Reads, Stats as HostStats, Store,
+    StoreOptions, Waits,
+};
 pub use heterokv_quant::{KeyFormat, Level, RowFormat};
-pub use host::HostOptions;
 pub use keys::Keys;
 pub use mix::KeyMix;
 pub use model_file::FileKind;
@@ -46,4 +48,5 @@ pub use plan::{CachePlan, DeviceBytes, full_bytes};
 pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
+pub use saved::SavedCache;
 pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};

@@ -147,6 +147,17 @@ pub fn full_bytes(shape: &KvShape, num_tokens: usize) -> usize {
     4 * shape.num_layers * shape.heads.num_kv_heads * shape.heads.head_dim * num_tokens
 }
 
+impl CacheConfig {
+    /// The shape of the host store of a cache; where it is `full`, of one that stays without rows.
+    #[must_use]
+    pub fn store_shape(&self, shape: &KvShape) -> StoreShape {
+        match self {
+            Self::Full => host_shape(&HcaConfig::PLAIN, shape),
+            Self::Hca(config) => host_shape(config, shape),
+        }
+    }
+}
+
 /// The shape of the host store of a config.
 pub(crate) fn host_shape(config: &HcaConfig, shape: &KvShape) -> StoreShape {
     let head_dim = shape.heads.head_dim;

@@ -210,6 +210,10 @@ pub(crate) struct GenerateArgs {
     /// The system message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
+    /// A folder that keeps what was read: the next run with the same text, model and cache goes on from there, and reads
+    /// only what is new
+    #[arg(long, value_name = "FOLDER", conflicts_with = "disk")]
+    pub(crate) session: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]

@@ -1,73 +1,156 @@
-//! Host memory and disk for the rows of a cache, held against what they will take.
+//! Where the rows of a cache are on the host: in RAM, under a budget, on a disk, or in a session.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, DiskOptions, HostOptions, OsFiles};
+use heterokv_cache::{CacheConfig, CachePlan, DiskOptions, KvCache, OsFiles, Store, StoreOptions};
+use heterokv_model::{EXTEND_TOKENS, Resumed, Session};
 use tempfile::TempDir;
 
-use crate::args::HostArgs;
+use crate::args::{CacheArgs, HostArgs};
 use crate::load::Opened;
-use crate::output::bytes;
+use crate::output::{bytes, count, say, tokens};
+use crate::requirement::kv_shape;
 
-/// What a host store is opened with. Its folder, if it has one, is removed with it.
-pub(crate) struct HostPlace {
-    pub(crate) options: HostOptions,
+/// Where the rows are.
+pub(crate) enum HostPlace {
+    /// In RAM, as much as there is.
+    Ram,
+    /// In a store for this run.
+    Run(RunStore),
+    /// In a folder that stays.
+    Session(Session),
+}
+
+/// A store for one run. Its folder, if it has one, is removed with it.
+pub(crate) struct RunStore {
+    store: Store,
+    // After the store, whose files are in it.
     _folder: Option<TempDir>,
 }
 
 impl HostPlace {
-    /// Makes a folder for the rows of a cache, where they are to go to a disk; `plan` is of the longest context, and
-    /// takes what the host will hold in RAM from here.
+    /// Opens what the arguments ask for; `plan` is of the longest context, and takes what the host will hold in RAM.
     ///
     /// # Errors
-    /// Options for a cache that has no rows on the host, a budget that is too small, and a folder that cannot be written.
-    pub(crate) fn new(
-        args: &HostArgs,
+    /// A budget that is too small or of no use, a folder that cannot be written, and a session of something else.
+    pub(crate) fn open(
         opened: &Opened,
+        args: &HostArgs,
+        session: Option<&Path>,
         config: &CacheConfig,
         plan: &mut CachePlan,
     ) -> Result<Self> {
-        let Some(budget) = args.host_memory else {
-            return Ok(Self { options: HostOptions::default(), _folder: None });
+        let ram_budget_bytes = ram_budget_bytes(args, session.is_some(), config, plan)?;
+        let shape = kv_shape(opened.checkpoint.config())?;
+        let files = OsFiles { reads: args.disk_reads.into() };
+        if let Some(folder) = session {
+            let session =
+                Session::open(folder, &opened.checkpoint, &shape, config, ram_budget_bytes, files)?;
+            return Ok(Self::Session(session));
+        }
+        if args.host_memory.is_none() {
+            return Ok(Self::Ram);
+        }
+        // A folder of its own, so that several programs can use one disk.
+        let new = |folder| tempfile::Builder::new().prefix("heterokv-").tempdir_in(folder);
+        let folder = args.disk.as_ref().map(|disk| {
+            new(disk).with_context(|| {
+                format!("cannot make a folder in {}; name one that can be written", disk.display())
+            })
+        });
+        let folder = folder.transpose()?;
+        let disk = folder.as_ref().map(|folder| DiskOptions {
+            files: Arc::new(files),
+            ..DiskOptions::new(folder.path(), opened.fingerprint())
+        });
+        let options = StoreOptions { shape: config.store_shape(&shape), ram_budget_bytes, disk };
+        let store = Store::open(options).map_err(heterokv_cache::Error::from)?;
+        Ok(Self::Run(RunStore { store, _folder: folder }))
+    }
+
+    /// The session, where it is one.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        match self {
+            Self::Session(session) => Some(session),
+            Self::Ram | Self::Run(_) => None,
+        }
+    }
+
+    /// Tokens of a prompt that are processed at once: all of it, or of what a session lacks so many as are fed together.
+    ///
+    /// # Errors
+    /// A session of another text.
+    pub(crate) fn tokens_at_once(&self, prompt: &[u32]) -> Result<usize> {
+        let found = self.session().map_or(Ok(0), |session| session.found(prompt))?;
+        let unread = prompt.len() - found;
+        Ok(if found == 0 { unread } else { unread.min(EXTEND_TOKENS) })
+    }
+
+    /// The cache that a session has for a prompt, or an empty one.
+    ///
+    /// # Errors
+    /// A profile that does not fit, and what is wrong with a session.
+    pub(crate) fn cache(
+        &mut self,
+        opened: &Opened,
+        args: &CacheArgs,
+        config: CacheConfig,
+        prompt: &[u32],
+    ) -> Result<Resumed<KvCache>> {
+        let profile = opened.profile(args.terms.profile.as_ref())?;
+        let (shape, level) = (kv_shape(opened.checkpoint.config())?, opened.level());
+        let profile = profile.as_ref();
+        let session = match self {
+            Self::Ram => return Ok(Resumed::empty(opened.cache(config, profile)?)),
+            Self::Run(RunStore { store, .. }) => {
+                let cache = KvCache::in_store(shape, config, level, profile, store)?;
+                return Ok(Resumed::empty(cache));
+            }
+            Self::Session(session) => session,
         };
-        ensure!(
-            *config != CacheConfig::Full,
-            "full keeps nothing on the host; leave out --host-memory, or give another cache"
-        );
-        let ram_budget_bytes = usize::try_from(budget).unwrap_or(usize::MAX);
-        let run = plan.host_dry_run(ram_budget_bytes);
-        let least = plan.host_bytes / plan.host_pages.max(1) * (plan.host_open_pages + 1);
-        ensure!(
-            run.is_enough,
-            "--host-memory {} is too little: the pages that take rows are in RAM, {} in all",
-            bytes(budget),
-            bytes(least as u64)
-        );
-        let Some(folder) = &args.disk else {
-            ensure!(
-                run.disk_pages == 0,
-                "the host will hold {}, and --host-memory allows {}; allow more, name a folder for the rest by \
-                 --disk, or use a shorter context",
-                bytes(plan.host_bytes as u64),
-                bytes(budget)
-            );
-            let options = HostOptions { ram_budget_bytes, disk: None };
-            return Ok(Self { options, _folder: None });
-        };
-        plan.host_bytes = run.ram_bytes;
-        // Of its own, so that several programs can use one disk.
-        let own = tempfile::Builder::new().prefix("heterokv-").tempdir_in(folder);
-        let own = own.with_context(|| {
-            format!("cannot make a folder in {}; name one that can be written", folder.display())
-        })?;
-        let mut disk = DiskOptions::new(own.path(), opened.fingerprint());
-        disk.files = Arc::new(OsFiles { reads: args.disk_reads.into() });
-        disk.queue_len = QUEUE_LEN;
-        let options = HostOptions { ram_budget_bytes, disk: Some(disk) };
-        Ok(Self { options, _folder: Some(own) })
+        let resumed = session.resume(prompt, (shape, config), level, profile)?;
+        let (found, all) = (resumed.num_tokens, prompt.len());
+        say(&format!(
+            "session {}: {} of {} found, {} to read",
+            session.folder().display(),
+            count(found),
+            tokens(all),
+            count(all - found)
+        ));
+        Ok(resumed)
     }
 }
 
-/// Pages that are asked for ahead of a layer, at most: some hundred megabytes.
-const QUEUE_LEN: usize = 1 << 14;
+/// The bytes of RAM that rows may take, held against what they will.
+fn ram_budget_bytes(
+    args: &HostArgs,
+    is_session: bool,
+    config: &CacheConfig,
+    plan: &mut CachePlan,
+) -> Result<usize> {
+    let Some(budget) = args.host_memory else { return Ok(usize::MAX) };
+    ensure!(
+        *config != CacheConfig::Full,
+        "full keeps nothing on the host; leave out --host-memory, or give another cache"
+    );
+    let ram_budget_bytes = usize::try_from(budget).unwrap_or(usize::MAX);
+    let run = plan.host_dry_run(ram_budget_bytes);
+    let least = plan.host_bytes / plan.host_pages.max(1) * (plan.host_open_pages + 1);
+    ensure!(
+        run.is_enough,
+        "--host-memory {} is too little: the pages that take rows are in RAM, {} in all",
+        bytes(budget),
+        bytes(least as u64)
+    );
+    ensure!(
+        run.disk_pages == 0 || is_session || args.disk.is_some(),
+        "the host will hold {}, and --host-memory allows {}; allow more, name a folder for the rest by --disk, or use \
+         a shorter context",
+        bytes(plan.host_bytes as u64),
+        bytes(budget)
+    );
+    plan.host_bytes = run.ram_bytes;
+    Ok(ram_budget_bytes)
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use heterokv_attn::device::Device;
-use heterokv_cache::{CacheConfig, CacheSpec, HostOptions, KvCache, Level, Profile};
+use heterokv_cache::{CacheConfig, CacheSpec, KvCache, Level, Profile};
 use heterokv_model::text::ModelText;
 use heterokv_model::{Checkpoint, ComputeType, DeviceModel, Model, Progress};
 use sha2::{Digest, Sha256};
@@ -101,15 +101,10 @@ impl Opened {
     /// An empty cache for this model.
     ///
     /// # Errors
-    /// A profile that does not fit the cache, and what the host store refuses.
-    pub(crate) fn cache(
-        &self,
-        config: CacheConfig,
-        profile: Option<&Profile>,
-        host: HostOptions,
-    ) -> Result<KvCache> {
+    /// A profile that does not fit the cache.
+    pub(crate) fn cache(&self, config: CacheConfig, profile: Option<&Profile>) -> Result<KvCache> {
         let shape = kv_shape(self.checkpoint.config())?;
-        Ok(KvCache::with_host(shape, config, self.level, profile, host)?)
+        Ok(KvCache::new(shape, config, self.level, profile)?)
     }
 
     /// What tells the model from every other one, for files that are for one only.

@@ -1,5 +1,6 @@
 //! A model and a cache, on the CPU or on a GPU, after a look at whether they fit.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -7,8 +8,8 @@ use heterokv_attn::device::Device;
 use heterokv_cache::{CacheConfig, CachePlan, DeviceCache, DeviceCachePlan, KvCache, Reservation};
 use heterokv_gpu::{DeviceChoice, DeviceKind, Gpu, Limits, OpenOptions};
 use heterokv_model::{
-    Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model, ModelConfig,
-    prefill_bytes,
+    Decoder, DeviceDecoder, DeviceModel, DeviceModelPlan, HostDecoder, Model, ModelConfig, Resumed,
+    Session, prefill_bytes,
 };
 
 use crate::args::{CacheArgs, Place};
@@ -17,71 +18,101 @@ use crate::load::{Opened, check_ratio};
 use crate::output::{bytes, ratio, say, tokens};
 use crate::requirement::{check_memory, check_parts, kv_shape, plan};
 
-/// Holds what is asked for against the machine, says what will run, loads the model, and runs it over an empty cache with
-/// room for a prompt and a reply.
+/// A prompt to be read, and a reply to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task<'a> {
+    pub(crate) prompt: &'a [u32],
+    /// The most tokens of the reply.
+    pub(crate) max_tokens: usize,
+    /// The folder of the session that keeps what is read.
+    pub(crate) session: Option<&'a Path>,
+}
+
+/// A model and a cache that are ready.
+#[derive(Debug)]
+pub(crate) struct Ready<'a> {
+    pub(crate) decoder: Box<dyn Decoder + 'a>,
+    /// Where what is read is to be saved, and how many tokens of the prompt the cache holds from there.
+    pub(crate) session: Option<(&'a Session, usize)>,
+}
+
+/// Holds what is asked for against the machine, says what will run, loads the model, and runs it over a cache with room
+/// for a prompt and a reply, which is empty or holds what a session has of the prompt.
 ///
 /// # Errors
-/// A cache that does not fit the model, a run that needs more memory than there is, a device that is not to be had,
-/// whatever is wrong with the checkpoint, and what the run fails with.
+/// A cache that does not fit the model, a session of something else, a run that needs more memory than there is, a device
+/// that is not to be had, whatever is wrong with the checkpoint, and what the run fails with.
 pub(crate) fn run_on(
     opened: &Opened,
     args: &CacheArgs,
-    (num_prompt_tokens, max_tokens): (usize, usize),
-    run: impl FnOnce(Box<dyn Decoder + '_>) -> Result<()>,
+    task: Task<'_>,
+    run: impl FnOnce(Ready<'_>) -> Result<()>,
 ) -> Result<()> {
-    let spec = &args.cache;
-    let resolved = opened.resolve(spec)?;
-    let reservation = Reservation {
-        prompt_tokens: num_prompt_tokens,
-        total_tokens: num_prompt_tokens.saturating_add(max_tokens),
-    };
+    let resolved = opened.resolve(&args.cache)?;
+    let prompt_tokens = task.prompt.len();
+    let reservation =
+        Reservation { prompt_tokens, total_tokens: prompt_tokens.saturating_add(task.max_tokens) };
+    // Lengths are bounded here.
+    let mut at_end = plan(opened.checkpoint.config(), &resolved, reservation.total_tokens)?;
+    let mut host = HostPlace::open(opened, &args.host, task.session, &resolved, &mut at_end)?;
+    let plans = Plans { config: resolved, reservation, at_end };
     match args.place.device {
         Place::Cpu => {
             ensure!(
                 args.place.device_memory.is_none(),
                 "--device-memory is of a GPU; add --device gpu"
             );
-            let (model, cache, _place) = on_host(opened, args, &resolved, reservation)?;
-            run(Box::new(HostDecoder::new(&model, cache)))
+            let (model, resumed) = on_host(opened, args, plans, task.prompt, &mut host)?;
+            let found = resumed.num_tokens;
+            let decoder = Box::new(HostDecoder::resume(&model, resumed));
+            run(Ready { decoder, session: host.session().map(|session| (session, found)) })
         }
         Place::Gpu(choice) => {
-            let (model, cache, _place) = on_device(opened, args, &resolved, reservation, choice)?;
-            run(Box::new(DeviceDecoder::new(&model, cache)))
+            let (model, resumed) = on_device(opened, args, plans, task.prompt, &mut host, choice)?;
+            let found = resumed.num_tokens;
+            let decoder = Box::new(DeviceDecoder::resume(&model, resumed)?);
+            run(Ready { decoder, session: host.session().map(|session| (session, found)) })
         }
     }
+}
+
+/// What a run will hold.
+struct Plans {
+    config: CacheConfig,
+    reservation: Reservation,
+    /// Of the longest context; of the host's bytes those in RAM.
+    at_end: CachePlan,
 }
 
 fn on_host(
     opened: &Opened,
     args: &CacheArgs,
-    resolved: &CacheConfig,
-    reservation: Reservation,
-) -> Result<(Model, KvCache, HostPlace)> {
+    plans: Plans,
+    prompt: &[u32],
+    host: &mut HostPlace,
+) -> Result<(Model, Resumed<KvCache>)> {
+    let Plans { config: resolved, reservation, at_end } = plans;
     let config = opened.checkpoint.config();
-    let at_prompt = plan(config, resolved, reservation.prompt_tokens)?;
-    let mut at_end = plan(config, resolved, reservation.total_tokens)?;
-    let mut place = HostPlace::new(&args.host, opened, resolved, &mut at_end)?;
-    check_memory(config, opened.weight_bytes()?, &[at_end], reservation.prompt_tokens)?;
-    let profile = opened.profile(args.terms.profile.as_ref())?;
-    let host = std::mem::take(&mut place.options);
-    let cache = opened.cache(resolved.clone(), profile.as_ref(), host)?;
+    let at_prompt = plan(config, &resolved, reservation.prompt_tokens)?;
+    let at_once = host.tokens_at_once(prompt)?;
+    check_memory(config, opened.weight_bytes()?, &[at_end], at_once)?;
+    let resumed = host.cache(opened, args, resolved, prompt)?;
     say_what_runs(&opened.first_line(), args, reservation, at_prompt.ratio())?;
-    Ok((opened.load()?, cache, place))
+    Ok((opened.load()?, resumed))
 }
 
 fn on_device(
     opened: &Opened,
     args: &CacheArgs,
-    resolved: &CacheConfig,
-    reservation: Reservation,
+    plans: Plans,
+    prompt: &[u32],
+    host: &mut HostPlace,
     choice: DeviceChoice,
-) -> Result<(DeviceModel, DeviceCache, HostPlace)> {
+) -> Result<(DeviceModel, Resumed<DeviceCache>)> {
+    let Plans { config: resolved, reservation, at_end } = plans;
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
     let budget_bytes = args.place.device_memory;
-    // Lengths are bounded here.
-    let mut at_end: CachePlan = plan(config, resolved, reservation.total_tokens)?;
-    let mut place = HostPlace::new(&args.host, opened, resolved, &mut at_end)?;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
     let is_software = gpu.summary().kind == DeviceKind::Software;
     ensure!(
@@ -95,7 +126,7 @@ fn on_device(
         opened.compute(),
         reservation.prompt_tokens,
     )?;
-    let planned = RunPlan::new(of_model, config, resolved, limits, reservation)?;
+    let planned = RunPlan::new(of_model, config, &resolved, limits, reservation)?;
     if let Some(budget) = budget_bytes {
         planned.check(budget)?;
     }
@@ -112,7 +143,6 @@ fn on_device(
         ("rows on the host", at_end.host_bytes as u64),
         ("one layer's on their way there", on_host),
     ])?;
-    let profile = opened.profile(args.terms.profile.as_ref())?;
     let first_line = format!(
         "{}: {} weights on {}, {}",
         opened.name,
@@ -121,20 +151,14 @@ fn on_device(
         bytes(planned.held_bytes())
     );
     let device = Arc::new(Device::new(Arc::new(gpu)));
-    let cache = DeviceCache::with_host(
-        Arc::clone(&device),
-        shape,
-        resolved.clone(),
-        opened.level(),
-        profile.as_ref(),
-        reservation,
-        std::mem::take(&mut place.options),
-    )?;
+    let resumed = host
+        .cache(opened, args, resolved, prompt)?
+        .try_map(|cache| DeviceCache::upload(Arc::clone(&device), cache, reservation))?;
     // There is room for the reply from the start.
     let full = heterokv_cache::full_bytes(&shape, reservation.total_tokens.max(1));
     let reached = planned.cache as f64 / full as f64;
     say_what_runs(&first_line, args, reservation, reached)?;
-    Ok((opened.load_on(device)?, cache, place))
+    Ok((opened.load_on(device)?, resumed))
 }
 
 fn say_what_runs(

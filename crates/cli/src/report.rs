@@ -6,9 +6,31 @@ use heterokv_cache::{CacheConfig, CacheSpec, DeviceBytes, full_bytes};
 use heterokv_model::{CacheFigures, Generation};
 use serde::Serialize;
 
-use crate::output::{self, bytes, count, percent, table};
+use crate::output::{self, bytes, count, percent, table, tokens};
 use crate::requirement::peak_memory_bytes;
 use store::StoreReport;
+
+/// What was done with a prompt.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PromptFigures {
+    pub(crate) num_tokens: usize,
+    /// Those of them that a session had, where there is one.
+    pub(crate) session_tokens: Option<usize>,
+    /// What the others took.
+    pub(crate) read_seconds: f64,
+    /// What it took to save them.
+    pub(crate) save_seconds: f64,
+}
+
+impl PromptFigures {
+    /// Tokens read per second; 0 where none was.
+    fn tokens_per_second(&self) -> f64 {
+        match self.num_tokens - self.session_tokens.unwrap_or(0) {
+            0 => 0.0,
+            num_read => num_read as f64 / self.read_seconds,
+        }
+    }
+}
 
 /// What a cache holds and what a reply took.
 #[derive(Serialize)]
@@ -28,6 +50,8 @@ pub(crate) struct Report {
     #[serde(flatten)]
     link: Option<Link>,
     prompt_tokens: usize,
+    /// Tokens of the prompt that a session had; none without one.
+    session_tokens: Option<usize>,
     prefill_seconds: f64,
     prefill_tok_s: f64,
     generated_tokens: usize,
@@ -51,13 +75,8 @@ struct Link {
 }
 
 impl Report {
-    /// Reads the figures off a cache behind a reply to `prompt_tokens` tokens.
-    pub(crate) fn new(
-        cache: &CacheFigures,
-        reply: &Generation,
-        prompt_tokens: usize,
-        prefill_seconds: f64,
-    ) -> Self {
+    /// Reads the figures off a cache behind a reply to a prompt.
+    pub(crate) fn new(cache: &CacheFigures, reply: &Generation, prompt: &PromptFigures) -> Self {
         let CacheFigures { shape, stats, .. } = *cache;
         let steps = stats.steps as f64 / shape.num_layers as f64;
         let per_token = |bytes: u64| if steps > 0.0 { bytes as f64 / steps } else { 0.0 };
@@ -77,13 +96,16 @@ impl Report {
                 gpu_bytes: link.in_use_bytes,
                 gpu_peak_bytes: link.peak_bytes,
             }),
-            prompt_tokens,
-            prefill_seconds,
-            prefill_tok_s: prompt_tokens as f64 / prefill_seconds,
+            prompt_tokens: prompt.num_tokens,
+            session_tokens: prompt.session_tokens,
+            prefill_seconds: prompt.read_seconds,
+            prefill_tok_s: prompt.tokens_per_second(),
             generated_tokens: reply.tokens.len(),
             decode_seconds: reply.decode_seconds,
             decode_tok_s: reply.decode_tokens_per_second(),
-            first_token_seconds: prefill_seconds + reply.first_token_seconds,
+            first_token_seconds: prompt.read_seconds
+                + prompt.save_seconds
+                + reply.first_token_seconds,
             peak_memory_bytes: peak_memory_bytes(),
             with_keys: matches!(&cache.config, CacheConfig::Hca(hca) if hca.rescore.is_some()),
         }
@@ -120,10 +142,11 @@ impl Report {
                 "read from the host",
                 format!("{}/token", bytes(self.host_bytes_read_per_token as u64)),
             ),
-            row("prompt", self.speed(self.prompt_tokens, self.prefill_tok_s)),
+            row("prompt", self.speed(self.num_read(), self.prefill_tok_s)),
             row("reply", self.speed(self.generated_tokens, self.decode_tok_s)),
             row("time to first token", format!("{:.2} s", self.first_token_seconds)),
         ];
+        rows.extend(self.session_tokens.map(|found| row("found in the session", tokens(found))));
         let of_store = self.host_store.iter().flat_map(StoreReport::rows);
         rows.extend(of_store.map(|(name, value)| row(name, value)));
         rows.extend(self.link.iter().flat_map(|link| {
@@ -141,7 +164,12 @@ impl Report {
         table(&[], &rows)
     }
 
-    fn speed(&self, tokens: usize, per_second: f64) -> String {
-        format!("{}, {per_second:.1} tok/s", output::tokens(tokens))
+    /// Tokens of the prompt that no session had.
+    fn num_read(&self) -> usize {
+        self.prompt_tokens - self.session_tokens.unwrap_or(0)
+    }
+
+    fn speed(&self, num_tokens: usize, per_second: f64) -> String {
+        format!("{}, {per_second:.1} tok/s", tokens(num_tokens))
     }
 }

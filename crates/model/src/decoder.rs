@@ -4,10 +4,10 @@ use std::fmt;
 
 use heterokv_cache::{CacheConfig, DeviceBytes, HostStats, KvCache, KvShape, ReadStats};
 
-use crate::{Error, Model, ModelConfig, Progress, Result, Sampler};
+use crate::{Error, Model, ModelConfig, Progress, Result, Resumed, Sampler, Session};
 
 /// Tokens of a later turn that pass through the model together, which bounds their scratch memory.
-const EXTEND_TOKENS: usize = 256;
+pub const EXTEND_TOKENS: usize = 256;
 
 /// What reads tokens into a cache and says what may come next. A [`HostDecoder`] computes on the CPU, a
 /// [`DeviceDecoder`](crate::DeviceDecoder) on a GPU.
@@ -39,6 +39,12 @@ pub trait Decoder: fmt::Debug {
     fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
         pick_of(self.logits()?, sampler, history, excluded)
     }
+
+    /// Saves the cache, which holds `tokens` and was resumed from the session, in its folder.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`] before anything was fed, and [`Error::Session`].
+    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()>;
 
     /// What the cache holds and what its steps have read.
     fn figures(&self) -> CacheFigures;
@@ -121,6 +127,12 @@ impl<'m> HostDecoder<'m> {
         Self { model, cache, hidden: Vec::new() }
     }
 
+    /// Over the cache of a session, of this model.
+    #[must_use]
+    pub fn resume(model: &'m Model, resumed: Resumed<KvCache>) -> Self {
+        Self { model, cache: resumed.cache, hidden: resumed.hidden }
+    }
+
     /// The cache.
     #[must_use]
     pub fn cache(&self) -> &KvCache {
@@ -165,6 +177,13 @@ impl Decoder for HostDecoder<'_> {
             return Err(Error::EmptyPrompt);
         }
         self.model.logits(&self.hidden)
+    }
+
+    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()> {
+        if self.hidden.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        session.save(&mut self.cache, tokens, &self.hidden)
     }
 
     fn figures(&self) -> CacheFigures {

@@ -291,6 +291,43 @@ pub enum Error {
     /// The cache refused.
     #[error(transparent)]
     Cache(#[from] heterokv_cache::Error),
+    /// A session that cannot be had: of another model or cache, or damaged; or one that cannot be saved.
+    #[error("session {}", path.display())]
+    Session {
+        /// Its folder.
+        path: PathBuf,
+        /// The reason.
+        source: heterokv_cache::Error,
+    },
+    /// A path at which no session can be.
+    #[error("{} cannot be a session's folder: {reason}", path.display())]
+    SessionFolder {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A folder that cannot be made.
+    #[error("cannot make the folder {}", path.display())]
+    MakeFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A session of another text than the prompt.
+    #[error(
+        "the session {} holds another text: of its {num_tokens} tokens only {common} begin this prompt, and the others \
+         would be lost; give another path, or remove it", path.display()
+    )]
+    OtherText {
+        /// Its folder.
+        path: PathBuf,
+        /// Tokens that both begin with.
+        common: usize,
+        /// Tokens of the session.
+        num_tokens: usize,
+    },
     /// No built-in model shape of this name.
     #[error("no built-in model shape {name:?}; known: {}", known.join(", "))]
     UnknownBuiltin {

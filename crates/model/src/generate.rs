@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use crate::text::{LeadingSpace, SpecialTokens, StopMatcher, Tokenizer};
-use crate::{CacheFigures, Decoder, Error, Progress, Result, Sampler, SamplerSettings};
+use crate::{CacheFigures, Decoder, Error, Progress, Result, Sampler, SamplerSettings, Session};
 
 /// How a reply is made and what ends it. The default is greedy, without stop strings.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,12 +96,26 @@ impl<'m> Generator<'m> {
     /// A generator over `decoder`, which has taken nothing yet.
     #[must_use]
     pub fn new(decoder: Box<dyn Decoder + 'm>, tokenizer: &'m Tokenizer) -> Self {
+        Self::resume(decoder, tokenizer, &[])
+    }
+
+    /// A generator over `decoder`, whose cache holds `tokens`.
+    ///
+    /// # Panics
+    /// When it holds another number of tokens.
+    #[must_use]
+    pub fn resume(
+        decoder: Box<dyn Decoder + 'm>,
+        tokenizer: &'m Tokenizer,
+        tokens: &[u32],
+    ) -> Self {
+        assert_eq!(decoder.num_tokens(), tokens.len(), "the tokens of the cache");
         let config = decoder.config();
         let ids = 0..u32::try_from(config.vocab_size).unwrap_or(u32::MAX);
         Self {
             end_ids: tokenizer.end_ids().iter().chain(&config.eos_token_ids).copied().collect(),
             nameless_ids: ids.filter(|&id| tokenizer.token_bytes(id).is_err()).collect(),
-            history: Vec::new(),
+            history: tokens.to_vec(),
             pending: None,
             decoder,
             tokenizer,
@@ -112,6 +126,14 @@ impl<'m> Generator<'m> {
     #[must_use]
     pub fn figures(&self) -> CacheFigures {
         self.decoder.figures()
+    }
+
+    /// Saves what the cache holds in the session that it was resumed from: all tokens but one that was sampled last.
+    ///
+    /// # Errors
+    /// As [`Decoder::save`].
+    pub fn save(&mut self, session: &Session) -> Result<()> {
+        self.decoder.save(session, &self.history[..self.decoder.num_tokens()])
     }
 
     /// Starts to count anew what steps read.

@@ -14,11 +14,12 @@ mod ops;
 pub mod rope_config;
 mod safetensors;
 pub mod sampler;
+mod session;
 pub mod text;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-pub use decoder::{CacheFigures, Decoder, HostDecoder, LinkFigures};
+pub use decoder::{CacheFigures, Decoder, EXTEND_TOKENS, HostDecoder, LinkFigures};
 pub use device::{DeviceDecoder, DeviceModel, DeviceModelPlan};
 pub use error::{Error, Result};
 pub use forward::{Model, Observer, Progress, PromptBlock};
@@ -26,3 +27,4 @@ pub use generate::{FinishReason, GenerateSettings, Generation, Generator};
 pub use heterokv_quant::weights::ComputeType;
 pub use memory::{PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes};
 pub use sampler::{Sampler, SamplerError, SamplerSettings};
+pub use session::{Resumed, Session};

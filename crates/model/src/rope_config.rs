@@ -5,6 +5,7 @@
 //! for YaRN, multiply cosine and sine by a constant.
 
 use std::f64::consts::TAU;
+use std::fmt;
 
 use crate::{config::invalid, error::Result};
 
@@ -56,6 +57,47 @@ pub enum RopeScaling {
     /// One divisor for each pair, `[head_dim / 2]`: the `rope_freqs.weight` of GGUF files, which is
     /// how these state Llama 3.1's scaling.
     Factors(Vec<f32>),
+}
+
+impl fmt::Display for RopeConfig {
+    /// In words: `theta 500000, llama3 by 8 of 8192 tokens, low 1, high 4`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "theta {}", self.theta)?;
+        match &self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => write!(f, ", linear by {factor}"),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context_tokens,
+            } => write!(
+                f,
+                ", llama3 by {factor} of {original_context_tokens} tokens, low {low_freq_factor}, high {high_freq_factor}"
+            ),
+            RopeScaling::Yarn {
+                factor,
+                original_context_tokens,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
+                let rounding = if *truncate { "whole" } else { "exact" };
+                write!(
+                    f,
+                    ", yarn by {factor} of {original_context_tokens} tokens, fast {beta_fast}, slow {beta_slow}, \
+                     attention {attention_factor}, {rounding} ends"
+                )
+            }
+            RopeScaling::Factors(factors) => {
+                let (least, most) = factors
+                    .iter()
+                    .fold((f32::INFINITY, 0f32), |(least, most), &x| (least.min(x), most.max(x)));
+                write!(f, ", divided by {} factors from {least} to {most}", factors.len())
+            }
+        }
+    }
 }
 
 impl RopeScaling {

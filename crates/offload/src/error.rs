@@ -103,6 +103,20 @@ pub enum Error {
         /// What is wrong.
         damage: Damage,
     },
+    /// What is saved beside the rows of a sequence is damaged, or not what was asked for.
+    #[error("what is saved with the sequence `{name}` is damaged: {damage}")]
+    DamagedAttachment {
+        /// The sequence's name.
+        name: String,
+        /// What is wrong.
+        damage: Damage,
+    },
+    /// Nothing is saved with a sequence beside its rows.
+    #[error("nothing is saved with the sequence `{name}` beside its rows")]
+    NoAttachment {
+        /// The sequence's name.
+        name: String,
+    },
     /// A saved sequence is of another model, format or shape than the store.
     #[error("the saved sequence `{name}` is of another store: it has {found}, this one {expected}")]
     ForeignSave {

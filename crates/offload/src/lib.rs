@@ -33,6 +33,7 @@
 //! This crate knows no attention maths, no model and no selection policy.
 
 mod arena;
+mod attached;
 mod block;
 mod dirty;
 mod disk;
@@ -57,6 +58,7 @@ mod transfer;
 mod turns;
 
 pub use arena::{Arena, Block, Charge};
+pub use attached::Attachment;
 pub use disk::{File, Files, OsFiles, Reads};
 pub use error::{Damage, Error, PageName, Result};
 pub use gather::{HeadRows, Pin};

@@ -1,18 +1,20 @@
 //! Sequences under names: what survives the process.
 //!
-//! A sequence is saved in an order in which every step may be the last: its pages are written and made durable, then
-//! the names of their files, then a table of them under a name of its own, which then takes the place of the earlier
-//! table in one step. A slot that a table names is not used again before another table has taken its place for good.
+//! A sequence is saved in an order in which every step may be the last: its pages and what is attached are written and
+//! made durable, then the names of their files, then a table of them under a name of its own, which then takes the place
+//! of the earlier table in one step. A slot or file that a table names is not used again before another table has taken
+//! its place for good.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use twox_hash::xxhash3_64::Hasher;
 
-use crate::disk::{self, Disk, Files, SlotFile, io_error};
+use crate::attached::{Attached, Attachment};
+use crate::disk::{self, Disk, FileKind, Files, SlotFile, io_error};
 use crate::page::Page;
 use crate::sequence::{Head, Sequence, Tail};
 use crate::store::DiskOptions;
@@ -40,8 +42,10 @@ pub(crate) struct Saved {
 struct Entry {
     /// What the name stands for, or why this store cannot have it.
     heads: Result<Vec<Head>>,
+    /// What is saved beside the rows, if anything is; also where the rows are another store's.
+    attached: Result<Option<Arc<Attached>>>,
     /// What it stands for instead if a step failed of which the system does not say whether it was taken.
-    doubtful: Vec<Vec<Head>>,
+    doubtful: Vec<(Vec<Head>, Option<Arc<Attached>>)>,
 }
 
 impl Sequence {
@@ -52,6 +56,27 @@ impl Sequence {
     /// # Errors
     /// [`Error::NoDisk`], [`Error::BadName`], [`Error::WritePage`], [`Error::Io`].
     pub fn save(&mut self, name: &str) -> Result<()> {
+        self.save_and(name, |_| Ok(None))
+    }
+
+    /// The same with what `write` writes beside the rows, a megabyte in memory at a time: [`Store::attachment`] reads it.
+    /// The two are saved together or not at all.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save), [`Error::Io`] also with what `write` fails with.
+    pub fn save_with(
+        &mut self,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<()> {
+        self.save_and(name, |disk| Ok(Some(Arc::new(Attached::write(disk, write)?))))
+    }
+
+    fn save_and(
+        &mut self,
+        name: &str,
+        attach: impl FnOnce(&Disk) -> Result<Option<Arc<Attached>>>,
+    ) -> Result<()> {
         let store = self.store().clone();
         let shared = store.shared();
         let disk = shared.disk.as_ref().ok_or(Error::NoDisk)?;
@@ -62,14 +87,17 @@ impl Sequence {
         for file in files_of(&heads).values() {
             file.sync()?;
         }
+        let attached = attach(disk)?;
         let mut saved = lock(store.saved());
-        let new = saved.write_table(disk, name, &table(shared, &heads).encode())?;
-        let no_such_save = || Entry::new(Err(Error::NoSuchSave { name: name.to_owned() }));
-        let entry = saved.entries.entry(name.to_owned()).or_insert_with(no_such_save);
-        entry.doubtful.push(heads.clone());
+        let table = table(shared, &heads, attached.as_deref());
+        let new = saved.write_table(disk, name, &table.encode())?;
+        let no_such_save = || Error::NoSuchSave { name: name.to_owned() };
+        let nothing = || Entry::new(Err(no_such_save()), Err(no_such_save()));
+        let entry = saved.entries.entry(name.to_owned()).or_insert_with(nothing);
+        entry.doubtful.push((heads.clone(), attached.clone()));
         disk.rename(&new, &disk.folder.join(format!("{name}{ENDING}")))?;
         disk.sync_folder()?;
-        *entry = Entry::new(Ok(heads));
+        *entry = Entry::new(Ok(heads), Ok(attached));
         Ok(())
     }
 }
@@ -88,9 +116,18 @@ impl Store {
     /// read when the store was opened.
     pub fn load(&self, name: &str) -> Result<Sequence> {
         let saved = lock(self.saved());
-        let no_such_save = || Error::NoSuchSave { name: name.to_owned() };
-        let entry = saved.entries.get(name).ok_or_else(no_such_save)?;
-        Ok(Sequence::new(self.clone(), entry.heads.clone()?))
+        Ok(Sequence::new(self.clone(), saved.entry(name)?.heads.clone()?))
+    }
+
+    /// What is saved with the sequence of a name beside its rows, of whatever model, format and shape these are: it can
+    /// be read to say what a sequence is that this store cannot have.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) but for [`Error::ForeignSave`]; [`Error::NoAttachment`] and [`Error::DamagedAttachment`].
+    pub fn attachment(&self, name: &str) -> Result<Attachment> {
+        let attached = lock(self.saved()).entry(name)?.attached.clone()?;
+        let none = || Error::NoAttachment { name: name.to_owned() };
+        Attachment::new(name, attached.ok_or_else(none)?)
     }
 
     /// Removes what is saved under a name. Sequences that were loaded keep their rows.
@@ -100,9 +137,7 @@ impl Store {
     pub fn forget(&self, name: &str) -> Result<()> {
         let disk = self.shared().disk.as_ref().ok_or(Error::NoDisk)?;
         let mut saved = lock(self.saved());
-        if !saved.entries.contains_key(name) {
-            return Err(Error::NoSuchSave { name: name.to_owned() });
-        }
+        saved.entry(name)?;
         match disk.remove(&disk.folder.join(format!("{name}{ENDING}"))) {
             // An earlier attempt may have come so far.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -114,7 +149,21 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether files of this name in a folder are those of a store.
+    #[must_use]
+    pub fn makes_file(name: &str) -> bool {
+        let is_numbered = FileKind::ALL.iter().any(|kind| kind.number(name).is_some());
+        let is_table = [ENDING, NEW_ENDING].iter().any(|ending| name.ends_with(ending));
+        is_numbered || is_table || name == disk::LOCK
+    }
+}
+
 impl Saved {
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| Error::NoSuchSave { name: name.to_owned() })
+    }
+
     /// Reads what a folder has, gives the store its disk there, and removes what no table names.
     pub(crate) fn open(shared: &mut Shared, options: &DiskOptions) -> Result<Self> {
         let DiskOptions { folder, files, .. } = options;
@@ -125,15 +174,8 @@ impl Saved {
         for name in names.iter().filter_map(|name| name.strip_suffix(ENDING)) {
             tables.insert(name, read_table(&**files, folder, name));
         }
-        let is_all_known = tables.values().all(Result::is_ok);
-        if is_all_known {
-            let heads = tables.values().flatten().flat_map(|table| &table.heads);
-            let named: BTreeSet<_> =
-                heads.flat_map(|head| &head.pages).map(|page| page.file).collect();
-            let numbers = names.iter().filter_map(|name| disk::file_number(name));
-            for number in numbers.filter(|number| !named.contains(number)) {
-                disk.remove(&folder.join(disk::file_name(number)))?;
-            }
+        if tables.values().all(Result::is_ok) {
+            remove_unnamed(&disk, &names, tables.values().flatten())?;
         }
         for name in names.iter().filter(|name| name.ends_with(NEW_ENDING)) {
             disk.remove(&folder.join(name))?;
@@ -141,11 +183,20 @@ impl Saved {
         let mut opened = BTreeMap::new();
         let mut entries = BTreeMap::new();
         for (name, table) in tables {
-            let heads = table.and_then(|table| heads_of(shared, &disk, name, &table, &mut opened));
-            entries.insert(name.to_owned(), Entry::new(heads));
+            let entry = match table {
+                Ok(table) => {
+                    let attached = table.attached.clone();
+                    let attached =
+                        attached.map(|entry| Ok(Arc::new(Attached::open(&disk, entry)?)));
+                    let heads = heads_of(shared, &disk, name, &table, &mut opened);
+                    Entry::new(heads, attached.transpose())
+                }
+                Err(error) => Entry::new(Err(error.clone()), Err(error)),
+            };
+            entries.insert(name.to_owned(), entry);
         }
-        if entries.values().any(|entry: &Entry| entry.heads.is_err()) {
-            // A sequence that cannot be had now may have pages in them.
+        if entries.values().any(|entry| entry.heads.is_err()) {
+            // A table that cannot be had may name them.
             opened.values().for_each(|file| file.keep());
         }
         shared.disk = Some(disk);
@@ -171,18 +222,39 @@ impl Saved {
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        for entry in self.entries.values() {
-            for heads in entry.heads.iter().chain(&entry.doubtful) {
-                files_of(heads).values().for_each(|file| file.keep());
-            }
+        for Entry { heads, attached, doubtful } in self.entries.values() {
+            let heads = heads.iter().chain(doubtful.iter().map(|(heads, _)| heads));
+            heads.for_each(|heads| files_of(heads).values().for_each(|file| file.keep()));
+            let attached = attached.iter().chain(doubtful.iter().map(|(_, attached)| attached));
+            attached.flatten().for_each(|attached| attached.keep());
         }
     }
 }
 
 impl Entry {
-    fn new(heads: Result<Vec<Head>>) -> Self {
-        Self { heads, doubtful: Vec::new() }
+    fn new(heads: Result<Vec<Head>>, attached: Result<Option<Arc<Attached>>>) -> Self {
+        Self { heads, attached, doubtful: Vec::new() }
     }
+}
+
+/// Removes the files among `names` that no table names.
+fn remove_unnamed<'a>(
+    disk: &Disk,
+    names: &[String],
+    tables: impl Iterator<Item = &'a Table>,
+) -> Result<()> {
+    let [mut pages, mut attached] = [BTreeSet::new(), BTreeSet::new()];
+    for table in tables {
+        pages.extend(table.heads.iter().flat_map(|head| &head.pages).map(|page| page.file));
+        attached.extend(table.attached.iter().map(|attached| attached.file));
+    }
+    for (kind, named) in [(FileKind::Pages, pages), (FileKind::Attached, attached)] {
+        let numbers = names.iter().filter_map(|name| kind.number(name));
+        for number in numbers.filter(|number| !named.contains(number)) {
+            disk.remove(&disk.folder.join(kind.name(number)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Everything that must agree between a store and what is loaded into it.
@@ -216,7 +288,7 @@ fn files_of(heads: &[Head]) -> BTreeMap<u32, Arc<SlotFile>> {
     places.map(|place| (place.file.number, place.file)).collect()
 }
 
-fn table(shared: &Shared, heads: &[Head]) -> Table {
+fn table(shared: &Shared, heads: &[Head], attached: Option<&Attached>) -> Table {
     let entry = |page: &Arc<Page>| {
         let place = page.place().expect("its pages were written");
         PageEntry {
@@ -235,6 +307,7 @@ fn table(shared: &Shared, heads: &[Head]) -> Table {
         description: shared.description.clone(),
         fingerprint: shared.fingerprint,
         heads: heads.collect(),
+        attached: attached.map(|attached| attached.entry().clone()),
     }
 }
 

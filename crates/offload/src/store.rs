@@ -48,15 +48,15 @@ pub struct DiskOptions {
 }
 
 impl DiskOptions {
-    /// A disk in `folder` for the rows of a model, with 4 workers, 1,024 queued transfers and files of 1 GiB.
+    /// A disk in `folder` for the rows of a model, with 8 workers, 16,384 queued transfers and files of 1 GiB.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, model: impl Into<String>) -> Self {
         Self {
             folder: folder.into(),
             model: model.into(),
             files: Arc::new(OsFiles::default()),
-            num_workers: 4,
-            queue_len: 1024,
+            num_workers: 8,
+            queue_len: 1 << 14,
             file_bytes: 1 << 30,
         }
     }

@@ -1,14 +1,16 @@
 //! The table of a saved sequence: which pages its heads have, and where they lie.
 //!
 //! Numbers are little-endian: the mark `hkv-save`, the version, the length of the description and the description, the
-//! fingerprint, the number of heads, for each head its numbers of rows and of pages and the pages, and xxh3 of all that.
+//! fingerprint, the number of heads, for each head its numbers of rows and of pages and the pages, the number of the
+//! attachment's file (0 where there is none), its length and the xxh3 of each of its blocks, and xxh3 of all that.
 
 use twox_hash::xxhash3_64::Hasher;
 
 use crate::Damage;
+use crate::attached::BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"hkv-save";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A saved sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,7 @@ pub(crate) struct Table {
     /// The same as a number.
     pub(crate) fingerprint: u64,
     pub(crate) heads: Vec<HeadEntry>,
+    pub(crate) attached: Option<AttachedEntry>,
 }
 
 /// The pages of one (layer, KV head).
@@ -40,6 +43,16 @@ pub(crate) struct PageEntry {
     pub(crate) checksum: u64,
 }
 
+/// What is saved beside the rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AttachedEntry {
+    /// Number of its file, from 1 on.
+    pub(crate) file: u32,
+    pub(crate) num_bytes: u64,
+    /// Of its blocks.
+    pub(crate) checksums: Vec<u64>,
+}
+
 impl Table {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -58,6 +71,12 @@ impl Table {
                 }
                 bytes.extend(page.checksum.to_le_bytes());
             }
+        }
+        let file = self.attached.as_ref().map_or(0, |attached| attached.file);
+        bytes.extend(file.to_le_bytes());
+        if let Some(AttachedEntry { num_bytes, checksums, .. }) = &self.attached {
+            bytes.extend(num_bytes.to_le_bytes());
+            bytes.extend(checksums.iter().flat_map(|checksum| checksum.to_le_bytes()));
         }
         let checksum = Hasher::oneshot(&bytes);
         bytes.extend(checksum.to_le_bytes());
@@ -102,7 +121,19 @@ impl Table {
             }
             heads.push(HeadEntry { num_rows, pages });
         }
-        let table = Self { description, fingerprint, heads };
+        let attached = match take_u32(&mut rest)? {
+            0 => None,
+            file => {
+                let num_bytes = take_u64(&mut rest)?;
+                let blocks = 0..num_bytes.div_ceil(BLOCK_BYTES as u64);
+                let mut checksums = Vec::new();
+                for _ in blocks {
+                    checksums.push(take_u64(&mut rest)?);
+                }
+                Some(AttachedEntry { file, num_bytes, checksums })
+            }
+        };
+        let table = Self { description, fingerprint, heads, attached };
         if rest.is_empty() { Ok(table) } else { Err(Damage::Length) }
     }
 }

@@ -21,6 +21,7 @@ mod passkey;
 mod profiles;
 mod quality;
 mod report;
+mod sessions;
 mod smollm;
 mod speed;
 mod tiny;

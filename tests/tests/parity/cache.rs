@@ -289,6 +289,62 @@ fn cache_on_device() {
     }
 }
 
+/// What caches that hold the same give for the same further tokens.
+fn goes_on(cache: &mut dyn AttentionCache, layers: &[Tokens], heads: HeadShape) -> Vec<f32> {
+    let (qo_len, kv_len) = (heads.qo_row_len(), heads.kv_row_len());
+    let mut outs = Vec::new();
+    for token in 0..3 {
+        for (layer, tokens) in layers.iter().enumerate() {
+            let [k, v] = [&tokens.k, &tokens.v].map(|rows| tokens.row(rows, kv_len, token));
+            let mut out = vec![f32::NAN; qo_len];
+            cache.append(layer, k, v).unwrap();
+            cache.attend(layer, tokens.row(&tokens.q, qo_len, token), &mut out).unwrap();
+            outs.extend(out);
+        }
+    }
+    outs
+}
+
+/// A cache is the same on either side of the bus, up to the order of sums over the window.
+#[test]
+fn a_cache_goes_to_a_device_and_back() {
+    const SAME: f32 = 1e-5;
+    // One of few tokens at the threshold more or less.
+    const CHOSEN_OTHERWISE: f32 = 0.15;
+    let places = distinct_places();
+    for (turn, place) in places.iter().enumerate() {
+        let cases = cases();
+        let own = cases.iter().enumerate().filter(|(number, _)| number % places.len() == turn);
+        for (number, case) in own {
+            let (_, _, mut host, mut cache) = run(place, case, 3000 + number as u64);
+            let heads = host.shape().heads;
+            let n = case.prompt_tokens + STEPS;
+            let reservation = Reservation { prompt_tokens: n, total_tokens: n + 8 };
+            let mut there =
+                DeviceCache::upload(Arc::clone(place), host.fork().unwrap(), reservation).unwrap();
+            let [mut back, mut down] = [&there, &cache].map(|cache| cache.download().unwrap());
+            let layers: Vec<_> = (0..LAYERS as u64).map(|l| Tokens::new(l + 7, heads, 3)).collect();
+            let expected = goes_on(&mut host, &layers, heads);
+            let label = format!("{} on {}", case.spec, place.gpu().summary());
+            let check = |name: &str, cache: &mut dyn AttentionCache, bar: f32| {
+                assert_eq!(cache.num_tokens(), n, "{label}: {name}");
+                let found = goes_on(cache, &layers, heads);
+                let reached = distance(&found, &expected);
+                assert!(reached <= bar, "{label}, {name}: {reached} of {bar}");
+                let mut swapped = found;
+                swapped.rotate_left(heads.head_dim);
+                assert!(distance(&swapped, &expected) > bar, "{label}, {name}: heads");
+            };
+            let bar = if case.bar == EXACT { EXACT } else { CHOSEN_OTHERWISE };
+            check("there", &mut there, bar);
+            check("there and back", &mut back, SAME);
+            check("made there", &mut cache, bar);
+            check("made there, here", &mut down, bar);
+            assert_eq!(back.host_in_use_bytes(), host.host_in_use_bytes(), "{label}");
+        }
+    }
+}
+
 /// What was planned is what is taken, but for lists that are shorter than they can be.
 #[test]
 fn cache_takes_what_is_planned() {

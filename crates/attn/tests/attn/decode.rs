@@ -14,12 +14,14 @@ const NUM_ROWS: [usize; 6] = [0, 1, 127, 128, 129, 300];
 const HEAD_DIMS: [usize; 5] = [8, 16, 64, 80, 128];
 const MAX_HEADS: usize = 9;
 
-/// Rows of one KV head in pages; `fails_at` is the page that cannot be read.
+/// Rows of one KV head in pages; `fails_at` is the page that cannot be read, and pages come in steps of `stride`
+/// through the list, around and around.
 struct Pages {
     layout: RowLayout,
     page_size: usize,
     bytes: Vec<u8>,
     fails_at: Option<u32>,
+    stride: usize,
 }
 
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -38,7 +40,9 @@ impl RowSource for Pages {
         positions: &[u32],
         visit: &mut dyn FnMut(&[PageRows<'_>]),
     ) -> Result<(), LostPage> {
-        for (page, span) in page_spans(positions, self.page_size as u32) {
+        let pages: Vec<_> = page_spans(positions, self.page_size as u32).collect();
+        let order = (0..self.stride).flat_map(|first| (first..pages.len()).step_by(self.stride));
+        for (page, span) in order.map(|place| pages[place].clone()) {
             if Some(page) == self.fails_at {
                 return Err(LostPage(page));
             }
@@ -124,7 +128,7 @@ impl Case {
             let out = &mut bytes[row as usize * row_bytes..][..row_bytes];
             layout.encode(&self.keys[span.clone()], &self.values[span], out).expect("finite");
         }
-        (Pages { layout, page_size, bytes, fails_at: None }, positions)
+        (Pages { layout, page_size, bytes, fails_at: None, stride: 1 }, positions)
     }
 
     /// Compares with softmax over `scores` applied to `values`, head by head.
@@ -372,6 +376,34 @@ fn a_source_that_fails_half_way_is_an_error_and_a_reset_forgets_it() {
             case.assert("after a failure", &case.state(&sum), &scores, &values);
             sum.reset();
         }
+    }
+}
+
+#[test]
+fn the_order_in_which_pages_come_changes_no_bit() {
+    let case = Case::new(10, 4, 64, 300);
+    let layout = RowLayout { key: Some(RowFormat::Int8), value: RowFormat::Int8, head_dim: 64 };
+    let (mut pages, positions) = case.pages(layout, 9, 1);
+    let given = with_stride(&case.scores(&case.keys), 300);
+    for level in Level::available() {
+        let mut state_of = |stride: usize, scores: HostScores<'_>| {
+            pages.stride = stride;
+            let mut sum = case.sum();
+            sum.add_host(level, &pages, &positions, scores).expect("no page is lost");
+            case.state(&sum)
+        };
+        let exact = HostScores::Exact { queries: &case.queries, taken: None };
+        for scores in [HostScores::Coded { scores: &given, stride: 300 }, exact] {
+            let in_order = state_of(1, scores);
+            for stride in [2, 7, 66] {
+                assert_eq!(state_of(stride, scores), in_order, "{level} {stride}");
+            }
+        }
+        // Pages of other sizes are another order of the same sums, and it shows.
+        let (other, positions) = case.pages(layout, 11, 1);
+        let mut sum = case.sum();
+        sum.add_host(level, &other, &positions, exact).expect("no page is lost");
+        assert_ne!(case.state(&sum), state_of(1, exact), "{level}");
     }
 }
 

@@ -15,6 +15,7 @@ use scan::{Scan, ScannedSpans, has_scan};
 
 use super::lists::GrowingList;
 use super::scratch::Scratch;
+use super::transfer::READ_BYTES;
 use crate::coded::CODE_PAGE_TOKENS;
 use crate::{Error, Result};
 
@@ -220,6 +221,52 @@ impl CodedSet {
             rest = later;
         }
         self.write_spans(gpu, &pages)
+    }
+
+    /// Gives a member that has no tokens yet `num_tokens`, whose codes are in whole `pages`.
+    pub(super) fn restore(
+        &mut self,
+        gpu: &Gpu,
+        member: usize,
+        num_tokens: usize,
+        pages: &[Vec<u8>],
+    ) -> Result<()> {
+        let mut written = Vec::with_capacity(pages.len());
+        for (first, bytes) in (0..num_tokens).step_by(CODE_PAGE_TOKENS).zip(pages) {
+            let count = (num_tokens - first).min(CODE_PAGE_TOKENS);
+            let page = self.extend(gpu, member, count)?;
+            let mut words = bytes.clone();
+            words.resize(bytes.len().next_multiple_of(4), 0);
+            self.pages.write(gpu, page as u64, 0, &words)?;
+            if !self.encodes_on_device() {
+                self.members[member].open.clone_from(bytes);
+            }
+            written.push(page);
+        }
+        self.write_spans(gpu, &written)
+    }
+
+    /// The pages of each member, oldest first.
+    pub(super) fn read(&self, gpu: &Gpu) -> Result<Vec<Vec<Vec<u8>>>> {
+        let mut pages = vec![Vec::new(); self.members.len()];
+        let (paging, spans) = (self.pages.paging(), &self.spans);
+        let at_once = (READ_BYTES / paging.page_bytes()).clamp(1, paging.slab_pages());
+        let len = self.layout.bytes(CODE_PAGE_TOKENS);
+        for (slab, buffer) in self.pages.slabs().iter().enumerate() {
+            let first = slab as u64 * paging.slab_pages();
+            let end = (first + paging.slab_pages()).min(spans.len() as u64);
+            for page in (first..end).step_by(at_once as usize) {
+                let count = at_once.min(end - page);
+                let start = 4 * u64::from(paging.place(page).word);
+                let bytes = gpu.read(buffer, start, paging.bytes(count))?;
+                let bytes = bytes.chunks_exact(paging.page_bytes() as usize);
+                for (span, bytes) in spans[page as usize..].iter().zip(bytes) {
+                    // Pages of a member are made in the order of its tokens.
+                    pages[span.kv_head as usize].push(bytes[..len].to_vec());
+                }
+            }
+        }
+        Ok(pages)
     }
 
     /// Makes a member longer by tokens that fit in its page, a new one where the last is full; gives the page.

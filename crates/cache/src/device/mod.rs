@@ -26,21 +26,22 @@ mod scratch;
 mod step;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use heterokv_attn::device::Device;
 use heterokv_gpu::{Bound, Buffer, Commands, Gpu, Landing};
-use heterokv_offload::{Sequence, Stats};
+use heterokv_offload::{Sequence, Stats, Store};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
-use crate::cache::{ReadStats, check_token};
+use crate::cache::{ReadStats, check, check_token};
 use crate::head::normalised;
 use crate::hints::Hints;
-use crate::plan::{DeviceBytes, DevicePlan, full_bytes};
+use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::spec::CacheConfig;
-use crate::{AttentionCache, Error, HostOptions, KvShape, Profile, Result};
+use crate::{AttentionCache, Error, KvShape, Profile, Result};
 
 use coded::CodedSet;
 use lists::{RowLists, States};
@@ -124,38 +125,7 @@ impl DeviceCache {
         profile: Option<&Profile>,
         reservation: Reservation,
     ) -> Result<Self> {
-        let host = HostOptions::default();
-        Self::with_host(device, shape, config, level, profile, reservation, host)
-    }
-
-    /// [`DeviceCache::new`] with a host store under a budget, as [`KvCache::with_host`](crate::KvCache::with_host).
-    ///
-    /// # Errors
-    /// As there, and what the disk refuses.
-    pub fn with_host(
-        device: Arc<Device>,
-        shape: KvShape,
-        config: CacheConfig,
-        level: Level,
-        profile: Option<&Profile>,
-        reservation: Reservation,
-        host: HostOptions,
-    ) -> Result<Self> {
-        shape.heads.check()?;
-        match (&config, profile) {
-            (CacheConfig::Full, Some(_)) => {
-                return Err(Error::Conflict {
-                    conflict: "full codes no keys and takes no profile",
-                });
-            }
-            (CacheConfig::Full, None) => {}
-            (CacheConfig::Hca(hca), profile) => {
-                hca.check(&shape)?;
-                if let Some(profile) = profile {
-                    profile.check(&shape, &hca.keys)?;
-                }
-            }
-        }
+        check(&shape, &config, profile)?;
         let gpu = device.gpu();
         let plan = DeviceCachePlan::new(&config, &shape, gpu.limits(), reservation)?;
         let mut rows = RowPool::new(gpu, shape.heads.head_dim, plan.page_tokens)?;
@@ -174,7 +144,7 @@ impl DeviceCache {
         }
         let host = match &config {
             CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => Some(host.open(hca, &shape)?),
+            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
         };
         let heads = shape.heads;
         let row_bytes = 4 * heads.qo_row_len() as u64;
@@ -258,7 +228,7 @@ impl DeviceCache {
     pub fn needs_query_energy(&self) -> bool {
         let lacks_tables =
             |layer: &Layer| (0..layer.heads.len()).any(|head| !layer.has_coder(head));
-        self.host.is_some() && self.layers.iter().any(lacks_tables)
+        self.config != CacheConfig::Full && self.layers.iter().any(lacks_tables)
     }
 
     /// The device that it is on.

@@ -12,7 +12,7 @@ use super::coded::{KeySource, KeyStretch, KeysToCode};
 use super::lists::RowLists;
 use super::{DeviceCache, Layer};
 use crate::cache::{check_finite, check_len};
-use crate::{Error, Result};
+use crate::{CacheConfig, Error, Result};
 
 /// Rows whose places are listed at a time.
 pub(super) const STORED_ROWS: usize = 1 << 16;
@@ -80,7 +80,7 @@ impl DeviceCache {
             }
         }
         let entered = self.enter()?;
-        if self.host.is_none() {
+        if self.config == CacheConfig::Full {
             self.store_full(layer, prompt)?;
             self.leave(entered);
             return Ok(());

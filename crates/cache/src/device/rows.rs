@@ -7,6 +7,7 @@ use heterokv_gpu::{Buffer, Gpu, Paged, Paging, Place};
 use heterokv_quant::RowFormat;
 
 use super::coded::KeyStretch;
+use super::transfer::READ_BYTES;
 use crate::Result;
 
 /// Tokens of a part of a head's rows that one workgroup sums.
@@ -118,6 +119,43 @@ impl RowPool {
         let Place { slab, word } = self.paged.paging().place(row.page);
         let place = word + (row.slot * self.head_dim / 2) as u32;
         (slab, RowSlot { token: token as u32, kv_head: kv_head as u32, place })
+    }
+
+    /// Keys and values `[n, head_dim]` of a run.
+    pub(super) fn read(&self, gpu: &Gpu, run: &RowRun) -> Result<[Vec<f32>; 2]> {
+        let page_bytes = Self::page_bytes(self.head_dim, self.page_tokens);
+        let mut rows = [Vec::new(), Vec::new()];
+        let (mut rest, mut slot) =
+            (&run.pages.iter().copied().collect::<Vec<u64>>()[..], run.start);
+        while let Some(&first) = rest.first() {
+            // Pages that lie one behind the other come together.
+            let first_place = self.paged.paging().place(first);
+            let follows = |(at, page): (u64, u64)| {
+                let is_small = (at + 1) * page_bytes <= READ_BYTES.max(page_bytes);
+                let slab = self.paged.paging().place(page).slab;
+                is_small && page == first + at && slab == first_place.slab
+            };
+            let pages = (0..).zip(rest.iter().copied());
+            let count = pages.take_while(|&page| follows(page)).count();
+            let slab = &self.paged.slabs()[first_place.slab];
+            let start = 4 * u64::from(first_place.word);
+            let bytes = gpu.read(slab, start, count as u64 * page_bytes)?;
+            for page in bytes.chunks_exact(page_bytes as usize) {
+                let left = run.len - rows[0].len() / self.head_dim;
+                let tokens = (self.page_tokens - slot).min(left);
+                let halves = page.chunks_exact(page.len() / 2);
+                for (half, rows) in halves.zip(&mut rows) {
+                    let row_bytes = 2 * self.head_dim;
+                    let from = rows.len();
+                    rows.resize(from + tokens * self.head_dim, 0.0);
+                    let half = &half[slot * row_bytes..(slot + tokens) * row_bytes];
+                    RowFormat::F16.decode(half, &mut rows[from..]);
+                }
+                slot = 0;
+            }
+            rest = &rest[count..];
+        }
+        Ok(rows)
     }
 
     /// Writes tokens `keys` and `values` `[n, head_dim]` behind a run from the host.

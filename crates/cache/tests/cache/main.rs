@@ -7,8 +7,10 @@ mod exact;
 mod mixes;
 mod profiles;
 mod refusals;
+mod saved;
 mod selection;
 mod specs;
+mod truncated;
 
 use half::f16;
 use heterokv_cache::{

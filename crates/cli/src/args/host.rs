@@ -16,8 +16,8 @@ pub(crate) struct HostArgs {
     /// A folder on a disk, which holds what --host-memory has no room for while the program runs
     #[arg(long, value_name = "FOLDER", requires = "host_memory")]
     pub(crate) disk: Option<PathBuf>,
-    /// How that disk is read
-    #[arg(long, value_name = "WAY", default_value = "pread", requires = "disk")]
+    /// How that disk, or the folder of a session, is read
+    #[arg(long, value_name = "WAY", default_value = "pread")]
     pub(crate) disk_reads: DiskReads,
 }
 

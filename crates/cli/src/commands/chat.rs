@@ -11,11 +11,11 @@ use super::generate::{feed, stream};
 use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::machine::run_on;
+use crate::machine::{Task, run_on};
 use crate::output::{print, print_line, say};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, reply_tokens};
-use crate::report::Report;
+use crate::report::{PromptFigures, Report};
 
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
     let files = UnreadFiles::new(&args.file)?;
@@ -35,10 +35,10 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
         reply_tokens(asked, num_tokens, limit, allow_beyond_trained, &text, &files)
     };
 
-    let num_opening = opening.tokens.len();
-    let room = (num_opening, reply_tokens(num_opening)?);
-    run_on(&opened, &args.cache, room, |decoder| {
-        let generator = Generator::new(decoder, &text.tokenizer);
+    let max_tokens = reply_tokens(opening.tokens.len())?;
+    let task = Task { prompt: &opening.tokens, max_tokens, session: None };
+    run_on(&opened, &args.cache, task, |ready| {
+        let generator = Generator::new(ready.decoder, &text.tokenizer);
         converse(args, generator, &conversation, &opening, reply_tokens)
     })
 }
@@ -78,7 +78,12 @@ fn converse(
         let reply = stream(&mut generator, &settings, true)?;
         print_line("")?;
         if args.stats {
-            let report = Report::new(&generator.figures(), &reply, tokens.len(), seconds);
+            let prompt = PromptFigures {
+                num_tokens: tokens.len(),
+                read_seconds: seconds,
+                ..PromptFigures::default()
+            };
+            let report = Report::new(&generator.figures(), &reply, &prompt);
             print_line(&format!("\n{}\n", report.table(&args.cache.cache)))?;
         }
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
-use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, HostOptions, Profile};
+use heterokv_cache::{CacheConfig, CachePlan, CacheSpec, Profile};
 use heterokv_eval::{Candidate, Engine, Gate, Job, Probe, Run, aggregate, evaluate};
 use heterokv_model::text::ModelText;
 
@@ -212,7 +212,7 @@ fn check(
             say_uncoded(spec, &at_context);
         }
         let profile = candidate.profile.as_ref().map(|(profile, _)| *profile);
-        opened.cache(candidate.config.clone(), profile, HostOptions::default())?;
+        opened.cache(candidate.config.clone(), profile)?;
     }
     Ok(())
 }

@@ -5,18 +5,18 @@ use std::time::Instant;
 
 use anyhow::Result;
 use heterokv_model::text::Conversation;
-use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator};
+use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator, Session};
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
 use crate::failure::Unwritable;
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
-use crate::machine::run_on;
+use crate::machine::{Task, run_on};
 use crate::output::{print, print_line};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, check_not_empty, encode_plain, reply_tokens};
-use crate::report::Report;
+use crate::report::{PromptFigures, Report};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -61,25 +61,39 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         allow_beyond_trained,
     };
 
-    run_on(&opened, &args.cache, (tokens.len(), max_tokens), |decoder| {
-        let generator = Generator::new(decoder, &text.tokenizer);
-        reply(args, &opened, generator, &tokens, &settings)
+    let task = Task { prompt: &tokens, max_tokens, session: args.session.as_deref() };
+    run_on(&opened, &args.cache, task, |ready| {
+        let found = ready.session.map_or(0, |(_, found)| found);
+        let generator = Generator::resume(ready.decoder, &text.tokenizer, &tokens[..found]);
+        reply(args, &opened, generator, (&tokens, ready.session), &settings)
     })
 }
 
-/// Reads the prompt, and writes the reply and what is asked for of it.
+/// Reads of the prompt what the session does not have, saves it there, and writes the reply and what is asked for of it.
 fn reply(
     args: &GenerateArgs,
     opened: &Opened,
     mut generator: Generator<'_>,
-    tokens: &[u32],
+    (tokens, session): (&[u32], Option<(&Session, usize)>),
     settings: &GenerateSettings,
 ) -> Result<()> {
-    let start = Instant::now();
-    feed(&mut generator, tokens)?;
-    let prefill_seconds = start.elapsed().as_secs_f64();
+    let mut prompt = PromptFigures {
+        num_tokens: tokens.len(),
+        session_tokens: session.map(|(_, found)| found),
+        ..PromptFigures::default()
+    };
+    let unread = &tokens[prompt.session_tokens.unwrap_or(0)..];
+    if !unread.is_empty() {
+        let start = Instant::now();
+        feed(&mut generator, unread)?;
+        prompt.read_seconds = start.elapsed().as_secs_f64();
+        if let Some((session, _)) = session {
+            generator.save(session)?;
+            prompt.save_seconds = start.elapsed().as_secs_f64() - prompt.read_seconds;
+        }
+    }
     let reply = stream(&mut generator, settings, !args.json)?;
-    let report = Report::new(&generator.figures(), &reply, tokens.len(), prefill_seconds);
+    let report = Report::new(&generator.figures(), &reply, &prompt);
     if args.json {
         let spec = &args.cache.cache;
         let output = Output {

@@ -50,6 +50,46 @@ fn a_reply_on_a_device_is_that_of_the_cpu() {
     }
 }
 
+/// What one of the two has read the other goes on from.
+#[test]
+fn a_session_goes_from_the_cpu_to_a_device_and_back() {
+    if let Some(why) = missing(&run(&on("gpu:software"))) {
+        return println!("{why}");
+    }
+    let book = file("device-session.txt", &prose(330));
+    for (name, spec) in [
+        ("full", "full"),
+        ("int4", "keys=int4-token,values=f16@host,rescore=f16@host,select=none,sinks=2,recent=8"),
+        ("channels", "keys=int4-channel/32,values=f16@host,select=none,sinks=2,recent=8"),
+    ] {
+        let sessions = ["cpu", "gpu"].map(|at| folder().join(format!("device-{name}-{at}")));
+        let on = |session: usize, device: &str, prompt: &str| {
+            let path = sessions[session].to_str().unwrap();
+            let args = ["generate", "--model", model(), "--file", &book, "--prompt", prompt];
+            let args = [&args[..], &["--max-tokens", "8", "--json", "--compute", "f16"]].concat();
+            let args = [&args[..], &["--cache", spec, "--device", device, "--session", path]];
+            json_of(&args.concat()).remove(0)
+        };
+        let first = ["cpu", "gpu:software"].into_iter().enumerate().map(|(session, device)| {
+            let _ = fs::remove_dir_all(&sessions[session]);
+            let object = on(session, device, "Who?");
+            assert_eq!(object["session_tokens"], 0, "{spec} {device}");
+            object
+        });
+        let first: Vec<Value> = first.collect();
+        for (session, device) in [(0, "gpu:software"), (1, "cpu"), (1, "gpu:software")] {
+            let object = on(session, device, "Who?");
+            assert_eq!(object["session_tokens"], 334, "{spec} {device}");
+            assert_eq!(object["tokens"], first[session]["tokens"], "{spec} {device}");
+        }
+        // Another question, read there and answered here.
+        let there = on(0, "gpu:software", "Where to?");
+        assert_eq!(there["session_tokens"], 332, "{spec}");
+        let here = on(0, "cpu", "Where to?");
+        assert_eq!((&here["session_tokens"], &here["tokens"]), (&339.into(), &there["tokens"]));
+    }
+}
+
 #[test]
 fn a_chat_on_a_device() {
     if let Some(why) = missing(&run(&on("gpu:software"))) {

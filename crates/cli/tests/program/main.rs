@@ -9,4 +9,5 @@ mod evals;
 mod fixture;
 mod host;
 mod runs;
+mod session;
 mod sizes;

@@ -7,7 +7,7 @@ use heterokv_gpu::Crossed;
 use super::DeviceModel;
 use super::forward::Draw;
 use crate::decoder::{CacheFigures, Decoder, LinkFigures, pick_of};
-use crate::{Error, ModelConfig, Progress, Result, Sampler};
+use crate::{Error, ModelConfig, Progress, Result, Resumed, Sampler, Session};
 
 /// Numbers from 0 to below 1 that f32 holds at even distances.
 const UNIFORM_STEPS: f64 = (1 << 24) as f64;
@@ -27,6 +27,15 @@ impl<'m> DeviceDecoder<'m> {
     pub fn new(model: &'m DeviceModel, cache: DeviceCache) -> Self {
         let crossed_before = model.device().gpu().crossed();
         Self { model, cache, crossed_before }
+    }
+
+    /// Over the cache of a session, of this model and on its device.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn resume(model: &'m DeviceModel, resumed: Resumed<DeviceCache>) -> Result<Self> {
+        model.set_last_hidden(&resumed.hidden)?;
+        Ok(Self::new(model, resumed.cache))
     }
 
     /// The cache.
@@ -76,6 +85,13 @@ impl Decoder for DeviceDecoder<'_> {
         }
         // The host says of logits without a token what is wrong with them.
         pick_of(self.logits()?, sampler, history, excluded)
+    }
+
+    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()> {
+        if self.num_tokens() == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        session.save(&mut self.cache.download()?, tokens, &self.model.last_hidden()?)
     }
 
     fn figures(&self) -> CacheFigures {

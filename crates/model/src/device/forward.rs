@@ -119,6 +119,19 @@ impl DeviceModel {
         Ok(commands.submit()?)
     }
 
+    /// The last token's hidden state `[hidden_size]`.
+    pub(super) fn last_hidden(&self) -> Result<Vec<f32>> {
+        let last = &self.work.last;
+        let bytes = self.device.gpu().read(last, 0, last.num_bytes())?;
+        let words = bytes.as_chunks::<4>().0.iter();
+        Ok(words.take(self.config.hidden_size).map(|word| f32::from_le_bytes(*word)).collect())
+    }
+
+    /// Puts a hidden state in its place; nothing where there is none.
+    pub(super) fn set_last_hidden(&self, hidden: &[f32]) -> Result<()> {
+        Ok(self.device.gpu().write(&self.work.last, 0, bytemuck::cast_slice(hidden))?)
+    }
+
     /// Logits `[vocab_size]` of the last token that was taken.
     ///
     /// # Errors

@@ -7,20 +7,24 @@ mod direct;
 mod files;
 mod header;
 mod mapped;
+mod own_file;
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 pub use files::{File, Files, OsFiles, Reads};
 pub(crate) use files::{read_all, write_all};
 pub(crate) use header::{HEADER_BYTES, Header};
+pub(crate) use own_file::{FileKind, FolderLock, OwnFile};
 
 use crate::sync::{Mutex, lock};
 use crate::{Damage, DiskOptions, Error, Result};
+
+/// The file by which a folder is one store's.
+pub(crate) const LOCK: &str = "lock";
 
 /// What slots are aligned to: the largest unit in which disks and file systems write.
 pub(crate) const SLOT_ALIGN: usize = 4096;
@@ -35,11 +39,9 @@ pub(crate) struct Disk {
     /// What is written between the end of a page and the next slot.
     zeros: Vec<u8>,
     growing: Mutex<Growing>,
+    next_attached: AtomicU32,
     folder_lock: FolderLock,
 }
-
-/// Keeps others out of the folder until the last file of this store is gone or left to stay.
-type FolderLock = Arc<dyn Any + Send + Sync>;
 
 #[derive(Debug)]
 struct Growing {
@@ -54,16 +56,11 @@ struct Growing {
 #[derive(Debug)]
 pub(crate) struct SlotFile {
     pub(crate) number: u32,
-    path: PathBuf,
-    files: Arc<dyn Files>,
-    _folder_lock: FolderLock,
-    file: Box<dyn File>,
+    own: OwnFile,
     slots: Mutex<Slots>,
     /// Written to since it was last made durable.
     is_unsynced: AtomicBool,
     syncing: Mutex<Syncing>,
-    /// Something saved lies in it: it stays when nobody here uses it any more.
-    is_kept: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -106,13 +103,15 @@ impl Disk {
     /// [`Error::Io`] where the folder is not there, cannot be written, or is another store's.
     pub(crate) fn open(options: &DiskOptions, page_bytes: usize) -> Result<(Self, Vec<String>)> {
         let DiskOptions { folder, files, .. } = options;
-        let lock_path = folder.join("lock");
+        let lock_path = folder.join(LOCK);
         let folder_lock =
             files.lock(&lock_path).map_err(|source| io_error("lock", &lock_path, source))?;
         let names = files.names(folder).map_err(|source| io_error("list", folder, source))?;
-        let last_file = names.iter().filter_map(|name| file_number(name)).max();
-        let last_file = last_file.unwrap_or(0);
-        check_file_number(last_file)?;
+        let next = |kind: FileKind| {
+            let last = names.iter().filter_map(|name| kind.number(name)).max().unwrap_or(0);
+            check_file_number(last)?;
+            Ok(last + 1)
+        };
         let slot_bytes = (HEADER_BYTES + page_bytes).next_multiple_of(SLOT_ALIGN);
         let slots_per_file = options.file_bytes / slot_bytes as u64;
         let disk = Self {
@@ -121,7 +120,12 @@ impl Disk {
             slot_bytes,
             slots_per_file: u32::try_from(slots_per_file).unwrap_or(u32::MAX).max(1),
             zeros: vec![0; slot_bytes],
-            growing: Mutex::new(Growing { next_file: last_file + 1, last: None, all: Vec::new() }),
+            growing: Mutex::new(Growing {
+                next_file: next(FileKind::Pages)?,
+                last: None,
+                all: Vec::new(),
+            }),
+            next_attached: next(FileKind::Attached)?.into(),
             folder_lock: folder_lock.into(),
         };
         Ok((disk, names))
@@ -132,12 +136,36 @@ impl Disk {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn open_file(&self, number: u32) -> Result<Arc<SlotFile>> {
-        let path = self.path(number);
-        let file = self.files.open(&path).map_err(|source| io_error("open", &path, source))?;
-        let file = Arc::new(SlotFile::new(number, path, self, file));
+        let file = Arc::new(SlotFile::new(number, self.open_own(FileKind::Pages, number)?));
         lock(&file.slots).is_old = true;
         lock(&self.growing).all.push(Arc::downgrade(&file));
         Ok(file)
+    }
+
+    /// A new file for what is saved with a sequence beside its rows, and its number.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn create_attached(&self) -> Result<(u32, OwnFile)> {
+        let number = self.next_attached.fetch_add(1, Ordering::Relaxed);
+        Ok((number, self.create_own(FileKind::Attached, number)?))
+    }
+
+    fn create_own(&self, kind: FileKind, number: u32) -> Result<OwnFile> {
+        check_file_number(number)?;
+        let path = self.folder.join(kind.name(number));
+        let file = self.files.create(&path).map_err(|source| io_error("create", &path, source))?;
+        Ok(OwnFile::new(path, &self.files, &self.folder_lock, file))
+    }
+
+    /// A file that an earlier process wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn open_own(&self, kind: FileKind, number: u32) -> Result<OwnFile> {
+        let path = self.folder.join(kind.name(number));
+        let file = self.files.open(&path).map_err(|source| io_error("open", &path, source))?;
+        Ok(OwnFile::new(path, &self.files, &self.folder_lock, file))
     }
 
     /// Slots in use.
@@ -196,7 +224,7 @@ impl Disk {
         parts.pop();
         let file = &run[0].file;
         let page = pages[0].0.name;
-        write_all(&*file.file, self.offset(run[0].idx), &mut parts)
+        write_all(file.own.file(), self.offset(run[0].idx), &mut parts)
             .map_err(|source| Error::WritePage { page, source: Arc::new(source) })?;
         // Not before: a sync that runs meanwhile may have missed it.
         file.is_unsynced.store(true, Ordering::Release);
@@ -256,7 +284,7 @@ impl Disk {
         }
         // The file may end where its last page does.
         parts.pop();
-        read_all(&*places[0].file.file, self.offset(places[0].idx), &mut parts)?;
+        read_all(places[0].file.own.file(), self.offset(places[0].idx), &mut parts)?;
         Ok(headers)
     }
 
@@ -276,10 +304,7 @@ impl Disk {
             return Ok(run);
         }
         let number = growing.next_file;
-        check_file_number(number)?;
-        let path = self.path(number);
-        let file = self.files.create(&path).map_err(|source| io_error("create", &path, source))?;
-        let file = Arc::new(SlotFile::new(number, path, self, file));
+        let file = Arc::new(SlotFile::new(number, self.create_own(FileKind::Pages, number)?));
         growing.next_file += 1;
         growing.all.push(Arc::downgrade(&file));
         let run = self.take_end(&file, most).expect("a file takes at least one slot");
@@ -295,24 +320,16 @@ impl Disk {
         slots.len += num_slots;
         (num_slots > 0).then(|| file.run(&mut slots, first, num_slots))
     }
-
-    fn path(&self, number: u32) -> PathBuf {
-        self.folder.join(file_name(number))
-    }
 }
 
 impl SlotFile {
-    fn new(number: u32, path: PathBuf, disk: &Disk, file: Box<dyn File>) -> Self {
+    fn new(number: u32, own: OwnFile) -> Self {
         Self {
             number,
-            path,
-            files: Arc::clone(&disk.files),
-            _folder_lock: Arc::clone(&disk.folder_lock),
-            file,
+            own,
             slots: Mutex::default(),
             is_unsynced: AtomicBool::new(false),
             syncing: Mutex::default(),
-            is_kept: AtomicBool::new(false),
         }
     }
 
@@ -321,7 +338,7 @@ impl SlotFile {
     /// # Errors
     /// [`Error::Io`], and from then on always: what the system has forgotten it will not write later.
     pub(crate) fn sync(&self) -> Result<()> {
-        let failed = |source| io_error("make durable", &self.path, source);
+        let failed = |source| io_error("make durable", self.own.path(), source);
         // Whoever comes second is not done before the first is.
         let mut syncing = lock(&self.syncing);
         if syncing.is_doubtful {
@@ -330,7 +347,7 @@ impl SlotFile {
         if self.is_unsynced.swap(false, Ordering::AcqRel) {
             // Doubtful until the system says otherwise.
             syncing.is_doubtful = true;
-            self.file.sync().map_err(failed)?;
+            self.own.file().sync().map_err(failed)?;
             syncing.is_doubtful = false;
         }
         Ok(())
@@ -338,7 +355,7 @@ impl SlotFile {
 
     /// Lets the file stay when nobody here uses it any more.
     pub(crate) fn keep(&self) {
-        self.is_kept.store(true, Ordering::Release);
+        self.own.keep();
     }
 
     /// A slot that an earlier process wrote.
@@ -365,15 +382,6 @@ impl SlotFile {
     }
 }
 
-impl Drop for SlotFile {
-    fn drop(&mut self) {
-        if !self.is_kept.load(Ordering::Acquire) {
-            // What cannot be removed is removed when the folder is next used.
-            let _ = self.files.remove(&self.path);
-        }
-    }
-}
-
 impl Slot {
     pub(crate) fn place(&self) -> Place {
         Place { file: Arc::clone(&self.file), idx: self.idx, checksum: self.checksum }
@@ -393,17 +401,6 @@ impl Place {
     pub(crate) fn is_before(&self, next: &Self) -> bool {
         Arc::ptr_eq(&self.file, &next.file) && self.idx.checked_add(1) == Some(next.idx)
     }
-}
-
-/// The name of a file of slots.
-pub(crate) fn file_name(number: u32) -> String {
-    format!("pages-{number:08}")
-}
-
-/// The number of a file of slots, or none for other files.
-pub(crate) fn file_number(name: &str) -> Option<u32> {
-    let number = name.strip_prefix("pages-")?.parse().ok()?;
-    (name == file_name(number)).then_some(number)
 }
 
 /// Refuses the last number, which no other comes after.

@@ -41,7 +41,7 @@ fn slots_are_neighbours_and_freed_ones_are_used_again() {
 fn a_file_without_pages_goes_and_one_that_is_to_stay_stays() {
     let folder = tempfile::tempdir().unwrap();
     let disk = disk(folder.path(), 2 << 12);
-    let has = |number| folder.path().join(file_name(number)).exists();
+    let has = |number| folder.path().join(FileKind::Pages.name(number)).exists();
     let mut slots = write(&disk, 5);
     assert_eq!([has(1), has(2), has(3)], [true; 3]);
     slots.drain(..2);
@@ -67,7 +67,7 @@ fn pages_are_read_in_one_call_and_one_that_is_damaged_spoils_no_other() {
         disk.read(places, &mut pages).iter().map(Result::is_ok).collect::<Vec<_>>()
     };
     assert_eq!(read(&places), [true; 4]);
-    let path = folder.path().join(file_name(1));
+    let path = folder.path().join(FileKind::Pages.name(1));
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_len(3 * 4096 + 64 + 99).unwrap();
     assert_eq!(read(&places), [true, true, true, false]);
@@ -97,7 +97,7 @@ fn without_its_check_a_damaged_page_would_be_read_as_data() {
     let folder = tempfile::tempdir().unwrap();
     let disk = disk(folder.path(), 1 << 20);
     let slots = write(&disk, 2);
-    let path = folder.path().join(file_name(1));
+    let path = folder.path().join(FileKind::Pages.name(1));
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4096 + HEADER_BYTES + 50] ^= 4;
     std::fs::write(&path, bytes).unwrap();

@@ -13,8 +13,20 @@ fn page() -> impl Strategy<Value = PageEntry> {
 fn table() -> impl Strategy<Value = Table> {
     let head = (any::<u64>(), prop::collection::vec(page(), 0..5))
         .prop_map(|(num_rows, pages)| HeadEntry { num_rows, pages });
-    (".{0,20}", any::<u64>(), prop::collection::vec(head, 0..5))
-        .prop_map(|(description, fingerprint, heads)| Table { description, fingerprint, heads })
+    let attached = (1_u32.., 1..5 * BLOCK_BYTES as u64, any::<[u64; 5]>());
+    let attached = attached.prop_map(|(file, num_bytes, checksums)| {
+        let num_blocks = num_bytes.div_ceil(BLOCK_BYTES as u64) as usize;
+        AttachedEntry { file, num_bytes, checksums: checksums[..num_blocks].to_vec() }
+    });
+    let heads = prop::collection::vec(head, 0..5);
+    (".{0,20}", any::<u64>(), heads, prop::option::of(attached)).prop_map(
+        |(description, fingerprint, heads, attached)| Table {
+            description,
+            fingerprint,
+            heads,
+            attached,
+        },
+    )
 }
 
 /// Bytes with the checksum that they should have.
@@ -54,10 +66,12 @@ proptest! {
 
 #[test]
 fn counts_that_nothing_stands_behind_are_refused() {
-    let table = Table { description: String::new(), fingerprint: 1, heads: Vec::new() };
+    let (description, heads) = (String::new(), Vec::new());
+    let table = Table { description, fingerprint: 1, heads, attached: None };
     let mut bytes = table.encode();
-    bytes.truncate(bytes.len() - 12);
-    for counts in [vec![u32::MAX], vec![1, 0, 0, u32::MAX], vec![1]] {
+    bytes.truncate(bytes.len() - 16);
+    let attached = [0, 1, u32::MAX, u32::MAX];
+    for counts in [&[u32::MAX][..], &[1, 0, 0, u32::MAX], &[1], &[0], &[0, 1], &attached] {
         let counts = counts.iter().flat_map(|count: &u32| count.to_le_bytes());
         let hostile = signed(bytes.iter().copied().chain(counts).collect());
         assert_eq!(Table::decode(&hostile), Err(Damage::Length));

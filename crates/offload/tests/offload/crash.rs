@@ -17,9 +17,10 @@ fn run(sim: &Sim) -> usize {
     let mut num_saved = 0;
     let Ok(store) = open(Arc::new(sim.clone()), 6) else { return 0 };
     let mut sequence = store.sequence();
-    for _ in 0..12 {
+    for round in 1..=12 {
         let appended = append(&mut sequence, HEAD, 9, ROUND);
-        if appended.and_then(|()| sequence.save("talk")).is_err() {
+        let saved = appended.and_then(|()| save_with(&mut sequence, "talk", round * ROUND));
+        if saved.is_err() {
             break;
         }
         num_saved += 1;
@@ -43,7 +44,11 @@ fn verify(found: &Sim, num_saved: usize) -> Result<(), String> {
     }
     let expected: Vec<_> = (0..num_rows).map(|i| row_bytes(9, i)).collect();
     let found = read_all(&rows).map_err(|error| error.to_string())?;
-    if found == expected { Ok(()) } else { Err("other bytes".to_owned()) }
+    if found != expected {
+        return Err("other bytes".to_owned());
+    }
+    let found = read_attachment(&store, "talk").map_err(|error| error.to_string())?;
+    if found == beside(num_rows) { Ok(()) } else { Err("what is beside them".to_owned()) }
 }
 
 fn rng() -> TestRng {
@@ -90,6 +95,7 @@ fn is_loss_seen(lies: Call, of: &'static str) -> bool {
 #[test]
 fn a_sync_that_is_left_out_is_seen() {
     assert!(is_loss_seen(Call::Sync, "pages-"), "of the pages");
+    assert!(is_loss_seen(Call::Sync, "attached-"), "of what is beside them");
     assert!(is_loss_seen(Call::Sync, ".saved"), "of the table");
     assert!(is_loss_seen(Call::SyncFolder, ""), "of the names");
     assert!(!is_loss_seen(Call::Sync, "no such file"), "none");

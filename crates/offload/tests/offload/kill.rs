@@ -29,6 +29,7 @@ fn check_saved(folder: &Path) -> usize {
             let num_rows = sequence.rows(0, 0).num_rows();
             assert_eq!(num_rows % ROUND, 0, "whole rounds");
             check(&sequence, HEAD, 4, num_rows);
+            assert_eq!(read_attachment(&store, "talk").unwrap(), beside(num_rows));
             num_rows / ROUND
         }
         Err(Error::NoSuchSave { .. }) => 0,
@@ -44,8 +45,9 @@ fn writer() {
     let mut sequence = store.load("talk").unwrap_or_else(|_| store.sequence());
     for _ in 0..1000 {
         append(&mut sequence, HEAD, 4, ROUND).unwrap();
-        sequence.save("talk").unwrap();
-        let num_rounds = sequence.rows(0, 0).num_rows() / ROUND;
+        let num_rows = sequence.rows(0, 0).num_rows();
+        save_with(&mut sequence, "talk", num_rows).unwrap();
+        let num_rounds = num_rows / ROUND;
         writeln!(std::io::stdout(), "saved {num_rounds}").unwrap();
     }
 }

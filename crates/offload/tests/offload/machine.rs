@@ -56,6 +56,7 @@ enum Step {
     Save {
         sequence: u8,
         name: u8,
+        is_with: bool,
     },
     Load {
         name: u8,
@@ -84,7 +85,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Wait),
         2 => (s, h, any::<u8>()).prop_map(|(sequence, head, row)| Step::Pin { sequence, head, row }),
         2 => Just(Step::Unpin),
-        2 => (s, 0..3u8).prop_map(|(sequence, name)| Step::Save { sequence, name }),
+        2 => (s, 0..3u8, any::<bool>())
+            .prop_map(|(sequence, name, is_with)| Step::Save { sequence, name, is_with }),
         1 => (0..3u8).prop_map(|name| Step::Load { name }),
         1 => (0..3u8).prop_map(|name| Step::Forget { name }),
         1 => Just(Step::Reopen),
@@ -100,7 +102,8 @@ struct Machine {
     num_frames: usize,
     store: Option<Store>,
     sequences: Vec<(Sequence, Model)>,
-    saved: [Option<Model>; 3],
+    /// By name: rows, and what is beside them.
+    saved: [Option<(Model, Option<Vec<u8>>)>; 3],
     tickets: Vec<Ticket>,
     pins: Vec<Pin>,
     num_appended: usize,
@@ -253,16 +256,28 @@ impl Machine {
                 }
             }
             Step::Unpin => self.pins.clear(),
-            Step::Save { sequence, name } => {
+            Step::Save { sequence, name, is_with } => {
                 let Some(index) = self.pick(sequence) else { return };
                 let (sequence, model) = &mut self.sequences[index];
-                sequence.save(&format!("name-{name}")).unwrap();
-                self.saved[usize::from(name)] = Some(model.clone());
+                let (name, place) = (format!("name-{name}"), usize::from(name));
+                let beside = is_with.then(|| beside(self.num_appended));
+                match &beside {
+                    Some(_) => save_with(sequence, &name, self.num_appended).unwrap(),
+                    None => sequence.save(&name).unwrap(),
+                }
+                self.saved[place] = Some((model.clone(), beside));
             }
             Step::Load { name } => {
-                let loaded = self.store().load(&format!("name-{name}"));
-                match &self.saved[usize::from(name)] {
-                    Some(model) if self.sequences.len() < 6 => {
+                let (name, place) = (format!("name-{name}"), usize::from(name));
+                let loaded = self.store().load(&name);
+                let found = read_attachment(self.store(), &name);
+                match &self.saved[place] {
+                    Some((_, Some(beside))) => assert_eq!(&found.unwrap(), beside),
+                    Some((_, None)) => assert!(matches!(found, Err(Error::NoAttachment { .. }))),
+                    None => assert!(matches!(found, Err(Error::NoSuchSave { .. }))),
+                }
+                match &self.saved[place] {
+                    Some((model, _)) if self.sequences.len() < 6 => {
                         let model = model.clone();
                         self.sequences.push((loaded.unwrap(), model));
                     }

@@ -3,6 +3,7 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attached;
 mod bad_input;
 mod concurrent;
 mod crash;
@@ -74,6 +75,24 @@ fn row_bytes(stream: usize, i: usize) -> Vec<u8> {
     let mut bytes = vec![0; ROW_BYTES];
     RowFormat::F16.encode(&row(stream, i), &mut bytes).unwrap();
     bytes
+}
+
+/// Bytes to save beside `num_rows` rows: others for every number, and more than a sector.
+fn beside(num_rows: usize) -> Vec<u8> {
+    (0..1000 + 7 * num_rows).map(|i| (i % 251 + num_rows) as u8).collect()
+}
+
+/// Saves a sequence with what belongs beside so many rows.
+fn save_with(sequence: &mut Sequence, name: &str, num_rows: usize) -> Result<()> {
+    sequence.save_with(name, |write| write.write_all(&beside(num_rows)))
+}
+
+/// All that is saved beside the rows.
+fn read_attachment(store: &Store, name: &str) -> Result<Vec<u8>> {
+    let mut attachment = store.attachment(name)?;
+    let mut bytes = vec![0; attachment.rest_bytes() as usize];
+    attachment.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Appends rows of a stream to one head, from where it ends.
