@@ -122,41 +122,31 @@ impl GroupSum {
         if let HostScores::Exact { queries, .. } = scores {
             assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         }
-        let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
-        source.visit_pages(positions, &mut |pages| {
-            let mut rows = pages.iter().flat_map(|page| page.iter(row_bytes));
-            let (mut indices, mut values) = ([0; TILE], [&[][..]; TILE]);
-            loop {
-                let mut count = 0;
-                for (index, row) in rows.by_ref().take(TILE) {
-                    (indices[count], values[count]) = (index, row);
-                    count += 1;
-                }
-                if count == 0 {
-                    break;
-                }
-                let (indices, values) = (&indices[..count], &mut values[..count]);
-                self.score_host_rows(level, layout, indices, values, scores);
-                values.iter_mut().for_each(|row| *row = &row[key_bytes..]);
-                self.sum_tile(level, layout.value, values);
+        let key_bytes = layout.key_bytes();
+        source.visit_runs(positions, &mut |run| {
+            let mut values = [&[][..]; TILE];
+            for (tile, rows) in run.rows.chunks(TILE).enumerate() {
+                self.score_host_rows(level, layout, run.offset + tile * TILE, rows, scores);
+                values.iter_mut().zip(rows).for_each(|(value, row)| *value = &row[key_bytes..]);
+                self.sum_tile(level, layout.value, &values[..rows.len()]);
             }
         })
     }
 
-    /// Writes the scores of rows, given with where they are in the list, into a tile.
+    /// Writes the scores of the rows from `first` on in the list into a tile.
     fn score_host_rows(
         &mut self,
         level: Level,
         layout: RowLayout,
-        indices: &[usize],
+        first: usize,
         rows: &[&[u8]],
         scores: HostScores<'_>,
     ) {
         match scores {
             HostScores::Coded { scores, stride } => {
                 for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
-                    let scores = &scores[head * stride..];
-                    tile.iter_mut().zip(indices).for_each(|(tile, &index)| *tile = scores[index]);
+                    let scores = &scores[head * stride + first..][..rows.len()];
+                    tile[..rows.len()].copy_from_slice(scores);
                 }
             }
             HostScores::Exact { queries, taken } => {
@@ -168,10 +158,9 @@ impl GroupSum {
                 }
                 let Some((taken, stride)) = taken else { return };
                 for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
-                    for (score, index) in tile.iter_mut().zip(indices) {
-                        if !taken[head * stride + index] {
-                            *score = f32::NEG_INFINITY;
-                        }
+                    let taken = &taken[head * stride + first..][..rows.len()];
+                    for (score, _) in tile.iter_mut().zip(taken).filter(|(_, taken)| !**taken) {
+                        *score = f32::NEG_INFINITY;
                     }
                 }
             }

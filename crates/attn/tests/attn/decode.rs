@@ -33,10 +33,10 @@ impl RowSource for Pages {
         self.layout
     }
 
-    fn visit_pages(
+    fn visit_rows(
         &self,
         positions: &[u32],
-        visit: &mut dyn FnMut(&[PageRows<'_>]),
+        visit: &mut dyn FnMut(PageRows<'_>),
     ) -> Result<(), LostPage> {
         for (page, span) in page_spans(positions, self.page_size as u32) {
             if Some(page) == self.fails_at {
@@ -47,7 +47,7 @@ impl RowSource for Pages {
             let end = self.bytes.len().min(first + page_bytes);
             let first_row = page * self.page_size as u32;
             let (offset, rows) = (span.start, &positions[span]);
-            visit(&[PageRows { bytes: &self.bytes[first..end], first_row, rows, offset }]);
+            visit(PageRows { bytes: &self.bytes[first..end], first_row, rows, offset });
         }
         Ok(())
     }
