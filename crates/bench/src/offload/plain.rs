@@ -25,7 +25,12 @@ pub(super) struct Plain {
 
 impl Plain {
     /// The first `num_rows` rows of each of `num_heads`.
-    pub(super) fn new(known: &Known, shape: &StoreShape, num_heads: usize, num_rows: usize) -> Self {
+    pub(super) fn new(
+        known: &Known,
+        shape: &StoreShape,
+        num_heads: usize,
+        num_rows: usize,
+    ) -> Self {
         let row_bytes = known.layout.row_bytes();
         let page_bytes = (shape.page_size * row_bytes).next_multiple_of(LINE_BYTES);
         let pages_of_head = num_rows.div_ceil(shape.page_size);

@@ -130,7 +130,8 @@ impl Vector for F16 {
         let mut out = [_mm512_setzero_ps(); C];
         for (i, out) in out.iter_mut().enumerate() {
             // SAFETY: 32 bytes of each pair of the chunks lie in the vector.
-            let halves = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(16 * first + 32 * i).cast()) };
+            let halves =
+                unsafe { _mm256_loadu_si256(bytes.as_ptr().add(16 * first + 32 * i).cast()) };
             *out = _mm512_cvtph_ps(halves);
         }
         out
