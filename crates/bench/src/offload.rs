@@ -42,6 +42,17 @@ enum Part {
     Saves,
 }
 
+/// What measures a part, and the stem of its file.
+type Measure = (Part, &'static str, fn(&Run<'_>) -> Result<Sheet>);
+
+/// The parts that need a disk.
+const OF_DISK: [Measure; 4] = [
+    (Part::Write, "offload-write", disk::write_behind),
+    (Part::Pages, "offload-pages", disk::scattered),
+    (Part::Hints, "offload-hints", hints::measure),
+    (Part::Saves, "offload-saves", disk::saves),
+];
+
 /// How to measure the host store.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct OffloadArgs {
@@ -142,13 +153,7 @@ pub(crate) fn run(arguments: &OffloadArgs) -> Result<bool> {
         tables.push(Table::new("offload-ram", ram::sheet(&gathered)));
         tables.push(Table::new("offload-bars", bars::sheet("Bars of rows in RAM", &bars)));
     }
-    let of_disk: [(Part, &'static str, fn(&Run<'_>) -> Result<Sheet>); 4] = [
-        (Part::Write, "offload-write", disk::write_behind),
-        (Part::Pages, "offload-pages", disk::scattered),
-        (Part::Hints, "offload-hints", hints::measure),
-        (Part::Saves, "offload-saves", disk::saves),
-    ];
-    for (_, stem, measure) in of_disk.into_iter().filter(|(part, ..)| wants(*part)) {
+    for (_, stem, measure) in OF_DISK.into_iter().filter(|(part, ..)| wants(*part)) {
         tables.push(Table::new(stem, measure(&run)?));
     }
     if arguments.test {

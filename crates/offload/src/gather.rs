@@ -251,12 +251,12 @@ impl RowSource for HeadRows {
                 let len: usize = pages.iter().map(|page| page.rows.len()).sum();
                 let (mut page, mut page_end) = (0, offset + pages[0].rows.len());
                 rows.clear();
-                for i in offset..offset + len {
+                for (i, position) in (offset..).zip(&positions[offset..][..len]) {
                     // No branch foretells where a page ends.
                     page += usize::from(i == page_end);
                     let PageRows { bytes, first_row, offset, rows: of_page } = pages[page];
                     page_end = offset + of_page.len();
-                    let at = (positions[i] - first_row) as usize * row_bytes;
+                    let at = (position - first_row) as usize * row_bytes;
                     let row = &bytes[at..][..row_bytes];
                     prefetch(row);
                     rows.push(row);
