@@ -27,7 +27,8 @@ const PEERS_TARGET: &str = "bench-peers";
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// A filter and options, or `quant` and its own: `--help` and `quant --help` list them; none measures everything.
+    /// A filter and options, or `quant`, `gpu` or `offload` and its own: `--help` and `quant --help` list them; none
+    /// measures everything.
     /// `quant --peers` measures programs of others beside ours
     #[arg(value_name = "WORD", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
@@ -50,6 +51,11 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
     tally += check(workspace, &["quant", "--test"])?;
     tally += check(workspace, &["quant", "--quality", "--test"])?;
     tally += check(workspace, &["load", "--test"])?;
+    tally += check(workspace, &["offload", "--test"])?;
+    if !process::succeeds(Command::new("dd").arg("--version")) {
+        println!("skipped: the disk's rates are held against dd, which is not installed");
+        tally += Tally::of_skip();
+    }
     if !process::succeeds(Command::new("valgrind").arg("--version")) {
         println!(
             "skipped: instructions of the kernels are counted by valgrind, which is not installed"
@@ -144,6 +150,7 @@ fn needs_model(words: &[OsString]) -> bool {
     }
     match words.first() {
         Some(first) if first == "quant" => has("--quality"),
+        Some(first) if first == "offload" => false,
         _ if has("--measured") => false,
         _ => {
             // The filter is a word that is no option and no option's value; it may begin with a suite's name.
@@ -204,6 +211,7 @@ mod tests {
             &["model", "--model", "x"],
             &["load", "--test"],
             &["quant"],
+            &["offload", "ram"],
         ] {
             assert!(!needs(words), "{words:?}");
         }

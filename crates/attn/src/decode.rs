@@ -8,6 +8,8 @@
 //!   arXiv 2507.19823, §3.4);
 //! - host rows re-scored with the exact keys that they carry, so that coded keys only select.
 
+use std::collections::BTreeMap;
+
 use heterokv_quant::{GroupQueries, Level, RowFormat, RowLayout, RowSource, WeightedRows};
 
 use crate::AttnState;
@@ -124,41 +126,37 @@ impl GroupSum {
         if let HostScores::Exact { queries, .. } = scores {
             assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         }
-        let (key_bytes, row_bytes) = (layout.key_bytes(), layout.row_bytes());
-        source.visit_pages(positions, &mut |pages| {
-            let mut rows = pages.iter().flat_map(|page| page.iter(row_bytes));
-            let (mut indices, mut values) = ([0; TILE], [&[][..]; TILE]);
-            loop {
-                let mut count = 0;
-                for (index, row) in rows.by_ref().take(TILE) {
-                    (indices[count], values[count]) = (index, row);
-                    count += 1;
-                }
-                if count == 0 {
-                    break;
-                }
-                let (indices, values) = (&indices[..count], &mut values[..count]);
-                self.score_host_rows(level, layout, indices, values, scores);
-                values.iter_mut().for_each(|row| *row = &row[key_bytes..]);
-                self.sum_tile(level, layout.value, values);
+        let mut tiles = HostTiles { sum: self, level, layout, scores, num_rows: positions.len() };
+        let (mut next, mut partial) = (0, Vec::new());
+        let mut early: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        let row_bytes = layout.row_bytes();
+        source.visit_runs(positions, &mut |run| {
+            if run.offset != next {
+                early.insert(run.offset, run.rows.concat());
+                return;
+            }
+            next = tiles.add(next, run.rows, &mut partial);
+            while let Some(bytes) = early.remove(&next) {
+                let rows: Vec<_> = bytes.chunks_exact(row_bytes).collect();
+                next = tiles.add(next, &rows, &mut partial);
             }
         })
     }
 
-    /// Writes the scores of rows, given with where they are in the list, into a tile.
+    /// Writes the scores of the rows from `first` on in the list into a tile.
     fn score_host_rows(
         &mut self,
         level: Level,
         layout: RowLayout,
-        indices: &[usize],
+        first: usize,
         rows: &[&[u8]],
         scores: HostScores<'_>,
     ) {
         match scores {
             HostScores::Coded { scores, stride } => {
                 for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
-                    let scores = &scores[head * stride..];
-                    tile.iter_mut().zip(indices).for_each(|(tile, &index)| *tile = scores[index]);
+                    let scores = &scores[head * stride + first..][..rows.len()];
+                    tile[..rows.len()].copy_from_slice(scores);
                 }
             }
             HostScores::Exact { queries, taken } => {
@@ -170,10 +168,9 @@ impl GroupSum {
                 }
                 let Some((taken, stride)) = taken else { return };
                 for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
-                    for (score, index) in tile.iter_mut().zip(indices) {
-                        if !taken[head * stride + index] {
-                            *score = f32::NEG_INFINITY;
-                        }
+                    let taken = &taken[head * stride + first..][..rows.len()];
+                    for (score, _) in tile.iter_mut().zip(taken).filter(|(_, taken)| !**taken) {
+                        *score = f32::NEG_INFINITY;
                     }
                 }
             }
@@ -198,7 +195,7 @@ impl GroupSum {
             let scores = &mut self.scores[head * TILE..][..count];
             let old = self.max[head];
             // `f32::max` drops a NaN; it comes back through the weights.
-            let new = scores.iter().copied().fold(old, f32::max);
+            let new = largest(scores).max(old);
             if new > old && old != f32::NEG_INFINITY {
                 let scale = exp_weight(old - new);
                 self.sum[head] *= scale;
@@ -227,4 +224,60 @@ impl GroupSum {
             state.merge_head(head, &out, lse).expect("the state is of this group's shape");
         }
     }
+}
+
+/// Host rows on their way into a sum, in the order of their list.
+struct HostTiles<'a> {
+    sum: &'a mut GroupSum,
+    level: Level,
+    layout: RowLayout,
+    scores: HostScores<'a>,
+    /// Of the list.
+    num_rows: usize,
+}
+
+impl HostTiles<'_> {
+    /// Takes in the rows that are next in the list, and says what is next after them. `partial` has the rows of a tile that
+    /// is not complete, and gets those of the next one.
+    fn add(&mut self, mut next: usize, mut rows: &[&[u8]], partial: &mut Vec<u8>) -> usize {
+        let row_bytes = self.layout.row_bytes();
+        while !rows.is_empty() {
+            let first = next / TILE * TILE;
+            let end = self.num_rows.min(first + TILE);
+            let (now, later) = rows.split_at(rows.len().min(end - next));
+            next += now.len();
+            rows = later;
+            if next < end || !partial.is_empty() {
+                now.iter().for_each(|row| partial.extend_from_slice(row));
+            }
+            if next < end {
+                continue;
+            }
+            if partial.is_empty() {
+                self.add_tile(first, now);
+            } else {
+                self.add_tile(first, &partial.chunks_exact(row_bytes).collect::<Vec<_>>());
+                partial.clear();
+            }
+        }
+        next
+    }
+
+    fn add_tile(&mut self, first: usize, rows: &[&[u8]]) {
+        let mut values = [&[][..]; TILE];
+        let key_bytes = self.layout.key_bytes();
+        self.sum.score_host_rows(self.level, self.layout, first, rows, self.scores);
+        values.iter_mut().zip(rows).for_each(|(value, row)| *value = &row[key_bytes..]);
+        self.sum.sum_tile(self.level, self.layout.value, &values[..rows.len()]);
+    }
+}
+
+/// The largest of the scores, minus infinity of none, in eight chains that do not wait for each other.
+fn largest(scores: &[f32]) -> f32 {
+    let (eights, rest) = scores.as_chunks::<8>();
+    let mut largest = [f32::NEG_INFINITY; 8];
+    for eight in eights {
+        largest.iter_mut().zip(eight).for_each(|(largest, score)| *largest = largest.max(*score));
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }

@@ -10,7 +10,8 @@
 //!
 //! The suite `quant` measures kernels by format. The others (`steps`) measure decode steps and whole prompts by cache
 //! and context, against what the machine was found to read in the same run, and keep a record with which a
-//! later run is compared.
+//! later run is compared. `gpu` and `offload` have options of their own, as `quant` has: kernels on a device, and the
+//! host store.
 //!
 //! What this crate never does: decide how the library computes.
 
@@ -19,6 +20,10 @@
     clippy::print_stderr,
     reason = "the body of a program: results go to stdout, progress to stderr"
 )]
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/offload.md")]
+struct OffloadPage;
 
 mod args;
 mod attention;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use heterokv_quant::rows::{page_spans, prefetch};
-use heterokv_quant::{PageRows, RowLayout, RowSource};
+use heterokv_quant::{PageRows, RowLayout, RowRun, RowSource};
 
 use crate::block::{Frames, Seat};
 use crate::inbox::{Arrival, Inbox};
@@ -22,13 +22,13 @@ use crate::{Error, Result, Store};
 /// Pages that a reader has under way at a time.
 const WINDOW: usize = 32;
 
-/// Pages in RAM that a reader holds at a time: their rows are asked for together, and read without a lock or count
-/// between them.
-const RUN: usize = 64;
+/// Rows whose pages in RAM a reader holds at a time: they are asked for together, and read without a lock or count between
+/// them. Whoever sums them sums as many at a time.
+const RUN_ROWS: usize = 128;
 
 /// A reader of the rows that one (layer, KV head) had when it was made.
 ///
-/// [`visit_pages`](RowSource::visit_pages) visits pages that are in RAM as they come in the list, and the others
+/// [`visit_rows`](RowSource::visit_rows) visits pages that are in RAM as they come in the list, and the others
 /// as they arrive, a bounded number under way at a time. No row is copied and no lock is held during a visit. A
 /// visit must not itself read from the store or append to it: it could wait for room that it holds.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl HeadRows {
     /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.
     ///
     /// # Errors
-    /// As [`visit_pages`](RowSource::visit_pages); nothing is pinned then.
+    /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
     pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
         self.check(positions)?;
         let mut frames = Vec::new();
@@ -107,56 +107,86 @@ impl HeadRows {
     fn visit(&self, positions: &[u32], show: &mut dyn FnMut(&Run<'_>)) -> Result<()> {
         let shared = self.store.shared();
         let mut reads = Reads::new(shared);
-        let row_bytes = self.layout().row_bytes();
-        let [mut hits, mut prefetch_hits] = [0, 0];
-        let mut spans = page_spans(positions, self.page_size());
-        let mut wanted = Vec::with_capacity(RUN);
-        let mut run = Run::default();
-        loop {
-            // What lies apart is asked for together, a step before it is looked at: pages, blocks, frames, rows.
-            wanted.extend(spans.by_ref().take(RUN).map(|span| (self.page(span.0), span)));
-            if wanted.is_empty() {
-                break;
-            }
-            let pages = || {
-                wanted.iter().filter_map(|(page, _)| match page {
-                    PageOf::Page(page) => Some(page),
-                    PageOf::Open(_) => None,
-                })
-            };
-            pages().for_each(|page| prefetch(&page.seat));
-            pages().for_each(|page| page.seat.prefetch());
-            pages().for_each(|page| run.hold(&page.seat));
+        let [mut hits, mut misses, mut prefetch_hits, mut end] = [0; 4];
+        let mut last_page = None;
+        let mut spans = Vec::with_capacity(RUN_ROWS);
+        while end < positions.len() {
+            end = self.split(positions, end, &mut spans);
+            let mut run = Run::default();
+            // What lies apart is asked for together, a step before it is looked at: seats, blocks, lists, frames.
+            self.pages(&spans).for_each(|page| prefetch(&page.seat));
+            self.pages(&spans).for_each(|page| page.seat.prefetch());
+            self.pages(&spans).for_each(|page| run.hold(&page.seat));
             let mut list = 0;
-            for (page, span) in wanted.drain(..) {
-                match page {
+            for span in spans.drain(..) {
+                // The last page of a run may go on in the next one.
+                let is_first = last_page.replace(span.0) != Some(span.0);
+                match self.page(span.0) {
                     PageOf::Open(frame) => run.push_alone(span, frame),
-                    PageOf::Page(page) if run.push(&span, &page.seat, &mut list) => {
-                        hits += 1;
-                        prefetch_hits += usize::from(page.seat.note_read());
-                    }
-                    PageOf::Page(page) => reads.ask(page, span)?,
+                    PageOf::Page(page) => match run.push(span, &page.seat, &mut list) {
+                        Ok(()) if is_first => {
+                            hits += 1;
+                            prefetch_hits += usize::from(page.seat.note_read());
+                        }
+                        Ok(()) => {}
+                        Err(span) if !is_first && reads.goes_on(&span) => {}
+                        Err(span) => {
+                            misses += usize::from(is_first);
+                            reads.ask(page, span)?;
+                        }
+                    },
                 }
-            }
-            for (span, frame) in run.pages() {
-                let rows = self.rows_of(positions, span, frame);
-                rows.iter(row_bytes).for_each(|(_, row)| prefetch(row));
             }
             if !run.pages.is_empty() {
                 show(&run);
             }
-            run = Run::default();
+            drop(run);
             shared.memory.nudge();
             while let Some((span, held)) = reads.try_take()? {
                 show(&Run::of(span, held.frame()));
             }
         }
         shared.counters.hits.add(hits);
+        shared.counters.misses.add(misses);
         shared.counters.prefetch_hits.add(prefetch_hits);
         while let Some((span, held)) = reads.take()? {
             show(&Run::of(span, held.frame()));
         }
         Ok(())
+    }
+
+    /// Splits [`RUN_ROWS`] positions from `start` on, or those that there are, at the boundaries of pages. Returns where
+    /// they end.
+    fn split(&self, positions: &[u32], start: usize, spans: &mut Vec<PageSpan>) -> usize {
+        let page_size = self.page_size();
+        let page_of = |row: u32| match page_size.is_power_of_two() {
+            true => row >> page_size.trailing_zeros(),
+            false => row / page_size,
+        };
+        let rows = &positions[start..positions.len().min(start + RUN_ROWS)];
+        // A page has one row or a few, and no branch foretells which: each is noted, and the next takes its place
+        // unless it was the first of its page.
+        let mut firsts = [(0, 0); RUN_ROWS + 1];
+        let (mut num_pages, mut last) = (0, None);
+        for (i, &row) in rows.iter().enumerate() {
+            let page = page_of(row);
+            firsts[num_pages] = (page, start + i);
+            num_pages += usize::from(last != Some(page));
+            last = Some(page);
+        }
+        let end = start + rows.len();
+        firsts[num_pages] = (0, end);
+        let pages = firsts[..=num_pages].windows(2);
+        spans.extend(pages.map(|pair| (pair[0].0, pair[0].1..pair[1].1)));
+        end
+    }
+
+    /// Those of the pages that do not change.
+    fn pages(&self, spans: &[PageSpan]) -> impl Iterator<Item = &Arc<Page>> {
+        spans.iter().filter_map(|(page_idx, _)| match self.page(*page_idx) {
+            PageOf::Open(_) => None,
+            PageOf::Page(page) => Some(page),
+        })
     }
 
     /// The rows of a page, of which some are asked for.
@@ -203,12 +233,38 @@ impl RowSource for HeadRows {
         self.store.shape().layout
     }
 
-    fn visit_pages(&self, positions: &[u32], visit: &mut dyn FnMut(&[PageRows<'_>])) -> Result<()> {
+    fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
         self.check(positions)?;
+        self.visit(positions, &mut |run| {
+            run.pages().for_each(|(span, frame)| visit(self.rows_of(positions, span, frame)));
+        })
+    }
+
+    fn visit_runs(&self, positions: &[u32], visit: &mut dyn FnMut(RowRun<'_>)) -> Result<()> {
+        self.check(positions)?;
+        let row_bytes = self.layout().row_bytes();
         self.visit(positions, &mut |run| {
             let pages: Vec<_> =
                 run.pages().map(|(span, frame)| self.rows_of(positions, span, frame)).collect();
-            visit(&pages);
+            let mut rows = Vec::with_capacity(RUN_ROWS);
+            // Pages between them may be on disk.
+            for pages in pages.chunk_by(|page, next| page.offset + page.rows.len() == next.offset) {
+                let offset = pages[0].offset;
+                let len: usize = pages.iter().map(|page| page.rows.len()).sum();
+                let (mut page, mut page_end) = (0, offset + pages[0].rows.len());
+                rows.clear();
+                for (i, position) in (offset..).zip(&positions[offset..][..len]) {
+                    // No branch foretells where a page ends.
+                    page += usize::from(i == page_end);
+                    let PageRows { bytes, first_row, offset, rows: of_page } = pages[page];
+                    page_end = offset + of_page.len();
+                    let at = (position - first_row) as usize * row_bytes;
+                    let row = &bytes[at..][..row_bytes];
+                    prefetch(row);
+                    rows.push(row);
+                }
+                visit(RowRun { offset, rows: &rows });
+            }
         })
     }
 }
@@ -230,15 +286,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Adds a page of a block that is held, whose list is this one or the next; false where it is not in RAM.
-    fn push(&mut self, span: &PageSpan, seat: &Seat, list: &mut usize) -> bool {
+    /// Adds a page of a block that is held, whose list is this one or a later one; gives it back where it is not in RAM.
+    fn push(&mut self, span: PageSpan, seat: &Seat, list: &mut usize) -> Result<(), PageSpan> {
         while !self.frames[*list].0.is_some_and(|held| seat.is_beside(held)) {
             *list += 1;
         }
-        let Some(frame) = &self.frames[*list].1[seat.idx()] else { return false };
+        let Some(frame) = &self.frames[*list].1[seat.idx()] else { return Err(span) };
         prefetch(&**frame);
-        self.pages.push((span.clone(), *list, seat.idx()));
-        true
+        self.pages.push((span, *list, seat.idx()));
+        Ok(())
     }
 
     /// Adds a page of which only this frame is held.
@@ -292,7 +348,6 @@ impl<'a, T> Reads<'a, T> {
     fn ask(&mut self, page: &Arc<Page>, what: T) -> Result<()> {
         self.to_submit.push_back(self.asked.len());
         self.asked.push((Arc::clone(page), Some(what)));
-        self.shared.counters.misses.add(1);
         self.submit()
     }
 
@@ -395,10 +450,24 @@ impl<'a, T> Reads<'a, T> {
     }
 }
 
+impl Reads<'_, PageSpan> {
+    /// Adds rows to those that wait for the page asked for last, if they do and it is theirs: a page is asked for once.
+    fn goes_on(&mut self, (page_idx, span): &PageSpan) -> bool {
+        match self.asked.last_mut() {
+            Some((_, Some((asked, rows)))) if asked == page_idx && rows.end == span.start => {
+                rows.end = span.end;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 impl<'a> Reads<'a, ()> {
     /// One page.
     pub(crate) fn of_page(shared: &'a Shared, page: &Arc<Page>) -> Result<Held> {
         let mut reads = Reads::new(shared);
+        shared.counters.misses.add(1);
         reads.ask(page, ())?;
         let (_, held) = reads.take()?.expect("what was asked for arrives");
         Ok(held)

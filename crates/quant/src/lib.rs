@@ -30,5 +30,5 @@ pub use keys::{
     TokenRule,
 };
 pub use rotation::Rotation;
-pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowSource, WeightedRows};
+pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowRun, RowSource, WeightedRows};
 pub use simd::Level;

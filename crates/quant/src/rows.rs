@@ -295,11 +295,11 @@ impl RowLayout {
 pub fn prefetch<T: ?Sized>(soon: &T) {
     /// Of a cache's line.
     const LINE_BYTES: usize = 64;
-    let num_bytes = size_of_val(soon);
     let first = std::ptr::from_ref(soon).cast::<u8>();
-    (0..num_bytes).step_by(LINE_BYTES).for_each(|at| request(first.wrapping_add(at)));
-    // Bytes that begin within a line may end in one more.
-    request(first.wrapping_add(num_bytes.saturating_sub(1)));
+    let in_line = first.addr() % LINE_BYTES;
+    let line = first.wrapping_sub(in_line);
+    let lines = (0..in_line + size_of_val(soon)).step_by(LINE_BYTES);
+    lines.for_each(|at| request(line.wrapping_add(at)));
 }
 
 /// Some of the rows that were asked for, all of one page.
@@ -313,6 +313,15 @@ pub struct PageRows<'a> {
     pub rows: &'a [u32],
     /// Where they begin in the list that was asked for.
     pub offset: usize,
+}
+
+/// Some of the rows that were asked for, which follow each other in the list.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRun<'a> {
+    /// Where they begin in the list.
+    pub offset: usize,
+    /// The bytes of each.
+    pub rows: &'a [&'a [u8]],
 }
 
 impl<'a> PageRows<'a> {
@@ -334,27 +343,31 @@ pub trait RowSource: Sync {
     /// The layout of the rows.
     fn layout(&self) -> RowLayout;
 
-    /// Visits the rows at `positions` (ascending, without repeats), some pages at a time; the pages may come in
-    /// any order, since attention states merge in any order. No page is visited for an empty list.
+    /// Visits the rows at `positions` (ascending, without repeats), page by page, a page in one part or several; the
+    /// pages may come in any order, since attention states merge in any order. No page is visited for an empty list.
     ///
     /// # Errors
     /// When a position is out of range or its page cannot be read.
-    fn visit_pages(
-        &self,
-        positions: &[u32],
-        visit: &mut dyn FnMut(&[PageRows<'_>]),
-    ) -> Result<(), Self::Error>;
-
-    /// [`visit_pages`](Self::visit_pages), one page at a time.
-    ///
-    /// # Errors
-    /// As there.
     fn visit_rows(
         &self,
         positions: &[u32],
         visit: &mut dyn FnMut(PageRows<'_>),
+    ) -> Result<(), Self::Error>;
+
+    /// The same rows, as many at a time as are at hand together, whatever pages they are on.
+    ///
+    /// # Errors
+    /// As [`visit_rows`](Self::visit_rows).
+    fn visit_runs(
+        &self,
+        positions: &[u32],
+        visit: &mut dyn FnMut(RowRun<'_>),
     ) -> Result<(), Self::Error> {
-        self.visit_pages(positions, &mut |pages| pages.iter().for_each(|page| visit(*page)))
+        let row_bytes = self.layout().row_bytes();
+        self.visit_rows(positions, &mut |page| {
+            let rows: Vec<_> = page.iter(row_bytes).map(|(_, row)| row).collect();
+            visit(RowRun { offset: page.offset, rows: &rows });
+        })
     }
 }
 

@@ -8,10 +8,12 @@ use heterokv_attn::{AttnState, GroupSum, HostScores};
 use heterokv_offload::{DiskOptions, Sequence, Store, StoreOptions, StoreShape};
 use heterokv_quant::{Level, RowFormat, RowLayout};
 use heterokv_testkit::Inputs;
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use super::known::{Known, Scores};
 use super::plain::Plain;
 use super::{HEAD_DIM, PAGE_SIZE, Run};
+use crate::bars::{Bar, Limit};
 use crate::interleave::interleaved;
 use crate::samples::Samples;
 use crate::sheet::{Cell, Sheet};
@@ -26,7 +28,7 @@ const CALL_ROWS: usize = 512;
 const NUM_SELECTIONS: usize = 4;
 
 /// Of the rate of the plain loop.
-pub(super) const BAR: f64 = 0.7;
+const BAR: f64 = 0.7;
 
 /// Shares of the rows that are selected.
 const SHARES: [f64; 3] = [0.02, 0.1, 1.0];
@@ -48,19 +50,36 @@ pub(super) struct Gathered {
     pub(super) row_bytes: usize,
     /// Nanoseconds per row.
     pub(super) plain: Samples,
+    pub(super) shuffled: Samples,
     pub(super) ours: Samples,
 }
 
 impl Gathered {
-    /// Our rate over that of the plain loop, round by round.
-    pub(super) fn ratio(&self) -> f64 {
-        self.plain
-            .iter()
-            .zip(self.ours.iter())
-            .map(|(plain, ours)| plain / ours)
-            .collect::<Samples>()
-            .median()
+    /// Our rate over that of a yardstick, round by round.
+    fn over(&self, yardstick: &Samples) -> f64 {
+        let pairs = yardstick.iter().zip(self.ours.iter());
+        pairs.map(|(yardstick, ours)| yardstick / ours).collect::<Samples>().median()
     }
+
+    /// Scattered rows are held against a plain loop over the same list. Where all are selected that loop reads in order,
+    /// and the yardstick is the rate of rows in random order.
+    fn bar(&self) -> Bar {
+        let (by, yardstick) = match self.share < 1.0 {
+            true => ("plain loop over the same rows", &self.plain),
+            false => ("rows in random order", &self.shuffled),
+        };
+        Bar {
+            what: format!("{}, {} % selected", self.name, 100.0 * self.share),
+            by: by.to_owned(),
+            reached: self.over(yardstick),
+            limit: Limit::AtLeast(BAR),
+        }
+    }
+}
+
+/// All bars of it.
+pub(super) fn bars(all: &[Gathered]) -> Vec<Bar> {
+    all.iter().map(Gathered::bar).collect()
 }
 
 /// A filled store, and the same rows in one buffer.
@@ -74,10 +93,21 @@ struct Stage {
 }
 
 /// What each head of a step reads, and under which scores.
+#[derive(Default)]
 struct Selection {
     /// By head.
     positions: Vec<Vec<u32>>,
+    /// The same in random order.
+    shuffled: Vec<Vec<u32>>,
     weighed: Vec<Weighed>,
+}
+
+/// What takes a turn.
+#[derive(Clone, Copy)]
+enum Candidate {
+    Plain,
+    Shuffled,
+    Store(usize),
 }
 
 enum Weighed {
@@ -136,7 +166,7 @@ impl Stage {
     }
 
     fn select(&self, share: f64, inputs: &mut Inputs) -> Selection {
-        let mut selection = Selection { positions: Vec::new(), weighed: Vec::new() };
+        let mut selection = Selection::default();
         for _ in 0..self.num_heads {
             let all = 0..self.num_rows as u32;
             let positions: Vec<u32> = all.filter(|_| f64::from(inputs.unit()) < share).collect();
@@ -144,6 +174,9 @@ impl Stage {
                 None => Weighed::Coded(inputs.gaussian_rows(GROUP_SIZE, positions.len(), 1.0)),
                 Some(_) => Weighed::Exact(inputs.gaussian_rows(GROUP_SIZE, HEAD_DIM, 0.125)),
             };
+            let mut shuffled = positions.clone();
+            shuffled.shuffle(&mut StdRng::seed_from_u64(inputs.bits()));
+            selection.shuffled.push(shuffled);
             selection.positions.push(positions);
             selection.weighed.push(weighed);
         }
@@ -156,16 +189,16 @@ impl Stage {
         let num_selections = if share < 1.0 { NUM_SELECTIONS } else { 1 };
         let selections: Vec<_> =
             (0..num_selections).map(|_| self.select(share, &mut inputs)).collect();
-        let mut candidates: Vec<(Option<usize>, usize)> = std::iter::once(None)
-            .chain((0..self.stores.len()).map(Some))
-            .map(|store| (store, 0))
-            .collect();
-        let samples = interleaved(&mut candidates, num_rounds + 1, |(store, turn)| {
+        let stores = (0..self.stores.len()).map(Candidate::Store);
+        let candidates = [Candidate::Plain, Candidate::Shuffled].into_iter().chain(stores);
+        let mut candidates: Vec<_> = candidates.map(|candidate| (candidate, 0)).collect();
+        let samples = interleaved(&mut candidates, num_rounds + 1, |(candidate, turn)| {
             let selection = &selections[*turn % num_selections];
             *turn += 1;
-            let nanoseconds = match store {
-                None => self.read_plain(selection)?,
-                Some(store) => self.gather(&self.stores[*store].1, selection)?,
+            let nanoseconds = match candidate {
+                Candidate::Plain => self.read_plain(&selection.positions)?,
+                Candidate::Shuffled => self.read_plain(&selection.shuffled)?,
+                Candidate::Store(store) => self.gather(&self.stores[*store].1, selection)?,
             };
             let num_rows: usize = selection.positions.iter().map(Vec::len).sum();
             Ok(nanoseconds / num_rows as f64)
@@ -174,6 +207,7 @@ impl Stage {
         let mut samples =
             samples.into_iter().map(|samples| samples.iter().skip(1).collect::<Samples>());
         let plain = samples.next().context("the plain loop comes first")?;
+        let shuffled = samples.next().context("and then in random order")?;
         let (layout, row_bytes) = (self.known.layout, self.known.layout.row_bytes());
         let rows = match layout.key {
             None => layout.value.to_string(),
@@ -184,21 +218,21 @@ impl Stage {
             share,
             row_bytes,
             plain: plain.clone(),
+            shuffled: shuffled.clone(),
             ours,
         });
         Ok(of_stores.collect())
     }
 
-    fn read_plain(&self, selection: &Selection) -> Result<f64> {
+    fn read_plain(&self, of_heads: &[Vec<u32>]) -> Result<f64> {
         let start = Instant::now();
-        let sums: Vec<u64> = selection
-            .positions
+        let sums: Vec<u64> = of_heads
             .iter()
             .enumerate()
             .map(|(head, positions)| self.plain.read(head, positions))
             .collect();
         let nanoseconds = 1e9 * start.elapsed().as_secs_f64();
-        for (head, (positions, sum)) in selection.positions.iter().zip(sums).enumerate() {
+        for (head, (positions, sum)) in of_heads.iter().zip(sums).enumerate() {
             Plain::check(&self.known, head, positions, sum)?;
         }
         Ok(nanoseconds)
@@ -237,23 +271,82 @@ impl Stage {
 
 /// The table of it.
 pub(super) fn sheet(all: &[Gathered]) -> Sheet {
-    let columns =
-        ["rows", "bytes", "selected", "ns a row", "MAD %", "plain loop, ns", "of the plain loop"];
+    let columns = [
+        "rows",
+        "bytes",
+        "selected",
+        "ns a row",
+        "MAD %",
+        "plain loop, ns",
+        "of the plain loop",
+        "random order, ns",
+        "of random order",
+    ];
     let title = format!(
         "Rows in RAM: gather and weighted sum for {GROUP_SIZE} query heads, and a plain loop that reads the same rows"
     );
     let mut sheet = Sheet::new(title, &columns);
+    let percent = |share: f64| Cell::text(format!("{:.0} %", 100.0 * share));
     for gathered in all {
         let median = gathered.ours.median();
         sheet.push(vec![
             Cell::text(&gathered.name),
             Cell::Number(gathered.row_bytes as f64, 0),
-            Cell::text(format!("{} %", 100.0 * gathered.share)),
+            percent(gathered.share),
             Cell::Number(median, 1),
             Cell::Number(100.0 * gathered.ours.mad() / median, 0),
             Cell::Number(gathered.plain.median(), 1),
-            Cell::text(format!("{:.0} %", 100.0 * gathered.ratio())),
+            percent(gathered.over(&gathered.plain)),
+            Cell::Number(gathered.shuffled.median(), 1),
+            percent(gathered.over(&gathered.shuffled)),
         ]);
     }
     sheet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(folder: &std::path::Path) -> Stage {
+        let run = Run { memory_bytes: 1 << 16, ..Run::small(folder) };
+        Stage::new(layouts()[0], &run).expect("it fits")
+    }
+
+    #[test]
+    fn right_sums_pass_and_those_of_other_rows_end_the_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stage = stage(folder.path());
+        let mut selection = stage.select(0.1, &mut Inputs::new(3));
+        let (_, sequence) = &stage.stores[0];
+        assert!(stage.gather(sequence, &selection).expect("it is right") > 0.0);
+        assert!(stage.read_plain(&selection.positions).expect("it is right") > 0.0);
+        let state = AttnState::empty(GROUP_SIZE, HEAD_DIM);
+        let positions = selection.positions[0].clone();
+        let scores = (&selection.weighed[0], positions.len());
+        let checked = stage.known.check_sum(0, &positions, &scores, &state);
+        assert!(checked.is_err(), "nothing was summed");
+        assert!(Plain::check(&stage.known, 0, &positions, 1).is_err(), "another sum");
+        // A store whose rows are those of another head.
+        let mut other = sequence.store().sequence();
+        stage.known.append(&mut other, (0, 0), 1, 0..stage.num_rows).expect("it fits");
+        selection.positions.truncate(1);
+        assert!(stage.gather(&other, &selection).is_err(), "other rows");
+    }
+
+    #[test]
+    fn a_slow_gather_misses_its_bar() {
+        let samples = |x: f64| Samples::from_iter([x; 3]);
+        let gathered = |share, ours| Gathered {
+            name: String::new(),
+            share,
+            row_bytes: 66,
+            plain: samples(7.0),
+            shuffled: samples(14.0),
+            ours: samples(ours),
+        };
+        let held = |share, ours| bars(&[gathered(share, ours)])[0].is_held();
+        assert!(held(0.02, 10.0) && !held(0.02, 10.1));
+        assert!(held(1.0, 20.0) && !held(1.0, 20.1));
+    }
 }

@@ -64,7 +64,10 @@ fn stream() {
         let num_rows = rows.num_rows() as u32;
         for start in (0..num_rows).step_by(1 << 14) {
             let positions: Vec<u32> = (start..num_rows.min(start + (1 << 14))).collect();
-            rows.visit_rows(&positions, &mut |page| num_bytes += page.bytes.len()).unwrap();
+            rows.visit_rows(&positions, &mut |page| {
+                num_bytes += page.rows.len() * layout.row_bytes()
+            })
+            .unwrap();
             most = most.max(resident_bytes());
         }
     }

@@ -7,7 +7,7 @@
 //! - [`weighted_sum`] keeps some channels of a group's sums in registers along a run of vectors. The
 //!   vectors are read again for the next channels, from the first-level cache, where a run should fit.
 //!
-//! What lies in the bytes is a [`Vector`]: it hands out eight values at a time. The kernels are written
+//! What lies in the bytes is a [`Vector`]: it hands out eight values at a time, or sixteen. The kernels are written
 //! once per instruction set, the formats once for both (`formats`, `grouped`).
 
 #![cfg_attr(
@@ -17,13 +17,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod formats;
 mod grouped;
 #[cfg(test)]
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m256;
+use std::arch::x86_64::*;
 
 pub(crate) use formats::{Bf16, F16, Fp8, Int8};
 pub(crate) use grouped::Integers;
@@ -52,6 +54,27 @@ pub(crate) trait Vector: Copy {
     /// - `C` is 1, 2 or 4 and divides `first`.
     #[cfg(target_arch = "x86_64")]
     unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C];
+
+    /// The values of chunks `first..first + 2 · C`, two in a register, as [`Vector::lanes`] gives them.
+    ///
+    /// # Safety
+    /// - AVX-512 F, AVX2, FMA and F16C are available.
+    /// - `bytes` is `num_bytes` long and the chunks lie within `head_dim`.
+    /// - `first` is even, and `C` is 1, or 4 and 2 · `C` divides `first`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
+        let mut out = [_mm512_setzero_ps(); C];
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: the vector has the two chunks, and two divides the first.
+            let [low, high] = unsafe { self.lanes::<2>(bytes, first + 2 * i) };
+            let (low, high) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
+            let both = _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high);
+            *out = _mm512_castpd_ps(both);
+        }
+        out
+    }
 }
 
 /// Whether both kernels have a form for `level`; they run their scalar one where not.
@@ -125,6 +148,12 @@ pub(crate) fn weighted_sum<V: Vector>(
     assert!(weights.len() >= (num_heads - 1) * stride + vectors.len(), "a weight for each vector");
     let num_bytes = vector.num_bytes();
     assert!(vectors.iter().all(|bytes| bytes.len() == num_bytes), "vectors of the sums' length");
+    #[cfg(target_arch = "x86_64")]
+    if level.is_avx512() {
+        // SAFETY: an AVX-512 level exists only where F, AVX2, FMA and F16C do; the lengths were just checked.
+        unsafe { avx512::weighted_sum(vector, vectors, weights, stride, sums) };
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the lengths were just checked.

@@ -80,8 +80,8 @@ unsafe fn score_heads<V: Vector, const G: usize>(
     }
 }
 
-/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks holds at most twelve sums, so that
-/// they, a value and the weights stay in the sixteen registers.
+/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks holds at most eight sums, so that
+/// they, the values and the weights stay in the sixteen registers.
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
@@ -100,7 +100,7 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
             match sums.len() / vector.head_dim() {
                 1 => sum_heads::<V, 1, 4>(vector, vectors, weights, stride, sums),
                 2 => sum_heads::<V, 2, 4>(vector, vectors, weights, stride, sums),
-                3 => sum_heads::<V, 3, 4>(vector, vectors, weights, stride, sums),
+                3 => sum_heads::<V, 3, 2>(vector, vectors, weights, stride, sums),
                 4 => sum_heads::<V, 4, 2>(vector, vectors, weights, stride, sums),
                 5 => sum_heads::<V, 5, 2>(vector, vectors, weights, stride, sums),
                 6 => sum_heads::<V, 6, 2>(vector, vectors, weights, stride, sums),
@@ -132,6 +132,24 @@ unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
         unsafe { sum_tile::<V, G, C>(vector, vectors, weights, chunk, sums) };
         chunk += C;
     }
+    // SAFETY: as this function; so many chunks were summed.
+    unsafe { sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
+}
+
+/// The sums of `G` heads from chunk `chunk` on: chunk by chunk, then what is left.
+///
+/// # Safety
+/// As [`weighted_sum`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
+    vector: V,
+    vectors: &[&[u8]],
+    weights: [&[f32]; G],
+    mut chunk: usize,
+    sums: &mut [f32],
+) {
+    let head_dim = vector.head_dim();
+    let chunks = head_dim / LANES;
     while chunk < chunks {
         // SAFETY: as this function; this chunk lies within the vectors.
         unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };

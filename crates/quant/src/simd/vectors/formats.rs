@@ -122,6 +122,20 @@ impl Vector for F16 {
         }
         out
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
+        let mut out = [_mm512_setzero_ps(); C];
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: 32 bytes of each pair of the chunks lie in the vector.
+            let halves =
+                unsafe { _mm256_loadu_si256(bytes.as_ptr().add(16 * first + 32 * i).cast()) };
+            *out = _mm512_cvtph_ps(halves);
+        }
+        out
+    }
 }
 
 /// Signed 8-bit integers, then one scale in f16.
@@ -157,6 +171,22 @@ impl Vector for Int8 {
             // SAFETY: 8 bytes of each of the chunks lie in the vector.
             let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * (first + i)).cast()) };
             *out = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
+        }
+        out
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
+        // SAFETY: the two bytes of the scale follow the codes.
+        let scale = unsafe { bytes.as_ptr().add(self.head_dim).cast::<u16>().read_unaligned() };
+        let scale = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale.into())));
+        let mut out = [_mm512_setzero_ps(); C];
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: 16 bytes of each pair of the chunks lie in the vector.
+            let codes = unsafe { _mm_loadu_si128(bytes.as_ptr().add(8 * first + 16 * i).cast()) };
+            *out = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), scale);
         }
         out
     }

@@ -1,0 +1,105 @@
+//! The weighted sum of [`super`] on sixteen lanes, whose thirty-two registers hold a tile in one walk over the vectors.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Vector, avx2};
+
+/// Values of a register.
+const WIDE: usize = 2 * LANES;
+
+/// See [`super::weighted_sum`]: what fills whole registers on sixteen lanes, the channels that are left on eight. A tile
+/// of `G` heads and `C` registers holds at most sixteen sums.
+///
+/// # Safety
+/// - AVX-512 F, AVX2, FMA and F16C are available.
+/// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
+pub(super) unsafe fn weighted_sum<V: Vector>(
+    vector: V,
+    vectors: &[&[u8]],
+    weights: &[f32],
+    stride: usize,
+    sums: &mut [f32],
+) {
+    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
+        let weights = &weights[4 * batch * stride..];
+        // SAFETY: as this function.
+        unsafe {
+            match sums.len() / vector.head_dim() {
+                1 => sum_heads::<V, 1>(vector, vectors, weights, stride, sums),
+                2 => sum_heads::<V, 2>(vector, vectors, weights, stride, sums),
+                3 => sum_heads::<V, 3>(vector, vectors, weights, stride, sums),
+                _ => sum_heads::<V, 4>(vector, vectors, weights, stride, sums),
+            }
+        }
+    }
+}
+
+/// [`weighted_sum`] for `G` heads.
+///
+/// # Safety
+/// As [`weighted_sum`].
+unsafe fn sum_heads<V: Vector, const G: usize>(
+    vector: V,
+    vectors: &[&[u8]],
+    weights: &[f32],
+    stride: usize,
+    sums: &mut [f32],
+) {
+    let chunks = vector.head_dim() / LANES;
+    let of_head: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
+    let mut chunk = 0;
+    while chunk + 8 <= chunks {
+        // SAFETY: as this function; these chunks lie within the vectors.
+        unsafe { sum_tile::<V, G, 4>(vector, vectors, of_head, chunk, sums) };
+        chunk += 8;
+    }
+    while chunk + 2 <= chunks {
+        // SAFETY: as this function; these chunks lie within the vectors.
+        unsafe { sum_tile::<V, G, 1>(vector, vectors, of_head, chunk, sums) };
+        chunk += 2;
+    }
+    // SAFETY: as this function; so many chunks were summed.
+    unsafe { avx2::sum_rest::<V, G>(vector, vectors, of_head, chunk, sums) };
+}
+
+/// `C` registers, from chunk `chunk` on, of the sums of `G` heads.
+///
+/// # Safety
+/// - AVX-512 F, AVX2, FMA and F16C are available.
+/// - Every vector is `num_bytes` long and has these chunks; each head has a weight for it.
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
+    vector: V,
+    vectors: &[&[u8]],
+    weights: [&[f32]; G],
+    chunk: usize,
+    sums: &mut [f32],
+) {
+    let head_dim = vector.head_dim();
+    let mut tile = [[_mm512_setzero_ps(); C]; G];
+    for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
+        let of_tile = sums[chunk * LANES..].as_chunks::<WIDE>().0;
+        for (sum, from) in row.iter_mut().zip(of_tile) {
+            // SAFETY: the array has the 64 bytes of this unaligned load.
+            *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
+        }
+    }
+    for (i, bytes) in vectors.iter().enumerate() {
+        // SAFETY: the vector has these chunks.
+        let values = unsafe { vector.wide::<C>(bytes, chunk) };
+        for (row, weights) in tile.iter_mut().zip(&weights) {
+            // SAFETY: each head has a weight for every vector.
+            let weight = _mm512_set1_ps(unsafe { *weights.get_unchecked(i) });
+            for (sum, &x) in row.iter_mut().zip(&values) {
+                *sum = _mm512_fmadd_ps(weight, x, *sum);
+            }
+        }
+    }
+    for (row, sums) in tile.iter().zip(sums.chunks_exact_mut(head_dim)) {
+        let of_tile = sums[chunk * LANES..].as_chunks_mut::<WIDE>().0;
+        for (sum, to) in row.iter().zip(of_tile) {
+            // SAFETY: the array has the 64 bytes of this unaligned store.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), *sum) };
+        }
+    }
+}
