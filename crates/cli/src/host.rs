@@ -20,7 +20,7 @@ pub(crate) enum HostPlace {
     /// In a store for this run.
     Run(RunStore),
     /// In a folder that stays.
-    Session(Session),
+    Session(Box<Session>),
 }
 
 /// A store for one run. Its folder, if it has one, is removed with it.
@@ -48,7 +48,7 @@ impl HostPlace {
         if let Some(folder) = session {
             let session =
                 Session::open(folder, &opened.checkpoint, &shape, config, ram_budget_bytes, files)?;
-            return Ok(Self::Session(session));
+            return Ok(Self::Session(Box::new(session)));
         }
         if args.host_memory.is_none() {
             return Ok(Self::Ram);
