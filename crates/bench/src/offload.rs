@@ -24,9 +24,6 @@ use crate::{bars, page};
 /// Length of keys and values.
 const HEAD_DIM: usize = 64;
 
-/// Rows of a page, as caches have them.
-const PAGE_SIZE: usize = 64;
-
 /// The parts of the suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {

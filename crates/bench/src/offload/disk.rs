@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use heterokv_offload::{
-    DiskOptions, HeadRows, OsFiles, Reads, Sequence, Store, StoreOptions, StoreShape,
+    DiskOptions, Files, HeadRows, OsFiles, Reads, Sequence, Store, StoreOptions, StoreShape,
 };
 use heterokv_quant::{RowFormat, RowLayout, RowSource};
 use heterokv_testkit::Inputs;
 
 use super::known::Known;
-use super::{HEAD_DIM, PAGE_SIZE, Run, yardstick};
+use super::{HEAD_DIM, Run, yardstick};
 use crate::samples::Samples;
 use crate::sheet::{Cell, Sheet};
 
@@ -40,10 +40,10 @@ impl Filled {
     /// Of about so many bytes.
     pub(super) fn new(num_bytes: usize) -> Result<Self> {
         let layout = RowLayout { key: None, value: RowFormat::Int8, head_dim: HEAD_DIM };
-        let shape =
-            StoreShape { num_layers: 1, num_kv_heads: NUM_HEADS, page_size: PAGE_SIZE, layout };
-        let rows_of_pages = num_bytes / shape.bytes(1) * PAGE_SIZE;
-        Ok(Self { known: Known::new(layout)?, shape, num_rows: rows_of_pages.max(PAGE_SIZE) })
+        let page_size = StoreShape::page_size_of(&layout);
+        let shape = StoreShape { num_layers: 1, num_kv_heads: NUM_HEADS, page_size, layout };
+        let rows_of_pages = num_bytes / shape.bytes(1) * page_size;
+        Ok(Self { known: Known::new(layout)?, shape, num_rows: rows_of_pages.max(page_size) })
     }
 
     /// Of the rows.
@@ -158,13 +158,22 @@ pub(super) fn scattered(run: &Run<'_>) -> Result<Sheet> {
         ["reads", "pages from", "pages", "µs a page", "MAD %", "MB/s", "MB the disk gave"];
     let mut sheet = Sheet::new(title, &columns);
     let mut inputs = Inputs::new(23);
-    for (name, reads) in [("pread", Reads::Pread), ("mapped", Reads::Mapped)] {
+    let page_size = filled.shape.page_size;
+    let mut ways = vec![("pread", Reads::Pread), ("mapped", Reads::Mapped)];
+    // Not every file system has it.
+    if (OsFiles { reads: Reads::Direct }).create(&folder.join("probe")).is_ok() {
+        ways.push(("direct", Reads::Direct));
+    }
+    for (name, reads) in ways {
         for is_cold in [false, true] {
+            if reads == Reads::Direct && !is_cold {
+                continue;
+            }
             let (mut samples, mut from_disk, mut num_pages) = (Samples::default(), 0, 0);
             let mut is_forgotten = is_cold;
             for _ in 0..run.num_disk_rounds() {
-                let pages = (0..filled.num_rows / PAGE_SIZE).filter(|_| inputs.below(SCATTER) == 0);
-                let positions: Vec<u32> = pages.map(|page| (page * PAGE_SIZE) as u32).collect();
+                let pages = (0..filled.num_rows / page_size).filter(|_| inputs.below(SCATTER) == 0);
+                let positions: Vec<u32> = pages.map(|page| (page * page_size) as u32).collect();
                 // With nothing in RAM.
                 let sequence = filled.open(&folder, 1, reads)?.load(NAME)?;
                 if is_cold {
@@ -181,7 +190,7 @@ pub(super) fn scattered(run: &Run<'_>) -> Result<Sheet> {
                 num_pages = NUM_HEADS * positions.len();
                 ensure!(sequence.store().stats().misses as usize == num_pages, "a page was in RAM");
             }
-            let num_bytes = num_pages * PAGE_SIZE * filled.shape.layout.row_bytes();
+            let num_bytes = num_pages * page_size * filled.shape.layout.row_bytes();
             // What it has given says whether it was asked.
             let is_from_disk = is_forgotten && from_disk as usize >= num_bytes;
             let median = samples.median();

@@ -9,7 +9,7 @@ use heterokv_offload::{Reads, Stats};
 use heterokv_testkit::Inputs;
 
 use super::disk::{Filled, NAME};
-use super::{PAGE_SIZE, Run, yardstick};
+use super::{Run, yardstick};
 use crate::sheet::{Cell, Sheet};
 
 /// What a step computes before it reads.
@@ -62,11 +62,12 @@ fn steps(filled: &Filled, folder: &Path, is_hinting: bool, num_steps: usize) -> 
     // The same pages with hints and without.
     let mut inputs = Inputs::new(31);
     let mut draw = || {
-        let num_pages = filled.num_rows / PAGE_SIZE;
+        let page_size = filled.shape.page_size;
+        let num_pages = filled.num_rows / page_size;
         let mut pages: Vec<usize> = (0..STEP_PAGES).map(|_| inputs.below(num_pages)).collect();
         pages.sort_unstable();
         pages.dedup();
-        pages.iter().map(|page| (page * PAGE_SIZE) as u32).collect::<Vec<_>>()
+        pages.iter().map(|page| (page * page_size) as u32).collect::<Vec<_>>()
     };
     let mut times = Vec::with_capacity(num_steps);
     let mut next = draw();

@@ -12,7 +12,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use super::known::{Known, Scores};
 use super::plain::Plain;
-use super::{HEAD_DIM, PAGE_SIZE, Run};
+use super::{HEAD_DIM, Run};
 use crate::bars::{Bar, Limit};
 use crate::interleave::interleaved;
 use crate::samples::Samples;
@@ -149,8 +149,8 @@ impl Stage {
         let known = Known::new(layout)?;
         let num_rows = run.num_rows;
         let num_heads = (run.memory_bytes / (num_rows * layout.row_bytes())).max(1);
-        let shape =
-            StoreShape { num_layers: 1, num_kv_heads: num_heads, page_size: PAGE_SIZE, layout };
+        let page_size = StoreShape::page_size_of(&layout);
+        let shape = StoreShape { num_layers: 1, num_kv_heads: num_heads, page_size, layout };
         let plain = Plain::new(&known, &shape, num_heads, num_rows);
         let disk = DiskOptions::new(run.subfolder("ram")?, "bench");
         // So much that no page is written.
