@@ -27,9 +27,8 @@ const PEERS_TARGET: &str = "bench-peers";
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// A filter and options, or `quant`, `gpu` or `offload` and its own: `--help` and `quant --help` list them; none
-    /// measures everything.
-    /// `quant --peers` measures programs of others beside ours
+    /// A filter and options, or `quant`, `gpu`, `offload` or `load` and its own: `--help` and `quant --help` list them;
+    /// none measures everything. `quant --peers` measures programs of others beside ours
     #[arg(value_name = "WORD", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }

@@ -113,7 +113,7 @@ impl GroupSum {
     ///
     /// # Panics
     /// When exact scores are asked of rows that carry no keys, the scores do not cover the positions, or
-    /// rows or queries are not of this group.
+    /// rows or queries are not of this group; and where a source leaves rows out.
     pub fn add_host<S: RowSource>(
         &mut self,
         level: Level,
@@ -140,7 +140,9 @@ impl GroupSum {
                 let rows: Vec<_> = bytes.chunks_exact(row_bytes).collect();
                 next = tiles.add(next, &rows, &mut partial);
             }
-        })
+        })?;
+        assert_eq!(next, positions.len(), "a source gives every row");
+        Ok(())
     }
 
     /// Writes the scores of the rows from `first` on in the list into a tile.

@@ -10,8 +10,8 @@
 //!
 //! The suite `quant` measures kernels by format. The others (`steps`) measure decode steps and whole prompts by cache
 //! and context, against what the machine was found to read in the same run, and keep a record with which a
-//! later run is compared. `gpu` and `offload` have options of their own, as `quant` has: kernels on a device, and the
-//! host store.
+//! later run is compared. `gpu`, `offload` and `load` have options of their own, as `quant` has: kernels on a device, the
+//! host store, and a cache with more rows than RAM may hold.
 //!
 //! What this crate never does: decide how the library computes.
 

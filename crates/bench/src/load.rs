@@ -18,7 +18,7 @@ use heterokv_model::Model;
 use heterokv_quant::Level;
 
 use crate::args::{MAX_MEMORY, MAX_THREADS, at_least_one, from_one_to};
-use crate::caches::{Planned, distance};
+use crate::caches::Planned;
 use crate::environment::Environment;
 use crate::interleave::interleaved;
 use crate::prompt_rows::PromptRows;
@@ -30,9 +30,6 @@ use crate::{machine, memory, page};
 
 /// Tokens of the text that pass through the model; a longer context repeats them.
 const REAL_TOKENS: usize = 8192;
-
-/// How far the hidden state over rows on a disk may be from that over rows in RAM, which are summed in another order.
-const MOST_ERROR: f64 = 1e-3;
 
 /// How to measure a cache with more rows than RAM may hold.
 #[derive(Args, Clone, Debug)]
@@ -166,8 +163,6 @@ struct Measured {
     build_seconds: f64,
     /// Bytes per second that the disk gave to threads that did nothing else.
     disk_rate: f64,
-    /// The largest distance between hidden states.
-    error: f64,
 }
 
 impl Candidate<'_> {
@@ -237,17 +232,16 @@ impl Load<'_> {
         });
         // The first steps fill what is kept from step to step.
         self.say("steps");
-        let mut error: f64 = 0.0;
         for _ in 0..2 {
             for candidate in &mut candidates {
                 candidate.sample()?;
             }
-            error = error.max(check(&candidates)?);
+            check(&candidates)?;
         }
         let before = candidates[1].stats()?;
         let mut samples = interleaved(&mut candidates, *rounds, Candidate::sample)?;
         let after = candidates[1].stats()?;
-        error = error.max(check(&candidates)?);
+        check(&candidates)?;
         ensure!(
             after.ram_peak.bytes <= budget_bytes,
             "{} bytes of rows were in RAM, {budget_bytes} are allowed",
@@ -264,15 +258,17 @@ impl Load<'_> {
             after,
             build_seconds,
             disk_rate,
-            error,
         })
     }
 
     fn check_memory(&self, planned: &Planned, budget_bytes: usize) -> Result<()> {
-        let of_layer =
-            4 * 4 * self.subject.model.kv_shape().heads.kv_row_len() * self.arguments.context;
-        let caches = 2 * planned.total_bytes() as usize - planned.plan.host_bytes + budget_bytes;
-        match memory::lack((of_layer + caches) as u64) {
+        // Keys and values of a layer in f32, once as they come and once by head.
+        let kv_row_len = self.subject.model.kv_shape().heads.kv_row_len() as u64;
+        let of_layer = (4 * 4 * kv_row_len).saturating_mul(self.arguments.context as u64);
+        let in_ram = planned.total_bytes();
+        let on_disk = in_ram - planned.plan.host_bytes as u64 + budget_bytes as u64;
+        let needed = of_layer.saturating_add(in_ram).saturating_add(on_disk);
+        match memory::lack(needed) {
             Some(lack) => anyhow::bail!("{lack}; give a shorter --context"),
             None => Ok(()),
         }
@@ -285,18 +281,19 @@ impl Load<'_> {
     }
 }
 
-/// How far the hidden states are apart.
+/// Holds the hidden states to each other: rows on the disk are summed as those in RAM are, to the bit.
 ///
 /// # Errors
-/// Where that is more than another order of sums makes.
-fn check(candidates: &[Candidate<'_>; 2]) -> Result<f64> {
-    let (_, error) = distance(&candidates[1].hidden, &candidates[0].hidden);
-    // Written so that NaN fails.
+/// Where they differ, or are not finite.
+fn check(candidates: &[Candidate<'_>; 2]) -> Result<()> {
+    let [in_ram, on_disk] = candidates.each_ref().map(|candidate| &candidate.hidden);
+    let is_same =
+        in_ram.iter().zip(on_disk).all(|(a, b)| a.is_finite() && a.to_bits() == b.to_bits());
     ensure!(
-        error <= MOST_ERROR,
-        "the hidden state over rows on the disk is {error:.2e} from that over rows in RAM, and may be {MOST_ERROR}"
+        is_same && in_ram.len() == on_disk.len(),
+        "the hidden state over rows on the disk is not that over rows in RAM"
     );
-    Ok(error)
+    Ok(())
 }
 
 impl Measured {
@@ -348,7 +345,6 @@ impl Measured {
             2,
             "",
         );
-        push("largest distance of the hidden states", self.error, 6, "of their length");
         sheet
     }
 }

@@ -274,6 +274,7 @@ impl KvCache {
         for head in &mut self.heads {
             head.truncate(left, self.host.as_mut());
         }
+        self.hints.reset();
         left
     }
 

@@ -10,7 +10,7 @@ use crate::select::HeadSelection;
 pub(crate) struct Hints {
     /// `[num_layers]`, and in each `[num_kv_heads]`: rows, ascending. Empty before the first step.
     taken: Vec<Vec<Vec<u32>>>,
-    /// The hints that were given last.
+    /// The hints that stand: what they brought stays in RAM until it is read.
     tickets: Vec<Ticket>,
 }
 
@@ -29,6 +29,7 @@ impl Hints {
     /// Remembers what a layer has read, and asks for what the next one read in the step before: the disk, which has just
     /// become idle, then works while the next layer's queries and scores are computed.
     pub(crate) fn after(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
+        self.tickets.clear();
         if host.store().hint_pages() == 0 {
             return;
         }
@@ -39,24 +40,23 @@ impl Hints {
         self.taken[next] = taken;
     }
 
-    /// Asks for rows of each KV head of a layer, as far as it is of use, in the place of what was asked for before.
-    /// Nothing is done where all rows are in RAM.
+    /// Forgets all, since rows were cut off.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new(self.taken.len());
+    }
+
+    /// Asks for rows of each KV head of a layer, as far as it is of use.
     ///
     /// A hint that cannot be followed is no error: the reader that comes then meets the same one.
     fn ask<'a>(&mut self, host: &Sequence, layer: usize, heads: impl Iterator<Item = &'a [u32]>) {
         let mut pages_left = host.store().hint_pages();
-        if pages_left == 0 {
-            return;
-        }
         let page_size = host.store().shape().page_size as u32;
-        self.tickets.clear();
         for (kv_head, positions) in heads.enumerate() {
             let spans = page_spans(positions, page_size).take(pages_left);
             let (num_pages, num_rows) =
                 spans.fold((0, 0), |(pages, _), (_, span)| (pages + 1, span.end));
             pages_left -= num_pages;
             if num_rows > 0 {
-                // Rows are only ever added, unless the cache is cut, and then its hints are of no use.
                 let rows = host.rows(layer, kv_head);
                 self.tickets.extend(rows.prefetch(&positions[..num_rows]));
             }

@@ -27,7 +27,7 @@ struct Block {
     heat: [AtomicU8; BLOCK],
     /// A hint brought it, and nobody has read it since.
     is_hinted: [AtomicBool; BLOCK],
-    /// The same, and the hint was not taken back.
+    /// A hint that brought it stands.
     is_awaited: [AtomicBool; BLOCK],
     /// Seats given out.
     num_seats: AtomicUsize,
@@ -80,6 +80,11 @@ impl Seat {
         SharedArc::clone(&lock(&self.block.frames))
     }
 
+    /// Whether the page is not in RAM.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.block.frames)[self.idx].is_none()
+    }
+
     /// The page's own frame, if it is in RAM.
     pub(crate) fn frame(&self) -> Option<SharedFrame> {
         lock(&self.block.frames)[self.idx].as_ref().map(SharedArc::clone)
@@ -129,15 +134,10 @@ impl Seat {
             heat.store(before + 1, Ordering::Relaxed);
         }
         let is_hinted = &self.block.is_hinted[self.idx];
-        let is_first =
-            is_hinted.load(Ordering::Relaxed) && is_hinted.swap(false, Ordering::Relaxed);
-        if is_first {
-            self.give_up();
-        }
-        is_first
+        is_hinted.load(Ordering::Relaxed) && is_hinted.swap(false, Ordering::Relaxed)
     }
 
-    /// Nobody awaits the page any more.
+    /// No hint that brought the page stands any more.
     pub(crate) fn give_up(&self) {
         self.block.is_awaited[self.idx].store(false, Ordering::Relaxed);
     }

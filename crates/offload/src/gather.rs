@@ -83,12 +83,16 @@ impl HeadRows {
     /// [`Error::NoSuchRow`]; what a read fails with is for the ticket to say.
     pub fn prefetch(&self, positions: &[u32]) -> Result<Ticket> {
         self.check(positions)?;
-        let spans = page_spans(positions, self.page_size());
-        let pages = spans.filter_map(|(page_idx, _)| match self.page(page_idx) {
-            PageOf::Open(_) => None,
-            PageOf::Page(page) => Some(Arc::clone(page)),
-        });
-        Ok(Ticket::new(self.store.clone(), pages.collect()))
+        let mut num_here = 0;
+        let mut missing = Vec::new();
+        for (page_idx, _) in page_spans(positions, self.page_size()) {
+            match self.page(page_idx) {
+                PageOf::Page(page) if page.seat.is_empty() => missing.push(Arc::clone(page)),
+                PageOf::Page(_) => num_here += 1,
+                PageOf::Open(_) => {}
+            }
+        }
+        Ok(Ticket::new(self.store.clone(), missing, num_here))
     }
 
     /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.

@@ -34,6 +34,8 @@ struct State {
     /// With the tag under which each was asked for.
     arrivals: VecDeque<(usize, Arrival)>,
     waker: Option<Waker>,
+    /// Somebody waits for an arrival: to wake nobody asks the system all the same.
+    is_awaited: bool,
 }
 
 impl Inbox {
@@ -53,8 +55,11 @@ impl Inbox {
         let mut state = lock(&self.state);
         state.arrivals.push_back((tag, arrival));
         let waker = state.waker.take();
+        let is_awaited = state.is_awaited;
         drop(state);
-        self.arrived.notify_all();
+        if is_awaited {
+            self.arrived.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -69,10 +74,12 @@ impl Inbox {
     pub(crate) fn take(&self) -> (usize, Arrival) {
         let mut state = lock(&self.state);
         loop {
-            match state.arrivals.pop_front() {
-                Some(arrival) => return arrival,
-                None => state = wait(&self.arrived, state),
+            if let Some(arrival) = state.arrivals.pop_front() {
+                state.is_awaited = false;
+                return arrival;
             }
+            state.is_awaited = true;
+            state = wait(&self.arrived, state);
         }
     }
 

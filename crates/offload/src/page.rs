@@ -34,6 +34,8 @@ pub(crate) struct Page {
 #[derive(Debug, Default)]
 struct State {
     slot: Option<Slot>,
+    /// The hints that brought the page and stand.
+    hints: Vec<Arc<Inbox>>,
     reading: Option<Reading>,
     is_writing: bool,
 }
@@ -118,7 +120,12 @@ impl Page {
     /// Takes back a hint: the page is not read for it, if the read has not begun, and leaves RAM as others do.
     pub(crate) fn take_back(&self, inbox: &Arc<Inbox>) {
         self.withdraw(inbox);
-        self.seat.give_up();
+        let mut state = lock(&self.state);
+        let num_hints = state.hints.len();
+        state.hints.retain(|hint| !Arc::ptr_eq(hint, inbox));
+        if num_hints > 0 && state.hints.is_empty() {
+            self.seat.give_up();
+        }
     }
 
     /// Takes back what an inbox asked for; false where it has arrived or is arriving. A read that has begun goes on.
@@ -165,7 +172,9 @@ impl Page {
         let mut state = lock(&self.state);
         let waiters = state.reading.take().map_or_else(Vec::new, |reading| reading.waiters);
         let is_hinted = !waiters.iter().any(|(inbox, _)| inbox.is_demand());
-        let is_awaited = is_hinted && !waiters.is_empty();
+        let hints = waiters.iter().map(|(inbox, _)| inbox).filter(|inbox| !inbox.is_demand());
+        state.hints.extend(hints.cloned());
+        let is_awaited = !state.hints.is_empty();
         self.seat.put(SharedArc::clone(&frame), is_hinted, is_awaited);
         drop(state);
         for (inbox, tag) in waiters {

@@ -4,8 +4,8 @@
 //! So a scan goes through the small queue and leaves the main one as it is. A page that comes back soon after it left
 //! (its name is among the ghosts) enters the main queue. Reading a page only raises its own heat: no lock, no queue.
 //!
-//! A page that a hint brought waits beside both until it is read or the hint is taken back, and enters the small queue
-//! then: it would have left otherwise before its reader comes, where a scan goes on meanwhile.
+//! A page that a hint brought waits beside both as long as the hint stands, and enters the small queue then: it would have
+//! left otherwise before its reader comes, where a scan goes on meanwhile.
 //!
 //! The queues hold pages that can leave without being written first. A page enters when it has been read from disk or
 //! written to it. One that is gone stays until it is noticed; at most as many are gone as are there, and a few.
@@ -24,6 +24,9 @@ pub(crate) const SMALL_SHARE: usize = 10;
 /// One in this many frames is for pages that hints bring.
 pub(crate) const HINTED_SHARE: usize = 4;
 
+/// Pages of hints that are looked at whenever one has to leave.
+const SETTLED: usize = 4;
+
 /// Entries below which pages that are gone are not looked for.
 const FEW: usize = 64;
 
@@ -38,7 +41,7 @@ pub(crate) trait Entry {
     /// Sets the heat.
     fn cool(&self, heat: u8);
 
-    /// Whether a hint brought it and was not taken back, and nobody has read it since.
+    /// Whether a hint that brought it stands.
     fn is_awaited(&self) -> bool;
 
     /// Gives up the page's frame; false where a reader or a pin holds it.
@@ -97,9 +100,7 @@ impl<E: Entry> S3Fifo<E> {
 
     /// Makes one page give up its frame; false where all are held.
     pub(crate) fn evict(&mut self) -> bool {
-        while self.awaited.front().is_some_and(|entry| !entry.is_awaited()) {
-            self.awaited.pop_front().into_iter().for_each(|entry| self.enter(entry));
-        }
+        self.settle();
         let is_small_due = self.small.len() > self.max_frames / SMALL_SHARE;
         (is_small_due && self.evict_small())
             || self.evict_main()
@@ -109,6 +110,15 @@ impl<E: Entry> S3Fifo<E> {
 
     fn num_entries(&self) -> usize {
         self.awaited.len() + self.small.len() + self.main.len()
+    }
+
+    /// Whether hints may bring a page more.
+    pub(crate) fn has_room_for_hints(&mut self) -> bool {
+        let most = (self.max_frames / HINTED_SHARE).max(1);
+        if self.awaited.len() >= most {
+            self.settle();
+        }
+        self.awaited.len() < most
     }
 
     /// Pages that can leave.
@@ -152,9 +162,21 @@ impl<E: Entry> S3Fifo<E> {
         false
     }
 
-    /// The last resort: a hint may be in vain, and somebody needs the frame.
+    /// Looks at some pages of hints, others each time: whose hint stands no more enters the queues.
+    fn settle(&mut self) {
+        for _ in 0..SETTLED.min(self.awaited.len()) {
+            match self.awaited.pop_front() {
+                Some(entry) if entry.is_awaited() => self.awaited.push_back(entry),
+                entry => entry.into_iter().for_each(|entry| self.enter(entry)),
+            }
+        }
+    }
+
+    /// The last resort: a hint may be in vain, and somebody needs the frame. Those that no hint stands for go first.
     fn evict_awaited(&mut self) -> bool {
-        let found = self.awaited.iter().position(Entry::release);
+        let is_over = |entry: &E| !entry.is_awaited() && entry.release();
+        let found = self.awaited.iter().position(is_over);
+        let found = found.or_else(|| self.awaited.iter().position(Entry::release));
         found.is_some_and(|idx| self.awaited.remove(idx).is_some())
     }
 

@@ -61,6 +61,9 @@ struct State<J> {
     /// By priority.
     lanes: [Lane<J>; 3],
     is_closed: bool,
+    /// Who waits for a job, and for a place: to wake nobody asks the system all the same.
+    num_idle: usize,
+    num_blocked: usize,
 }
 
 #[derive(Debug)]
@@ -77,7 +80,8 @@ impl<J: Job> Queue<J> {
     /// An empty queue whose lanes take `lane_len` jobs each.
     pub(crate) fn new(lane_len: usize) -> Self {
         let lane = || Lane { turns: Turns::new(), len: 0 };
-        let state = State { lanes: [lane(), lane(), lane()], is_closed: false };
+        let lanes = [lane(), lane(), lane()];
+        let state = State { lanes, is_closed: false, num_idle: 0, num_blocked: 0 };
         let [filled, drained] = [Condvar::new(), Condvar::new()];
         Self { lane_len, state: Mutex::new(state), filled, drained }
     }
@@ -91,7 +95,9 @@ impl<J: Job> Queue<J> {
     pub(crate) fn push(&self, priority: Priority, job: J) -> Result<(), Refused> {
         let mut state = lock(&self.state);
         while state.lanes[priority as usize].len >= self.lane_len && !state.is_closed {
+            state.num_blocked += 1;
             state = wait(&self.drained, state);
+            state.num_blocked -= 1;
         }
         self.insert(&mut state, priority, job)
     }
@@ -105,7 +111,9 @@ impl<J: Job> Queue<J> {
             return Err(Refused::Full);
         }
         lane.push(job);
-        self.filled.notify_one();
+        if state.num_idle > 0 {
+            self.filled.notify_one();
+        }
         Ok(())
     }
 
@@ -119,13 +127,17 @@ impl<J: Job> Queue<J> {
             if batch.is_some() || state.is_closed {
                 return batch;
             }
+            state.num_idle += 1;
             state = wait(&self.filled, state);
+            state.num_idle -= 1;
         }
     }
 
     fn take(&self, state: &mut State<J>, priority: Priority) -> Option<Batch<J>> {
         let (jobs, since) = state.lanes[priority as usize].take(Self::MAX_BATCH)?;
-        self.drained.notify_all();
+        if state.num_blocked > 0 {
+            self.drained.notify_all();
+        }
         Some(Batch { priority, jobs, waited: since.elapsed() })
     }
 

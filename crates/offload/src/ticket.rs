@@ -20,10 +20,10 @@ pub struct Prefetched {
     pub num_dropped: usize,
 }
 
-/// The pages of a hint: on their way to RAM, and then kept there until they are read, if anything else can make room.
+/// The pages of a hint: on their way to RAM. What it brought is kept there as long as the ticket is, if anything else can
+/// make room; pages that were there before stay or go as they would without.
 ///
-/// Dropping the ticket takes the hint back. Awaiting it needs no particular runtime. Whichever way the result is taken,
-/// it is given once.
+/// Dropping the ticket takes the hint back. Awaiting it needs no particular runtime.
 #[derive(Debug)]
 #[must_use = "dropping it takes the hint back"]
 pub struct Ticket {
@@ -37,10 +37,11 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    pub(crate) fn new(store: Store, pages: Vec<Arc<Page>>) -> Self {
+    /// Asks for pages that are on disk; others of the hint are in RAM.
+    pub(crate) fn new(store: Store, pages: Vec<Arc<Page>>, num_here: usize) -> Self {
         let inbox = Arc::new(Inbox::of_hint());
-        let mut ticket =
-            Self { inbox, pages, pending: 0, outcome: Prefetched::default(), error: None, store };
+        let outcome = Prefetched { num_loaded: num_here, num_dropped: 0 };
+        let mut ticket = Self { inbox, pages, pending: 0, outcome, error: None, store };
         ticket.submit();
         ticket
     }
@@ -85,7 +86,7 @@ impl Ticket {
             let (_, arrival) = self.inbox.take();
             self.settle(arrival);
         }
-        self.error.take().map_or(Ok(self.outcome), Err)
+        self.error.clone().map_or(Ok(self.outcome), Err)
     }
 
     /// Takes the hint back, as dropping it does: pages whose read has begun still come, and others do not.
@@ -125,6 +126,6 @@ impl Future for Ticket {
                 None => return Poll::Pending,
             }
         }
-        Poll::Ready(self.error.take().map_or(Ok(self.outcome), Err))
+        Poll::Ready(self.error.clone().map_or(Ok(self.outcome), Err))
     }
 }

@@ -272,8 +272,10 @@ impl Shared {
         while let Some(page) = reading.pages.front() {
             let taken = if page.is_demanded() {
                 self.wait_for_frame(page.name.sequence).map(Some)
-            } else {
+            } else if lock(&self.policy).has_room_for_hints() {
                 self.try_take_frame()
+            } else {
+                Ok(None)
             };
             match taken {
                 Ok(Some((frame, busy))) => {

@@ -344,7 +344,7 @@ pub trait RowSource: Sync {
     fn layout(&self) -> RowLayout;
 
     /// Visits the rows at `positions` (ascending, without repeats), page by page, a page in one part or several; the
-    /// pages may come in any order, since attention states merge in any order. No page is visited for an empty list.
+    /// pages may come in any order, each with its place in the list. No page is visited for an empty list.
     ///
     /// # Errors
     /// When a position is out of range or its page cannot be read.
@@ -371,8 +371,8 @@ pub trait RowSource: Sync {
     }
 }
 
-/// A span of indices split at the boundaries of pages of `page_size` rows: the walk that every
-/// [`RowSource`] makes over its sorted positions.
+/// A span of indices split at the boundaries of pages of `page_size` rows: the walk of a
+/// [`RowSource`] over its sorted positions.
 pub fn page_spans(positions: &[u32], page_size: u32) -> impl Iterator<Item = (u32, Range<usize>)> {
     let mut start = 0;
     std::iter::from_fn(move || {

@@ -180,14 +180,21 @@ fn awaited_pages_leave_last_and_enter_the_queues_when_they_are_read() {
     (100..300).for_each(|id| cache.read(id));
     assert_eq!(cache.num_resident_below(5), 5);
     assert_eq!(cache.policy.len(), 20);
-    // Two are read; those behind one that is not wait for it.
-    [0, 1].iter().for_each(|&id| cache.pages[id].is_awaited.set(false));
+    assert!(!cache.policy.has_room_for_hints(), "a quarter of twenty");
+    // The hints of two are taken back, wherever they are among the others.
+    [1, 3].iter().for_each(|&id| cache.pages[id].is_awaited.set(false));
     (300..400).for_each(|id| cache.read(id));
-    let resident: Vec<_> = (0..5).map(|id| cache.pages[id].is_resident.get()).collect();
-    assert_eq!(resident, [false, false, true, true, true]);
-    // Where all others are held, a hint gives way.
+    let resident = |cache: &Cache| -> Vec<bool> {
+        cache.pages[..5].iter().map(|page| page.is_resident.get()).collect()
+    };
+    assert_eq!(resident(&cache), [true, false, true, false, true]);
+    assert!(cache.policy.has_room_for_hints());
+    // Where all others are held, a hint gives way, first one that stands no more.
     cache.pages[5..].iter().for_each(|page| page.is_held.set(true));
-    (0..3).for_each(|_| assert!(cache.policy.evict()));
+    cache.pages[4].is_awaited.set(false);
+    assert!(cache.policy.evict());
+    assert_eq!(resident(&cache), [true, false, true, false, false]);
+    (0..2).for_each(|_| assert!(cache.policy.evict()));
     assert!(!cache.policy.evict());
     assert_eq!(cache.num_resident_below(5), 0);
 }

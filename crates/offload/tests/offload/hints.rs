@@ -18,7 +18,7 @@ fn spilled(sim: &Sim) -> (Store, Sequence) {
     let options =
         DiskOptions { num_workers: 1, ..disk(Arc::new(sim.clone()), Path::new("folder")) };
     let disk = Some(DiskOptions { queue_len: 64, ..options });
-    let options = StoreOptions { shape: shape(4), ram_budget_bytes: 12 * 64, disk };
+    let options = StoreOptions { shape: shape(4), ram_budget_bytes: 24 * 64, disk };
     let store = Store::open(options).unwrap();
     let mut sequence = store.sequence();
     append(&mut sequence, HEAD, 1, 96).unwrap();
@@ -71,7 +71,7 @@ impl Wake for Count {
 fn a_page_that_a_hint_brought_is_there_for_its_reader() {
     let sim = Sim::default();
     let (store, sequence) = spilled(&sim);
-    flush(&store, 30);
+    flush(&store, 60);
     let before = store.stats();
     let rows = sequence.rows(0, 0);
     let outcome = rows.prefetch(&[0, 1, 9, 20]).unwrap().wait().unwrap();
@@ -92,7 +92,7 @@ fn a_page_that_a_hint_brought_is_there_for_its_reader() {
 fn tickets_can_be_polled_and_awaited() {
     let sim = Sim::default();
     let (store, sequence) = spilled(&sim);
-    flush(&store, 30);
+    flush(&store, 60);
     let (is_here, go) = gate(&sim);
     let mut ticket = std::pin::pin!(sequence.rows(0, 0).prefetch(&[0, 20]).unwrap());
     assert!(!ticket.is_done());
@@ -118,7 +118,7 @@ fn tickets_can_be_polled_and_awaited() {
 fn what_is_cancelled_before_its_turn_is_not_read() {
     let sim = Sim::default();
     let (store, sequence) = spilled(&sim);
-    flush(&store, 30);
+    flush(&store, 60);
     let before = store.stats();
     let (is_here, go) = gate(&sim);
     let rows = sequence.rows(0, 0);
@@ -176,7 +176,7 @@ fn what_a_hint_brought_stays_until_it_is_read_or_the_hint_is_taken_back() {
 fn a_reader_goes_before_hints() {
     let sim = Sim::default();
     let (store, sequence) = spilled(&sim);
-    flush(&store, 30);
+    flush(&store, 60);
     let (is_here, go) = gate(&sim);
     let rows = sequence.rows(0, 0);
     let mut first = rows.prefetch(&[0]).unwrap();
@@ -228,11 +228,11 @@ fn neighbours_come_in_one_read_and_pages_in_ram_are_shown_while_others_load() {
     let (is_here, go) = gate(&sim);
     drop((is_here, go));
     let pin = rows.pin(&[64]).unwrap();
-    flush(&store, 30);
+    flush(&store, 60);
     read(&rows, &(0..32).collect::<Vec<_>>()).unwrap();
     let num_reads = store.stats().reads - before.reads;
     assert!(num_reads < 9, "{num_reads} reads of nine pages");
-    flush(&store, 30);
+    flush(&store, 60);
     let (is_here, go) = gate(&sim);
     let mut order = Vec::new();
     rows.visit_rows(&[0, 64], &mut |page| {

@@ -80,8 +80,8 @@ unsafe fn score_heads<V: Vector, const G: usize>(
     }
 }
 
-/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks holds at most eight sums, so that
-/// they, the values and the weights stay in the sixteen registers.
+/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks holds at most twelve sums, so that
+/// they, the values and a weight stay in the sixteen registers.
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
