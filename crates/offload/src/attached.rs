@@ -46,7 +46,7 @@ impl Attached {
     /// Writes what `write` writes into a file of its own, and makes it durable; its name is not.
     ///
     /// # Errors
-    /// [`Error::Io`], also with what `write` fails with.
+    /// [`Error::LastFile`], and [`Error::Io`] also with what `write` fails with.
     pub(crate) fn write(
         disk: &Disk,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -128,18 +128,19 @@ impl Attachment {
         let Attached { own, entry } = &*self.attached;
         let offset = self.next_block as u64 * BLOCK_BYTES as u64;
         let len = (entry.num_bytes - offset).min(BLOCK_BYTES as u64) as usize;
+        // Without a block wherever this fails: no byte is given out that was not checked.
+        let mut block = std::mem::take(&mut self.block);
         self.taken = 0;
-        self.block.clear();
-        self.block.resize(len, 0);
-        let parts = &mut [IoSliceMut::new(&mut self.block)];
+        block.resize(len, 0);
+        let parts = &mut [IoSliceMut::new(&mut block)];
         disk::read_all(own.file(), offset, parts).map_err(|source| match source.kind() {
             ErrorKind::UnexpectedEof => damaged(&self.name, Damage::Length),
             _ => io_error("read", own.path(), source),
         })?;
-        if Hasher::oneshot(&self.block) != entry.checksums[self.next_block] {
-            self.block.clear();
+        if Hasher::oneshot(&block) != entry.checksums[self.next_block] {
             return Err(damaged(&self.name, Damage::Checksum));
         }
+        self.block = block;
         self.next_block += 1;
         Ok(())
     }

@@ -61,6 +61,16 @@ pub enum Error {
         /// The most that can be had.
         most: usize,
     },
+    /// A new file of a store would need a number after the last that there is.
+    #[error(
+        "no file can follow {}, whose number is the last; remove it if nothing saved lies in it, or use another \
+         folder, and open the store again",
+        path.display()
+    )]
+    LastFile {
+        /// The file that has the number.
+        path: PathBuf,
+    },
     /// A file or folder could not be used.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -104,7 +114,10 @@ pub enum Error {
         damage: Damage,
     },
     /// What is saved beside the rows of a sequence is damaged, or not what was asked for.
-    #[error("what is saved with the sequence `{name}` is damaged: {damage}")]
+    #[error(
+        "what is saved with the sequence `{name}` is damaged: {damage}; load its rows alone, or bring its folder back \
+         from a copy"
+    )]
     DamagedAttachment {
         /// The sequence's name.
         name: String,
@@ -112,7 +125,10 @@ pub enum Error {
         damage: Damage,
     },
     /// Nothing is saved with a sequence beside its rows.
-    #[error("nothing is saved with the sequence `{name}` beside its rows")]
+    #[error(
+        "nothing is saved with the sequence `{name}` beside its rows; load these alone, or save it with \
+         `Sequence::save_with`"
+    )]
     NoAttachment {
         /// The sequence's name.
         name: String,
@@ -140,7 +156,7 @@ pub enum Error {
         name: String,
     },
     /// What needs a disk was asked of a store without one.
-    #[error("the store has no disk")]
+    #[error("the store has no disk; open it with one, `StoreOptions::disk`")]
     NoDisk,
     /// The store was shut down.
     #[error("the store is shut down")]

@@ -1,26 +1,20 @@
 //! Readers: pages that are in RAM at once, the others as they arrive.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowRun, RowSource};
 
 use crate::block::{Frames, Seat};
-use crate::inbox::{Arrival, Inbox};
-use crate::memory::{Busy, Held, SharedFrame};
-use crate::page::{Page, Wish};
-use crate::queue::{Priority, Refused};
+use crate::memory::SharedFrame;
+use crate::page::Page;
+use crate::pending::Pending;
 use crate::sequence::{Head, Tail};
 use crate::sync::SharedArc;
 use crate::ticket::Ticket;
-use crate::transfer::{Shared, Transfer};
 use crate::{Error, Result, Store};
-
-/// Pages that a reader has under way at a time.
-const WINDOW: usize = 32;
 
 /// Rows whose pages in RAM a reader holds at a time: they are asked for together, and read without a lock or count between
 /// them. Whoever sums them sums as many at a time.
@@ -101,16 +95,17 @@ impl HeadRows {
     /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
     pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
         self.check(positions)?;
-        let mut frames = Vec::new();
+        let mut frames = BTreeMap::new();
+        // A page may be shown in two runs.
         self.visit(positions, &mut |run| {
-            frames.extend(run.pages().map(|(_, frame)| SharedArc::clone(frame)));
+            frames.extend(run.pages().map(|(span, frame)| (span.0, SharedArc::clone(frame))));
         })?;
-        Ok(Pin { frames, _store: self.store.clone() })
+        Ok(Pin { frames: frames.into_values().collect(), _store: self.store.clone() })
     }
 
     fn visit(&self, positions: &[u32], show: &mut dyn FnMut(&Run<'_>)) -> Result<()> {
         let shared = self.store.shared();
-        let mut reads = Reads::new(shared);
+        let mut pending = Pending::new(shared);
         let [mut hits, mut misses, mut prefetch_hits, mut end] = [0; 4];
         let mut last_page = None;
         let mut spans = Vec::with_capacity(RUN_ROWS);
@@ -133,10 +128,10 @@ impl HeadRows {
                             prefetch_hits += usize::from(page.seat.note_read());
                         }
                         Ok(()) => {}
-                        Err(span) if !is_first && reads.goes_on(&span) => {}
+                        Err(span) if !is_first && goes_on(&mut pending, &span) => {}
                         Err(span) => {
                             misses += usize::from(is_first);
-                            reads.ask(page, span)?;
+                            pending.ask(page, span)?;
                         }
                     },
                 }
@@ -146,14 +141,14 @@ impl HeadRows {
             }
             drop(run);
             shared.memory.nudge();
-            while let Some((span, held)) = reads.try_take()? {
+            while let Some((span, held)) = pending.try_take()? {
                 show(&Run::of(span, held.frame()));
             }
         }
         shared.counters.hits.add(hits);
         shared.counters.misses.add(misses);
         shared.counters.prefetch_hits.add(prefetch_hits);
-        while let Some((span, held)) = reads.take()? {
+        while let Some((span, held)) = pending.take()? {
             show(&Run::of(span, held.frame()));
         }
         Ok(())
@@ -324,166 +319,13 @@ impl Pin {
     }
 }
 
-/// Pages that a reader waits for. What it has asked for is withdrawn when this is dropped.
-pub(crate) struct Reads<'a, T> {
-    shared: &'a Shared,
-    inbox: Arc<Inbox>,
-    /// By tag; what it was asked for is taken with the arrival.
-    asked: Vec<(Arc<Page>, Option<T>)>,
-    /// Tags of pages that are not under way yet.
-    to_submit: VecDeque<usize>,
-    in_flight: usize,
-    /// Others may wait for what this reader looks at, but not while it waits itself.
-    busy: Option<Busy>,
-}
-
-impl<'a, T> Reads<'a, T> {
-    fn new(shared: &'a Shared) -> Self {
-        Self {
-            shared,
-            inbox: Arc::new(Inbox::of_reader()),
-            asked: Vec::new(),
-            to_submit: VecDeque::new(),
-            in_flight: 0,
-            busy: Some(shared.memory.enter()),
+/// Adds rows to those that wait for the page asked for last, if they do and it is theirs: a page is asked for once.
+fn goes_on(pending: &mut Pending<'_, PageSpan>, (page_idx, span): &PageSpan) -> bool {
+    match pending.last_mut() {
+        Some((asked, rows)) if asked == page_idx && rows.end == span.start => {
+            rows.end = span.end;
+            true
         }
-    }
-
-    fn ask(&mut self, page: &Arc<Page>, what: T) -> Result<()> {
-        self.to_submit.push_back(self.asked.len());
-        self.asked.push((Arc::clone(page), Some(what)));
-        self.submit()
-    }
-
-    /// Puts reads under way as far as the window and the queue take them.
-    fn submit(&mut self) -> Result<()> {
-        while self.in_flight < WINDOW
-            && let Some(tag) = self.to_submit.pop_front()
-        {
-            let queue = &self.shared.queue;
-            let is_under_way =
-                self.wish(tag, |transfer| queue.try_push(Priority::Demand, transfer))?;
-            if !is_under_way {
-                self.to_submit.push_front(tag);
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks for a page; false where the queue has no place for it.
-    fn wish(
-        &mut self,
-        tag: usize,
-        push: impl FnOnce(Transfer) -> Result<(), Refused>,
-    ) -> Result<bool> {
-        let page = &self.asked[tag].0;
-        match page.wish(&self.inbox, tag) {
-            Wish::Here(held) => self.inbox.deliver(tag, Arrival::Here(held)),
-            Wish::Coming => {}
-            Wish::ToQueue => {
-                if let Err(refused) = push(Transfer::read(page)) {
-                    let is_withdrawn = page.withdraw(&self.inbox);
-                    page.abandon();
-                    // Otherwise somebody else's read has brought it meanwhile.
-                    if is_withdrawn {
-                        return match refused {
-                            Refused::Full => Ok(false),
-                            Refused::Closed => Err(Error::Closed),
-                        };
-                    }
-                }
-            }
-        }
-        self.in_flight += 1;
-        Ok(true)
-    }
-
-    /// A page that has arrived, if one has.
-    fn try_take(&mut self) -> Result<Option<(T, Held)>> {
-        while self.in_flight > 0
-            && let Some((tag, arrival)) = self.inbox.try_take()
-        {
-            let settled = self.settle(tag, arrival)?;
-            self.submit()?;
-            if settled.is_some() {
-                return Ok(settled);
-            }
-        }
-        Ok(None)
-    }
-
-    /// The next page that arrives; none when all have.
-    fn take(&mut self) -> Result<Option<(T, Held)>> {
-        loop {
-            if let Some(settled) = self.try_take()? {
-                return Ok(Some(settled));
-            }
-            self.submit()?;
-            let since = Instant::now();
-            self.busy = None;
-            if self.in_flight == 0 {
-                let Some(tag) = self.to_submit.pop_front() else {
-                    // A row that is left out is a byte that is lost.
-                    assert!(self.asked.iter().all(|(_, what)| what.is_none()), "all have arrived");
-                    return Ok(None);
-                };
-                let queue = &self.shared.queue;
-                self.wish(tag, |transfer| queue.push(Priority::Demand, transfer))?;
-            }
-            let (tag, arrival) = self.inbox.take();
-            self.shared.counters.read_waits.record(since.elapsed());
-            self.busy = Some(self.shared.memory.enter());
-            if let Some(settled) = self.settle(tag, arrival)? {
-                return Ok(Some(settled));
-            }
-        }
-    }
-
-    fn settle(&mut self, tag: usize, arrival: Arrival) -> Result<Option<(T, Held)>> {
-        self.in_flight -= 1;
-        match arrival {
-            Arrival::Here(held) => Ok(self.asked[tag].1.take().map(|what| (what, held))),
-            // A hint, which this reader joined too late to make more of it.
-            Arrival::Loaded | Arrival::Dropped => {
-                self.to_submit.push_back(tag);
-                Ok(None)
-            }
-            Arrival::Failed(error) => Err(error),
-        }
-    }
-}
-
-impl Reads<'_, PageSpan> {
-    /// Adds rows to those that wait for the page asked for last, if they do and it is theirs: a page is asked for once.
-    fn goes_on(&mut self, (page_idx, span): &PageSpan) -> bool {
-        match self.asked.last_mut() {
-            Some((_, Some((asked, rows)))) if asked == page_idx && rows.end == span.start => {
-                rows.end = span.end;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl<'a> Reads<'a, ()> {
-    /// One page.
-    pub(crate) fn of_page(shared: &'a Shared, page: &Arc<Page>) -> Result<Held> {
-        let mut reads = Reads::new(shared);
-        shared.counters.misses.add(1);
-        reads.ask(page, ())?;
-        let (_, held) = reads.take()?.expect("what was asked for arrives");
-        Ok(held)
-    }
-}
-
-impl<T> Drop for Reads<'_, T> {
-    fn drop(&mut self) {
-        for (page, what) in &self.asked {
-            if what.is_some() {
-                page.withdraw(&self.inbox);
-            }
-        }
+        _ => false,
     }
 }

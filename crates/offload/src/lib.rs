@@ -44,6 +44,7 @@ mod memory;
 #[cfg(all(test, loom))]
 mod models;
 mod page;
+mod pending;
 mod policy;
 mod queue;
 mod saved;

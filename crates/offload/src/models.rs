@@ -1,11 +1,12 @@
-//! What holds in every order of the steps of threads: models of the queue, of the waits for room and of the residency of
-//! pages, run by `loom`.
+//! What holds in every order of the steps of threads: models of the queue, of the waits for room, and of the residency of
+//! pages, alone and beside others of their block, run by `loom`.
 //!
 //! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test -p heterokv-offload --lib --release models::`
 
 use std::any::Any;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use loom::thread;
@@ -75,14 +76,19 @@ impl File for Nowhere {
 
 /// A page that lies in a slot and not in RAM.
 fn page_on_disk() -> Arc<Page> {
+    page_beside(None)
+}
+
+/// The same, in the block of the one before it.
+fn page_beside(before: Option<&Arc<Page>>) -> Arc<Page> {
     let options = DiskOptions { files: Arc::new(Nowhere), ..DiskOptions::new("", "") };
     let (disk, _) = Disk::open(&options, 64).unwrap();
     let header = Header { fingerprint: 0, name: NAME, num_rows: 1 };
     let (mut slots, _) = disk.write(&[(header, &[0; 64])]);
-    Arc::new(Page::on_disk(0, NAME, 1, slots.pop().unwrap(), None))
+    Arc::new(Page::on_disk(0, NAME, 1, slots.pop().unwrap(), before))
 }
 
-/// The one frame of a memory, filled.
+/// A frame of a memory, filled, if it has one.
 fn frame(memory: &Arc<Memory>, byte: u8) -> Option<Frame> {
     memory.take().unwrap().map(|(mut frame, _)| {
         frame.bytes_mut().fill(byte);
@@ -318,4 +324,153 @@ fn a_reader_who_joins_a_hint_is_not_let_down_by_it() {
         assert!(matches!(arrival, Arrival::Here(_)));
         hint.join().unwrap();
     });
+}
+
+/// Brings a page to RAM in a frame that is filled so.
+fn bring(page: &Page, memory: &Arc<Memory>, byte: u8) {
+    page.arrive(SharedArc::new(frame(memory, byte).unwrap()));
+}
+
+/// Looks at all pages of a block twice, as a reader does that holds it: the first byte of each that is there.
+fn look(page: &Page, memory: &Arc<Memory>) -> [[Option<u8>; 2]; 2] {
+    let _busy = memory.enter();
+    let frames = page.seat.frames();
+    let bytes = || [0, 1].map(|idx| frames[idx].as_ref().map(|frame| frame.bytes()[0]));
+    let first = bytes();
+    thread::yield_now();
+    [first, bytes()]
+}
+
+/// What happened in at least one of a model's orders.
+struct Once(AtomicBool);
+
+impl Once {
+    const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    fn note(&self, has_happened: bool) {
+        self.0.fetch_or(has_happened, Ordering::Relaxed);
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        assert!(self.0.load(Ordering::Relaxed), "no order has it");
+    }
+}
+
+#[test]
+fn a_page_that_comes_while_another_of_its_block_is_read_leaves_that_one_where_it_is() {
+    static IS_SEEN: Once = Once::new();
+    static IS_NOT_SEEN: Once = Once::new();
+    loom::model(|| {
+        let memory = Memory::new(64, 2 * 64);
+        let first = page_on_disk();
+        let second = page_beside(Some(&first));
+        assert!(first.seat.is_beside(&second.seat));
+        bring(&first, &memory, 7);
+        let reader = {
+            let (first, memory) = (Arc::clone(&first), Arc::clone(&memory));
+            thread::spawn(move || look(&first, &memory))
+        };
+        bring(&second, &memory, 8);
+        let [before, after] = reader.join().unwrap();
+        assert_eq!(before, after, "a list does not change while somebody has it");
+        assert_eq!(before[0], Some(7));
+        assert!(matches!(before[1], None | Some(8)));
+        IS_SEEN.note(before[1].is_some());
+        IS_NOT_SEEN.note(before[1].is_none());
+        let pages = [&first, &second];
+        assert_eq!(pages.map(|page| page.seat.frame().is_some()), [true; 2], "both are there");
+        assert_eq!(pages.map(|page| Arc::downgrade(page).release()), [true; 2], "and can leave");
+        assert_eq!(memory.in_use(), 0);
+    });
+    IS_SEEN.check();
+    IS_NOT_SEEN.check();
+}
+
+#[test]
+fn a_page_in_a_list_that_was_replaced_is_not_given_to_others_while_somebody_reads_it() {
+    static IS_RELEASED: Once = Once::new();
+    static IS_HELD: Once = Once::new();
+    loom::model(|| {
+        let memory = Memory::new(64, 2 * 64);
+        let first = page_on_disk();
+        let second = page_beside(Some(&first));
+        bring(&first, &memory, 7);
+        let reader = {
+            let (first, memory) = (Arc::clone(&first), Arc::clone(&memory));
+            thread::spawn(move || look(&first, &memory))
+        };
+        // Of the lists, the reader may have the old one, and nobody has the new one.
+        bring(&second, &memory, 8);
+        let is_released = Arc::downgrade(&first).release();
+        let other = frame(&memory, 9);
+        assert_eq!(other.is_some(), is_released, "what was released is free, and nothing else");
+        let [before, after] = reader.join().unwrap();
+        assert_eq!(before, after, "what is held stays as it is");
+        assert!(matches!(before[0], None | Some(7)));
+        IS_RELEASED.note(is_released);
+        IS_HELD.note(!is_released);
+        assert_eq!(first.seat.frame().is_some(), !is_released);
+        assert_eq!(memory.in_use(), 2);
+    });
+    IS_RELEASED.check();
+    IS_HELD.check();
+}
+
+#[test]
+fn a_page_that_goes_while_its_block_is_read_is_there_until_the_reader_has_left() {
+    static IS_SEEN: Once = Once::new();
+    static IS_GONE: Once = Once::new();
+    loom::model(|| {
+        let memory = Memory::new(64, 2 * 64);
+        let first = page_on_disk();
+        let second = page_beside(Some(&first));
+        bring(&first, &memory, 7);
+        bring(&second, &memory, 8);
+        let reader = {
+            let (first, memory) = (Arc::clone(&first), Arc::clone(&memory));
+            thread::spawn(move || look(&first, &memory))
+        };
+        drop(second);
+        let other = frame(&memory, 9);
+        let [before, after] = reader.join().unwrap();
+        assert_eq!(before, after, "what is held stays as it is");
+        assert_eq!(before[0], Some(7));
+        assert!(matches!(before[1], None | Some(8)));
+        IS_SEEN.note(before[1].is_some());
+        IS_GONE.note(before[1].is_none());
+        assert_eq!(memory.in_use(), 1 + usize::from(other.is_some()), "its frame is free");
+        assert!(Arc::downgrade(&first).release());
+    });
+    IS_SEEN.check();
+    IS_GONE.check();
+}
+
+#[test]
+fn a_hint_that_is_taken_back_while_its_page_arrives_leaves_nothing_awaited() {
+    static IS_READ: Once = Once::new();
+    static IS_NOT_READ: Once = Once::new();
+    loom::model(|| {
+        let memory = Memory::new(64, 64);
+        let page = page_on_disk();
+        let inbox = Arc::new(Inbox::of_hint());
+        assert!(matches!(page.wish(&inbox, 0), Wish::ToQueue));
+        let worker = {
+            let (page, memory) = (Arc::clone(&page), Arc::clone(&memory));
+            thread::spawn(move || work(&page, &memory))
+        };
+        page.take_back(&inbox);
+        worker.join().unwrap();
+        let is_read = page.seat.frame().is_some();
+        IS_READ.note(is_read);
+        IS_NOT_READ.note(!is_read);
+        assert!(!Arc::downgrade(&page).is_awaited(), "it leaves as others do");
+        assert!(matches!(inbox.try_take(), None | Some((0, Arrival::Loaded))));
+        assert_eq!(memory.in_use(), usize::from(is_read));
+        assert_eq!(Arc::downgrade(&page).release(), is_read);
+    });
+    IS_READ.check();
+    IS_NOT_READ.check();
 }

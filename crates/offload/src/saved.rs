@@ -36,16 +36,20 @@ const MAX_TABLE_BYTES: u64 = 1 << 30;
 #[derive(Debug, Default)]
 pub(crate) struct Saved {
     entries: BTreeMap<String, Entry>,
+    /// What names stand for instead if a step failed of which the system does not say whether it was taken.
+    doubtful: BTreeMap<String, Vec<Pair>>,
 }
 
+/// Rows, and what is saved beside them.
+type Pair = (Vec<Head>, Option<Arc<Attached>>);
+
+/// What a name stands for.
 #[derive(Debug)]
 struct Entry {
-    /// What the name stands for, or why this store cannot have it.
+    /// Its rows, or why this store cannot have them.
     heads: Result<Vec<Head>>,
     /// What is saved beside the rows, if anything is; also where the rows are another store's.
     attached: Result<Option<Arc<Attached>>>,
-    /// What it stands for instead if a step failed of which the system does not say whether it was taken.
-    doubtful: Vec<(Vec<Head>, Option<Arc<Attached>>)>,
 }
 
 impl Sequence {
@@ -54,7 +58,7 @@ impl Sequence {
     /// fails, what was saved before does.
     ///
     /// # Errors
-    /// [`Error::NoDisk`], [`Error::BadName`], [`Error::WritePage`], [`Error::Io`].
+    /// [`Error::NoDisk`], [`Error::BadName`], [`Error::WritePage`], [`Error::LastFile`], [`Error::Io`].
     pub fn save(&mut self, name: &str) -> Result<()> {
         self.save_and(name, |_| Ok(None))
     }
@@ -91,13 +95,13 @@ impl Sequence {
         let mut saved = lock(store.saved());
         let table = table(shared, &heads, attached.as_deref());
         let new = saved.write_table(disk, name, &table.encode())?;
-        let no_such_save = || Error::NoSuchSave { name: name.to_owned() };
-        let nothing = || Entry::new(Err(no_such_save()), Err(no_such_save()));
-        let entry = saved.entries.entry(name.to_owned()).or_insert_with(nothing);
-        entry.doubtful.push((heads.clone(), attached.clone()));
+        let doubtful = saved.doubtful.entry(name.to_owned()).or_default();
+        doubtful.push((heads.clone(), attached.clone()));
         disk.rename(&new, &disk.folder.join(format!("{name}{ENDING}")))?;
         disk.sync_folder()?;
-        *entry = Entry::new(Ok(heads), Ok(attached));
+        let entry = Entry { heads: Ok(heads), attached: Ok(attached) };
+        saved.entries.insert(name.to_owned(), entry);
+        saved.doubtful.remove(name);
         Ok(())
     }
 }
@@ -130,14 +134,16 @@ impl Store {
         Attachment::new(name, attached.ok_or_else(none)?)
     }
 
-    /// Removes what is saved under a name. Sequences that were loaded keep their rows.
+    /// Removes what is saved under a name, or may be after a save that failed. Sequences that were loaded keep their rows.
     ///
     /// # Errors
     /// [`Error::NoDisk`], [`Error::NoSuchSave`], [`Error::Io`].
     pub fn forget(&self, name: &str) -> Result<()> {
         let disk = self.shared().disk.as_ref().ok_or(Error::NoDisk)?;
         let mut saved = lock(self.saved());
-        saved.entry(name)?;
+        if !saved.doubtful.contains_key(name) {
+            saved.entry(name)?;
+        }
         match disk.remove(&disk.folder.join(format!("{name}{ENDING}"))) {
             // An earlier attempt may have come so far.
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -145,6 +151,7 @@ impl Store {
         }
         disk.sync_folder()?;
         saved.entries.remove(name);
+        saved.doubtful.remove(name);
         Ok(())
     }
 }
@@ -189,9 +196,9 @@ impl Saved {
                     let attached =
                         attached.map(|entry| Ok(Arc::new(Attached::open(&disk, entry)?)));
                     let heads = heads_of(shared, &disk, name, &table, &mut opened);
-                    Entry::new(heads, attached.transpose())
+                    Entry { heads, attached: attached.transpose() }
                 }
-                Err(error) => Entry::new(Err(error.clone()), Err(error)),
+                Err(error) => Entry { heads: Err(error.clone()), attached: Err(error) },
             };
             entries.insert(name.to_owned(), entry);
         }
@@ -200,7 +207,7 @@ impl Saved {
             opened.values().for_each(|file| file.keep());
         }
         shared.disk = Some(disk);
-        Ok(Self { entries })
+        Ok(Self { entries, doubtful: BTreeMap::new() })
     }
 
     /// Writes a table beside the one that it is to replace, durable with all that it names.
@@ -222,18 +229,15 @@ impl Saved {
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        for Entry { heads, attached, doubtful } in self.entries.values() {
-            let heads = heads.iter().chain(doubtful.iter().map(|(heads, _)| heads));
-            heads.for_each(|heads| files_of(heads).values().for_each(|file| file.keep()));
-            let attached = attached.iter().chain(doubtful.iter().map(|(_, attached)| attached));
-            attached.flatten().for_each(|attached| attached.keep());
+        let doubtful = || self.doubtful.values().flatten();
+        let heads = self.entries.values().flat_map(|entry| &entry.heads);
+        for heads in heads.chain(doubtful().map(|(heads, _)| heads)) {
+            files_of(heads).values().for_each(|file| file.keep());
         }
-    }
-}
-
-impl Entry {
-    fn new(heads: Result<Vec<Head>>, attached: Result<Option<Arc<Attached>>>) -> Self {
-        Self { heads, attached, doubtful: Vec::new() }
+        let attached = self.entries.values().flat_map(|entry| &entry.attached);
+        for attached in attached.chain(doubtful().map(|(_, attached)| attached)).flatten() {
+            attached.keep();
+        }
     }
 }
 

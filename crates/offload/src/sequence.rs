@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::gather::{HeadRows, Reads};
+use crate::gather::HeadRows;
 use crate::memory::{Frame, SharedFrame};
 use crate::page::Page;
+use crate::pending::Pending;
 use crate::sync::SharedArc;
 use crate::{Error, PageName, Result, Store};
 
@@ -195,7 +196,7 @@ impl Sequence {
                 Tail::None => {}
                 Tail::Open(shared) => copy.copy_from_slice(&shared.bytes()[..len]),
                 Tail::Part(page) => {
-                    let read = Reads::of_page(shared, page)?;
+                    let read = Pending::of_page(shared, page)?;
                     copy.copy_from_slice(&read.frame().bytes()[..len]);
                 }
             }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "the tests make use of the rest")]
 
+#[path = "../../tests/offload/reading.rs"]
+mod reading;
 #[path = "../../tests/offload/sim.rs"]
 mod sim;
 #[path = "../../tests/offload/tampered.rs"]

@@ -108,15 +108,26 @@ pub struct OsFiles {
 #[derive(Debug)]
 struct OsFile {
     file: std::fs::File,
-    /// The same file, where it is read past the system's cache.
-    direct: Option<std::fs::File>,
-    reads: Reads,
+    reading: Reading,
+}
+
+/// How a file is read.
+#[derive(Debug)]
+enum Reading {
+    Pread,
+    Mapped,
+    /// With the same file, opened for that.
+    Direct(std::fs::File),
 }
 
 impl OsFile {
     fn new(file: std::fs::File, path: &Path, reads: Reads) -> io::Result<Self> {
-        let direct = (reads == Reads::Direct).then(|| direct::open(path)).transpose()?;
-        Ok(Self { file, direct, reads })
+        let reading = match reads {
+            Reads::Pread => Reading::Pread,
+            Reads::Mapped => Reading::Mapped,
+            Reads::Direct => Reading::Direct(direct::open(path)?),
+        };
+        Ok(Self { file, reading })
     }
 }
 
@@ -163,10 +174,10 @@ impl File for OsFile {
     }
 
     fn read_at(&self, offset: u64, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        match (self.reads, &self.direct) {
-            (Reads::Mapped, _) => mapped::read(&self.file, offset, parts),
-            (_, Some(file)) => direct::read(file, offset, parts),
-            (_, None) => positioned::read(&self.file, offset, parts),
+        match &self.reading {
+            Reading::Pread => positioned::read(&self.file, offset, parts),
+            Reading::Mapped => mapped::read(&self.file, offset, parts),
+            Reading::Direct(file) => direct::read(file, offset, parts),
         }
     }
 

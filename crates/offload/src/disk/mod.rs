@@ -12,7 +12,7 @@ mod own_file;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 pub use files::{File, Files, OsFiles, Reads};
@@ -39,13 +39,14 @@ pub(crate) struct Disk {
     /// What is written between the end of a page and the next slot.
     zeros: Vec<u8>,
     growing: Mutex<Growing>,
-    next_attached: AtomicU32,
     folder_lock: FolderLock,
 }
 
 #[derive(Debug)]
 struct Growing {
-    next_file: u32,
+    /// The highest number of each kind of file so far.
+    last_pages: u32,
+    last_attached: u32,
     /// The file whose end takes new slots.
     last: Option<Arc<SlotFile>>,
     /// All files of this store that are still there.
@@ -107,11 +108,8 @@ impl Disk {
         let folder_lock =
             files.lock(&lock_path).map_err(|source| io_error("lock", &lock_path, source))?;
         let names = files.names(folder).map_err(|source| io_error("list", folder, source))?;
-        let next = |kind: FileKind| {
-            let last = names.iter().filter_map(|name| kind.number(name)).max().unwrap_or(0);
-            check_file_number(last)?;
-            Ok(last + 1)
-        };
+        let last =
+            |kind: FileKind| names.iter().filter_map(|name| kind.number(name)).max().unwrap_or(0);
         let slot_bytes = (HEADER_BYTES + page_bytes).next_multiple_of(SLOT_ALIGN);
         let slots_per_file = options.file_bytes / slot_bytes as u64;
         let disk = Self {
@@ -121,11 +119,11 @@ impl Disk {
             slots_per_file: u32::try_from(slots_per_file).unwrap_or(u32::MAX).max(1),
             zeros: vec![0; slot_bytes],
             growing: Mutex::new(Growing {
-                next_file: next(FileKind::Pages)?,
+                last_pages: last(FileKind::Pages),
+                last_attached: last(FileKind::Attached),
                 last: None,
                 all: Vec::new(),
             }),
-            next_attached: next(FileKind::Attached)?.into(),
             folder_lock: folder_lock.into(),
         };
         Ok((disk, names))
@@ -145,16 +143,20 @@ impl Disk {
     /// A new file for what is saved with a sequence beside its rows, and its number.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::LastFile`], [`Error::Io`].
     pub(crate) fn create_attached(&self) -> Result<(u32, OwnFile)> {
-        let number = self.next_attached.fetch_add(1, Ordering::Relaxed);
-        Ok((number, self.create_own(FileKind::Attached, number)?))
+        let mut growing = lock(&self.growing);
+        let own = self.create_after(FileKind::Attached, &mut growing.last_attached)?;
+        Ok((growing.last_attached, own))
     }
 
-    fn create_own(&self, kind: FileKind, number: u32) -> Result<OwnFile> {
-        check_file_number(number)?;
+    /// A new file with the number after the last, which is the last then.
+    fn create_after(&self, kind: FileKind, last: &mut u32) -> Result<OwnFile> {
+        let no_number = || Error::LastFile { path: self.folder.join(kind.name(*last)) };
+        let number = last.checked_add(1).ok_or_else(no_number)?;
         let path = self.folder.join(kind.name(number));
         let file = self.files.create(&path).map_err(|source| io_error("create", &path, source))?;
+        *last = number;
         Ok(OwnFile::new(path, &self.files, &self.folder_lock, file))
     }
 
@@ -303,9 +305,8 @@ impl Disk {
         if let Some(run) = growing.last.as_ref().and_then(|file| self.take_end(file, most)) {
             return Ok(run);
         }
-        let number = growing.next_file;
-        let file = Arc::new(SlotFile::new(number, self.create_own(FileKind::Pages, number)?));
-        growing.next_file += 1;
+        let own = self.create_after(FileKind::Pages, &mut growing.last_pages)?;
+        let file = Arc::new(SlotFile::new(growing.last_pages, own));
         growing.all.push(Arc::downgrade(&file));
         let run = self.take_end(&file, most).expect("a file takes at least one slot");
         growing.last = Some(file);
@@ -401,11 +402,6 @@ impl Place {
     pub(crate) fn is_before(&self, next: &Self) -> bool {
         Arc::ptr_eq(&self.file, &next.file) && self.idx.checked_add(1) == Some(next.idx)
     }
-}
-
-/// Refuses the last number, which no other comes after.
-fn check_file_number(number: u32) -> Result<()> {
-    Error::unless_within("number of a file", number as usize, 0..=u32::MAX as usize - 1)
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {

@@ -142,6 +142,33 @@ fn a_changed_bit_is_noticed_in_its_block_and_in_no_other() {
 }
 
 #[test]
+fn after_a_read_that_failed_what_is_read_next_is_checked() {
+    let sim = Sim::default();
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    let whole = bytes(BLOCK + 10);
+    save(&mut store.sequence(), "talk", &whole).unwrap();
+    for start in [0, BLOCK] {
+        let mut attachment = store.attachment("talk").unwrap();
+        attachment.read_exact(&mut vec![0; start]).unwrap();
+        sim.set_hook(|call, _| match call {
+            Call::Read => Fate::Fails(ErrorKind::Other),
+            _ => Fate::Well,
+        });
+        let error = attachment.read_exact(&mut [0; 10]).unwrap_err();
+        assert!(matches!(error, Error::Io { action: "read", .. }), "{error}");
+        sim.set_hook(|call, _| if call == Call::Read { Fate::Flips(3) } else { Fate::Well });
+        let error = attachment.read_exact(&mut [0; 10]).unwrap_err();
+        let is_seen = matches!(error, Error::DamagedAttachment { damage: Damage::Checksum, .. });
+        assert!(is_seen, "{start}: {error}");
+        sim.clear_hook();
+        assert_eq!(attachment.rest_bytes(), (whole.len() - start) as u64);
+        let mut found = [0; 10];
+        attachment.read_exact(&mut found).unwrap();
+        assert_eq!(found[..], whole[start..][..10]);
+    }
+}
+
+#[test]
 fn a_file_that_is_cut_or_gone_is_an_error_and_loses_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let store = on(folder.path());

@@ -48,22 +48,49 @@ fn shapes_and_options_that_no_store_can_have() {
     }
 }
 
+/// Whether an error names the file that has the last number.
+fn is_after(error: &Error, name: &str) -> bool {
+    matches!(error, Error::LastFile { path } if path.ends_with(name))
+}
+
 #[test]
 fn numbers_of_files_end_and_no_file_is_written_twice() {
     let sim = Sim::default();
-    sim.create(Path::new("folder/pages-4294967295")).unwrap();
-    let options = |sim: &Sim| open(Arc::new(sim.clone()), 4);
-    let error = options(&sim).unwrap_err();
-    assert!(matches!(error, Error::OutOfRange { what: "number of a file", .. }), "{error}");
-    let sim = Sim::default();
-    sim.create(Path::new("folder/pages-4294967293")).unwrap();
-    let store = options(&sim).unwrap();
+    sim.create(Path::new("folder/pages-4294967294")).unwrap();
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
     let mut sequence = store.sequence();
-    let error = append(&mut sequence, (0, 0), 1, 400).unwrap_err();
-    assert!(matches!(error, Error::OutOfRange { what: "number of a file", .. }), "{error}");
-    assert_eq!(sim.names(), ["pages-4294967294"]);
+    for _ in 0..2 {
+        let error = append(&mut sequence, (0, 0), 1, 400).unwrap_err();
+        assert!(is_after(&error, "pages-4294967295"), "{error}");
+        assert_eq!(sim.names(), ["pages-4294967295"]);
+    }
     let num_rows = sequence.rows(0, 0).num_rows();
     assert!(num_rows > 5 * 4, "the last file takes its pages");
+}
+
+#[test]
+fn numbers_of_attached_files_end_and_what_is_saved_stays() {
+    let sim = Sim::default();
+    sim.create(Path::new("folder/attached-4294967294")).unwrap();
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    let mut sequence = store.sequence();
+    save_with(&mut sequence, "talk", 7).unwrap();
+    for name in ["talk", "other"] {
+        let error = save_with(&mut sequence, name, 9).unwrap_err();
+        assert!(is_after(&error, "attached-4294967295"), "{error}");
+    }
+    assert_eq!(store.saved_names(), ["talk"]);
+    drop((sequence, store));
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    assert_eq!(read_attachment(&store, "talk").unwrap(), beside(7));
+    let error = save_with(&mut store.sequence(), "other", 9).unwrap_err();
+    assert!(is_after(&error, "attached-4294967295"), "{error}");
+    // The remedy: nothing saved lies in it any more.
+    store.forget("talk").unwrap();
+    drop(store);
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    save_with(&mut store.sequence(), "other", 9).unwrap();
+    assert_eq!(sim.names(), ["attached-00000001", "other.saved"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Disks that fail: each time a typed error that names what failed, or full recovery, and never a wrong byte.
 
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use heterokv_offload::{Damage, Error, Files};
@@ -228,6 +228,34 @@ fn a_name_whose_removal_failed_halfway_can_be_removed() {
     assert!(matches!(store.forget("name"), Err(Error::NoSuchSave { .. })));
     drop(store);
     assert_eq!(sim.names(), [""; 0]);
+}
+
+#[test]
+fn a_first_save_that_fails_at_its_end_is_no_name_and_can_be_removed() {
+    for failing in [Call::Rename, Call::SyncFolder] {
+        let sim = Sim::default();
+        let (store, mut sequence) = spilled(&sim);
+        // The folder is made durable before the rename, too.
+        let is_renamed = AtomicBool::new(false);
+        sim.set_hook(move |call, _| {
+            is_renamed.fetch_or(call == Call::Rename, Ordering::SeqCst);
+            let fails = call == failing && is_renamed.load(Ordering::SeqCst);
+            if fails { Fate::Fails(ErrorKind::Other) } else { Fate::Well }
+        });
+        let error = sequence.save("name").unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        sim.clear_hook();
+        assert_eq!(store.saved_names(), [""; 0]);
+        assert!(matches!(store.load("name"), Err(Error::NoSuchSave { .. })));
+        let is_there = sim.names().contains(&"name.saved".to_owned());
+        assert_eq!(is_there, failing == Call::SyncFolder, "so it may come back");
+        store.forget("name").unwrap();
+        assert!(matches!(store.forget("name"), Err(Error::NoSuchSave { .. })));
+        assert!(!sim.names().contains(&"name.saved".to_owned()));
+        sequence.save("name").unwrap();
+        assert_eq!(store.saved_names(), ["name"]);
+        check(&store.load("name").unwrap(), HEAD, 5, 100);
+    }
 }
 
 #[test]

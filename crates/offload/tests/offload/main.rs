@@ -14,6 +14,7 @@ mod hostile;
 mod kill;
 mod machine;
 mod memory;
+mod reading;
 mod rows;
 mod sim;
 mod tampered;
@@ -25,6 +26,8 @@ use heterokv_offload::{
     DiskOptions, Files, HeadRows, OsFiles, Reads, Result, Sequence, Store, StoreOptions, StoreShape,
 };
 use heterokv_quant::{RowFormat, RowLayout, RowSource};
+
+use crate::reading::read;
 
 const HEAD_DIM: usize = 8;
 
@@ -100,20 +103,6 @@ fn append(sequence: &mut Sequence, head: (usize, usize), stream: usize, n: usize
     let start = sequence.rows(head.0, head.1).num_rows();
     let rows: Vec<f32> = (start..start + n).flat_map(|i| row(stream, i)).collect();
     sequence.append(head.0, head.1, &rows, &rows)
-}
-
-/// The rows at `positions`, in their order.
-fn read(rows: &HeadRows, positions: &[u32]) -> Result<Vec<Vec<u8>>> {
-    let mut found = vec![Vec::new(); positions.len()];
-    let row_bytes = rows.layout().row_bytes();
-    rows.visit_rows(positions, &mut |page| {
-        assert_eq!(page.bytes.as_ptr().addr() % 64, 0, "pages are usable in place");
-        for (index, row) in page.iter(row_bytes) {
-            assert!(found[index].is_empty(), "a row is visited once");
-            found[index] = row.to_vec();
-        }
-    })?;
-    Ok(found)
 }
 
 fn read_all(rows: &HeadRows) -> Result<Vec<Vec<u8>>> {

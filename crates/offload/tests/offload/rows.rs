@@ -4,6 +4,7 @@ use heterokv_offload::{Arena, Error, StoreShape};
 use proptest::prelude::*;
 
 use super::*;
+use crate::sim::Sim;
 
 fn in_ram(ram_budget_bytes: usize) -> Store {
     Store::open(StoreOptions { shape: shape(4), ram_budget_bytes, disk: None }).unwrap()
@@ -116,6 +117,33 @@ fn pages_come_in_the_order_of_the_list_where_all_are_in_ram() {
     sequence.rows(0, 1).visit_rows(&[0, 1, 9, 30, 31, 49], visit).unwrap();
     assert_eq!(offsets, [0, 2, 3, 5]);
     sequence.rows(0, 1).visit_rows(&[], &mut |_| panic!("nothing was asked for")).unwrap();
+}
+
+#[test]
+fn a_pin_holds_each_page_once() {
+    let sim = Sim::default();
+    // Pages of which two go on from one run of a reader to the next.
+    let options = || StoreOptions {
+        shape: shape(5),
+        ram_budget_bytes: 64 * 128,
+        disk: Some(disk(Arc::new(sim.clone()), Path::new("folder"))),
+    };
+    let store = Store::open(options()).unwrap();
+    let mut sequence = store.sequence();
+    append(&mut sequence, (0, 1), 1, 300).unwrap();
+    let all: Vec<u32> = (0..300).collect();
+    assert_eq!(sequence.rows(0, 1).pin(&all).unwrap().num_pages(), 60);
+    sequence.save("name").unwrap();
+    drop((sequence, store));
+    // Out of RAM, and as they arrive.
+    let store = Store::open(options()).unwrap();
+    let rows = store.load("name").unwrap().rows(0, 1);
+    for num_misses in [60, 0] {
+        let before = store.stats();
+        let pin = rows.pin(&all).unwrap();
+        let stats = store.stats();
+        assert_eq!((pin.num_pages(), stats.misses - before.misses), (60, num_misses));
+    }
 }
 
 #[test]

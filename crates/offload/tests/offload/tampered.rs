@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use heterokv_offload::{
-    Damage, DiskOptions, Error, Files, HeadRows, Result, Sequence, Store, StoreOptions, StoreShape,
+    Damage, DiskOptions, Error, Files, HeadRows, Sequence, Store, StoreOptions, StoreShape,
 };
-use heterokv_quant::{RowFormat, RowLayout, RowSource};
+use heterokv_quant::{RowFormat, RowLayout};
 use twox_hash::xxhash3_64::Hasher;
 
+use super::reading::read;
 use super::sim::Sim;
 
 const LAYOUT: RowLayout = RowLayout { key: None, value: RowFormat::F16, head_dim: 8 };
@@ -225,7 +226,7 @@ impl Folder {
                 Ok(()) => {
                     let rows = sequence.rows(head / 2, head % 2);
                     let last = rows.num_rows() as u32 - 1;
-                    assert_eq!(read_rows(&rows, &[last]).unwrap(), [encoded(&new)]);
+                    assert_eq!(read(&rows, &[last]).unwrap(), [encoded(&new)]);
                 }
                 Err(error) => assert!(matches!(error, Error::DamagedPage { .. }), "{error}"),
             }
@@ -239,7 +240,7 @@ impl Folder {
     /// Whether rows can be read; they are then those that were written.
     fn is_good(&self, head: usize, rows: &HeadRows, which: Range<u32>) -> bool {
         let positions: Vec<u32> = which.clone().collect();
-        match read_rows(rows, &positions) {
+        match read(rows, &positions) {
             Ok(found) => {
                 let written = self.rows[head].get(which.start as usize..which.end as usize);
                 assert_eq!(Some(&found[..]), written, "rows {which:?} of head {head}");
@@ -291,20 +292,12 @@ fn rows(stream: usize) -> [Vec<Vec<u8>>; 4] {
     [0, 1, 2, 3].map(of_head)
 }
 
-fn read_rows(rows: &HeadRows, positions: &[u32]) -> Result<Vec<Vec<u8>>> {
-    let mut found = vec![Vec::new(); positions.len()];
-    rows.visit_rows(positions, &mut |page| {
-        page.iter(LAYOUT.row_bytes()).for_each(|(index, row)| found[index] = row.to_vec());
-    })?;
-    Ok(found)
-}
-
 fn check_whole(store: &Store) {
     let sequence = store.load(KEPT).unwrap();
     for (head, expected) in rows(1).iter().enumerate() {
         let rows = sequence.rows(head / 2, head % 2);
         let positions: Vec<u32> = (0..rows.num_rows() as u32).collect();
-        assert_eq!(&read_rows(&rows, &positions).unwrap(), expected);
+        assert_eq!(&read(&rows, &positions).unwrap(), expected);
     }
 }
 
