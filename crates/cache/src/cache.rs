@@ -219,6 +219,12 @@ impl KvCache {
         self.host.as_ref().map_or(0, Sequence::in_use_bytes)
     }
 
+    /// Whether its rows on the host are in this store.
+    #[must_use]
+    pub fn is_in(&self, store: &Store) -> bool {
+        self.host.as_ref().is_some_and(|host| host.store().is_same(store))
+    }
+
     /// What the host store holds and has done, where there is one; forks share it.
     #[must_use]
     pub fn host_stats(&self) -> Option<Stats> {
@@ -279,8 +285,8 @@ impl KvCache {
     }
 
     /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [HeadCache], &Arena, Option<&mut Sequence>) {
-        (&mut self.heads, &self.device, self.host.as_mut())
+    pub(crate) fn parts_mut(&mut self) -> (&mut [HeadCache], &Arena, &mut Option<Sequence>) {
+        (&mut self.heads, &self.device, &mut self.host)
     }
 
     /// The layer's heads and where their tokens go.

@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 
 use half::f16;
-use heterokv_offload::{Attachment, Store};
+use heterokv_offload::{Attachment, Sequence, Store};
 use heterokv_quant::keys::Tables;
 use heterokv_quant::{KeyCoder, KeyFormat, Level};
 use serde::{Deserialize, Serialize};
@@ -28,14 +28,16 @@ const MAX_HEADER_BYTES: usize = 64 << 20;
 /// Bytes of a companion that are read at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// A cache that was [saved](KvCache::save), its header and companion read and nothing else.
+/// A cache that was [saved](KvCache::save), its header and companion read and nothing else. It stays what it is when
+/// something else is saved under the name.
 #[derive(Debug)]
 pub struct SavedCache {
-    name: String,
-    store: Store,
     header: Header,
     companion: Vec<u8>,
+    // Before the rows, which keep the store that its file is of.
     data: Attachment,
+    /// The rows, or why the store cannot have them.
+    host: heterokv_offload::Result<Sequence>,
 }
 
 /// What the bytes behind it are.
@@ -82,7 +84,7 @@ impl KvCache {
         let heads = self.saved_heads()?;
         let header = Header::new(&self.shape(), self.config(), companion.len(), heads);
         let (heads, _, host) = self.parts_mut();
-        let host = host.ok_or(heterokv_offload::Error::NoDisk)?;
+        let host = host.as_mut().ok_or(heterokv_offload::Error::NoDisk)?;
         let saved = host.save_with(name, |out| {
             header.write(companion, out)?;
             heads.iter().try_for_each(|head| head.write(out))
@@ -110,9 +112,9 @@ impl SavedCache {
     ///
     /// # Errors
     /// [`Error::OtherSave`] for another version, [`Error::DamagedSave`], and as
-    /// [`Store::attachment`](heterokv_offload::Store::attachment).
+    /// [`Store::load_with`](heterokv_offload::Store::load_with).
     pub fn open(store: &Store, name: &str) -> Result<Self> {
-        let mut data = store.attachment(name)?;
+        let (mut data, host) = store.load_with(name)?;
         let mut len = [0; 4];
         data.read_exact(&mut len)?;
         let len = u32::from_le_bytes(len) as usize;
@@ -134,7 +136,7 @@ impl SavedCache {
             data.read_exact(&mut companion[first..])?;
             left -= count;
         }
-        Ok(Self { name: name.to_owned(), store: store.clone(), header, companion, data })
+        Ok(Self { header, companion, data, host })
     }
 
     /// The caller's bytes.
@@ -174,17 +176,18 @@ impl SavedCache {
     /// # Errors
     /// As [`check`](Self::check) and [`KvCache::in_store`], [`Error::DamagedSave`], what the store refuses, and no memory.
     pub fn load(
-        self,
+        &self,
         shape: KvShape,
         config: CacheConfig,
         level: Level,
         profile: Option<&Profile>,
     ) -> Result<KvCache> {
-        let Self { name, store, header, mut data, .. } = self.checked(&shape, &config, profile)?;
-        let host = store.load(&name)?;
+        self.check_counts(&shape, &config, profile)?;
+        let host = self.host.as_ref().map(Sequence::fork).map_err(Clone::clone)?;
+        let mut data = self.data.clone();
         let mut cache = KvCache::with_host(shape, config, level, None, Some(host))?;
         let (heads, device, host) = cache.parts_mut();
-        for ((place, head), saved) in shape.places().zip(heads).zip(&header.heads) {
+        for ((place, head), saved) in shape.places().zip(heads).zip(&self.header.heads) {
             head.read(saved, device, &mut data)?;
             let rows = host.as_ref().map(|host| host.rows(place.0, place.1).num_rows());
             if rows != Some(saved.coded) {
@@ -196,12 +199,12 @@ impl SavedCache {
     }
 
     /// Refuses what does not fit what is asked for, and lengths that contradict each other.
-    fn checked(
-        self,
+    fn check_counts(
+        &self,
         shape: &KvShape,
         config: &CacheConfig,
         profile: Option<&Profile>,
-    ) -> Result<Self> {
+    ) -> Result<()> {
         check(shape, config, profile)?;
         self.check(shape, config)?;
         let heads = &self.header.heads;
@@ -227,7 +230,7 @@ impl SavedCache {
         if num_bytes != self.data.rest_bytes() {
             return Err(damaged("it is not as long as its header says"));
         }
-        Ok(self)
+        Ok(())
     }
 }
 

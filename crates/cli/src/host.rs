@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, DiskOptions, KvCache, OsFiles, Store, StoreOptions};
-use heterokv_model::{EXTEND_TOKENS, Resumed, Session};
+use heterokv_model::{HostDecoder, Resumed, Session};
 use tempfile::TempDir;
 
 use crate::args::{CacheArgs, HostArgs};
@@ -23,6 +23,14 @@ pub(crate) enum HostPlace {
     Session(Box<Session>),
 }
 
+/// RAM for the rows.
+pub(crate) struct Budget {
+    /// What they may take.
+    ram_budget_bytes: usize,
+    /// What they will.
+    pub(crate) ram_bytes: usize,
+}
+
 /// A store for one run. Its folder, if it has one, is removed with it.
 pub(crate) struct RunStore {
     store: Store,
@@ -31,18 +39,18 @@ pub(crate) struct RunStore {
 }
 
 impl HostPlace {
-    /// Opens what the arguments ask for; `plan` is of the longest context, and takes what the host will hold in RAM.
+    /// Opens what the arguments ask for.
     ///
     /// # Errors
-    /// A budget that is too small or of no use, a folder that cannot be written, and a session of something else.
+    /// A folder that cannot be written, and a session of something else.
     pub(crate) fn open(
         opened: &Opened,
         args: &HostArgs,
         session: Option<&Path>,
         config: &CacheConfig,
-        plan: &mut CachePlan,
+        budget: &Budget,
     ) -> Result<Self> {
-        let ram_budget_bytes = ram_budget_bytes(args, session.is_some(), config, plan)?;
+        let ram_budget_bytes = budget.ram_budget_bytes;
         let shape = kv_shape(opened.checkpoint.config())?;
         let files = OsFiles { reads: args.disk_reads.into() };
         if let Some(folder) = session {
@@ -71,21 +79,23 @@ impl HostPlace {
     }
 
     /// The session, where it is one.
-    pub(crate) fn session(&self) -> Option<&Session> {
+    pub(crate) fn session_mut(&mut self) -> Option<&mut Session> {
         match self {
             Self::Session(session) => Some(session),
             Self::Ram | Self::Run(_) => None,
         }
     }
 
-    /// Tokens of a prompt that are processed at once: all of it, or of what a session lacks so many as are fed together.
+    /// Tokens of a prompt that are processed at once on the CPU.
     ///
     /// # Errors
     /// A session of another text.
     pub(crate) fn tokens_at_once(&self, prompt: &[u32]) -> Result<usize> {
-        let found = self.session().map_or(Ok(0), |session| session.found(prompt))?;
-        let unread = prompt.len() - found;
-        Ok(if found == 0 { unread } else { unread.min(EXTEND_TOKENS) })
+        let found = match self {
+            Self::Session(session) => session.found(prompt)?,
+            Self::Ram | Self::Run(_) => 0,
+        };
+        Ok(HostDecoder::tokens_at_once(prompt.len(), found))
     }
 
     /// The cache that a session has for a prompt, or an empty one.
@@ -93,7 +103,7 @@ impl HostPlace {
     /// # Errors
     /// A profile that does not fit, and what is wrong with a session.
     pub(crate) fn cache(
-        &mut self,
+        &self,
         opened: &Opened,
         args: &CacheArgs,
         config: CacheConfig,
@@ -123,34 +133,39 @@ impl HostPlace {
     }
 }
 
-/// The bytes of RAM that rows may take, held against what they will.
-fn ram_budget_bytes(
-    args: &HostArgs,
-    is_session: bool,
-    config: &CacheConfig,
-    plan: &mut CachePlan,
-) -> Result<usize> {
-    let Some(budget) = args.host_memory else { return Ok(usize::MAX) };
-    ensure!(
-        *config != CacheConfig::Full,
-        "full keeps nothing on the host; leave out --host-memory, or give another cache"
-    );
-    let ram_budget_bytes = usize::try_from(budget).unwrap_or(usize::MAX);
-    let run = plan.host_dry_run(ram_budget_bytes);
-    let least = plan.host_bytes / plan.host_pages.max(1) * (plan.host_open_pages + 1);
-    ensure!(
-        run.is_enough,
-        "--host-memory {} is too little: the pages that take rows are in RAM, {} in all",
-        bytes(budget),
-        bytes(least as u64)
-    );
-    ensure!(
-        run.disk_pages == 0 || is_session || args.disk.is_some(),
-        "the host will hold {}, and --host-memory allows {}; allow more, name a folder for the rest by --disk, or use \
-         a shorter context",
-        bytes(plan.host_bytes as u64),
-        bytes(budget)
-    );
-    plan.host_bytes = run.ram_bytes;
-    Ok(ram_budget_bytes)
+impl Budget {
+    /// Of the arguments, held against `plan`, which is of the longest context.
+    ///
+    /// # Errors
+    /// A budget that is too small or of no use.
+    pub(crate) fn new(
+        args: &HostArgs,
+        is_session: bool,
+        config: &CacheConfig,
+        plan: &CachePlan,
+    ) -> Result<Self> {
+        let Some(budget) = args.host_memory else {
+            return Ok(Self { ram_budget_bytes: usize::MAX, ram_bytes: plan.host_bytes });
+        };
+        ensure!(
+            *config != CacheConfig::Full,
+            "full keeps nothing on the host; leave out --host-memory, or give another cache"
+        );
+        let ram_budget_bytes = usize::try_from(budget).unwrap_or(usize::MAX);
+        let run = plan.host_dry_run(ram_budget_bytes);
+        ensure!(
+            run.is_enough,
+            "--host-memory {} is too little: the pages that take rows are in RAM, {} in all",
+            bytes(budget),
+            bytes(run.least_bytes as u64)
+        );
+        ensure!(
+            run.disk_pages == 0 || is_session || args.disk.is_some(),
+            "the host will hold {}, and --host-memory allows {}; allow more, name a folder for the rest by --disk, or \
+             use a shorter context",
+            bytes(plan.host_bytes as u64),
+            bytes(budget)
+        );
+        Ok(Self { ram_budget_bytes, ram_bytes: run.ram_bytes })
+    }
 }

@@ -13,7 +13,7 @@ use heterokv_model::{
 };
 
 use crate::args::{CacheArgs, Place};
-use crate::host::HostPlace;
+use crate::host::{Budget, HostPlace};
 use crate::load::{Opened, check_ratio};
 use crate::output::{bytes, ratio, say, tokens};
 use crate::requirement::{check_memory, check_parts, kv_shape, plan};
@@ -33,7 +33,7 @@ pub(crate) struct Task<'a> {
 pub(crate) struct Ready<'a> {
     pub(crate) decoder: Box<dyn Decoder + 'a>,
     /// Where what is read is to be saved, and how many tokens of the prompt the cache holds from there.
-    pub(crate) session: Option<(&'a Session, usize)>,
+    pub(crate) session: Option<(&'a mut Session, usize)>,
 }
 
 /// Holds what is asked for against the machine, says what will run, loads the model, and runs it over a cache with room
@@ -53,8 +53,10 @@ pub(crate) fn run_on(
     let reservation =
         Reservation { prompt_tokens, total_tokens: prompt_tokens.saturating_add(task.max_tokens) };
     // Lengths are bounded here.
-    let mut at_end = plan(opened.checkpoint.config(), &resolved, reservation.total_tokens)?;
-    let mut host = HostPlace::open(opened, &args.host, task.session, &resolved, &mut at_end)?;
+    let at_end = plan(opened.checkpoint.config(), &resolved, reservation.total_tokens)?;
+    let budget = Budget::new(&args.host, task.session.is_some(), &resolved, &at_end)?;
+    let mut host = HostPlace::open(opened, &args.host, task.session, &resolved, &budget)?;
+    let at_end = CachePlan { host_bytes: budget.ram_bytes, ..at_end };
     let plans = Plans { config: resolved, reservation, at_end };
     match args.place.device {
         Place::Cpu => {
@@ -62,16 +64,16 @@ pub(crate) fn run_on(
                 args.place.device_memory.is_none(),
                 "--device-memory is of a GPU; add --device gpu"
             );
-            let (model, resumed) = on_host(opened, args, plans, task.prompt, &mut host)?;
+            let (model, resumed) = on_host(opened, args, plans, task.prompt, &host)?;
             let found = resumed.num_tokens;
             let decoder = Box::new(HostDecoder::resume(&model, resumed));
-            run(Ready { decoder, session: host.session().map(|session| (session, found)) })
+            run(Ready { decoder, session: host.session_mut().map(|session| (session, found)) })
         }
         Place::Gpu(choice) => {
-            let (model, resumed) = on_device(opened, args, plans, task.prompt, &mut host, choice)?;
+            let (model, resumed) = on_device(opened, args, plans, task.prompt, &host, choice)?;
             let found = resumed.num_tokens;
             let decoder = Box::new(DeviceDecoder::resume(&model, resumed)?);
-            run(Ready { decoder, session: host.session().map(|session| (session, found)) })
+            run(Ready { decoder, session: host.session_mut().map(|session| (session, found)) })
         }
     }
 }
@@ -89,7 +91,7 @@ fn on_host(
     args: &CacheArgs,
     plans: Plans,
     prompt: &[u32],
-    host: &mut HostPlace,
+    host: &HostPlace,
 ) -> Result<(Model, Resumed<KvCache>)> {
     let Plans { config: resolved, reservation, at_end } = plans;
     let config = opened.checkpoint.config();
@@ -106,7 +108,7 @@ fn on_device(
     args: &CacheArgs,
     plans: Plans,
     prompt: &[u32],
-    host: &mut HostPlace,
+    host: &HostPlace,
     choice: DeviceChoice,
 ) -> Result<(DeviceModel, Resumed<DeviceCache>)> {
     let Plans { config: resolved, reservation, at_end } = plans;

@@ -7,7 +7,7 @@ use heterokv_cache::{CacheConfig, DeviceBytes, HostStats, KvCache, KvShape, Read
 use crate::{Error, Model, ModelConfig, Progress, Result, Resumed, Sampler, Session};
 
 /// Tokens of a later turn that pass through the model together, which bounds their scratch memory.
-pub const EXTEND_TOKENS: usize = 256;
+const EXTEND_TOKENS: usize = 256;
 
 /// What reads tokens into a cache and says what may come next. A [`HostDecoder`] computes on the CPU, a
 /// [`DeviceDecoder`](crate::DeviceDecoder) on a GPU.
@@ -28,7 +28,7 @@ pub trait Decoder: fmt::Debug {
     /// Logits `[vocab_size]` of what follows the last token.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] before there was one, and what the device refuses.
+    /// [`Error::EmptyPrompt`] before there was one, and where a session was cut at it; and what the device refuses.
     fn logits(&mut self) -> Result<Vec<f32>>;
 
     /// Picks what follows the last token, none of the ids `excluded`, of which those beyond the vocabulary exclude
@@ -43,8 +43,9 @@ pub trait Decoder: fmt::Debug {
     /// Saves the cache, which holds `tokens` and was resumed from the session, in its folder.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] before anything was fed, and [`Error::Session`].
-    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()>;
+    /// [`Error::EmptyPrompt`] where nothing is known of what follows the last token, [`Error::OtherSession`], and
+    /// [`Error::Session`].
+    fn save(&mut self, session: &mut Session, tokens: &[u32]) -> Result<()>;
 
     /// What the cache holds and what its steps have read.
     fn figures(&self) -> CacheFigures;
@@ -116,7 +117,7 @@ pub struct LinkFigures {
 pub struct HostDecoder<'m> {
     model: &'m Model,
     cache: KvCache,
-    /// The last token's hidden state `[hidden_size]`; empty before anything was fed.
+    /// The last token's hidden state `[hidden_size]`; empty where it is not known.
     hidden: Vec<f32>,
 }
 
@@ -131,6 +132,14 @@ impl<'m> HostDecoder<'m> {
     #[must_use]
     pub fn resume(model: &'m Model, resumed: Resumed<KvCache>) -> Self {
         Self { model, cache: resumed.cache, hidden: resumed.hidden }
+    }
+
+    /// Tokens of a prompt that are processed at once where the cache holds `num_found` of its `num_tokens`: all of it, or
+    /// as many of the rest as pass through the model together.
+    #[must_use]
+    pub fn tokens_at_once(num_tokens: usize, num_found: usize) -> usize {
+        let unread = num_tokens.saturating_sub(num_found);
+        if num_found == 0 { unread } else { unread.min(EXTEND_TOKENS) }
     }
 
     /// The cache.
@@ -179,7 +188,7 @@ impl Decoder for HostDecoder<'_> {
         self.model.logits(&self.hidden)
     }
 
-    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()> {
+    fn save(&mut self, session: &mut Session, tokens: &[u32]) -> Result<()> {
         if self.hidden.is_empty() {
             return Err(Error::EmptyPrompt);
         }

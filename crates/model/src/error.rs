@@ -308,12 +308,22 @@ pub enum Error {
         reason: &'static str,
     },
     /// A folder that cannot be made.
-    #[error("cannot make the folder {}", path.display())]
+    #[error(
+        "cannot make the folder {}; give a path in a folder that is there and can be written", path.display()
+    )]
     MakeFolder {
         /// The folder.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A cache that is to be saved in a session that it is not of.
+    #[error(
+        "the cache was not resumed from the session {}; save it in the one that it was resumed from", path.display()
+    )]
+    OtherSession {
+        /// The session's folder.
+        path: PathBuf,
     },
     /// A session of another text than the prompt.
     #[error(

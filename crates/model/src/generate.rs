@@ -132,7 +132,7 @@ impl<'m> Generator<'m> {
     ///
     /// # Errors
     /// As [`Decoder::save`].
-    pub fn save(&mut self, session: &Session) -> Result<()> {
+    pub fn save(&mut self, session: &mut Session) -> Result<()> {
         self.decoder.save(session, &self.history[..self.decoder.num_tokens()])
     }
 

@@ -19,7 +19,7 @@ pub mod text;
 
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-pub use decoder::{CacheFigures, Decoder, EXTEND_TOKENS, HostDecoder, LinkFigures};
+pub use decoder::{CacheFigures, Decoder, HostDecoder, LinkFigures};
 pub use device::{DeviceDecoder, DeviceModel, DeviceModelPlan};
 pub use error::{Error, Result};
 pub use forward::{Model, Observer, Progress, PromptBlock};

@@ -162,7 +162,7 @@ impl Session {
         &self.folder
     }
 
-    /// The most tokens of a prompt that the session has, before it is [resumed](Self::resume).
+    /// The most tokens of a prompt that the session has.
     ///
     /// # Errors
     /// [`Error::OtherText`] where more of the session would be cut off than kept.
@@ -177,18 +177,18 @@ impl Session {
     /// # Errors
     /// As [`found`](Self::found), [`SavedCache::load`] and [`KvCache::in_store`].
     pub fn resume(
-        &mut self,
+        &self,
         prompt: &[u32],
         (shape, config): (KvShape, CacheConfig),
         level: Level,
         profile: Option<&Profile>,
     ) -> Result<Resumed<KvCache>> {
-        if let Some(saved) = self.saved.take() {
-            let keep = self.keep(&saved.tokens, prompt)?;
+        let keep = self.found(prompt)?;
+        if let Some(saved) = &self.saved {
             let cache = saved.cache.load(shape, config.clone(), level, profile);
             let mut cache = cache.map_err(|error| self.error(error))?;
             if keep == saved.tokens.len() {
-                return Ok(Resumed { cache, num_tokens: keep, hidden: saved.hidden });
+                return Ok(Resumed { cache, num_tokens: keep, hidden: saved.hidden.clone() });
             }
             let num_tokens = cache.truncate(keep);
             if num_tokens > 0 {
@@ -212,8 +212,19 @@ impl Session {
         Ok(if is_within { common.saturating_sub(1) } else { common })
     }
 
-    /// Saves a cache that holds `tokens`, the last of which has the `hidden` state.
-    pub(crate) fn save(&self, cache: &mut KvCache, tokens: &[u32], hidden: &[f32]) -> Result<()> {
+    /// Saves a cache that holds `tokens`, the last of which has the `hidden` state. From then on, the session is this one.
+    ///
+    /// # Errors
+    /// [`Error::OtherSession`] for a cache whose rows are not in this session's folder, and [`Error::Session`].
+    pub(crate) fn save(
+        &mut self,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        hidden: &[f32],
+    ) -> Result<()> {
+        if !cache.is_in(&self.store) {
+            return Err(Error::OtherSession { path: self.folder.clone() });
+        }
         let header = Header {
             version: VERSION,
             model: self.model.clone(),
@@ -225,7 +236,11 @@ impl Session {
         companion.extend(header);
         companion.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
         companion.extend(hidden.iter().flat_map(|x| x.to_le_bytes()));
-        cache.save(NAME, &companion).map_err(|error| self.error(error))
+        let saved = cache.save(NAME, &companion);
+        let saved = saved.and_then(|()| SavedCache::open(&self.store, NAME));
+        let cache = saved.map_err(|error| self.error(error))?;
+        self.saved = Some(Saved { cache, tokens: tokens.to_vec(), hidden: hidden.to_vec() });
+        Ok(())
     }
 
     fn error(&self, error: heterokv_cache::Error) -> Error {
@@ -300,20 +315,22 @@ fn prepare(folder: &Path) -> Result<()> {
         }
         found => {
             if !found.map_err(failed)?.is_dir() {
-                return Err(folder_error(folder, "it is not a folder"));
+                return Err(folder_error(folder, "it is not a folder; give another path"));
             }
         }
     }
     let mut is_foreign = false;
     for entry in fs::read_dir(folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if name.to_str() == Some("session.saved") {
+        if name.to_str().and_then(Store::saved_name) == Some(NAME) {
             return Ok(());
         }
         is_foreign |= !name.to_str().is_some_and(Store::makes_file);
     }
     if is_foreign {
-        return Err(folder_error(folder, "it holds other files and no session"));
+        let reason =
+            "it holds other files and no session; give the path of a session, or a new one";
+        return Err(folder_error(folder, reason));
     }
     Ok(())
 }

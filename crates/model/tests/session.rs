@@ -42,7 +42,7 @@ impl Place {
     }
 
     /// What a session has of a prompt, and the number of its tokens.
-    fn resume(&self, session: &mut Session, prompt: &[u32]) -> (HostDecoder<'_>, usize) {
+    fn resume(&self, session: &Session, prompt: &[u32]) -> (HostDecoder<'_>, usize) {
         let config = (self.model.kv_shape(), self.config.clone());
         let resumed = session.resume(prompt, config, self.model.level(), None).unwrap();
         let found = resumed.num_tokens;
@@ -52,9 +52,9 @@ impl Place {
     /// Reads a prompt and saves it.
     fn save(&self, prompt: &[u32]) {
         let mut session = self.open().unwrap();
-        let (mut decoder, found) = self.resume(&mut session, prompt);
+        let (mut decoder, found) = self.resume(&session, prompt);
         decoder.feed(&prompt[found..], None).unwrap();
-        decoder.save(&session, prompt).unwrap();
+        decoder.save(&mut session, prompt).unwrap();
     }
 
     /// Saves the cache that is there with other bytes beside it.
@@ -89,9 +89,9 @@ fn a_session_goes_on_to_the_bit() {
         let mut without = HostDecoder::new(&place.model, new.unwrap());
         without.feed(&PROMPT[..7], None).unwrap();
         place.save(&PROMPT[..7]);
-        let mut session = place.open().unwrap();
+        let session = place.open().unwrap();
         assert_eq!(session.found(&PROMPT).unwrap(), 7);
-        let (mut decoder, found) = place.resume(&mut session, &PROMPT);
+        let (mut decoder, found) = place.resume(&session, &PROMPT);
         assert_eq!(found, 7);
         assert_eq!(bits(&mut decoder), bits(&mut without), "{spec}");
         for token in [2, 8, 19] {
@@ -103,15 +103,15 @@ fn a_session_goes_on_to_the_bit() {
         // What it shares with another text, and nothing else of it.
         let other: Vec<u32> = PROMPT[..5].iter().copied().chain([12, 13]).collect();
         let mut session = place.open().unwrap();
-        let (mut decoder, found) = place.resume(&mut session, &other);
+        let (mut decoder, found) = place.resume(&session, &other);
         assert_eq!((found, decoder.num_tokens()), (5, 5));
         assert!(
             matches!(decoder.logits(), Err(Error::EmptyPrompt)),
             "of the fifth nothing is known"
         );
-        assert!(matches!(decoder.save(&session, &other[..5]), Err(Error::EmptyPrompt)));
+        assert!(matches!(decoder.save(&mut session, &other[..5]), Err(Error::EmptyPrompt)));
         decoder.feed(&other[5..], None).unwrap();
-        decoder.save(&session, &other).unwrap();
+        decoder.save(&mut session, &other).unwrap();
         assert_ne!(bits(&mut decoder), bits(&mut without), "{spec}");
         drop((decoder, session));
         assert_eq!(place.open().unwrap().found(&other).unwrap(), 7);
@@ -135,6 +135,69 @@ fn a_text_of_which_more_would_be_lost_than_kept_is_refused() {
         assert!(is_told, "{error}");
     }
     (5..9).for_each(|common| assert_eq!(begins(common).unwrap(), common));
+}
+
+#[test]
+fn what_is_refused_loses_nothing_and_goes_on_from_the_same_session() {
+    let place = Place::new("full");
+    place.save(&PROMPT);
+    let session = &mut place.open().unwrap();
+    let config = |spec: &str| {
+        let spec: CacheSpec = spec.parse().unwrap();
+        (place.model.kv_shape(), spec.resolve(&place.model.kv_shape(), None).unwrap())
+    };
+    let level = Level::detect();
+    let of_text = session.resume(&[4, 4, 4], config("full"), level, None).unwrap_err();
+    assert!(matches!(of_text, Error::OtherText { common: 0, num_tokens: 9, .. }), "{of_text}");
+    let of_cache = session.resume(&PROMPT, config("keys=lm2"), level, None).unwrap_err();
+    assert!(matches!(of_cache, Error::Session { .. }), "{of_cache}");
+    // Twice: neither a refusal nor a cache that was given out takes it.
+    for _ in 0..2 {
+        let (mut decoder, found) = place.resume(session, &PROMPT);
+        assert_eq!((found, decoder.num_tokens()), (9, 9));
+        decoder.logits().unwrap();
+    }
+    // What was read without the session is not saved in it.
+    let cache = KvCache::new(place.model.kv_shape(), config("full").1, level, None).unwrap();
+    let mut decoder = HostDecoder::new(&place.model, cache);
+    decoder.feed(&[4, 4, 4], None).unwrap();
+    let error = decoder.save(session, &[4, 4, 4]).unwrap_err();
+    assert!(matches!(&error, Error::OtherSession { path } if path == place.folder.path()));
+    assert_eq!(session.found(&PROMPT).unwrap(), 9);
+}
+
+#[test]
+fn a_session_is_what_was_saved_in_it_last() {
+    let place = Place::new("full");
+    let mut session = place.open().unwrap();
+    for (text, found) in [(&PROMPT[..5], 0), (&PROMPT[..], 5)] {
+        let (mut decoder, num_tokens) = place.resume(&session, text);
+        assert_eq!(num_tokens, found);
+        decoder.feed(&text[found..], None).unwrap();
+        decoder.save(&mut session, text).unwrap();
+        let logits = bits(&mut decoder);
+        let (mut decoder, num_tokens) = place.resume(&session, text);
+        assert_eq!((num_tokens, bits(&mut decoder)), (text.len(), logits));
+    }
+    let shared = [&PROMPT[..4], &[0]].concat();
+    let error = session.found(&shared).unwrap_err();
+    assert!(matches!(error, Error::OtherText { common: 4, num_tokens: 9, .. }), "{error}");
+}
+
+#[test]
+fn a_cache_of_one_session_is_not_saved_in_another() {
+    let [one, other] = ["full", "full"].map(Place::new);
+    let [mut session_of_one, mut session_of_other] = [&one, &other].map(|at| at.open().unwrap());
+    let (mut decoder, _) = one.resume(&session_of_one, &PROMPT);
+    decoder.feed(&PROMPT, None).unwrap();
+    let error = decoder.save(&mut session_of_other, &PROMPT).unwrap_err();
+    assert!(matches!(&error, Error::OtherSession { path } if path == other.folder.path()));
+    for session in [&session_of_one, &session_of_other] {
+        assert_eq!(session.found(&PROMPT).unwrap(), 0, "nothing was saved in either");
+    }
+    decoder.save(&mut session_of_one, &PROMPT).unwrap();
+    drop((decoder, session_of_one, session_of_other));
+    assert_eq!([one, other].map(|at| at.open().unwrap().found(&PROMPT).unwrap()), [9, 0]);
 }
 
 #[test]

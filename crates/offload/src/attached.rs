@@ -23,8 +23,8 @@ pub(crate) struct Attached {
 }
 
 /// Reads what was saved with a sequence, from its beginning on. It stays readable when something else is saved under
-/// the name.
-#[derive(Debug)]
+/// the name. A clone goes on from the same place.
+#[derive(Clone, Debug)]
 pub struct Attachment {
     /// The sequence's.
     name: String,

@@ -119,8 +119,7 @@ impl Store {
     /// [`Error::NoSuchSave`], [`Error::ForeignSave`], [`Error::DamagedSave`], and [`Error::Io`] for what could not be
     /// read when the store was opened.
     pub fn load(&self, name: &str) -> Result<Sequence> {
-        let saved = lock(self.saved());
-        Ok(Sequence::new(self.clone(), saved.entry(name)?.heads.clone()?))
+        self.sequence_of(lock(self.saved()).entry(name)?)
     }
 
     /// What is saved with the sequence of a name beside its rows, of whatever model, format and shape these are: it can
@@ -129,9 +128,22 @@ impl Store {
     /// # Errors
     /// As [`load`](Self::load) but for [`Error::ForeignSave`]; [`Error::NoAttachment`] and [`Error::DamagedAttachment`].
     pub fn attachment(&self, name: &str) -> Result<Attachment> {
-        let attached = lock(self.saved()).entry(name)?.attached.clone()?;
-        let none = || Error::NoAttachment { name: name.to_owned() };
-        Attachment::new(name, attached.ok_or_else(none)?)
+        lock(self.saved()).entry(name)?.attachment(name)
+    }
+
+    /// What [`attachment`](Self::attachment) gives and what [`load`](Self::load) gives, of one save: whatever is saved
+    /// under the name between two calls, the pair is of the same one.
+    ///
+    /// # Errors
+    /// As [`attachment`](Self::attachment).
+    pub fn load_with(&self, name: &str) -> Result<(Attachment, Result<Sequence>)> {
+        let saved = lock(self.saved());
+        let entry = saved.entry(name)?;
+        Ok((entry.attachment(name)?, self.sequence_of(entry)))
+    }
+
+    fn sequence_of(&self, entry: &Entry) -> Result<Sequence> {
+        Ok(Sequence::new(self.clone(), entry.heads.clone()?))
     }
 
     /// Removes what is saved under a name, or may be after a save that failed. Sequences that were loaded keep their rows.
@@ -164,6 +176,12 @@ impl Store {
         let is_table = [ENDING, NEW_ENDING].iter().any(|ending| name.ends_with(ending));
         is_numbered || is_table || name == disk::LOCK
     }
+
+    /// What is saved under, where a file of this name is in the folder of a store; none of files that say nothing of it.
+    #[must_use]
+    pub fn saved_name(file_name: &str) -> Option<&str> {
+        file_name.strip_suffix(ENDING)
+    }
 }
 
 impl Saved {
@@ -178,7 +196,7 @@ impl Saved {
         shared.description = describe(&shared.shape, &options.model);
         shared.fingerprint = Hasher::oneshot(shared.description.as_bytes());
         let mut tables = BTreeMap::new();
-        for name in names.iter().filter_map(|name| name.strip_suffix(ENDING)) {
+        for name in names.iter().filter_map(|name| Store::saved_name(name)) {
             tables.insert(name, read_table(&**files, folder, name));
         }
         if tables.values().all(Result::is_ok) {
@@ -238,6 +256,11 @@ impl Drop for Saved {
         for attached in attached.chain(doubtful().map(|(_, attached)| attached)).flatten() {
             attached.keep();
         }
+    }
+
+    fn attachment(&self, name: &str) -> Result<Attachment> {
+        let none = || Error::NoAttachment { name: name.to_owned() };
+        Attachment::new(name, self.attached.clone()?.ok_or_else(none)?)
     }
 }
 

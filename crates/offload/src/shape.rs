@@ -32,6 +32,8 @@ pub struct DryRun {
     /// Whether there is room for what must be in RAM at any time: the last pages, which take rows, and
     /// one page more.
     pub is_enough: bool,
+    /// The least budget that is enough.
+    pub least_bytes: usize,
 }
 
 impl StoreShape {
@@ -101,9 +103,10 @@ impl DryRun {
         let max_frames = ram_budget_bytes / frame_bytes.max(1);
         let ram_pages = num_pages.min(max_frames);
         let disk_pages = num_pages - ram_pages;
-        let is_enough = disk_pages == 0 || num_open < max_frames;
-        let [ram_bytes, disk_bytes] =
-            [ram_pages, disk_pages].map(|pages| pages.saturating_mul(frame_bytes));
-        Self { ram_pages, ram_bytes, disk_pages, disk_bytes, is_enough }
+        let least_pages = num_pages.min(num_open.saturating_add(1));
+        let [ram_bytes, disk_bytes, least_bytes] =
+            [ram_pages, disk_pages, least_pages].map(|pages| pages.saturating_mul(frame_bytes));
+        let is_enough = max_frames >= least_pages;
+        Self { ram_pages, ram_bytes, disk_pages, disk_bytes, is_enough, least_bytes }
     }
 }

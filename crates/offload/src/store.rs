@@ -119,6 +119,12 @@ impl Store {
         Self::open(StoreOptions { shape, ram_budget_bytes: usize::MAX, disk: None })
     }
 
+    /// Whether the two are clones of one store.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Its shape.
     #[must_use]
     pub fn shape(&self) -> &StoreShape {

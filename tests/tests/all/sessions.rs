@@ -1,8 +1,15 @@
 //! Sessions of the default model: what one process has read, another goes on from, to the bit.
 
-use heterokv_cache::{KvShape, Level, OsFiles};
-use heterokv_model::{ComputeType, Decoder, HostDecoder, Model, Session};
+use std::sync::Arc;
 
+use heterokv_cache::{CacheSpec, DeviceCache, KvShape, Level, OsFiles, Reservation};
+use heterokv_model::{
+    Checkpoint, ComputeType, Decoder, DeviceDecoder, DeviceModel, Error, HostDecoder, Model,
+    Sampler, SamplerSettings, Session,
+};
+
+use crate::device::software_or_skip;
+use crate::files::fixture;
 use crate::smollm::{Smollm, cache, config};
 
 /// Tokens of the context, and of what is read behind it.
@@ -23,7 +30,7 @@ fn greedy(decoder: &mut HostDecoder<'_>, num_tokens: usize) -> Vec<Vec<u32>> {
 
 fn resume<'m>(
     model: &'m Model,
-    session: &mut Session,
+    session: &Session,
     prompt: &[u32],
     spec: &str,
 ) -> (HostDecoder<'m>, usize) {
@@ -56,10 +63,10 @@ fn a_session_of_the_default_model_goes_on_to_the_bit() {
             .unwrap()
         };
         let mut session = open();
-        let (mut decoder, found) = resume(&model, &mut session, context, spec);
+        let (mut decoder, found) = resume(&model, &session, context, spec);
         assert_eq!(found, 0);
         decoder.feed(context, None).unwrap();
-        decoder.save(&session, context).unwrap();
+        decoder.save(&mut session, context).unwrap();
         let expected = greedy(&mut decoder, 12);
         drop((decoder, session));
 
@@ -68,7 +75,7 @@ fn a_session_of_the_default_model_goes_on_to_the_bit() {
         assert_eq!(greedy(&mut without, 12), expected, "{spec}: without a session");
 
         let mut session = open();
-        let (mut decoder, found) = resume(&model, &mut session, context, spec);
+        let (mut decoder, found) = resume(&model, &session, context, spec);
         assert_eq!(found, CONTEXT_TOKENS);
         assert_eq!(greedy(&mut decoder, 12), expected, "{spec}: again");
         drop((decoder, session));
@@ -79,16 +86,65 @@ fn a_session_of_the_default_model_goes_on_to_the_bit() {
         at_once.feed(&text[found..], None).unwrap();
         let expected = greedy(&mut at_once, 8);
         let mut session = open();
-        let (mut decoder, found) = resume(&model, &mut session, text, spec);
+        let (mut decoder, found) = resume(&model, &session, text, spec);
         decoder.feed(&text[found..], None).unwrap();
-        decoder.save(&session, text).unwrap();
+        decoder.save(&mut session, text).unwrap();
         drop((decoder, session));
         let mut session = open();
-        let (mut decoder, found) = resume(&model, &mut session, text, spec);
+        let (mut decoder, found) = resume(&model, &session, text, spec);
         assert_eq!(found, text.len());
         let seen = greedy(&mut decoder, 8);
         assert_eq!(seen, expected, "{spec}: grown");
         // The negative control: logits of another place are others.
         assert_ne!(seen[0], seen[1], "{spec}");
     }
+}
+
+/// Where a session is cut, nothing is known of what follows, on a device neither, whatever was read there before.
+#[test]
+fn a_session_that_is_cut_on_a_device() {
+    let Some(device) = software_or_skip() else { return };
+    let (level, compute) = (Level::detect(), ComputeType::F16);
+    let checkpoint = Checkpoint::open(&fixture("llama3-rope-scaling.gguf")).unwrap();
+    let model = DeviceModel::load(Arc::clone(&device), &checkpoint, compute, level, None).unwrap();
+    let shape = model.kv_shape();
+    let spec: CacheSpec =
+        "keys=int4-token,values=f16@host,select=none,sinks=2,recent=4".parse().unwrap();
+    let config = spec.resolve(&shape, None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut session =
+        Session::open(folder.path(), &checkpoint, &shape, &config, usize::MAX, OsFiles::default())
+            .unwrap();
+    let resume = |session: &Session, prompt: &[u32]| {
+        let resumed = session.resume(prompt, (shape, config.clone()), level, None).unwrap();
+        let reservation = Reservation { prompt_tokens: 40, total_tokens: 50 };
+        let upload = |cache| DeviceCache::upload(Arc::clone(&device), cache, reservation);
+        DeviceDecoder::resume(&model, resumed.try_map(upload).unwrap()).unwrap()
+    };
+    let text: Vec<u32> = (0..30).map(|token| token * 7 % 50).collect();
+    let other: Vec<u32> = text[..20].iter().copied().chain([3, 1]).collect();
+
+    let mut decoder = resume(&session, &text);
+    assert!(matches!(decoder.logits(), Err(Error::EmptyPrompt)), "nothing was read yet");
+    decoder.feed(&text, None).unwrap();
+    decoder.save(&mut session, &text).unwrap();
+    let expected = decoder.logits().unwrap();
+    drop(decoder);
+    let mut decoder = resume(&session, &text);
+    assert_eq!(decoder.num_tokens(), 30);
+    assert_eq!(decoder.logits().unwrap(), expected, "of all of it, what follows is saved");
+    drop(decoder);
+
+    let mut decoder = resume(&session, &other);
+    assert_eq!(decoder.num_tokens(), 20);
+    assert!(matches!(decoder.logits(), Err(Error::EmptyPrompt)), "of the 20th nothing is known");
+    let mut sampler = Sampler::new(SamplerSettings::default()).unwrap();
+    assert!(matches!(decoder.pick(&mut sampler, &[], &[]), Err(Error::EmptyPrompt)));
+    assert!(matches!(decoder.save(&mut session, &other[..20]), Err(Error::EmptyPrompt)));
+    assert_eq!(session.found(&text).unwrap(), 30, "nothing was saved");
+    decoder.feed(&other[20..], None).unwrap();
+    assert_ne!(decoder.logits().unwrap(), expected);
+    decoder.pick(&mut sampler, &[], &[]).unwrap();
+    decoder.save(&mut session, &other).unwrap();
+    assert_eq!(session.found(&other).unwrap(), 22);
 }

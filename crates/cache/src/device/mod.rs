@@ -126,6 +126,23 @@ impl DeviceCache {
         reservation: Reservation,
     ) -> Result<Self> {
         check(&shape, &config, profile)?;
+        let host = match &config {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
+        };
+        Self::with_host(device, shape, config, level, profile, host, reservation)
+    }
+
+    /// An empty cache of what was checked.
+    fn with_host(
+        device: Arc<Device>,
+        shape: KvShape,
+        config: CacheConfig,
+        level: Level,
+        profile: Option<&Profile>,
+        host: Option<Sequence>,
+        reservation: Reservation,
+    ) -> Result<Self> {
         let gpu = device.gpu();
         let plan = DeviceCachePlan::new(&config, &shape, gpu.limits(), reservation)?;
         let mut rows = RowPool::new(gpu, shape.heads.head_dim, plan.page_tokens)?;
@@ -142,10 +159,6 @@ impl DeviceCache {
             }
             layers.push(layer);
         }
-        let host = match &config {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
-        };
         let heads = shape.heads;
         let row_bytes = 4 * heads.qo_row_len() as u64;
         let states = States::new(gpu, heads, plan.states)?;

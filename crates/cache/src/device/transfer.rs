@@ -25,11 +25,11 @@ impl DeviceCache {
         reservation: Reservation,
     ) -> Result<Self> {
         let (shape, config, level) = (cache.shape(), cache.config().clone(), cache.level());
-        let mut own = Self::new(Arc::clone(&device), shape, config, level, None, reservation)?;
-        let gpu = device.gpu();
         let (heads, _, host) = cache.parts_mut();
-        own.host = host.map(|host| host.fork());
-        let Self { rows, layers, .. } = &mut own;
+        let host = host.take();
+        let mut own = Self::with_host(device, shape, config, level, None, host, reservation)?;
+        let Self { device, rows, layers, .. } = &mut own;
+        let gpu = device.gpu();
         for ((layer, kv_head), head) in shape.places().zip(heads) {
             let HeadContents { resident, window, coder, energy, pages, num_coded } =
                 head.contents();

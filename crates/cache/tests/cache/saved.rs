@@ -124,6 +124,38 @@ fn caches_that_have_no_tables_yet_or_hold_nothing() {
 }
 
 #[test]
+fn a_save_between_opening_and_loading_is_not_mixed_in() {
+    let shape = shape(2, 4, 2, 16);
+    let [one, other] = [10, 11].map(|seed| Tokens::new(seed, shape, 460));
+    for spec in ["full", "hca:50%,recent=20", "keys=pq/2x16,rescore=int8@host,recent=20"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = store(folder.path(), spec, shape, usize::MAX);
+        let save = |tokens: &Tokens| {
+            let mut cache = empty_in(&own, spec, shape);
+            tokens.fill(&mut cache, 330, 347);
+            cache.save(NAME, COMPANION).expect("a disk of a test");
+        };
+        let load = |saved: &SavedCache| {
+            let cache = saved.load(shape, config(spec, shape), Level::detect(), None);
+            goes_on(&one, &mut cache.expect("it was saved"), 347..360)
+        };
+        save(&one);
+        let before = SavedCache::open(&own, NAME).expect("it was saved");
+        // As many tokens, and others.
+        save(&other);
+        let after = SavedCache::open(&own, NAME).expect("it was saved");
+        let mut in_ram = [&one, &other].map(|tokens| tokens.cache(spec, 330, 347));
+        let expected = in_ram.each_mut().map(|cache| goes_on(&one, cache, 347..360));
+        assert_ne!(expected[0], expected[1], "{spec}: there is something to mix");
+        // Loading takes nothing of it.
+        for _ in 0..2 {
+            assert_eq!(load(&before), expected[0], "{spec}");
+            assert_eq!(load(&after), expected[1], "{spec}");
+        }
+    }
+}
+
+#[test]
 fn a_mix_is_what_it_chose_and_not_its_file() {
     let shape = shape(2, 4, 2, 16);
     let tokens = Tokens::new(4, shape, 460);

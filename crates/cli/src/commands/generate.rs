@@ -63,7 +63,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
 
     let task = Task { prompt: &tokens, max_tokens, session: args.session.as_deref() };
     run_on(&opened, &args.cache, task, |ready| {
-        let found = ready.session.map_or(0, |(_, found)| found);
+        let found = ready.session.as_ref().map_or(0, |(_, found)| *found);
         let generator = Generator::resume(ready.decoder, &text.tokenizer, &tokens[..found]);
         reply(args, &opened, generator, (&tokens, ready.session), &settings)
     })
@@ -74,12 +74,12 @@ fn reply(
     args: &GenerateArgs,
     opened: &Opened,
     mut generator: Generator<'_>,
-    (tokens, session): (&[u32], Option<(&Session, usize)>),
+    (tokens, session): (&[u32], Option<(&mut Session, usize)>),
     settings: &GenerateSettings,
 ) -> Result<()> {
     let mut prompt = PromptFigures {
         num_tokens: tokens.len(),
-        session_tokens: session.map(|(_, found)| found),
+        session_tokens: session.as_ref().map(|(_, found)| *found),
         ..PromptFigures::default()
     };
     let unread = &tokens[prompt.session_tokens.unwrap_or(0)..];

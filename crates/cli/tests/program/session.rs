@@ -185,15 +185,21 @@ fn paths_that_cannot_be_a_session() {
     let text = file("no-session.txt", "Call me Ishmael.");
     refuses(
         &arguments(&text, "Call me", "full"),
-        &["no-session.txt cannot be a session's folder: it is not a folder"],
+        &["no-session.txt cannot be a session's folder: it is not a folder; give another path"],
     );
     let missing = format!("{}/further", fresh("no-such-folder"));
-    refuses(&arguments(&missing, "Call me", "full"), &["cannot make the folder", "No such file"]);
+    refuses(
+        &arguments(&missing, "Call me", "full"),
+        &["cannot make the folder", "give a path in a folder that is there", "No such file"],
+    );
     let foreign = fresh("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(Path::new(&foreign).join("pages-00000001"), "ours").unwrap();
     fs::write(Path::new(&foreign).join("notes.txt"), "theirs").unwrap();
-    refuses(&arguments(&foreign, "Call me", "full"), &["it holds other files and no session"]);
+    refuses(
+        &arguments(&foreign, "Call me", "full"),
+        &["it holds other files and no session; give the path of a session, or a new one"],
+    );
     assert_eq!(contents(&foreign).len(), 2, "they are as they were");
     if cfg!(target_os = "linux") {
         refuses(&arguments("/proc", "Call me", "full"), &["/proc"]);

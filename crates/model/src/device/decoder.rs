@@ -17,6 +17,8 @@ const UNIFORM_STEPS: f64 = (1 << 24) as f64;
 pub struct DeviceDecoder<'m> {
     model: &'m DeviceModel,
     cache: DeviceCache,
+    /// Whether the last hidden state on the device is that of the cache's last token.
+    knows_last: bool,
     /// When counting began.
     crossed_before: Crossed,
 }
@@ -26,7 +28,7 @@ impl<'m> DeviceDecoder<'m> {
     #[must_use]
     pub fn new(model: &'m DeviceModel, cache: DeviceCache) -> Self {
         let crossed_before = model.device().gpu().crossed();
-        Self { model, cache, crossed_before }
+        Self { model, cache, knows_last: false, crossed_before }
     }
 
     /// Over the cache of a session, of this model and on its device.
@@ -34,8 +36,9 @@ impl<'m> DeviceDecoder<'m> {
     /// # Errors
     /// What the device refuses.
     pub fn resume(model: &'m DeviceModel, resumed: Resumed<DeviceCache>) -> Result<Self> {
-        model.set_last_hidden(&resumed.hidden)?;
-        Ok(Self::new(model, resumed.cache))
+        let Resumed { cache, hidden, .. } = resumed;
+        model.set_last_hidden(&hidden)?;
+        Ok(Self { knows_last: !hidden.is_empty(), ..Self::new(model, cache) })
     }
 
     /// The cache.
@@ -56,13 +59,15 @@ impl Decoder for DeviceDecoder<'_> {
 
     fn feed(&mut self, tokens: &[u32], progress: Option<Progress<'_>>) -> Result<()> {
         match self.num_tokens() {
-            0 => self.model.prefill(tokens, &mut self.cache, progress),
-            _ => self.model.extend(tokens, &mut self.cache, progress),
+            0 => self.model.prefill(tokens, &mut self.cache, progress)?,
+            _ => self.model.extend(tokens, &mut self.cache, progress)?,
         }
+        self.knows_last = true;
+        Ok(())
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {
-        if self.num_tokens() == 0 {
+        if !self.knows_last {
             return Err(Error::EmptyPrompt);
         }
         self.model.logits()
@@ -71,7 +76,7 @@ impl Decoder for DeviceDecoder<'_> {
     /// On the device, but where repetitions are penalised.
     fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
         let settings = *sampler.settings();
-        if self.num_tokens() > 0 && settings.repetition_penalty == 1.0 {
+        if self.knows_last && settings.repetition_penalty == 1.0 {
             // The sampler advances only where a token was drawn.
             let mut after = sampler.clone();
             let draw = (settings.temperature > 0.0).then(|| {
@@ -87,8 +92,8 @@ impl Decoder for DeviceDecoder<'_> {
         pick_of(self.logits()?, sampler, history, excluded)
     }
 
-    fn save(&mut self, session: &Session, tokens: &[u32]) -> Result<()> {
-        if self.num_tokens() == 0 {
+    fn save(&mut self, session: &mut Session, tokens: &[u32]) -> Result<()> {
+        if !self.knows_last {
             return Err(Error::EmptyPrompt);
         }
         session.save(&mut self.cache.download()?, tokens, &self.model.last_hidden()?)

@@ -127,7 +127,7 @@ impl DeviceModel {
         Ok(words.take(self.config.hidden_size).map(|word| f32::from_le_bytes(*word)).collect())
     }
 
-    /// Puts a hidden state in its place; nothing where there is none.
+    /// Puts a hidden state in its place; where it is empty, what is there stays.
     pub(super) fn set_last_hidden(&self, hidden: &[f32]) -> Result<()> {
         Ok(self.device.gpu().write(&self.work.last, 0, bytemuck::cast_slice(hidden))?)
     }

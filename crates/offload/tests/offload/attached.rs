@@ -79,6 +79,39 @@ fn it_goes_with_the_last_table_that_names_it_and_a_reader_keeps_it() {
 }
 
 #[test]
+fn a_pair_is_of_one_save_whatever_is_saved_later() {
+    let sim = Sim::default();
+    let store = open(Arc::new(sim.clone()), 4).unwrap();
+    let save = |stream: usize, num_rows: usize| {
+        let mut sequence = store.sequence();
+        append(&mut sequence, (0, 0), stream, num_rows).unwrap();
+        save_with(&mut sequence, "talk", num_rows).unwrap();
+    };
+    save(1, 10);
+    let (mut beside_first, first) = store.load_with("talk").unwrap();
+    save(2, 13);
+    let (mut beside_second, second) = store.load_with("talk").unwrap();
+    check(&first.unwrap(), (0, 0), 1, 10);
+    check(&second.unwrap(), (0, 0), 2, 13);
+    for (attachment, expected) in
+        [(&mut beside_first, beside(10)), (&mut beside_second, beside(13))]
+    {
+        let mut found = [vec![0; 500], vec![0; expected.len() - 500]];
+        attachment.read_exact(&mut found[0]).unwrap();
+        // Each of the two goes on by itself.
+        let mut clone = attachment.clone();
+        for attachment in [attachment, &mut clone] {
+            attachment.read_exact(&mut found[1]).unwrap();
+            assert_eq!(found.concat(), expected);
+            found[1].fill(0);
+        }
+    }
+    assert!(matches!(store.load_with("other"), Err(Error::NoSuchSave { .. })));
+    store.sequence().save("plain").unwrap();
+    assert!(matches!(store.load_with("plain"), Err(Error::NoAttachment { .. })));
+}
+
+#[test]
 fn a_save_that_fails_leaves_the_pair_that_was_there() {
     let sim = Sim::default();
     let store = open(Arc::new(sim.clone()), 4).unwrap();
@@ -210,7 +243,11 @@ fn it_says_what_a_sequence_is_that_the_store_cannot_have() {
     let store = Store::open(options).unwrap();
     assert!(matches!(store.load("talk"), Err(Error::ForeignSave { .. })));
     assert_eq!(read_attachment(&store, "talk").unwrap(), b"of another model");
+    let (_, sequence) = store.load_with("talk").unwrap();
+    assert!(matches!(sequence, Err(Error::ForeignSave { .. })));
     drop(store);
+    let names = ["talk.saved", "talk.saved-new", "attached-00000001", "lock"];
+    assert_eq!(names.map(Store::saved_name), [Some("talk"), None, None, None]);
     assert_eq!(read_attachment(&on(folder.path()), "talk").unwrap(), b"of another model");
 }
 

@@ -139,10 +139,17 @@ fn a_dry_run_says_what_a_budget_holds() {
         disk_pages: 54,
         disk_bytes: 54 * 64,
         is_enough: true,
+        least_bytes: 5 * 64,
     };
     assert_eq!(run, expected);
     assert!(!shape.dry_run(101, 4 * 64).is_enough, "no room beside the last pages");
     assert!(shape.dry_run(101, 5 * 64).is_enough);
+    // All pages are full: one at a time is enough.
+    assert_eq!(shape.dry_run(100, 64).least_bytes, 64);
+    assert!(shape.dry_run(100, 64).is_enough && !shape.dry_run(100, 63).is_enough);
+    // There are no more pages than those that take rows.
+    assert_eq!(shape.dry_run(3, 256).least_bytes, 4 * 64);
+    assert!(shape.dry_run(3, 256).is_enough && !shape.dry_run(3, 255).is_enough);
     assert_eq!(shape.dry_run(0, 0), DryRun { is_enough: true, ..DryRun::default() });
     assert_eq!(shape.dry_run(101, usize::MAX).ram_bytes, shape.bytes(101));
     let beyond = shape.dry_run(usize::MAX, usize::MAX);
