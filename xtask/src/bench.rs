@@ -72,6 +72,7 @@ pub(crate) fn check_bars(workspace: &Workspace, model: Option<&Path>) -> Result<
     // The shape that the bars are set for.
     let speed = ["quant", "--peers", "--check", "--head-dims", "64", "--group-sizes", "3"];
     let mut tally = check(workspace, &speed)?;
+    tally += check(workspace, &["offload", "ram", "--check"])?;
     let mut tests = workspace.cargo(&["test", "--release", "--manifest-path", PEERS_MANIFEST]);
     tests.arg("--target-dir").arg(workspace.target_folder()?.join(PEERS_TARGET));
     tally += Tally::of_check(process::run(&mut tests)?);

@@ -1,7 +1,9 @@
 //! Where the rows of a cache are on the host: in RAM, under a budget, on a disk, or in a session.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::{CacheConfig, CachePlan, DiskOptions, KvCache, OsFiles, Store, StoreOptions};
@@ -9,6 +11,7 @@ use heterokv_model::{HostDecoder, Resumed, Session};
 use tempfile::TempDir;
 
 use crate::args::{CacheArgs, HostArgs};
+use crate::interrupt;
 use crate::load::Opened;
 use crate::output::{bytes, count, say, tokens};
 use crate::requirement::kv_shape;
@@ -61,14 +64,7 @@ impl HostPlace {
         if args.host_memory.is_none() {
             return Ok(Self::Ram);
         }
-        // A folder of its own, so that several programs can use one disk.
-        let new = |folder| tempfile::Builder::new().prefix("heterokv-").tempdir_in(folder);
-        let folder = args.disk.as_ref().map(|disk| {
-            new(disk).with_context(|| {
-                format!("cannot make a folder in {}; name one that can be written", disk.display())
-            })
-        });
-        let folder = folder.transpose()?;
+        let folder = args.disk.as_deref().map(own_folder).transpose()?;
         let disk = folder.as_ref().map(|folder| DiskOptions {
             files: Arc::new(files),
             ..DiskOptions::new(folder.path(), opened.fingerprint())
@@ -167,5 +163,36 @@ impl Budget {
             bytes(budget)
         );
         Ok(Self { ram_budget_bytes, ram_bytes: run.ram_bytes })
+    }
+}
+
+/// What the names of such folders begin with.
+const PREFIX: &str = "heterokv-";
+
+/// How long a folder whose store nobody holds has to be there before it is taken for one of a process that was killed.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// A folder of its own on a disk, so that several programs can use one; those that a killed one left are removed.
+fn own_folder(disk: &Path) -> Result<TempDir> {
+    sweep(disk);
+    let new = tempfile::Builder::new().prefix(PREFIX).tempdir_in(disk).with_context(|| {
+        format!("cannot make a folder in {}; name one that can be written", disk.display())
+    })?;
+    interrupt::remove_at_end(new.path().to_owned());
+    Ok(new)
+}
+
+/// Removes folders whose lock nobody holds any more. What cannot be looked at or removed stays.
+fn sweep(disk: &Path) {
+    let is_abandoned = |folder: &Path| -> std::io::Result<bool> {
+        let lock = File::options().write(true).open(folder.join("lock"))?;
+        let age = lock.metadata()?.modified()?.elapsed().unwrap_or_default();
+        Ok(age >= ABANDONED && lock.try_lock().is_ok())
+    };
+    let entries = fs::read_dir(disk).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
+        if is_abandoned(&entry.path()).unwrap_or(false) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! Ctrl-C: it ends a reply, leaves a prompt, and stops anything else.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Loading, reading a prompt: nothing to end but the program.
 const WORKING: u8 = 0;
@@ -17,6 +20,9 @@ const STOPPED: i32 = 130;
 
 static STATE: AtomicU8 = AtomicU8::new(WORKING);
 
+/// A folder that is of no use without this process.
+static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
+
 /// Takes over Ctrl-C.
 ///
 /// # Errors
@@ -27,11 +33,24 @@ pub(crate) fn install() -> anyhow::Result<()> {
             STATE.compare_exchange(REPLYING, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
         match stopped {
             Ok(_) => {}
-            Err(AT_PROMPT) => process::exit(0),
-            Err(_) => process::exit(STOPPED),
+            Err(AT_PROMPT) => leave(0),
+            Err(_) => leave(STOPPED),
         }
     })?;
     Ok(())
+}
+
+/// Removes this folder, too, when Ctrl-C ends the program.
+pub(crate) fn remove_at_end(folder: PathBuf) {
+    *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
+}
+
+fn leave(code: i32) -> ! {
+    if let Some(folder) = FOLDER.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // Others may still write into it; what is left then the next run removes.
+        let _ = fs::remove_dir_all(folder);
+    }
+    process::exit(code)
 }
 
 /// Runs `wait`, during which Ctrl-C leaves the program in peace.

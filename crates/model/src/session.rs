@@ -162,6 +162,12 @@ impl Session {
         &self.folder
     }
 
+    /// Whether the session has all of a prompt: to read it adds nothing.
+    #[must_use]
+    pub fn has_all_of(&self, prompt: &[u32]) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.tokens.starts_with(prompt))
+    }
+
     /// The most tokens of a prompt that the session has.
     ///
     /// # Errors
@@ -310,7 +316,7 @@ fn prepare(folder: &Path) -> Result<()> {
     let failed = |source| Error::Io { path: folder.to_owned(), source };
     match fs::metadata(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let made = fs::create_dir(folder);
+            let made = fs::create_dir(folder).and_then(|()| sync_parent(folder));
             return made.map_err(|source| Error::MakeFolder { path: folder.to_owned(), source });
         }
         found => {
@@ -319,20 +325,30 @@ fn prepare(folder: &Path) -> Result<()> {
             }
         }
     }
-    let mut is_foreign = false;
+    let (mut is_foreign, mut is_empty, mut has_lock) = (false, true, false);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         if name.to_str().and_then(Store::saved_name) == Some(NAME) {
             return Ok(());
         }
         is_foreign |= !name.to_str().is_some_and(Store::makes_file);
+        is_empty = false;
+        has_lock |= name == "lock";
     }
-    if is_foreign {
+    // Files that a store could have made are somebody else's where no store was.
+    if is_foreign || !is_empty && !has_lock {
         let reason =
             "it holds other files and no session; give the path of a session, or a new one";
         return Err(folder_error(folder, reason));
     }
     Ok(())
+}
+
+/// Makes durable that a folder is there.
+fn sync_parent(folder: &Path) -> io::Result<()> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // Elsewhere a folder cannot be opened.
+    if cfg!(unix) { fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all() } else { Ok(()) }
 }
 
 fn in_session(folder: &Path, source: heterokv_cache::Error) -> Error {

@@ -166,7 +166,7 @@ impl<'a> Pending<'a, ()> {
     /// As [`try_take`](Self::try_take).
     pub(crate) fn of_page(shared: &'a Shared, page: &Arc<Page>) -> Result<Held> {
         let mut pending = Pending::new(shared);
-        shared.counters.misses.add(1);
+        shared.counters.misses.add(usize::from(page.seat.is_empty()));
         pending.ask(page, ())?;
         let (_, held) = pending.take()?.expect("what was asked for arrives");
         Ok(held)

@@ -52,6 +52,13 @@ struct Entry {
     attached: Result<Option<Arc<Attached>>>,
 }
 
+impl Entry {
+    fn attachment(&self, name: &str) -> Result<Attachment> {
+        let none = || Error::NoAttachment { name: name.to_owned() };
+        Attachment::new(name, self.attached.clone()?.ok_or_else(none)?)
+    }
+}
+
 impl Sequence {
     /// Saves the sequence under a name, in the place of what was saved under it before. When this returns, the
     /// rows that it has now survive whatever happens to the process and the machine; until then, and where it
@@ -256,11 +263,6 @@ impl Drop for Saved {
         for attached in attached.chain(doubtful().map(|(_, attached)| attached)).flatten() {
             attached.keep();
         }
-    }
-
-    fn attachment(&self, name: &str) -> Result<Attachment> {
-        let none = || Error::NoAttachment { name: name.to_owned() };
-        Attachment::new(name, self.attached.clone()?.ok_or_else(none)?)
     }
 }
 

@@ -79,7 +79,7 @@ impl Sequence {
     /// where room had to be made or the last page had to be read. Rows before the one that failed are kept.
     ///
     /// # Panics
-    /// When layer or head do not exist, or the lengths do not agree.
+    /// When layer or head do not exist, the lengths do not agree, or are not whole rows.
     pub fn append(
         &mut self,
         layer: usize,
@@ -90,6 +90,7 @@ impl Sequence {
         assert_eq!(keys.len(), values.len());
         let shape = *self.store.shape();
         let (head_dim, row_bytes) = (shape.layout.head_dim, shape.layout.row_bytes());
+        assert!(values.len().is_multiple_of(head_dim), "whole rows");
         let head_idx = self.head_idx(layer, kv_head);
         let mut rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
         while rows.len() > 0 {

@@ -13,7 +13,8 @@ pub struct Stats {
     pub ram_peak: Tier,
     /// Bytes that RAM takes from the machine: the frames, and those free for the next pages.
     pub slab_bytes: usize,
-    /// Pages on disk, whether they are in RAM too or not.
+    /// Pages on disk, whether they are in RAM too or not; their bytes are those that they take in RAM, and a slot of a file
+    /// is a multiple of 4,096.
     pub disk: Tier,
     /// Pages in RAM that can leave it at once.
     pub clean_pages: usize,

@@ -3,17 +3,17 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use heterokv_model::text::Conversation;
 use heterokv_model::{FinishReason, GenerateSettings, Generation, Generator, Session};
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
-use crate::failure::Unwritable;
+use crate::failure::{Unwritable, one_line};
 use crate::interrupt;
 use crate::load::{Opened, check_ratio};
 use crate::machine::{Task, run_on};
-use crate::output::{print, print_line};
+use crate::output::{print, print_line, say};
 use crate::progress::Bar;
 use crate::prompt::{UnreadFiles, check_not_empty, encode_plain, reply_tokens};
 use crate::report::{PromptFigures, Report};
@@ -65,8 +65,24 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     run_on(&opened, &args.cache, task, |ready| {
         let found = ready.session.as_ref().map_or(0, |(_, found)| *found);
         let generator = Generator::resume(ready.decoder, &text.tokenizer, &tokens[..found]);
-        reply(args, &opened, generator, (&tokens, ready.session), &settings)
+        let done = reply(args, &opened, generator, (&tokens, ready.session), &settings);
+        done.map_err(|error| match &args.session {
+            Some(folder) if is_damaged_page(&error) => error.context(format!(
+                "session {}: remove this folder, and the text is read again",
+                folder.display()
+            )),
+            _ => error,
+        })
     })
+}
+
+/// Whether rows on disk are not those that were written.
+fn is_damaged_page(error: &anyhow::Error) -> bool {
+    use heterokv_cache::{Error as CacheError, StoreError};
+
+    let damaged =
+        |error: &CacheError| matches!(error, CacheError::Offload(StoreError::DamagedPage { .. }));
+    matches!(error.downcast_ref(), Some(heterokv_model::Error::Cache(error)) if damaged(error))
 }
 
 /// Reads of the prompt what the session does not have, saves it there, and writes the reply and what is asked for of it.
@@ -83,12 +99,17 @@ fn reply(
         ..PromptFigures::default()
     };
     let unread = &tokens[prompt.session_tokens.unwrap_or(0)..];
+    let mut saved = Ok(());
     if !unread.is_empty() {
         let start = Instant::now();
         feed(&mut generator, unread)?;
         prompt.read_seconds = start.elapsed().as_secs_f64();
-        if let Some((session, _)) = session {
-            generator.save(session)?;
+        if let Some((session, _)) = session.filter(|(session, _)| !session.has_all_of(tokens)) {
+            saved = generator.save(session);
+            // What was read is there to answer from.
+            if let Err(error) = &saved {
+                say(&one_line(&anyhow!("what was read is not kept: {error}")));
+            }
             prompt.save_seconds = start.elapsed().as_secs_f64() - prompt.read_seconds;
         }
     }
@@ -120,7 +141,7 @@ fn reply(
     if args.cache.terms.strict_ratio && generator.figures().link.is_none() {
         check_ratio(&args.cache.cache, report.ratio(), generator.figures().num_tokens)?;
     }
-    Ok(())
+    Ok(saved?)
 }
 
 /// Feeds tokens and shows how far they are.

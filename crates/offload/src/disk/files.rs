@@ -139,6 +139,10 @@ impl Files for OsFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        // To open what is no file may wait for somebody else.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+        }
         Ok(Box::new(OsFile::new(std::fs::File::open(path)?, path, self.reads)?))
     }
 
