@@ -74,7 +74,7 @@ fn a_session_of_the_default_model_goes_on_to_the_bit() {
         without.feed(context, None).unwrap();
         assert_eq!(greedy(&mut without, 12), expected, "{spec}: without a session");
 
-        let mut session = open();
+        let session = open();
         let (mut decoder, found) = resume(&model, &session, context, spec);
         assert_eq!(found, CONTEXT_TOKENS);
         assert_eq!(greedy(&mut decoder, 12), expected, "{spec}: again");
@@ -90,7 +90,7 @@ fn a_session_of_the_default_model_goes_on_to_the_bit() {
         decoder.feed(&text[found..], None).unwrap();
         decoder.save(&mut session, text).unwrap();
         drop((decoder, session));
-        let mut session = open();
+        let session = open();
         let (mut decoder, found) = resume(&model, &session, text, spec);
         assert_eq!(found, text.len());
         let seen = greedy(&mut decoder, 8);
