@@ -105,6 +105,8 @@ impl<E: Entry> S3Fifo<E> {
         (is_small_due && self.evict_small())
             || self.evict_main()
             || self.evict_small()
+            // Where the small one had only pages that were read again, they are there now.
+            || self.evict_main()
             || self.evict_awaited()
     }
 

@@ -198,3 +198,14 @@ fn awaited_pages_leave_last_and_enter_the_queues_when_they_are_read() {
     assert!(!cache.policy.evict());
     assert_eq!(cache.num_resident_below(5), 0);
 }
+
+#[test]
+fn pages_that_were_all_read_again_can_leave() {
+    let mut cache = Cache::new(20, 100);
+    cache.read(0);
+    cache.read(0);
+    cache.read(0);
+    assert!(cache.pages[0].heat.get() >= WARM);
+    assert!(cache.policy.evict(), "it is the only one");
+    assert!(!cache.pages[0].is_resident.get());
+}
