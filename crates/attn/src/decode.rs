@@ -104,9 +104,9 @@ impl GroupSum {
         }
     }
 
-    /// Takes in the host rows at `positions` (ascending, without repeats), page by page in the order of the list: rows
-    /// of a page that comes before its turn are copied and wait for it, so that the sum does not depend on what comes
-    /// when, to the bit.
+    /// Takes in the host rows at `positions` (ascending, without repeats) in the order of the list, a tile of it at a time:
+    /// rows that come before their turn, and those of a tile that comes in parts, are copied and wait, so that the sum does
+    /// not depend on what comes when, to the bit.
     ///
     /// # Errors
     /// What the source fails with; the sum is then incomplete and must be reset.

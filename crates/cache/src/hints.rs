@@ -10,7 +10,7 @@ use crate::select::HeadSelection;
 pub(crate) struct Hints {
     /// `[num_layers]`, and in each `[num_kv_heads]`: rows, ascending. Empty before the first step.
     taken: Vec<Vec<Vec<u32>>>,
-    /// The hints that stand: what they brought stays in RAM until it is read.
+    /// The hints that stand: what they brought stays in RAM until the layer has read.
     tickets: Vec<Ticket>,
 }
 

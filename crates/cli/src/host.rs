@@ -167,7 +167,7 @@ impl Budget {
 }
 
 /// What the names of such folders begin with.
-const PREFIX: &str = "heterokv-";
+const PREFIX: &str = "heterokv-run-";
 
 /// How long a folder whose store nobody holds has to be there before it is taken for one of a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(60);
@@ -182,17 +182,57 @@ fn own_folder(disk: &Path) -> Result<TempDir> {
     Ok(new)
 }
 
-/// Removes folders whose lock nobody holds any more. What cannot be looked at or removed stays.
+/// Removes folders whose lock nobody holds any more, and in which nothing is saved. What cannot be looked at or removed
+/// stays.
 fn sweep(disk: &Path) {
     let is_abandoned = |folder: &Path| -> std::io::Result<bool> {
-        let lock = File::options().write(true).open(folder.join("lock"))?;
+        let lock = File::options().write(true).open(folder.join(Store::LOCK))?;
         let age = lock.metadata()?.modified()?.elapsed().unwrap_or_default();
-        Ok(age >= ABANDONED && lock.try_lock().is_ok())
+        let mut has_saved = false;
+        for entry in fs::read_dir(folder)? {
+            has_saved |= Store::saved_name(&entry?.file_name().to_string_lossy()).is_some();
+        }
+        Ok(age >= ABANDONED && !has_saved && lock.try_lock().is_ok())
     };
     let entries = fs::read_dir(disk).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
         if is_abandoned(&entry.path()).unwrap_or(false) {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    /// A folder as a store leaves it, whose lock was made so long ago.
+    fn left(disk: &Path, name: &str, age: Duration) -> File {
+        fs::create_dir(disk.join(name)).unwrap();
+        fs::write(disk.join(name).join("pages-00000001"), "rows").unwrap();
+        let lock = File::create(disk.join(name).join(Store::LOCK)).unwrap();
+        lock.set_modified(SystemTime::now() - age).unwrap();
+        lock
+    }
+
+    #[test]
+    fn only_folders_that_a_killed_run_left_are_removed() {
+        let disk = tempfile::tempdir().unwrap();
+        let name = |end: &str| format!("{PREFIX}{end}");
+        left(disk.path(), &name("killed"), 2 * ABANDONED);
+        left(disk.path(), &name("new"), Duration::ZERO);
+        left(disk.path(), "book.session", 2 * ABANDONED);
+        left(disk.path(), &name("session"), 2 * ABANDONED);
+        fs::write(disk.path().join(name("session")).join("session.saved"), "").unwrap();
+        fs::create_dir(disk.path().join(name("empty"))).unwrap();
+        let held = left(disk.path(), &name("held"), 2 * ABANDONED);
+        held.try_lock().unwrap();
+        sweep(disk.path());
+        let is_there = |end: &str| disk.path().join(name(end)).exists();
+        assert!(!is_there("killed"));
+        assert!(["new", "session", "empty", "held"].into_iter().all(is_there));
+        assert!(disk.path().join("book.session").exists());
     }
 }

@@ -333,7 +333,7 @@ fn prepare(folder: &Path) -> Result<()> {
         }
         is_foreign |= !name.to_str().is_some_and(Store::makes_file);
         is_empty = false;
-        has_lock |= name == "lock";
+        has_lock |= name == Store::LOCK;
     }
     // Files that a store could have made are somebody else's where no store was.
     if is_foreign || !is_empty && !has_lock {

@@ -97,7 +97,7 @@ impl Seat {
         frames[self.idx].as_ref().map(|frame| Held::new(SharedArc::clone(frame)))
     }
 
-    /// Puts the page's frame in its place; whether only hints asked for it, and whether one still stands.
+    /// Puts the page's frame in its place; whether only hints asked for it, and whether one that did stands.
     pub(crate) fn put(&self, frame: SharedFrame, is_hinted: bool, is_awaited: bool) {
         self.block.is_hinted[self.idx].store(is_hinted, Ordering::Relaxed);
         self.block.is_awaited[self.idx].store(is_awaited, Ordering::Relaxed);

@@ -176,6 +176,9 @@ impl Store {
 }
 
 impl Store {
+    /// The file by which a folder is one store's.
+    pub const LOCK: &'static str = disk::LOCK;
+
     /// Whether files of this name in a folder are those of a store.
     #[must_use]
     pub fn makes_file(name: &str) -> bool {

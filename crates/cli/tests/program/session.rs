@@ -266,3 +266,27 @@ fn a_session_that_is_cut_or_changed_is_one_line_and_no_panic() {
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("is damaged on disk") && !stderr.contains("panicked"), "{stderr}");
 }
+
+#[test]
+fn the_beginning_of_a_session_leaves_it_as_it_is() {
+    let text = prose(600);
+    let session = fresh("beginning");
+    let first = generate(&session, &text, SPEC);
+    let before = contents(&session);
+    generate(&session, &text[..500], SPEC);
+    assert_eq!(contents(&session), before);
+    let again = generate(&session, &text, SPEC);
+    assert_eq!(again["session_tokens"], again["prompt_tokens"]);
+    assert_eq!(again["tokens"], first["tokens"]);
+}
+
+#[test]
+fn files_that_a_store_could_have_made_are_not_removed_from_a_folder_of_something_else() {
+    let folder = fresh("scans");
+    fs::create_dir_all(&folder).unwrap();
+    let page = PathBuf::from(&folder).join("pages-00000001");
+    fs::write(&page, "a scan").unwrap();
+    let text = prose(300);
+    refuses(&arguments(&folder, &text, SPEC), &["it holds other files and no session"]);
+    assert_eq!(fs::read(page).unwrap(), b"a scan");
+}

@@ -176,3 +176,11 @@ fn rows_before_one_that_found_no_room_are_kept() {
     sequence.truncate(0, 0, 0);
     append(&mut sequence, (0, 0), 3, 4).unwrap();
 }
+
+#[test]
+#[should_panic(expected = "whole rows")]
+fn values_that_are_no_whole_rows_are_refused() {
+    let mut sequence = Store::in_ram(shape(4)).unwrap().sequence();
+    let values = [1.0; HEAD_DIM + 1];
+    let _ = sequence.append(0, 0, &values, &values);
+}
