@@ -1,5 +1,7 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
+use std::time::Instant;
+
 use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
 use heterokv_evict::SelectScratch;
 use heterokv_offload::{Arena, Sequence, Stats, Store};
@@ -12,6 +14,7 @@ use crate::host_step::HostStep;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
+use crate::times::{StepTimes, timed};
 use crate::{Error, Profile, Result};
 
 /// Stretches of exact rows, each a page at most, that one task of a decode step takes.
@@ -107,6 +110,7 @@ pub struct KvCache {
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
     stats: ReadStats,
+    times: StepTimes,
 }
 
 impl KvCache {
@@ -172,7 +176,8 @@ impl KvCache {
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, stats })
+        let times = StepTimes::default();
+        Ok(Self { shape, config, level, device, host, hints, heads, groups, stats, times })
     }
 
     /// The shape this cache was made for.
@@ -244,9 +249,15 @@ impl KvCache {
         self.stats
     }
 
+    /// Where the time of these steps went.
+    #[must_use]
+    pub fn step_times(&self) -> StepTimes {
+        self.times
+    }
+
     /// Starts counting anew.
     pub fn reset_stats(&mut self) {
-        self.stats = ReadStats::default();
+        (self.stats, self.times) = (ReadStats::default(), StepTimes::default());
     }
 
     /// A cache with the same contents. It shares nothing with this one but pages of the host store, which neither changes.
@@ -348,10 +359,13 @@ impl KvCache {
         check_token("q", q, shape.qo_row_len())?;
         check_len("out", out.len(), shape.qo_row_len())?;
         let group_len = shape.group_size() * shape.head_dim;
+        let start = Instant::now();
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
         for (head, queries) in heads.iter_mut().zip(q.chunks_exact(group_len)) {
             head.observe_queries(queries);
         }
+        self.times.policy += start.elapsed();
+        let start = Instant::now();
         let heads = &*heads;
         let level = self.level;
         let precision = match &self.config {
@@ -375,9 +389,9 @@ impl KvCache {
         };
         let mut tiles: Vec<_> =
             groups.iter_mut().zip(heads).flat_map(|(group, head)| group.tiles(head)).collect();
-        let (resident, ()) = rayon::join(
-            || exact.par_iter().map(sum_exact).collect::<Vec<_>>(),
-            || tiles.par_iter_mut().for_each(|tile| tile.score(level)),
+        let ((resident, resident_time), ((), scores_time)) = rayon::join(
+            || timed(|| exact.par_iter().map(sum_exact).collect::<Vec<_>>()),
+            || timed(|| tiles.par_iter_mut().for_each(|tile| tile.score(level))),
         );
         drop(tiles);
         let mut states: Vec<AttnState> = (0..shape.num_kv_heads)
@@ -386,7 +400,9 @@ impl KvCache {
         for ((kv_head, _), sum) in exact.iter().zip(&resident) {
             sum.merge_into(&mut states[*kv_head]);
         }
+        self.times.add_scan(start, resident_time, scores_time);
         if let (CacheConfig::Hca(config), Some(host)) = (&self.config, &self.host) {
+            let start = Instant::now();
             let selector = config.selector()?;
             let selections: Vec<HeadSelection> = groups
                 .par_iter_mut()
@@ -395,6 +411,8 @@ impl KvCache {
                     group.select(level, &selector, config.union, state.lse(), scratch)
                 })
                 .collect::<Result<_>>()?;
+            self.times.selection += start.elapsed();
+            let start = Instant::now();
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
             self.hints.before(host, layer, &selections);
             step.add_rows(&mut states, &selections)?;
@@ -406,6 +424,7 @@ impl KvCache {
                     }
                 }
             }
+            self.times.host += start.elapsed();
             self.stats.count_rows(heads.iter().map(HeadCache::num_tokens), &selections, &step);
         }
         self.stats.steps += 1;

@@ -31,6 +31,7 @@ mod prompt;
 mod saved;
 mod select;
 mod spec;
+mod times;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
@@ -50,3 +51,4 @@ pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
 pub use saved::SavedCache;
 pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};
+pub use times::StepTimes;
