@@ -87,20 +87,47 @@ impl GroupSum {
     /// # Panics
     /// When keys and values are not rows of the same number, or the queries are not of this group.
     pub fn add_resident(&mut self, level: Level, queries: &[f32], rows: ResidentRows<'_>) {
+        self.add_resident_runs(level, queries, &[rows], None);
+    }
+
+    /// [`GroupSum::add_resident`] of rows that lie in several places, in their order. Where `scores` are asked for, they are
+    /// written to `scores[head · stride + row]`, scaled, with the stride beside them.
+    ///
+    /// # Panics
+    /// As there, and when the scores have no room for every row.
+    pub fn add_resident_runs(
+        &mut self,
+        level: Level,
+        queries: &[f32],
+        runs: &[ResidentRows<'_>],
+        mut scores: Option<(&mut [f32], usize)>,
+    ) {
         let row_bytes = RowFormat::F16.bytes(self.head_dim);
         assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
-        assert_eq!(rows.keys.len(), rows.values.len());
+        assert!(runs.iter().all(|rows| rows.keys.len() == rows.values.len()));
         let queries = GroupQueries { queries, head_dim: self.head_dim };
-        let tiles = rows.keys.chunks(TILE * row_bytes).zip(rows.values.chunks(TILE * row_bytes));
-        for (keys, values) in tiles {
-            for (i, key) in keys.chunks_exact(row_bytes).enumerate() {
-                RowFormat::F16.dot(level, queries, key, &mut self.scores[i..], TILE);
-            }
+        let mut rows = runs.iter().flat_map(|rows| {
+            rows.keys.chunks_exact(row_bytes).zip(rows.values.chunks_exact(row_bytes))
+        });
+        let mut first = 0;
+        loop {
             let mut tile = [&[][..]; TILE];
-            for (value, bytes) in tile.iter_mut().zip(values.chunks_exact(row_bytes)) {
+            let mut count = 0;
+            for (value, (key, bytes)) in tile.iter_mut().zip(rows.by_ref()) {
+                RowFormat::F16.dot(level, queries, key, &mut self.scores[count..], TILE);
                 *value = bytes;
+                count += 1;
             }
-            self.sum_tile(level, RowFormat::F16, &tile[..keys.len() / row_bytes]);
+            if count == 0 {
+                return;
+            }
+            if let Some((scores, stride)) = &mut scores {
+                for (head, tile) in self.scores.chunks_exact(TILE).enumerate() {
+                    scores[head * *stride + first..][..count].copy_from_slice(&tile[..count]);
+                }
+            }
+            self.sum_tile(level, RowFormat::F16, &tile[..count]);
+            first += count;
         }
     }
 

@@ -27,6 +27,7 @@ pub mod reference;
 mod shape;
 pub mod simd;
 mod state;
+mod weights;
 
 pub use accumulator::Accumulator;
 pub use decode::{GroupSum, HostScores, ResidentRows};
@@ -34,3 +35,4 @@ pub use error::AttnError;
 pub use prefill::{PrefillInput, PrefillOutput, prefill};
 pub use shape::HeadShape;
 pub use state::AttnState;
+pub use weights::PromptKeys;

@@ -258,6 +258,36 @@ fn resident_rows() {
 }
 
 #[test]
+fn resident_rows_in_runs_and_their_scores() {
+    for_each_case(|case, level| {
+        let (keys, values) = (case.f16_bytes(&case.keys), case.f16_bytes(&case.values));
+        let mut whole = case.sum();
+        whole.add_resident(level, &case.queries, ResidentRows { keys: &keys, values: &values });
+        let runs: Vec<ResidentRows<'_>> = keys
+            .chunks(2 * case.head_dim * 37)
+            .zip(values.chunks(2 * case.head_dim * 37))
+            .map(|(keys, values)| ResidentRows { keys, values })
+            .collect();
+        let stride = case.num_rows() + 3;
+        let mut scores = vec![f32::NAN; case.num_heads * stride];
+        let mut sum = case.sum();
+        sum.add_resident_runs(level, &case.queries, &runs, Some((&mut scores, stride)));
+        // Where rows lie changes no bit.
+        assert_eq!(case.state(&sum), case.state(&whole));
+        let expected = case.scores(&case.stored(RowFormat::F16, &case.keys));
+        for (head, expected) in expected.iter().enumerate() {
+            let row = &scores[head * stride..][..stride];
+            let (scores, gap) = row.split_at(case.num_rows());
+            let near = |(score, expected): (&f32, &f64)| {
+                (f64::from(*score) - expected).abs() <= 1e-4 * (1.0 + expected.abs())
+            };
+            assert!(scores.iter().zip(expected).all(near), "{level}: head {head}");
+            assert!(gap.iter().all(|score| score.is_nan()), "what lies between is not written");
+        }
+    });
+}
+
+#[test]
 fn host_rows_under_given_scores() {
     for_each_case(|case, level| {
         for (value, key) in [

@@ -4,3 +4,4 @@ mod decode;
 mod prefill;
 mod reference;
 mod state;
+mod weights;
