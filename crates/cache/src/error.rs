@@ -50,6 +50,39 @@ pub enum Error {
         /// Percentage of the smallest configuration.
         least: f64,
     },
+    /// An amount that is less than what every head holds in any case.
+    #[error(
+        "{budget} {what} of each head are fewer than the {least} of its first and last tokens and of what it takes to \
+         cut it; keep more, or lower sinks or recent"
+    )]
+    BudgetTooSmall {
+        /// Bytes or tokens.
+        what: &'static str,
+        /// As many as were asked for.
+        budget: usize,
+        /// As many as it takes.
+        least: usize,
+    },
+    /// A prompt of which a cache that forgets did not see the queries.
+    #[error(
+        "the queries of layer {layer} were not watched for a cache that forgets tokens by them; call \
+         `PromptLayer::watch` before the first block"
+    )]
+    NotWatched {
+        /// Layer.
+        layer: usize,
+    },
+    /// Expected attention, where nobody said how the model turns queries by their positions.
+    #[error(
+        "evict=expected undoes the rotary embedding of queries and needs its frequencies; give them to `PromptLayer::watch`"
+    )]
+    NoRotary,
+    /// Something that caches which forget tokens cannot do.
+    #[error("a cache that forgets tokens, or holds values on the device, {cannot}")]
+    Forgetful {
+        /// What it cannot, and what to do.
+        cannot: &'static str,
+    },
     /// A prompt was given to a cache that holds tokens.
     #[error(
         "layer {layer} already holds {num_tokens} tokens; only an empty cache takes a prompt whole"

@@ -12,6 +12,9 @@ use crate::{Error, KvShape, Result};
 /// Tokens of a page of the recent window: small, since one page more than the window needs is held.
 pub(crate) const WINDOW_PAGE_TOKENS: usize = 8;
 
+/// Tokens of a page of exact rows in a cache that forgets: heads differ in length, and what a page is not full of is lost.
+pub(crate) const KEPT_PAGE_TOKENS: usize = 16;
+
 /// Coded tokens from which tables are fitted.
 pub(crate) const FIT_TOKENS: usize = 256;
 
@@ -29,13 +32,20 @@ pub struct DeviceBytes {
     pub codes: usize,
     /// Tables of the key coders.
     pub tables: usize,
+    /// Values of coded tokens, where they are on the device.
+    #[serde(default)]
+    pub values: usize,
+    /// What scorers gather of the tokens that are held, where some are forgotten.
+    #[serde(default)]
+    pub evidence: usize,
 }
 
 impl DeviceBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.resident + self.window + self.codes + self.tables
+        let Self { resident, window, codes, tables, values, evidence } = self;
+        resident + window + codes + tables + values + evidence
     }
 
     pub(crate) fn add(&mut self, other: Self) {
@@ -43,13 +53,15 @@ impl DeviceBytes {
         self.window += other.window;
         self.codes += other.codes;
         self.tables += other.tables;
+        self.values += other.values;
+        self.evidence += other.evidence;
     }
 
     fn times(self, num_heads: usize) -> Self {
-        let Self { resident, window, codes, tables } = self;
-        let [resident, window, codes, tables] =
-            [resident, window, codes, tables].map(|bytes| bytes * num_heads);
-        Self { resident, window, codes, tables }
+        let Self { resident, window, codes, tables, values, evidence } = self;
+        let [resident, window, codes, tables, values, evidence] =
+            [resident, window, codes, tables, values, evidence].map(|bytes| bytes * num_heads);
+        Self { resident, window, codes, tables, values, evidence }
     }
 }
 
@@ -254,7 +266,7 @@ impl DevicePlan {
     }
 
     /// The most bytes that `num_tokens` can take, at any place of the window in its pages.
-    fn most_bytes(&self, num_tokens: usize) -> usize {
+    pub(crate) fn most_bytes(&self, num_tokens: usize) -> usize {
         let sinks = num_tokens.min(self.sinks);
         let coded = self.coded_after_prompt(num_tokens);
         // One group more can be waiting, and the window can begin at the end of a page.
