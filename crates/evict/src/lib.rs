@@ -4,7 +4,9 @@
 //! per step and forgets nothing; it decides which coded tokens a step reads from the host.
 
 mod error;
+mod roles;
 mod select;
 
 pub use error::{Error, Result};
+pub use roles::{HeadRole, check_roles, check_threshold, classify, overlap, stability_weights};
 pub use select::{Enough, Rule, SelectScratch, Selector, Union};
