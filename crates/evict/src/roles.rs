@@ -4,7 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Error, Result};
+use crate::{Error, Result, words};
+
+const KNOWN: &str = "anchor, volatile, pivot and satellite:N";
 
 /// What keeps the weight of a head finite whose positions never stay the same.
 const LEAST_STABILITY: f64 = 1e-6;
@@ -51,7 +53,7 @@ impl FromStr for HeadRole {
     /// Reads what [`HeadRole`] is displayed as.
     ///
     /// # Errors
-    /// [`Error::UnknownRole`].
+    /// [`Error::UnknownWord`].
     fn from_str(word: &str) -> Result<Self> {
         let satellite = || {
             let pivot = word.strip_prefix("satellite:")?.parse().ok()?;
@@ -61,7 +63,7 @@ impl FromStr for HeadRole {
             "anchor" => Ok(Self::Anchor),
             "volatile" => Ok(Self::Volatile),
             "pivot" => Ok(Self::Pivot),
-            _ => satellite().ok_or_else(|| Error::UnknownRole { word: word.to_owned() }),
+            _ => satellite().ok_or_else(|| words::unknown("role of a head", word, KNOWN)),
         }
     }
 }
@@ -87,7 +89,7 @@ pub fn overlap(x: &[u32], y: &[u32]) -> f64 {
 /// `tau_stable`, else volatile. No heads: no roles.
 ///
 /// # Errors
-/// [`Error::HeadThreshold`] for a threshold outside (0, 1], [`Error::HeadLength`] where `similarity` is not square,
+/// [`Error::Range`] for a threshold outside (0, 1], [`Error::Length`] where `similarity` is not square,
 /// [`Error::Overlap`] for what is no overlap, not a number among it, and [`Error::Asymmetric`].
 pub fn classify(
     stability: &[f64],
@@ -158,7 +160,7 @@ pub fn check_roles(roles: &[HeadRole]) -> Result<()> {
 /// a head, the more it holds. No anchors and satellites: all 0.
 ///
 /// # Errors
-/// [`Error::HeadLength`] where there is not a role for every stability, and [`Error::Overlap`].
+/// [`Error::Length`] where there is not a role for every stability, and [`Error::Overlap`].
 pub fn stability_weights(stability: &[f64], roles: &[HeadRole]) -> Result<Vec<f64>> {
     check_len("roles", roles.len(), stability.len())?;
     check_overlaps("stability", stability)?;
@@ -177,15 +179,15 @@ pub fn stability_weights(stability: &[f64], roles: &[HeadRole]) -> Result<Vec<f6
 /// Refuses a threshold of overlaps outside (0, 1]; `what` is its name.
 ///
 /// # Errors
-/// [`Error::HeadThreshold`].
+/// [`Error::Range`].
 pub fn check_threshold(what: &'static str, value: f64) -> Result<()> {
     let fits = value > 0.0 && value <= 1.0;
-    if fits { Ok(()) } else { Err(Error::HeadThreshold { what, value }) }
+    if fits { Ok(()) } else { Err(Error::Range { what, range: "(0, 1]", value }) }
 }
 
 fn check_len(what: &'static str, actual: usize, expected: usize) -> Result<()> {
     let fits = actual == expected;
-    if fits { Ok(()) } else { Err(Error::HeadLength { what, actual, expected }) }
+    if fits { Ok(()) } else { Err(Error::Length { what, actual, expected }) }
 }
 
 fn check_overlaps(what: &'static str, overlaps: &[f64]) -> Result<()> {

@@ -197,17 +197,17 @@ fn what_is_no_layer_is_an_error() {
     for value in [f64::NAN, 0.0, -1.0, 1.01] {
         for (what, [stable, sim]) in [("tau_stable", [value, TAU]), ("tau_sim", [TAU, value])] {
             let error = classify(&[], &[], stable, sim).unwrap_err();
-            assert!(matches!(error, Error::HeadThreshold { what: w, .. } if w == what), "{error}");
+            assert!(matches!(error, Error::Range { what: w, .. } if w == what), "{error}");
         }
     }
     for len in [0, 3, 5] {
         let error = classify(&[0.5; 2], &vec![0.5; len], TAU, TAU).unwrap_err();
-        assert!(matches!(error, Error::HeadLength { expected: 4, .. }), "{error}");
+        assert!(matches!(error, Error::Length { expected: 4, .. }), "{error}");
     }
     let error = classify(&[0.5; 2], &[1.0, 0.2, 0.3, 1.0], TAU, TAU).unwrap_err();
     assert_eq!(error, Error::Asymmetric { first: 0, second: 1 });
     let error = stability_weights(&[0.5; 2], &[Anchor]).unwrap_err();
-    assert!(matches!(error, Error::HeadLength { what: "roles", .. }), "{error}");
+    assert!(matches!(error, Error::Length { what: "roles", .. }), "{error}");
     assert!(classify(&[], &[], 1.0, 1.0).unwrap().is_empty());
     assert_eq!(stability_weights(&[0.5], &[Volatile]).unwrap(), [0.0]);
 }
