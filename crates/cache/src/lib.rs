@@ -19,6 +19,7 @@ mod device;
 mod error;
 mod exact;
 mod head;
+mod head_profile;
 mod hints;
 mod host_step;
 mod keys;
@@ -35,7 +36,9 @@ mod spec;
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
+pub use head_profile::{HeadMeasure, HeadProfile, SimilarityAt};
 pub use heterokv_attn::{HeadShape, PrefillInput};
+pub use heterokv_evict::HeadRole;
 pub use heterokv_offload::{
     DiskOptions, DryRun, Error as StoreError, OsFiles, Reads, Stats as HostStats, Store,
     StoreOptions, Waits,

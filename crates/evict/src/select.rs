@@ -201,7 +201,8 @@ impl SelectScratch {
     }
 }
 
-fn check(weights: &[f32]) -> Result<()> {
+/// Whether all weights are finite and at least 0.
+pub(crate) fn check(weights: &[f32]) -> Result<()> {
     let bad = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);
     match weights.iter().position(bad) {
         None => Ok(()),
