@@ -102,6 +102,15 @@ impl CodedKeys {
         Ok(())
     }
 
+    /// All keys, decoded `[num_tokens, head_dim]`.
+    pub(crate) fn decoded(&self) -> Vec<f32> {
+        let head_dim = self.coder.head_dim();
+        let mut keys = vec![0.0; self.num_tokens * head_dim];
+        let pages = keys.chunks_mut(CODE_PAGE_TOKENS * head_dim).zip(&self.pages);
+        pages.for_each(|(keys, page)| self.coder.decode(0, page.bytes(), keys));
+        keys
+    }
+
     /// A copy of the pages.
     pub(crate) fn pages(&self) -> Vec<Vec<u8>> {
         self.pages.iter().map(|page| page.bytes().to_vec()).collect()

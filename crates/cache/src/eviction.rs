@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use heterokv_evict::{Budget, Schedule, Scorer, Scoring};
+use heterokv_evict::{Budget, HeadRole, Schedule, Scorer, Scoring};
 
 use crate::{Error, HeadProfile, KvShape, Result};
 
@@ -106,6 +106,13 @@ impl Eviction {
     /// Whether rows come back when what heads look at drifts.
     pub(crate) fn is_on_drift(&self) -> bool {
         matches!(self.schedule, Schedule::OnDrift { .. })
+    }
+
+    /// Whether all rows of a (layer, KV head) are on the host too, from where they come back.
+    pub(crate) fn has_satellite(&self, (layer, kv_head): (usize, usize)) -> bool {
+        let role = |heads: &Heads| heads.profile.role(layer, kv_head);
+        self.is_on_drift()
+            && matches!(self.heads.as_ref().map(role), Some(HeadRole::Satellite { .. }))
     }
 
     /// Refuses what does not go together, and heads of another model.

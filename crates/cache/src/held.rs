@@ -124,19 +124,20 @@ impl Held {
         self.recharge(device)
     }
 
-    /// Forgets the tokens from a position on, also that they were there.
-    pub(crate) fn truncate(&mut self, device: &Arena, num_tokens: usize) -> Result<()> {
+    /// Forgets the tokens from a position on, also that they were there. The evidence keeps its memory until a token comes.
+    pub(crate) fn truncate(&mut self, num_tokens: usize) {
         let left = self.num_before(num_tokens);
         self.seen = self.seen.min(num_tokens);
         self.positions.truncate(left);
         self.evidence.truncate(left);
-        self.recharge(device)
     }
 
     fn recharge(&mut self, device: &Arena) -> Result<()> {
         let Some(charge) = &mut self.charge else { return Ok(()) };
         let bytes = Self::evidence_bytes(self.positions.len());
         if charge.bytes() != bytes {
+            // What was held is free for what is held from now on.
+            *charge = device.charge(0)?;
             *charge = device.charge(bytes)?;
         }
         Ok(())

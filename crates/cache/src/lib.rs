@@ -13,25 +13,30 @@
 //!
 //! This crate knows no model: see `examples/own_tensors.rs` for attention over a caller's own tensors.
 
+mod allotment;
 mod cache;
 mod coded;
 mod device;
 mod error;
+mod eviction;
 mod exact;
 mod head;
 mod head_profile;
+mod held;
 mod hints;
 mod host_step;
 mod keys;
 mod mix;
 mod model_file;
 mod plan;
+mod policy;
 mod presets;
 mod profile;
 mod prompt;
 mod saved;
 mod select;
 mod spec;
+mod watch;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
@@ -52,4 +57,6 @@ pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
 pub use saved::SavedCache;
-pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};
+pub use eviction::{Eviction, Heads, Keep, Refresh};
+pub use heterokv_evict::RotaryTurns;
+pub use spec::{CacheConfig, CacheSpec, HcaConfig, Place, RatioPromise, SPEC_GRAMMAR};

@@ -1,12 +1,14 @@
 //! The bytes that a cache takes, component by component, by the functions that its allocations use.
 
+mod forgetting;
+
 use heterokv_offload::{DryRun, StoreShape};
 use heterokv_quant::{KeyFormat, KeyLayout, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
 use crate::select::scratch_bytes;
-use crate::spec::{CacheConfig, HcaConfig};
+use crate::spec::{CacheConfig, HcaConfig, Place};
 use crate::{Error, KvShape, Result};
 
 /// Tokens of a page of the recent window: small, since one page more than the window needs is held.
@@ -115,6 +117,10 @@ impl CachePlan {
                 plan.device = of_head.times(shape.num_layers * shape.heads.num_kv_heads);
                 plan.most_device_bytes = plan.device.total();
             }
+            CacheConfig::Hca(config) if config.evict.is_some() || config.is_exact() => {
+                config.keys.check(shape)?;
+                forgetting::add(&mut plan, config, shape)?;
+            }
             CacheConfig::Hca(config) => {
                 config.keys.check(shape)?;
                 let mut most_coded = 0;
@@ -126,9 +132,16 @@ impl CachePlan {
                     let is_open = !coded.is_multiple_of(host.page_size);
                     plan.host_pages += num_heads * coded.div_ceil(host.page_size);
                     plan.host_open_pages += if is_open { num_heads } else { 0 };
-                    plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
+                    let mut device = of_head.after_prompt(num_tokens).times(num_heads);
+                    let rows = host.bytes(coded);
+                    if config.values_on == Place::Device {
+                        device.values = rows;
+                        plan.most_device_bytes += rows;
+                    } else {
+                        plan.host_bytes += rows;
+                    }
+                    plan.device.add(device);
                     plan.most_device_bytes += num_heads * of_head.most_bytes(num_tokens);
-                    plan.host_bytes += host.bytes(coded);
                     most_coded = most_coded.max(coded);
                     plan.coded_from_tokens =
                         plan.coded_from_tokens.max(of_head.coded_from_tokens());
@@ -218,7 +231,7 @@ impl DevicePlan {
     }
 
     /// Tokens of the shortest prompt of which some are coded.
-    fn coded_from_tokens(&self) -> usize {
+    pub(crate) fn coded_from_tokens(&self) -> usize {
         self.sinks + self.recent + self.fit_tokens()
     }
 
@@ -248,7 +261,7 @@ impl DevicePlan {
     }
 
     /// Bytes after a prompt of `num_tokens`, whose window begins at the start of a page.
-    fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
+    pub(crate) fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
         let coded = self.coded_after_prompt(num_tokens);
         let sinks = num_tokens.min(self.sinks);
         self.bytes(sinks, coded, num_tokens - sinks - coded)
@@ -286,6 +299,7 @@ impl DevicePlan {
             window: ExactRows::bytes(self.head_dim, WINDOW_PAGE_TOKENS, window),
             codes,
             tables: if coded == 0 { 0 } else { tables },
+            ..DeviceBytes::default()
         }
     }
 }

@@ -25,8 +25,11 @@ pub(crate) struct Policy {
     num_kv_heads: usize,
     /// What is expected of queries to come, `[num_layers, num_kv_heads]`, where tokens are scored by that and a prompt was seen.
     expected: Vec<Option<ExpectedScores>>,
-    /// The most tokens of each head, `[num_layers, num_kv_heads]`, of as many tokens as there were when they were found.
+    /// The most tokens of each head, `[num_layers, num_kv_heads]`, of `limits_at` tokens.
     limits: Vec<usize>,
+    limits_at: usize,
+    /// Whether rows are exact ones on the device.
+    is_exact: bool,
 }
 
 impl Policy {
@@ -37,6 +40,8 @@ impl Policy {
             eviction: eviction.clone(),
             expected: vec![None; shape.places().count()],
             limits: vec![0; shape.places().count()],
+            limits_at: 0,
+            is_exact: config.is_exact(),
             allotment,
             sinks: config.sinks,
             recent: eviction.recent(config.recent),
@@ -49,8 +54,9 @@ impl Policy {
         &mut self,
         layer: usize,
         num_tokens: usize,
-        evidence: &LayerEvidence,
+        evidence: &mut LayerEvidence,
     ) -> Result<Vec<Vec<u32>>> {
+        self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
         let scores: Vec<Vec<f32>> =
             evidence.heads.iter().map(|evidence| self.eviction.scoring.scores(evidence)).collect();
@@ -99,11 +105,11 @@ impl Policy {
             return Ok(());
         }
         self.share_globally(heads, num_tokens)?;
-        let limits = self.allotment.limits(num_tokens)?;
-        for (head, limit) in heads.iter_mut().zip(limits) {
-            self.cut(head, stores, limit)?;
-        }
-        Ok(())
+        self.limits = self.allotment.limits(num_tokens)?;
+        self.limits_at = num_tokens;
+        self.cut_all(heads, stores, |policy, index, head, stores| {
+            policy.cut(head, stores, policy.limits[index])
+        })
     }
 
     fn share_globally(&mut self, heads: &[HeadCache], num_tokens: usize) -> Result<()> {
@@ -115,7 +121,10 @@ impl Policy {
         Ok(())
     }
 
-    /// Makes room in the heads of a layer for one token more, where they may not hold it.
+    /// Makes room in a layer for one token more, where its heads may not hold it.
+    ///
+    /// `heads` are those of all layers: what there is room for is shared out among them, so that whoever has to give up something
+    /// does so before another gets it, with the first layer's token.
     pub(crate) fn make_room(
         &mut self,
         layer: usize,
@@ -123,28 +132,55 @@ impl Policy {
         stores: &mut Stores<'_>,
     ) -> Result<()> {
         let Some(batch) = self.eviction.batch_tokens() else { return Ok(()) };
-        let num_tokens = heads[0].num_tokens() + 1;
+        let span = match layer {
+            0 => 0..heads.len(),
+            _ => layer * self.num_kv_heads..(layer + 1) * self.num_kv_heads,
+        };
+        let num_tokens = heads[layer * self.num_kv_heads].num_tokens() + 1;
         if self.eviction.budget == Budget::Votes {
-            return if num_tokens.is_multiple_of(batch) {
-                heads.iter_mut().try_for_each(|head| self.cut_voted(head, stores))
-            } else {
-                Ok(())
-            };
-        }
-        let span = layer * self.num_kv_heads..(layer + 1) * self.num_kv_heads;
-        let is_over = |(head, limit): (&HeadCache, &usize)| head.num_held() >= *limit;
-        if !heads.iter().zip(&self.limits[span.clone()]).any(is_over) {
+            if num_tokens.is_multiple_of(batch) {
+                self.cut_all(&mut heads[span], stores, |policy, _, head, stores| {
+                    policy.cut_voted(head, stores)
+                })?;
+            }
             return Ok(());
         }
-        let limits = self.allotment.limits(num_tokens)?[span.clone()].to_vec();
-        for (index, (head, &limit)) in heads.iter_mut().zip(&limits).enumerate() {
-            if head.num_held() >= limit {
-                let least = self.allotment.least_tokens(span.start + index) - batch;
-                self.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))?;
-            }
+        let is_over = |place: usize| heads[place].num_held() >= self.limits[place];
+        if !span.clone().any(is_over) {
+            return Ok(());
         }
-        self.limits[span].copy_from_slice(&limits);
-        Ok(())
+        // Layers that lag behind the first will have as many tokens.
+        self.limits_at = self.limits_at.max(num_tokens);
+        if layer == 0 && self.eviction.budget == Budget::Global {
+            self.share_globally(heads, self.limits_at)?;
+        }
+        self.limits = self.allotment.limits(self.limits_at)?;
+        let first = span.start;
+        self.cut_all(&mut heads[span], stores, |policy, index, head, stores| {
+            let limit = policy.limits[first + index];
+            if head.num_held() < limit {
+                return Ok(());
+            }
+            let least = policy.allotment.least_tokens(first + index).saturating_sub(batch);
+            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))
+        })
+    }
+
+    /// Cuts heads, on all threads where their rows are exact: the store of coded ones has one writer.
+    fn cut_all(
+        &self,
+        heads: &mut [HeadCache],
+        stores: &mut Stores<'_>,
+        cut: impl Fn(&Self, usize, &mut HeadCache, &mut Stores<'_>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        if !self.is_exact {
+            let mut heads = heads.iter_mut().enumerate();
+            return heads.try_for_each(|(index, head)| cut(self, index, head, stores));
+        }
+        let (level, device) = (stores.level, stores.device);
+        heads.par_iter_mut().enumerate().try_for_each(|(index, head)| {
+            cut(self, index, head, &mut Stores { level, device, host: None })
+        })
     }
 
     /// Leaves the best `limit` tokens of a head.
@@ -204,14 +240,36 @@ impl Policy {
         }
     }
 
+    /// Whether a step is to show the attention over what is held.
+    pub(crate) fn watches_steps(&self) -> bool {
+        self.eviction.watches_steps()
+    }
+
     /// Takes note of the softmax weights of a step over what the heads of a layer hold, `[num_kv_heads][group_size, held]`.
-    pub(crate) fn observe(&self, heads: &mut [HeadCache], weights: &[Vec<f32>]) -> Result<()> {
+    pub(crate) fn observe(
+        &mut self,
+        _layer: usize,
+        heads: &mut [HeadCache],
+        weights: &[Vec<f32>],
+    ) -> Result<()> {
+        let scoring = self.eviction.scoring;
         heads.par_iter_mut().zip(weights).try_for_each(|(head, weights)| {
             let step = head.num_tokens();
             let group_size = weights.len() / head.num_held().max(1);
-            let evidence = head.evidence_mut();
-            Ok(self.eviction.scoring.observe(step, group_size, weights, evidence)?)
+            Ok(scoring.observe(step, group_size, weights, head.evidence_mut())?)
         })
+    }
+
+    /// Bytes of host memory that it takes beside the rows.
+    pub(crate) fn host_bytes(&self) -> usize {
+        self.expected.iter().flatten().map(ExpectedScores::num_bytes).sum()
+    }
+
+    /// Takes what is expected of queries behind a prompt in the heads of a layer.
+    fn take_expected(&mut self, layer: usize, expected: Vec<ExpectedScores>) {
+        for (place, expected) in self.expected[layer * self.num_kv_heads..].iter_mut().zip(expected) {
+            *place = Some(expected);
+        }
     }
 }
 

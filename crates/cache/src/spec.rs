@@ -26,7 +26,8 @@ use heterokv_quant::{KeyFormat, Precision, RowFormat};
 
 use crate::allotment::Allotment;
 use crate::eviction::{Eviction, Heads, Keep, Refresh};
-use crate::plan::DevicePlan;
+use crate::exact::EXACT_PAGE_TOKENS;
+use crate::plan::{DevicePlan, KEPT_PAGE_TOKENS};
 use crate::presets::{self, Preset};
 use crate::{Error, KeyMix, Keys, KvShape, Result};
 
@@ -248,6 +249,13 @@ impl CacheSpec {
     }
 }
 
+impl CacheConfig {
+    /// Whether rows of values are on the device.
+    pub(crate) fn keeps_rows_on_device(&self) -> bool {
+        matches!(self, Self::Hca(hca) if !hca.is_exact() && hca.values_on == Place::Device)
+    }
+}
+
 impl HcaConfig {
     /// What options start from where no preset is named.
     pub(crate) const PLAIN: Self = Self {
@@ -271,10 +279,14 @@ impl HcaConfig {
             && (self.values, self.values_on, self.rescore) == (RowFormat::F16, Place::Device, None)
     }
 
-    /// Whether rows that the device has not are on the host.
-    pub(crate) fn uses_host(&self) -> bool {
-        let comes_back = self.evict.as_ref().is_some_and(Eviction::is_on_drift);
-        comes_back || self.values_on == Place::Host
+    /// Whether heads have rows of values, wherever they are, or rows that come back.
+    pub(crate) fn has_rows(&self) -> bool {
+        !self.is_exact() || self.evict.as_ref().is_some_and(Eviction::is_on_drift)
+    }
+
+    /// Tokens of a page of exact rows, where all are exact.
+    pub(crate) fn exact_page_tokens(&self) -> usize {
+        if self.evict.is_some() { KEPT_PAGE_TOKENS } else { EXACT_PAGE_TOKENS }
     }
 
     /// What the scores of the coded keys are for: with re-scoring they only select.

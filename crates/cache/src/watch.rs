@@ -162,8 +162,7 @@ impl Watch {
             evidence.heads.push(match &head.gathered[index] {
                 Gathered::Attention(gathered) => gathered.clone().finish(),
                 Gathered::Queries(queries) => {
-                    let expected = queries.expect(keys, self.num_tokens)?;
-                    let scores = expected.scores(keys, values)?;
+                    let (expected, scores) = queries.expect(keys, values, self.num_tokens)?;
                     evidence.expected.push(expected);
                     scores
                 }

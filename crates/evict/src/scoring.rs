@@ -17,7 +17,7 @@ mod keys;
 mod pool;
 
 pub use evidence::{PromptEvidence, per_query};
-pub use expected::{ExpectedQueries, RotaryTurns};
+pub use expected::{ExpectedQueries, ExpectedScores, RotaryTurns};
 pub use keys::{key_diff, key_norm};
 pub use pool::Pool;
 

@@ -39,11 +39,59 @@ struct Moments {
 }
 
 /// What is expected of one query head at the positions to come.
+#[derive(Clone, Debug)]
 struct Expectation {
     /// `[head_dim]`, times 1 / √d.
     mean: Vec<f64>,
     /// Upper triangle as in [`Moments`], times 1 / 2d, what is off the diagonal doubled.
     quadratic: Vec<f64>,
+}
+
+/// What is expected of queries behind a prompt: scores tokens that come later as those of the prompt were scored, under
+/// the same normaliser and from the same position on.
+#[derive(Clone, Debug)]
+pub struct ExpectedScores {
+    heads: Vec<Normalised>,
+    head_dim: usize,
+}
+
+/// What is expected of one query head, and the prompt's normaliser.
+#[derive(Clone, Debug)]
+struct Normalised {
+    expectation: Expectation,
+    /// The largest logit of the prompt; none of a prompt of sinks alone.
+    largest: f64,
+    /// One over the sum of the prompt's terms and over the number of heads.
+    scale: f64,
+}
+
+impl ExpectedScores {
+    /// The score of a token of post-RoPE `key` and `value`, both `[head_dim]`, f32; infinite behind a prompt of sinks
+    /// alone, where there is nothing that it could be compared with.
+    ///
+    /// # Errors
+    /// [`Error::Length`].
+    pub fn score(&self, key: &[f32], value: &[f32]) -> Result<f32> {
+        for (what, row) in [("key", key), ("value", value)] {
+            if row.len() != self.head_dim {
+                let (actual, expected) = (row.len(), self.head_dim);
+                return Err(Error::Length { what, actual, expected });
+            }
+        }
+        let weight = |head: &Normalised| {
+            (head.expectation.logit(key) - head.largest).exp() * head.scale
+        };
+        Ok((self.heads.iter().map(weight).sum::<f64>() * norm(value)) as f32)
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        let numbers = |head: &Normalised| {
+            head.expectation.mean.len() + head.expectation.quadratic.len() + 2
+        };
+        self.heads.iter().map(numbers).sum::<usize>() * size_of::<f64>()
+    }
 }
 
 impl ExpectedQueries {
@@ -127,6 +175,19 @@ impl ExpectedQueries {
     /// [`Error::Rows`] and [`Error::Length`] where keys and values are not as many whole rows,
     /// [`Error::NoQueries`] where a query head was shown none. Rows that are not numbers give scores that are none.
     pub fn scores(&self, keys: &[f32], values: &[f32], next_position: usize) -> Result<Vec<f32>> {
+        Ok(self.expect(keys, values, next_position)?.1)
+    }
+
+    /// [`ExpectedQueries::scores`], and what scores a token that comes later by the same measure.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn expect(
+        &self,
+        keys: &[f32],
+        values: &[f32],
+        next_position: usize,
+    ) -> Result<(ExpectedScores, Vec<f32>)> {
         let head_dim = 2 * self.inverse_frequencies.len();
         if keys.len() != values.len() {
             let (actual, expected) = (values.len(), keys.len());
@@ -138,6 +199,7 @@ impl ExpectedQueries {
         let keys: Vec<&[f32]> = rows("keys", keys, head_dim)?.skip(self.sinks).collect();
         let average = self.average_turns(next_position);
         let mut weights = vec![0.0; keys.len()];
+        let mut heads = Vec::with_capacity(self.heads.len());
         for head in &self.heads {
             let expectation = head.expectation(&average);
             let logits: Vec<f64> = keys.iter().map(|key| expectation.logit(key)).collect();
@@ -145,12 +207,13 @@ impl ExpectedQueries {
             let terms: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
             let scale = 1.0 / terms.iter().sum::<f64>() / self.heads.len() as f64;
             weights.iter_mut().zip(terms).for_each(|(weight, term)| *weight += term * scale);
+            heads.push(Normalised { expectation, largest, scale });
         }
         let num_tokens = values.len() / head_dim;
         let mut scores = vec![f32::INFINITY; self.sinks.min(num_tokens)];
         let values = rows("values", values, head_dim)?.skip(self.sinks);
         scores.extend(weights.iter().zip(values).map(|(x, value)| (x * norm(value)) as f32));
-        Ok(scores)
+        Ok((ExpectedScores { heads, head_dim }, scores))
     }
 
     /// Cosine and sine of each pair, averaged over the positions to come.
