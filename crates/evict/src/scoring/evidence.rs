@@ -11,6 +11,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct PromptEvidence {
     scoring: Scoring,
+    group_size: usize,
     num_tokens: usize,
     /// `[group_size, num_tokens]`.
     sums: Vec<f64>,
@@ -29,7 +30,7 @@ impl PromptEvidence {
         if group_size == 0 {
             return Err(Error::Zero { what: "query heads of a group" });
         }
-        Ok(Self { scoring, num_tokens, sums: vec![0.0; group_size * num_tokens] })
+        Ok(Self { scoring, group_size, num_tokens, sums: vec![0.0; group_size * num_tokens] })
     }
 
     /// The first query position that is looked at; queries before it may be left out.
@@ -46,13 +47,12 @@ impl PromptEvidence {
     /// [`Error::Weight`] for a weight that is NaN, infinite or negative; [`Error::Index`] for a head or a
     /// position that there is not, [`Error::Length`] for another number of weights. Nothing is added then.
     pub fn add(&mut self, head: usize, position: usize, weights: &[f32]) -> Result<()> {
-        let group_size = self.sums.len().checked_div(self.num_tokens).unwrap_or(0);
         if position >= self.num_tokens {
             let count = self.num_tokens;
             return Err(Error::Index { what: "query position", index: position, count });
         }
-        if head >= group_size {
-            return Err(Error::Index { what: "query head", index: head, count: group_size });
+        if head >= self.group_size {
+            return Err(Error::Index { what: "query head", index: head, count: self.group_size });
         }
         if weights.len() != position + 1 {
             let (actual, expected) = (weights.len(), position + 1);
@@ -86,7 +86,7 @@ impl PromptEvidence {
     /// aggregation: f32 has them exactly up to 2^24.
     #[must_use]
     pub fn finish(self) -> Vec<f32> {
-        let Self { scoring, num_tokens, sums } = self;
+        let Self { scoring, num_tokens, sums, .. } = self;
         let heads: Vec<&[f64]> = sums.chunks_exact(num_tokens.max(1)).collect();
         let of_token = |token: usize| heads.iter().map(move |head| head[token]);
         let fold = |token| match scoring.scorer {
