@@ -28,7 +28,8 @@ pub use pool::Pool;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scorer {
     /// Attention of the prompt's last queries to the tokens before them, summed (SnapKV, arXiv
-    /// 2404.14469, §4.1).
+    /// 2404.14469, §4.1; kvpress takes the mean, which orders them alike). A prompt no longer than the
+    /// window gives no evidence.
     Window,
     /// Attention of all queries, summed (heavy hitters: H2O, arXiv 2306.14048, §4).
     Accumulated,
