@@ -124,14 +124,11 @@ impl Fetcher {
         }
     }
 
-    /// Takes no more; what was asked for is done. Waits for the end of that, unless the thread may wait for this one.
-    pub(crate) fn close(&mut self, may_wait: bool) {
-        if let Self::Running { jobs, thread } = std::mem::replace(self, Self::Closed) {
-            drop(jobs);
-            if may_wait {
-                // It catches the panics of what it does.
-                let _ = thread.join();
-            }
+    /// Takes no more; the thread, if there is one, does what was asked for, and ends.
+    pub(crate) fn close(&mut self) -> Option<JoinHandle<()>> {
+        match std::mem::replace(self, Self::Closed) {
+            Self::Running { thread, .. } => Some(thread),
+            Self::None | Self::Closed => None,
         }
     }
 }

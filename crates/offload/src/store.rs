@@ -220,7 +220,11 @@ impl Owner {
     /// Ends the fetcher, for which the workers read. False where it may wait for this very thread, and goes on by itself.
     fn end_fetcher(&self) -> bool {
         let may_wait = !self.is_worker();
-        lock(&self.fetcher).close(may_wait);
+        let fetcher = lock(&self.fetcher).close();
+        if may_wait && let Some(fetcher) = fetcher {
+            // It catches the panics of what it does.
+            let _ = fetcher.join();
+        }
         may_wait
     }
 

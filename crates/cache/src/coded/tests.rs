@@ -84,7 +84,7 @@ fn kept_of(coder: &KeyCoder, before: &[Vec<u32>], kept: &[u32]) -> Vec<Vec<u32>>
     let of_group = |group: &[u32]| -> Vec<Vec<u32>> {
         let rows: Vec<Vec<u32>> = group.iter().map(|&t| before[t as usize].clone()).collect();
         let run: Vec<u32> = (group[0]..).take(len).collect();
-        if run == group && group[0] as usize % len == 0 {
+        if run == group && (group[0] as usize).is_multiple_of(len) {
             return rows;
         }
         let mut keys: Vec<f32> = rows.concat().into_iter().map(f32::from_bits).collect();
