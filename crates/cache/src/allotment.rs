@@ -263,11 +263,6 @@ impl Allotment {
     pub(crate) fn least_tokens(&self, head: usize) -> usize {
         self.costs[head].least_tokens
     }
-
-    /// Device bytes of a head that holds so many tokens, at most.
-    pub(crate) fn most_bytes(&self, head: usize, num_held: usize) -> usize {
-        self.costs[head].bytes(num_held)
-    }
 }
 
 impl HeadCost {

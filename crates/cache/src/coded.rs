@@ -151,13 +151,6 @@ impl CodedKeys {
     ///
     /// # Panics
     /// When `kept` does not ascend, names a token that is not held, or is not whole groups.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "the schedules of permanent eviction call it, which are not there yet"
-        )
-    )]
     pub(crate) fn keep(&mut self, level: Level, kept: &[u32]) -> Result<()> {
         let layout = self.coder.layout();
         assert!(kept.is_sorted_by(|a, b| a < b), "ascending tokens");

@@ -1,7 +1,5 @@
 //! What a head that forgets tokens knows of those that it still holds.
 
-use std::ops::Range;
-
 use heterokv_offload::{Arena, Charge};
 
 use crate::Result;
@@ -107,20 +105,6 @@ impl Held {
         if self.charge.is_some() {
             self.evidence = kept.iter().map(|&index| self.evidence[index as usize]).collect();
         }
-        self.recharge(device)
-    }
-
-    /// Puts tokens at other positions in the place of the first ones.
-    pub(crate) fn replace_front(
-        &mut self,
-        device: &Arena,
-        replaced: Range<usize>,
-        positions: &[u32],
-    ) -> Result<()> {
-        if self.charge.is_some() {
-            self.evidence.splice(replaced.clone(), positions.iter().map(|_| 0.0));
-        }
-        self.positions.splice(replaced, positions.iter().copied());
         self.recharge(device)
     }
 

@@ -260,19 +260,12 @@ mod tests {
     #[test]
     fn a_threshold_is_refused_by_name() {
         let shape = KvShape { num_layers: 1, heads: HeadShape::new(4, 2, 64).unwrap() };
-        let limits = Limits {
-            max_binding_bytes: 128 << 20,
-            max_buffer_bytes: 1 << 30,
-            max_workgroups: 65_535,
-            workgroup_bytes: 16 << 10,
-            offset_alignment: 256,
-        };
         let reservation = Reservation { prompt_tokens: 1000, total_tokens: 2000 };
         let plan = |select: &str| {
             let spec: crate::CacheSpec =
                 format!("keys=int4-token,select={select}").parse().unwrap();
             let config = spec.resolve(&shape, None).unwrap();
-            DeviceCachePlan::new(&config, &shape, limits, reservation)
+            DeviceCachePlan::new(&config, &shape, Limits::WEBGPU_MINIMUM, reservation)
         };
         assert!(plan("top-p:0.9").is_ok());
         let error = plan("threshold:0.9").unwrap_err();
