@@ -219,8 +219,12 @@ impl SelectScratch {
 
 /// Whether all weights are finite and at least 0.
 pub(crate) fn check(weights: &[f32]) -> Result<()> {
-    let bad = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);
-    match weights.iter().position(bad) {
+    let is_sound = |weight: &f32| (*weight >= 0.0) & (*weight <= f32::MAX);
+    // Without a way out of the loop, many are looked at together.
+    if weights.iter().fold(true, |sound, weight| sound & is_sound(weight)) {
+        return Ok(());
+    }
+    match weights.iter().position(|weight| !is_sound(weight)) {
         None => Ok(()),
         Some(token) => Err(Error::Weight { token, weight: weights[token] }),
     }

@@ -65,12 +65,17 @@ proptest! {
     }
 
     #[test]
-    fn top_p_keeps_the_smallest_sufficient_set(weights in weights(), p in 1u32..64) {
-        let top_p = p as f32 / 64.0;
-        let selector = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap();
-        let taken = select(&selector, &weights, 0.0).unwrap();
-        let kept: Vec<f32> = weights.iter().zip(&taken).filter(|t| *t.1).map(|t| *t.0).collect();
-        let mass: f32 = kept.iter().sum();
+    fn top_p_keeps_the_smallest_sufficient_set(
+        weights in weights(),
+        p in 1u32..64,
+        resident in (0u32..64).prop_map(|x| f64::from(x) / 64.0),
+    ) {
+        let top_p = f64::from(p) / 64.0;
+        let selector = Selector::new(Rule::TopP(top_p as f32), 0, usize::MAX).unwrap();
+        let taken = select(&selector, &weights, resident).unwrap();
+        let kept: Vec<f64> =
+            weights.iter().zip(&taken).filter(|t| *t.1).map(|t| f64::from(*t.0)).collect();
+        let mass = resident + kept.iter().sum::<f64>();
         if kept.len() < weights.len() {
             prop_assert!(mass >= top_p);
         }
