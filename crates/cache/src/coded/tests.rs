@@ -143,13 +143,17 @@ proptest! {
             keys.keep(Level::detect(), &kept).unwrap();
             expected = kept_of(&keys.coder, &before, &kept);
             prop_assert_eq!(&decoded(&keys), &expected);
-            prop_assert_eq!(decoded(&fork), before, "a copy shares nothing");
+            prop_assert_eq!(&decoded(&fork), &before, "a copy shares nothing");
             check_bytes(&keys, &arena);
             if layout.moves_tokens() {
-                let is_inner = |i: usize| i < keys.num_tokens / 8 * 8;
-                for (scores, before) in scores(&keys).iter().zip(&scores_before) {
-                    for (i, &token) in kept.iter().enumerate().filter(|(i, _)| is_inner(*i)) {
-                        prop_assert_eq!(scores[i], before[token as usize]);
+                // The last few, fewer than a vector, are summed in another order in some formats.
+                let is_inner = |i: usize, num_tokens: usize| i < num_tokens / 8 * 8;
+                let are_inner = |(i, token): &(usize, &u32)| {
+                    is_inner(*i, kept.len()) && is_inner(**token as usize, before.len())
+                };
+                for (scores, scores_before) in scores(&keys).iter().zip(&scores_before) {
+                    for (i, &token) in kept.iter().enumerate().filter(are_inner) {
+                        prop_assert_eq!(scores[i], scores_before[token as usize]);
                     }
                 }
             }
