@@ -15,6 +15,7 @@ mod distance;
 mod files;
 mod golden;
 mod harness;
+mod head_profiles;
 mod hostile;
 mod mixes;
 mod passkey;
