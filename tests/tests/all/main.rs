@@ -16,6 +16,7 @@ mod evict;
 mod files;
 mod golden;
 mod harness;
+mod head_profiles;
 mod hostile;
 mod mixes;
 mod passkey;
