@@ -27,7 +27,7 @@ const PEERS_TARGET: &str = "bench-peers";
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// A filter and options, or `quant`, `gpu`, `offload` or `load` and its own: `--help` and `quant --help` list them;
+    /// A filter and options, or `quant`, `evict`, `gpu`, `offload` or `load` and its own: `--help` and `quant --help` list them;
     /// none measures everything. `quant --peers` measures programs of others beside ours
     #[arg(value_name = "WORD", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
@@ -49,6 +49,7 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
     let mut tally = check(workspace, &["--test"])?;
     tally += check(workspace, &["quant", "--test"])?;
     tally += check(workspace, &["quant", "--quality", "--test"])?;
+    tally += check(workspace, &["evict", "--quality", "--drift", "--latency", "--test"])?;
     tally += check(workspace, &["load", "--test"])?;
     tally += check(workspace, &["offload", "--test"])?;
     if !process::succeeds(Command::new("dd").arg("--version")) {
@@ -151,6 +152,7 @@ fn needs_model(words: &[OsString]) -> bool {
     match words.first() {
         Some(first) if first == "quant" => has("--quality"),
         Some(first) if first == "offload" => false,
+        Some(first) if first == "evict" => true,
         _ if has("--measured") => false,
         _ => {
             // The filter is a word that is no option and no option's value; it may begin with a suite's name.
@@ -197,6 +199,8 @@ mod tests {
             &["hca:25%", "--splice"],
             &["quant", "--quality"],
             &["load", "--context", "100000"],
+            &["evict", "--bars"],
+            &["evict", "--latency", "--cache", "machine"],
             &["--out", "machine-of-mine"],
             &["--compare", "instructions-old.json"],
         ] {
@@ -210,6 +214,7 @@ mod tests {
             &["--compare", "a", "--measured", "b"],
             &["model", "--model", "x"],
             &["load", "--test"],
+            &["evict", "--quality", "--test"],
             &["quant"],
             &["offload", "ram"],
         ] {

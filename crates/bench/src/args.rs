@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use heterokv_quant::KeyFormat;
 
+use crate::evict::EvictArgs;
 use crate::gpu::GpuArgs;
 use crate::load::LoadArgs;
 use crate::offload::OffloadArgs;
@@ -36,6 +37,8 @@ pub struct Options {
 pub(crate) enum Suite {
     /// Key formats: scan, encode, values and fit; with --quality, what their bits cost
     Quant(QuantArgs),
+    /// Caches that leave tokens out: --quality, --bars, --drift, --latency
+    Evict(Box<EvictArgs>),
     /// Kernels on a GPU: GB/s of each beside a copy; with --derived, the bytes of each and the times that follow
     Gpu(GpuArgs),
     /// A cache with more rows than RAM may hold: decode steps over rows on a disk, beside the same with all in RAM
@@ -201,6 +204,7 @@ impl Options {
         match &self.suite {
             None => self.steps.threads,
             Some(Suite::Quant(quant)) => quant.threads,
+            Some(Suite::Evict(evict)) => evict.threads,
             Some(Suite::Load(load)) => load.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
             Some(Suite::InstructionsProcess(_) | Suite::Gpu(_) | Suite::Offload(_)) => 1,

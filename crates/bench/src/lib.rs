@@ -10,8 +10,8 @@
 //!
 //! The suite `quant` measures kernels by format. The others (`steps`) measure decode steps and whole prompts by cache
 //! and context, against what the machine was found to read in the same run, and keep a record with which a
-//! later run is compared. `gpu`, `offload` and `load` have options of their own, as `quant` has: kernels on a device, the
-//! host store, and a cache with more rows than RAM may hold.
+//! later run is compared. `gpu`, `offload`, `load` and `evict` have options of their own, as `quant` has: kernels on a device,
+//! the host store, a cache with more rows than RAM may hold, and caches that leave tokens out.
 //!
 //! What this crate never does: decide how the library computes.
 
@@ -35,6 +35,7 @@ mod conditions;
 mod encode;
 mod end_to_end;
 mod environment;
+mod evict;
 mod formats;
 mod gpu;
 mod instructions;

@@ -45,6 +45,7 @@ pub(crate) struct Context<'a> {
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
     first_queries: &'a [f32],
+    last_queries: &'a [f32],
 }
 
 impl PromptRows {
@@ -119,6 +120,7 @@ impl PromptRows {
             keys: tiled(&layer.keys),
             values: tiled(&layer.values),
             first_queries: &layer.first_queries,
+            last_queries: &layer.last_queries,
         }
     }
 
@@ -137,10 +139,14 @@ impl Context<'_> {
         ensure!(!self.keys.is_empty(), "a context has a token at least");
         let num_tokens = self.keys.len() / self.heads.kv_row_len();
         let mut prompt = PromptLayer::new(self.heads, level, &self.keys, &self.values)?;
-        // Only to show the queries: their attention over so few tokens costs nothing.
+        // Only to show the queries: the first ones, whose attention over so few tokens costs nothing, and, to caches that
+        // choose by the end of a prompt, the last ones.
         let row_len = self.heads.qo_row_len();
-        let queries = &self.first_queries[..self.first_queries.len().min(num_tokens * row_len)];
-        prompt.attend(0, queries, &mut vec![0.0; queries.len()])?;
+        let first = &self.first_queries[..self.first_queries.len().min(num_tokens * row_len)];
+        prompt.attend(0, first, &mut vec![0.0; first.len()])?;
+        let num_last = (num_tokens - first.len() / row_len).min(self.last_queries.len() / row_len);
+        let last = &self.last_queries[self.last_queries.len() - num_last * row_len..];
+        prompt.attend(num_tokens - num_last, last, &mut vec![0.0; last.len()])?;
         Ok(prompt.store(caches, layer)?)
     }
 }

@@ -173,7 +173,7 @@ impl Record {
 }
 
 /// The day in UTC, as `2026-11-28`.
-fn today() -> String {
+pub(crate) fn today() -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     now.split('T').next().unwrap_or_default().to_owned()
 }

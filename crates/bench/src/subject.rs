@@ -115,7 +115,7 @@ fn read_tokens(checkpoint: &Checkpoint, corpus: &Path, num_tokens: usize) -> Res
 }
 
 /// A file's name, which unlike its path says the same on every machine.
-fn stem(path: &Path) -> String {
+pub(crate) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 

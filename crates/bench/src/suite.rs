@@ -15,7 +15,7 @@ use crate::quality::KeyCodec;
 use crate::rate_distortion::rate_distortion;
 use crate::scan::ScanFormat;
 use crate::throughput::throughput;
-use crate::{end_to_end, gpu, instructions, load, offload, steps};
+use crate::{end_to_end, evict, gpu, instructions, load, offload, steps};
 
 /// Programs of others, measured in the same run.
 #[derive(Default)]
@@ -33,6 +33,7 @@ pub fn run(options: &Options, peers: Peers) -> ExitCode {
     let done = match &options.suite {
         None => steps::run(&options.steps),
         Some(Suite::Quant(arguments)) => quant(arguments, peers),
+        Some(Suite::Evict(arguments)) => evict::run(arguments),
         Some(Suite::Gpu(arguments)) => gpu::run(arguments).map(|()| true),
         Some(Suite::Load(arguments)) => load::run(arguments).map(|()| true),
         Some(Suite::Offload(arguments)) => offload::run(arguments),

@@ -124,7 +124,11 @@ impl Allotment {
                 match allotment.total(0) {
                     total if total >= least => Ok(()),
                     total => Err(Error::BudgetTooSmall {
-                        what: if matches!(eviction.keep, Keep::Bytes(_)) { "bytes" } else { "tokens" },
+                        what: if matches!(eviction.keep, Keep::Bytes(_)) {
+                            "bytes"
+                        } else {
+                            "tokens"
+                        },
                         budget: total / heads,
                         least: least.div_ceil(heads),
                     }),
@@ -228,7 +232,11 @@ impl Allotment {
             return Ok(vec![usize::MAX; self.costs.len()]);
         }
         let shares = self.shares(num_tokens)?;
-        Ok(shares.into_iter().enumerate().map(|(i, share)| self.limit(i, share, num_tokens)).collect())
+        Ok(shares
+            .into_iter()
+            .enumerate()
+            .map(|(i, share)| self.limit(i, share, num_tokens))
+            .collect())
     }
 
     /// Tokens that the heads of a layer have together, which a budget then shares out anew among them.

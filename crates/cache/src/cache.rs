@@ -2,6 +2,8 @@
 
 mod step;
 
+use std::time::Instant;
+
 use heterokv_attn::{AttnError, HeadShape};
 use heterokv_offload::{Arena, Sequence, Stats, Store};
 use heterokv_quant::{KeyCoder, Level};
@@ -16,6 +18,7 @@ use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::policy::Policy;
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
+use crate::times::StepTimes;
 use crate::{Error, Profile, Result};
 
 /// What a cache needs to know of a model.
@@ -110,6 +113,7 @@ pub struct KvCache {
     /// What decides which tokens are forgotten; none where none are.
     policy: Option<Policy>,
     stats: ReadStats,
+    times: StepTimes,
 }
 
 impl KvCache {
@@ -199,7 +203,8 @@ impl KvCache {
                 policy.transpose()?
             }
         };
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats })
+        let times = StepTimes::default();
+        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats, times })
     }
 
     /// The shape this cache was made for.
@@ -287,9 +292,15 @@ impl KvCache {
         self.stats
     }
 
+    /// Where the time of these steps went.
+    #[must_use]
+    pub fn step_times(&self) -> StepTimes {
+        self.times
+    }
+
     /// Starts counting anew.
     pub fn reset_stats(&mut self) {
-        self.stats = ReadStats::default();
+        (self.stats, self.times) = (ReadStats::default(), StepTimes::default());
     }
 
     /// A cache with the same contents. It shares nothing with this one but pages of the host store, which neither changes.
@@ -385,7 +396,9 @@ impl KvCache {
         let mut stores =
             Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
         if let Some(policy) = &mut self.policy {
+            let start = Instant::now();
             policy.make_room(layer, &mut self.heads, &mut stores)?;
+            self.times.policy += start.elapsed();
         }
         let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
         let rows = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));

@@ -117,8 +117,8 @@ impl Eviction {
 
     /// Refuses what does not go together, and heads of another model.
     pub(crate) fn check(&self, shape: &KvShape) -> Result<()> {
-        let needs_heads = self.is_on_drift()
-            || matches!(self.budget, Budget::Stability | Budget::Profile);
+        let needs_heads =
+            self.is_on_drift() || matches!(self.budget, Budget::Stability | Budget::Profile);
         match &self.heads {
             Some(heads) => heads.profile.check_shape(shape)?,
             None if needs_heads => {
@@ -129,15 +129,15 @@ impl Eviction {
             }
             None => {}
         }
-        if self.keep == Keep::Own && !matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes) {
+        if self.keep == Keep::Own
+            && !matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes)
+        {
             return Err(Error::Conflict {
                 conflict: "a cache that forgets tokens needs to know how much it keeps: add keep=R%, keep=N or keep=SIZE",
             });
         }
-        let has_own = matches!(
-            self.budget,
-            Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes
-        );
+        let has_own =
+            matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes);
         if has_own != (self.keep == Keep::Own) {
             return Err(Error::Conflict {
                 conflict: "the budgets norm-drop, norm-drop-tail and votes find on the text how much they keep; leave \
@@ -203,9 +203,8 @@ impl FromStr for Keep {
         } else if let Some(percent) = word.strip_suffix('%') {
             let percent = percent.parse::<f64>().ok().filter(|&p| p > 0.0 && p <= 100.0);
             percent.map(Self::Ratio)
-        } else if let Some((count, unit)) = UNITS
-            .iter()
-            .find_map(|(name, unit)| word.strip_suffix(name).map(|count| (count, unit)))
+        } else if let Some((count, unit)) =
+            UNITS.iter().find_map(|(name, unit)| word.strip_suffix(name).map(|count| (count, unit)))
         {
             number(count).and_then(|count| count.checked_mul(*unit)).map(Self::Bytes)
         } else {

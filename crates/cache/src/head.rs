@@ -69,7 +69,11 @@ pub(crate) struct Stores<'a> {
 
 impl HeadCache {
     /// A head of exact rows in pages of `page_tokens`.
-    pub(crate) fn exact((layer, kv_head): (usize, usize), head_dim: usize, page_tokens: usize) -> Self {
+    pub(crate) fn exact(
+        (layer, kv_head): (usize, usize),
+        head_dim: usize,
+        page_tokens: usize,
+    ) -> Self {
         let resident = ExactRows::new(head_dim, page_tokens);
         Self { layer, kv_head, head_dim, resident, tail: None, held: None }
     }
@@ -285,8 +289,7 @@ impl HeadCache {
     /// Of the tokens held, the first and the last that stay in any case: those of the first `sinks` positions and the last
     /// `recent`, and whatever is exact beside codes.
     pub(crate) fn protected(&self, sinks: usize, recent: usize) -> (usize, usize) {
-        let (first, last) =
-            self.held.as_ref().map_or((0, 0), |held| held.protected(sinks, recent));
+        let (first, last) = self.held.as_ref().map_or((0, 0), |held| held.protected(sinks, recent));
         match &self.tail {
             None => (first, last),
             Some(tail) => (first.max(self.resident.len()), last.max(tail.window.len())),

@@ -128,7 +128,8 @@ impl Held {
     }
 
     pub(crate) fn fork(&self, device: &Arena) -> Result<Self> {
-        let charge = self.charge.as_ref().map(|charge| device.charge(charge.bytes())).transpose()?;
+        let charge =
+            self.charge.as_ref().map(|charge| device.charge(charge.bytes())).transpose()?;
         let (positions, evidence) = (self.positions.clone(), self.evidence.clone());
         Ok(Self { seen: self.seen, positions, evidence, charge })
     }

@@ -36,14 +36,17 @@ mod prompt;
 mod saved;
 mod select;
 mod spec;
+mod times;
 mod watch;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
+pub use eviction::{Eviction, Heads, Keep, Refresh};
 pub use head_profile::{HeadMeasure, HeadProfile, SimilarityAt};
 pub use heterokv_attn::{HeadShape, PrefillInput};
 pub use heterokv_evict::HeadRole;
+pub use heterokv_evict::RotaryTurns;
 pub use heterokv_offload::{
     DiskOptions, DryRun, Error as StoreError, OsFiles, Reads, Stats as HostStats, Store,
     StoreOptions, Waits,
@@ -57,6 +60,5 @@ pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
 pub use saved::SavedCache;
-pub use eviction::{Eviction, Heads, Keep, Refresh};
-pub use heterokv_evict::RotaryTurns;
 pub use spec::{CacheConfig, CacheSpec, HcaConfig, Place, RatioPromise, SPEC_GRAMMAR};
+pub use times::StepTimes;

@@ -1,7 +1,8 @@
 //! A cache's forgetting: which tokens of a prompt stay, and which make room for those that come.
 
 use heterokv_evict::{
-    Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff, key_norm, norm_drop,
+    Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff,
+    key_norm, norm_drop,
 };
 use rayon::prelude::*;
 
@@ -113,7 +114,8 @@ impl Policy {
     }
 
     fn share_globally(&mut self, heads: &[HeadCache], num_tokens: usize) -> Result<()> {
-        let scores: Vec<Vec<f32>> = heads.iter().map(|head| self.scores(head)).collect::<Result<_>>()?;
+        let scores: Vec<Vec<f32>> =
+            heads.iter().map(|head| self.scores(head)).collect::<Result<_>>()?;
         let limits = self.allotment.limits(num_tokens)?;
         let total = limits.iter().map(|&limit| limit.min(num_tokens)).sum();
         let wanted = global(&slices(&scores), total, KEPT_PAGE_TOKENS, self.sinks, self.recent)?;
@@ -217,7 +219,13 @@ impl Policy {
     }
 
     /// What is known of a token of a head when it comes, before any query has looked at it.
-    pub(crate) fn evidence_of(&self, head: usize, position: usize, key: &[f32], value: &[f32]) -> Result<f32> {
+    pub(crate) fn evidence_of(
+        &self,
+        head: usize,
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<f32> {
         match self.eviction.scoring.scorer {
             Scorer::KeyNorm => Ok(key_norm(key, key.len())?[0]),
             Scorer::Expected => match &self.expected[head] {
@@ -267,7 +275,8 @@ impl Policy {
 
     /// Takes what is expected of queries behind a prompt in the heads of a layer.
     fn take_expected(&mut self, layer: usize, expected: Vec<ExpectedScores>) {
-        for (place, expected) in self.expected[layer * self.num_kv_heads..].iter_mut().zip(expected) {
+        for (place, expected) in self.expected[layer * self.num_kv_heads..].iter_mut().zip(expected)
+        {
             *place = Some(expected);
         }
     }

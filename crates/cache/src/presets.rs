@@ -59,7 +59,14 @@ const SNAPKV: Scoring = scoring(Scorer::Window, 64, Pool::Mean(5), Gqa::Mean);
 
 /// Each with the defaults of its paper or of its authors' code, where `docs/evict.md` says nothing else.
 const FORGETTING: [Forgetting; 14] = [
-    Forgetting { name: "snapkv", scoring: SNAPKV, budget: Budget::Uniform, sinks: 4, recent: 64, schedule: BATCHES },
+    Forgetting {
+        name: "snapkv",
+        scoring: SNAPKV,
+        budget: Budget::Uniform,
+        sinks: 4,
+        recent: 64,
+        schedule: BATCHES,
+    },
     Forgetting {
         name: "pyramidkv",
         scoring: SNAPKV,
@@ -197,7 +204,13 @@ impl Preset {
 
     /// Whether how much it keeps is found on the text.
     fn has_own_ratio(self) -> bool {
-        matches!(self, Self::Forgetting(Forgetting { budget: Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes, .. }))
+        matches!(
+            self,
+            Self::Forgetting(Forgetting {
+                budget: Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes,
+                ..
+            })
+        )
     }
 
     /// Reads what stands behind a preset's name and a colon.

@@ -79,21 +79,22 @@ impl Watch {
             wants_last || scorings.iter().any(|(scoring, _)| scoring.scorer.sees_attention());
         let head = |kv_head: usize| {
             let keys = sees_attention.then(|| PromptKeys::new(level, shape, kv_head, k));
-            let gathered = scorings.iter().map(|&(scoring, sinks)| {
-                Ok(match scoring.scorer {
-                    Scorer::Expected => {
-                        let turns = turns.ok_or(Error::NoRotary)?;
-                        let group_size = shape.group_size();
-                        Gathered::Queries(ExpectedQueries::new(turns, group_size, sinks, NUM_FUTURE)?)
-                    }
-                    scorer if scorer.sees_attention() => Gathered::Attention(PromptEvidence::new(
-                        scoring,
-                        shape.group_size(),
-                        num_tokens,
-                    )?),
-                    _ => Gathered::Nothing,
-                })
-            });
+            let gathered =
+                scorings.iter().map(|&(scoring, sinks)| {
+                    Ok(match scoring.scorer {
+                        Scorer::Expected => {
+                            let turns = turns.ok_or(Error::NoRotary)?;
+                            let group_size = shape.group_size();
+                            Gathered::Queries(ExpectedQueries::new(
+                                turns, group_size, sinks, NUM_FUTURE,
+                            )?)
+                        }
+                        scorer if scorer.sees_attention() => Gathered::Attention(
+                            PromptEvidence::new(scoring, shape.group_size(), num_tokens)?,
+                        ),
+                        _ => Gathered::Nothing,
+                    })
+                });
             let gathered = gathered.collect::<Result<_>>()?;
             let last = if wants_last { shape.group_size() * num_tokens } else { 0 };
             Ok(HeadWatch { keys: keys.transpose()?, gathered, last: vec![0.0; last] })

@@ -41,6 +41,7 @@ pub fn tasks() -> Vec<&'static dyn Task> {
         &corpus::OwnText,
         &needle::PassKey,
         &needle::Needle,
+        &needle::MultiKey,
         &needle::MultiTurn,
     ];
     all.extend(ruler::TASKS.iter().map(|task| task as &dyn Task));

@@ -22,7 +22,7 @@ pub use keep::{keep_best, keep_voted, top_positions};
 pub use roles::{HeadRole, check_roles, check_threshold, classify, overlap, stability_weights};
 pub use schedule::{DriftMonitor, Schedule};
 pub use scoring::{
-    ExpectedQueries, ExpectedScores, Gqa, Pool, PromptEvidence, RotaryTurns, Scorer, Scoring, key_diff, key_norm,
-    per_query,
+    ExpectedQueries, ExpectedScores, Gqa, Pool, PromptEvidence, RotaryTurns, Scorer, Scoring,
+    key_diff, key_norm, per_query,
 };
 pub use select::{Enough, Rule, SelectScratch, Selector, Union};

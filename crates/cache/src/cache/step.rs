@@ -1,5 +1,7 @@
 //! One attention step over a layer of a cache.
 
+use std::time::Instant;
+
 use heterokv_attn::simd::exp_weights;
 use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows};
 use heterokv_evict::SelectScratch;
@@ -12,6 +14,7 @@ use crate::head::HeadCache;
 use crate::host_step::HostStep;
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
+use crate::times::timed;
 
 /// Exact rows that one task takes, and a page more at most.
 const EXACT_TASK_ROWS: usize = 512;
@@ -36,10 +39,13 @@ impl KvCache {
         check_token("q", q, shape.qo_row_len())?;
         check_len("out", out.len(), shape.qo_row_len())?;
         let group_len = shape.group_size() * shape.head_dim;
+        let start = Instant::now();
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
         for (head, queries) in heads.iter_mut().zip(q.chunks_exact(group_len)) {
             head.observe_queries(queries);
         }
+        self.times.policy += start.elapsed();
+        let start = Instant::now();
         let heads = &*heads;
         let level = self.level;
         let precision = match &self.config {
@@ -59,16 +65,17 @@ impl KvCache {
         let sum_exact = |task: &ExactTask<'_>| {
             let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
             let queries = &scaled[task.kv_head * group_len..][..group_len];
-            let mut scores = vec![0.0; if is_watched { shape.group_size() * task.num_rows } else { 0 }];
+            let mut scores =
+                vec![0.0; if is_watched { shape.group_size() * task.num_rows } else { 0 }];
             let wanted = is_watched.then_some((&mut scores[..], task.num_rows));
             sum.add_resident_runs(level, queries, &task.rows, wanted);
             (sum, scores)
         };
         let mut tiles: Vec<_> =
             groups.iter_mut().zip(heads).flat_map(|(group, head)| group.tiles(head)).collect();
-        let (resident, ()) = rayon::join(
-            || exact.par_iter().map(sum_exact).collect::<Vec<_>>(),
-            || tiles.par_iter_mut().for_each(|tile| tile.score(level)),
+        let ((resident, resident_time), ((), scores_time)) = rayon::join(
+            || timed(|| exact.par_iter().map(sum_exact).collect::<Vec<_>>()),
+            || timed(|| tiles.par_iter_mut().for_each(|tile| tile.score(level))),
         );
         drop(tiles);
         let mut states: Vec<AttnState> = (0..shape.num_kv_heads)
@@ -77,10 +84,12 @@ impl KvCache {
         for (task, (sum, _)) in exact.iter().zip(&resident) {
             sum.merge_into(&mut states[task.kv_head]);
         }
+        self.times.add_scan(start, resident_time, scores_time);
         let mut full_lse: Vec<Vec<f32>> = states.iter().map(|state| state.lse().to_vec()).collect();
         if let (CacheConfig::Hca(config), Some(host)) = (&self.config, &self.host)
             && !config.is_exact()
         {
+            let start = Instant::now();
             let selector = config.selector()?;
             let selections: Vec<HeadSelection> = groups
                 .par_iter_mut()
@@ -89,6 +98,8 @@ impl KvCache {
                     group.select(level, &selector, config.union, state.lse(), scratch)
                 })
                 .collect::<Result<_>>()?;
+            self.times.selection += start.elapsed();
+            let start = Instant::now();
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
             self.hints.before(host, layer, &selections);
             step.add_rows(&mut states, &selections)?;
@@ -100,6 +111,7 @@ impl KvCache {
                     }
                 }
             }
+            self.times.host += start.elapsed();
             self.stats.count_rows(heads.iter().map(HeadCache::num_tokens), &selections, &step);
             full_lse = selections.into_iter().map(|selection| selection.full_lse).collect();
         }
@@ -110,23 +122,32 @@ impl KvCache {
         if !is_watched {
             return Ok(());
         }
-        let scores = exact.iter().zip(&resident).map(|(task, (_, scores))| (task.kv_head, &scores[..]));
+        let start = Instant::now();
+        let scores =
+            exact.iter().zip(&resident).map(|(task, (_, scores))| (task.kv_head, &scores[..]));
         let scores: Vec<(usize, &[f32])> = scores.collect();
         let weights: Vec<Vec<f32>> = heads
             .par_iter()
             .zip(groups.par_iter())
             .enumerate()
             .map(|(kv_head, (head, group))| {
-                let exact = scores.iter().filter(|(of, _)| *of == kv_head).map(|(_, scores)| *scores);
+                let exact =
+                    scores.iter().filter(|(of, _)| *of == kv_head).map(|(_, scores)| *scores);
                 let mut rows = held_scores(shape, head, group, &exact.collect::<Vec<_>>());
-                for (row, &lse) in rows.chunks_exact_mut(head.num_held().max(1)).zip(&full_lse[kv_head]) {
+                for (row, &lse) in
+                    rows.chunks_exact_mut(head.num_held().max(1)).zip(&full_lse[kv_head])
+                {
                     let _ = exp_weights(level, row, lse);
                 }
                 rows
             })
             .collect();
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
-        self.policy.as_mut().map_or(Ok(()), |policy| policy.observe(layer, heads, &weights))
+        if let Some(policy) = &mut self.policy {
+            policy.observe(layer, heads, &weights)?;
+        }
+        self.times.policy += start.elapsed();
+        Ok(())
     }
 }
 

@@ -16,8 +16,7 @@ use crate::{KvShape, Result};
 pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> Result<()> {
     let num_tokens = plan.num_tokens;
     let eviction = config.evict.as_ref();
-    let allotment =
-        eviction.map(|eviction| Allotment::new(config, eviction, shape)).transpose()?;
+    let allotment = eviction.map(|eviction| Allotment::new(config, eviction, shape)).transpose()?;
     let limits = match &allotment {
         Some(allotment) => allotment.limits(num_tokens)?,
         None => vec![usize::MAX; shape.places().count()],

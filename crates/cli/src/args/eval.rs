@@ -14,8 +14,8 @@ use super::{CacheTerms, ModelArgs, cache_help};
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// What to measure: kl, recall, passkey, needle, multiturn, longgen, longbench, or a task of RULER; --help lists
-    /// them
+    /// What to measure: kl, recall, passkey, needle, multikey, multiturn, longgen, longbench, or a task of RULER;
+    /// --help lists them
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "kl", value_parser = parse_task)]
     pub(crate) task: Vec<&'static str>,
     #[command(flatten)]

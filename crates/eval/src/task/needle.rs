@@ -5,11 +5,15 @@ use rand::rngs::StdRng;
 
 use crate::Result;
 use crate::metric::Metric;
+use crate::prompting::Asked;
 use crate::task::haystack::{Haystack, NOISE, Room, fresh_key, random};
 use crate::task::{Inputs, Probe, Question, Sample, Task};
 
 /// Tokens of a reply.
 const MAX_TOKENS: usize = 16;
+
+/// Facts of `multikey` beside the one that is asked for.
+const NUM_OTHERS: usize = 3;
 
 /// Questions of one conversation.
 const NUM_TURNS: usize = 4;
@@ -19,6 +23,9 @@ pub(super) struct PassKey;
 
 /// A sentence among others, at every depth asked for.
 pub(super) struct Needle;
+
+/// The same beside sentences that say the like of other things.
+pub(super) struct MultiKey;
 
 /// Several sentences among others, asked for one after the other.
 pub(super) struct MultiTurn;
@@ -71,6 +78,13 @@ impl Fact {
     fn reply(&self) -> String {
         format!(" The secret number of the {} is", self.thing)
     }
+
+    /// The text's tokens, and the question for this fact behind them.
+    fn asked(&self, inputs: &Inputs<'_>, asked: Asked) -> Result<(Vec<u32>, Vec<Question>)> {
+        let question = self.question();
+        let tokens = inputs.prompting.first_question(&asked, &question, &self.reply())?;
+        Ok((asked.context, vec![number_question(&question, tokens, self.number)]))
+    }
 }
 
 impl Task for Needle {
@@ -87,9 +101,31 @@ impl Task for Needle {
             let fact = Fact::new(random, &[]);
             let haystack = Haystack::of(inputs.haystack, random.random());
             let asked = room.hide(&[(depth, fact.sentence())], &haystack, "")?;
-            let question = fact.question();
-            let tokens = inputs.prompting.first_question(&asked, &question, &fact.reply())?;
-            Ok((asked.context, vec![number_question(&question, tokens, fact.number)]))
+            fact.asked(inputs, asked)
+        })
+    }
+}
+
+impl Task for MultiKey {
+    fn name(&self) -> &'static str {
+        "multikey"
+    }
+
+    fn about(&self) -> &'static str {
+        "a sentence hidden among three of the same form, at a grid of depths (after RULER's niah_multikey_1)"
+    }
+
+    fn samples(&self, inputs: &Inputs<'_>, context: usize) -> Result<Vec<Sample>> {
+        at_depths(self.name(), inputs, context, |room, random, depth| {
+            let mut facts = vec![Fact::new(random, &[])];
+            let mut needles = vec![(depth, facts[0].sentence())];
+            for _ in 0..NUM_OTHERS {
+                let other = Fact::new(random, &facts);
+                needles.push((random.random(), other.sentence()));
+                facts.push(other);
+            }
+            let haystack = Haystack::of(inputs.haystack, random.random());
+            facts[0].asked(inputs, room.hide(&needles, &haystack, "")?)
         })
     }
 }

@@ -78,18 +78,16 @@ impl ExpectedScores {
                 return Err(Error::Length { what, actual, expected });
             }
         }
-        let weight = |head: &Normalised| {
-            (head.expectation.logit(key) - head.largest).exp() * head.scale
-        };
+        let weight =
+            |head: &Normalised| (head.expectation.logit(key) - head.largest).exp() * head.scale;
         Ok((self.heads.iter().map(weight).sum::<f64>() * norm(value)) as f32)
     }
 
     /// Bytes that it takes.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        let numbers = |head: &Normalised| {
-            head.expectation.mean.len() + head.expectation.quadratic.len() + 2
-        };
+        let numbers =
+            |head: &Normalised| head.expectation.mean.len() + head.expectation.quadratic.len() + 2;
         self.heads.iter().map(numbers).sum::<usize>() * size_of::<f64>()
     }
 }

@@ -1,0 +1,65 @@
+//! Where the time of decode steps goes.
+
+use std::time::{Duration, Instant};
+
+/// Time that the attention of decode steps took, by what it was spent on. All of it together is the time of
+/// [`KvCache::attend`](crate::KvCache::attend): of what goes on side by side, each part has its share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Scores of coded keys, with the tables of the queries for them.
+    pub scores: Duration,
+    /// Attention over exact rows on the device.
+    pub resident: Duration,
+    /// Softmax weights of coded tokens, and the choice of those that are read.
+    pub selection: Duration,
+    /// Attention over rows of the host, with waiting for them, and hints for the next.
+    pub host: Duration,
+    /// What is noted of queries and weights for decisions to come.
+    pub policy: Duration,
+}
+
+impl StepTimes {
+    /// All parts together.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.scores + self.resident + self.selection + self.host + self.policy
+    }
+
+    /// Shares out the time since `start` between exact rows and scores, which went on side by side and took so long each.
+    pub(crate) fn add_scan(&mut self, start: Instant, resident: Duration, scores: Duration) {
+        let both = start.elapsed();
+        let share =
+            resident.as_secs_f64() / (resident + scores).as_secs_f64().max(f64::MIN_POSITIVE);
+        let resident = both.mul_f64(share);
+        self.resident += resident;
+        self.scores += both - resident;
+    }
+}
+
+/// What `work` gives, and the time that it takes.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let result = work();
+    (result, start.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_side_by_side_is_shared_out_and_nothing_is_lost() {
+        let mut times = StepTimes::default();
+        let [one, three] = [1, 3].map(Duration::from_millis);
+        let start = Instant::now();
+        std::thread::sleep(Duration::from_millis(4));
+        times.add_scan(start, one, three);
+        let (resident, scores) = (times.resident.as_secs_f64(), times.scores.as_secs_f64());
+        assert!((3.0 * resident / scores - 1.0).abs() < 1e-3, "{times:?}");
+        assert!(times.total() >= Duration::from_millis(4));
+        // Where neither took any time that the clock sees, all of it counts all the same.
+        let mut times = StepTimes::default();
+        times.add_scan(start, Duration::ZERO, Duration::ZERO);
+        assert!(times.total() >= Duration::from_millis(4) && times.resident.is_zero());
+    }
+}
