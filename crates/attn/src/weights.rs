@@ -88,8 +88,7 @@ impl PromptKeys {
         for (block, tokens) in q.chunks(BLOCK_TOKENS * row_len).enumerate() {
             let block_first = first + block * BLOCK_TOKENS;
             let of_group = |token: &[f32]| token[self.kv_head * group_len..][..group_len].to_vec();
-            let mut queries: Vec<f32> =
-                tokens.chunks_exact(row_len).flat_map(of_group).collect();
+            let mut queries: Vec<f32> = tokens.chunks_exact(row_len).flat_map(of_group).collect();
             queries.iter_mut().for_each(|q| *q *= sm_scale);
             let num_rows = queries.len() / head_dim;
             let num_seen = block_first + num_rows / group_size;

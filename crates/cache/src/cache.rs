@@ -1,24 +1,25 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
+mod step;
+
 use std::time::Instant;
 
-use heterokv_attn::{AttnError, AttnState, GroupSum, HeadShape, ResidentRows};
-use heterokv_evict::SelectScratch;
+use heterokv_attn::{AttnError, HeadShape};
 use heterokv_offload::{Arena, Sequence, Stats, Store};
-use heterokv_quant::{KeyCoder, Level, Precision};
-use rayon::prelude::*;
+use heterokv_quant::{KeyCoder, Level};
 
+use crate::eviction::Eviction;
+use crate::exact::EXACT_PAGE_TOKENS;
 use crate::head::{HeadCache, Stores};
+use crate::held::Held;
 use crate::hints::Hints;
 use crate::host_step::HostStep;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::policy::Policy;
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
-use crate::times::{StepTimes, timed};
+use crate::times::StepTimes;
 use crate::{Error, Profile, Result};
-
-/// Stretches of exact rows, each a page at most, that one task of a decode step takes.
-const EXACT_TASK_SEGMENTS: usize = 8;
 
 /// What a cache needs to know of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,6 +110,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
+    /// What decides which tokens are forgotten; none where none are.
+    policy: Option<Policy>,
     stats: ReadStats,
     times: StepTimes,
 }
@@ -128,8 +131,10 @@ impl KvCache {
     ) -> Result<Self> {
         check(&shape, &config, profile)?;
         let host = match &config {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
+            CacheConfig::Hca(hca) if hca.has_rows() => {
+                Some(Store::in_ram(host_shape(hca, &shape))?.sequence())
+            }
+            _ => None,
         };
         Self::with_host(shape, config, level, profile, host)
     }
@@ -148,6 +153,11 @@ impl KvCache {
         store: &Store,
     ) -> Result<Self> {
         check(&shape, &config, profile)?;
+        if config.keeps_rows_on_device() {
+            return Err(Error::Forgetful {
+                cannot: "puts them into no store; use values=...@host, or leave the disk out",
+            });
+        }
         if *store.shape() != config.store_shape(&shape) {
             return Err(Error::OtherStore);
         }
@@ -165,19 +175,36 @@ impl KvCache {
         let device = Arena::new("device");
         let head_dim = shape.heads.head_dim;
         let head = |place: (usize, usize)| match &config {
-            CacheConfig::Full => Ok(HeadCache::full(place.0, place.1, head_dim)),
+            CacheConfig::Full => Ok(HeadCache::exact(place, head_dim, EXACT_PAGE_TOKENS)),
             CacheConfig::Hca(config) => {
-                let plan = DevicePlan::new(config.keys.format(place), config, &shape)?;
-                let coder = profile.map(|profile| profile.coder(place).clone());
-                HeadCache::hca(place, plan, head_dim, coder, &device)
+                let head = if config.is_exact() {
+                    HeadCache::exact(place, head_dim, config.exact_page_tokens())
+                } else {
+                    let plan = DevicePlan::new(config.keys.format(place), config, &shape)?;
+                    let coder = profile.map(|profile| profile.coder(place).clone());
+                    HeadCache::hca(place, plan, head_dim, coder, &device)?
+                };
+                match &config.evict {
+                    None => Ok(head),
+                    Some(eviction) => {
+                        Ok(head.forgetting(Held::new(&device, eviction.has_evidence())?))
+                    }
+                }
             }
         };
         let heads: Result<_> = shape.places().map(head).collect();
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
+        let policy = match &config {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(hca) => {
+                let policy = hca.evict.as_ref().map(|eviction| Policy::new(hca, eviction, &shape));
+                policy.transpose()?
+            }
+        };
         let times = StepTimes::default();
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, stats, times })
+        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats, times })
     }
 
     /// The shape this cache was made for.
@@ -209,19 +236,35 @@ impl KvCache {
         let mut bytes = DeviceBytes::default();
         self.heads.iter().for_each(|head| bytes.add(head.device_bytes()));
         debug_assert_eq!(bytes.total(), self.device.in_use_bytes());
-        bytes
+        DeviceBytes { values: self.device_value_bytes(), ..bytes }
     }
 
-    /// Bytes that the device arena has given out.
+    /// Bytes of the rows that are not on the host.
+    fn device_value_bytes(&self) -> usize {
+        let rows = self.host.as_ref().map_or(0, Sequence::in_use_bytes);
+        if self.config.keeps_rows_on_device() { rows } else { 0 }
+    }
+
+    /// Bytes that the device arena has given out, and those of values that are on the device.
     #[must_use]
     pub fn device_in_use_bytes(&self) -> usize {
-        self.device.in_use_bytes()
+        self.device.in_use_bytes() + self.device_value_bytes()
     }
 
     /// Bytes of the pages in the host store; those shared with forks count in full.
     #[must_use]
     pub fn host_in_use_bytes(&self) -> usize {
-        self.host.as_ref().map_or(0, Sequence::in_use_bytes)
+        let rows = self.host.as_ref().map_or(0, Sequence::in_use_bytes);
+        let expected = self.policy.as_ref().map_or(0, Policy::host_bytes);
+        rows - self.device_value_bytes() + expected
+    }
+
+    /// The positions of the tokens that each head holds, ascending, `[num_layers, num_kv_heads]`; empty where no tokens are
+    /// forgotten and so all are held.
+    #[must_use]
+    pub fn held_positions(&self, layer: usize, kv_head: usize) -> &[u32] {
+        let place = layer * self.shape.heads.num_kv_heads + kv_head;
+        self.heads.get(place).map_or(&[], HeadCache::positions)
     }
 
     /// Whether its rows on the host are in this store.
@@ -269,8 +312,8 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
-        let hints = self.hints.clone();
-        Ok(Self { config, heads: heads?, host, hints, device, groups, ..*self })
+        let (hints, policy) = (self.hints.clone(), self.policy.clone());
+        Ok(Self { config, heads: heads?, host, hints, device, groups, policy, ..*self })
     }
 
     /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how
@@ -293,6 +336,20 @@ impl KvCache {
         }
         self.hints.reset();
         left
+    }
+
+    /// What decides which tokens are forgotten, and what it decides over.
+    pub(crate) fn policy_mut(&mut self) -> (Option<&mut Policy>, &mut [HeadCache], Stores<'_>) {
+        let stores = Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
+        (self.policy.as_mut(), &mut self.heads, stores)
+    }
+
+    /// How tokens are forgotten, and how many of the first stay; none where none are.
+    pub(crate) fn eviction(&self) -> Option<(&Eviction, usize)> {
+        match &self.config {
+            CacheConfig::Full => None,
+            CacheConfig::Hca(hca) => hca.evict.as_ref().map(|eviction| (eviction, hca.sinks)),
+        }
     }
 
     /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.
@@ -336,100 +393,24 @@ impl KvCache {
         self.check_layer(layer)?;
         check_token("k", k, num_kv_heads * head_dim)?;
         check_token("v", v, num_kv_heads * head_dim)?;
-        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
         let mut stores =
             Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
-        for ((head, key), value) in
-            heads.iter_mut().zip(k.chunks_exact(head_dim)).zip(v.chunks_exact(head_dim))
-        {
-            head.append(&mut stores, key, value)?;
-        }
-        Ok(())
-    }
-
-    /// Attention of one token's post-RoPE queries `q [num_qo_heads, head_dim]` over all tokens of a
-    /// layer, into `out [num_qo_heads, head_dim]`. An empty layer gives zeros.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::Length`], queries that are not finite, and whatever the host
-    /// store fails with.
-    pub fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
-        let shape = self.shape.heads;
-        self.check_layer(layer)?;
-        check_token("q", q, shape.qo_row_len())?;
-        check_len("out", out.len(), shape.qo_row_len())?;
-        let group_len = shape.group_size() * shape.head_dim;
-        let start = Instant::now();
-        let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
-        for (head, queries) in heads.iter_mut().zip(q.chunks_exact(group_len)) {
-            head.observe_queries(queries);
-        }
-        self.times.policy += start.elapsed();
-        let start = Instant::now();
-        let heads = &*heads;
-        let level = self.level;
-        let precision = match &self.config {
-            CacheConfig::Full => Precision::Exact,
-            CacheConfig::Hca(config) => config.precision(),
-        };
-        for ((group, head), queries) in
-            self.groups.iter_mut().zip(heads).zip(q.chunks_exact(group_len))
-        {
-            group.begin(head.coded(), queries, shape.sm_scale, precision);
-        }
-        let groups = &mut self.groups;
-        // The resident part and the scores of the coded keys do not need each other.
-        let exact = exact_tasks(heads);
-        let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
-        let sum_exact = |(kv_head, rows): &(usize, Vec<ResidentRows<'_>>)| {
-            let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
-            let queries = &scaled[kv_head * group_len..][..group_len];
-            rows.iter().for_each(|rows| sum.add_resident(level, queries, *rows));
-            sum
-        };
-        let mut tiles: Vec<_> =
-            groups.iter_mut().zip(heads).flat_map(|(group, head)| group.tiles(head)).collect();
-        let ((resident, resident_time), ((), scores_time)) = rayon::join(
-            || timed(|| exact.par_iter().map(sum_exact).collect::<Vec<_>>()),
-            || timed(|| tiles.par_iter_mut().for_each(|tile| tile.score(level))),
-        );
-        drop(tiles);
-        let mut states: Vec<AttnState> = (0..shape.num_kv_heads)
-            .map(|_| AttnState::empty(shape.group_size(), shape.head_dim))
-            .collect();
-        for ((kv_head, _), sum) in exact.iter().zip(&resident) {
-            sum.merge_into(&mut states[*kv_head]);
-        }
-        self.times.add_scan(start, resident_time, scores_time);
-        if let (CacheConfig::Hca(config), Some(host)) = (&self.config, &self.host) {
+        if let Some(policy) = &mut self.policy {
             let start = Instant::now();
-            let selector = config.selector()?;
-            let selections: Vec<HeadSelection> = groups
-                .par_iter_mut()
-                .zip(&states)
-                .map_init(SelectScratch::default, |scratch, (group, state)| {
-                    group.select(level, &selector, config.union, state.lse(), scratch)
-                })
-                .collect::<Result<_>>()?;
-            self.times.selection += start.elapsed();
-            let start = Instant::now();
-            let step = HostStep { config, host, shape, level, layer, queries: &scaled };
-            self.hints.before(host, layer, &selections);
-            step.add_rows(&mut states, &selections)?;
-            self.hints.after(host, layer, &selections);
-            if !config.renormalise {
-                for (state, selection) in states.iter_mut().zip(&selections) {
-                    for (head, &lse) in selection.full_lse.iter().enumerate() {
-                        state.widen_normaliser(head, lse)?;
-                    }
+            policy.make_room(layer, &mut self.heads, &mut stores)?;
+            self.times.policy += start.elapsed();
+        }
+        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
+        let rows = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+        for (kv_head, (head, (key, value))) in heads.iter_mut().zip(rows).enumerate() {
+            match &self.policy {
+                None => head.append(&mut stores, key, value)?,
+                Some(policy) => {
+                    let place = layer * num_kv_heads + kv_head;
+                    let evidence = policy.evidence_of(place, head.num_tokens(), key, value)?;
+                    head.append_with(&mut stores, key, value, evidence)?;
                 }
             }
-            self.times.host += start.elapsed();
-            self.stats.count_rows(heads.iter().map(HeadCache::num_tokens), &selections, &step);
-        }
-        self.stats.steps += 1;
-        for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
-            out.copy_from_slice(state.out());
         }
         Ok(())
     }
@@ -485,17 +466,6 @@ impl AttentionCache for KvCache {
     fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
         Self::attend(self, layer, q, out)
     }
-}
-
-/// The exact rows of each KV head in tasks of bounded size.
-fn exact_tasks(heads: &[HeadCache]) -> Vec<(usize, Vec<ResidentRows<'_>>)> {
-    let mut tasks = Vec::new();
-    for (kv_head, head) in heads.iter().enumerate() {
-        let segments: Vec<ResidentRows<'_>> = head.exact_segments().collect();
-        let parts = segments.chunks(EXACT_TASK_SEGMENTS);
-        tasks.extend(parts.map(|part| (kv_head, part.to_vec())));
-    }
-    tasks
 }
 
 /// One token's values: of the right number, and finite.

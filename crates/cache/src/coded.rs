@@ -102,6 +102,15 @@ impl CodedKeys {
         Ok(())
     }
 
+    /// All keys, decoded `[num_tokens, head_dim]`.
+    pub(crate) fn decoded(&self) -> Vec<f32> {
+        let head_dim = self.coder.head_dim();
+        let mut keys = vec![0.0; self.num_tokens * head_dim];
+        let pages = keys.chunks_mut(CODE_PAGE_TOKENS * head_dim).zip(&self.pages);
+        pages.for_each(|(keys, page)| self.coder.decode(0, page.bytes(), keys));
+        keys
+    }
+
     /// A copy of the pages.
     pub(crate) fn pages(&self) -> Vec<Vec<u8>> {
         self.pages.iter().map(|page| page.bytes().to_vec()).collect()
@@ -127,6 +136,46 @@ impl CodedKeys {
     pub(crate) fn truncate(&mut self, num_tokens: usize) {
         self.num_tokens = self.num_tokens.min(num_tokens);
         self.pages.truncate(self.num_tokens.div_ceil(CODE_PAGE_TOKENS));
+    }
+
+    /// Leaves the tokens at `kept`, ascending indices of those held, in their order, and frees the pages behind them. After
+    /// an error all are there as before.
+    ///
+    /// A group of which all tokens stay and begin a group again moves as it is: in formats that
+    /// [move tokens](KeyLayout::moves_tokens) every token does. In others, whose tokens share scales, any other group is put
+    /// together of decoded tokens and encoded again, which adds an error of its own; from the first group that loses a
+    /// token on, that is most of them. There must be whole groups of tokens that stay.
+    ///
+    /// # Errors
+    /// A decoded key that is not finite, which only damaged codes have.
+    ///
+    /// # Panics
+    /// When `kept` does not ascend, names a token that is not held, or is not whole groups.
+    pub(crate) fn keep(&mut self, level: Level, kept: &[u32]) -> Result<()> {
+        let layout = self.coder.layout();
+        assert!(kept.is_sorted_by(|a, b| a < b), "ascending tokens");
+        assert!(kept.last().is_none_or(|&last| (last as usize) < self.num_tokens), "tokens held");
+        assert!(kept.len().is_multiple_of(layout.group_tokens), "whole groups");
+        let num_in_place = kept.iter().zip(0..).take_while(|(token, i)| *token == i).count();
+        if num_in_place == kept.len() {
+            self.truncate(kept.len());
+            return Ok(());
+        }
+        let first_page = num_in_place / CODE_PAGE_TOKENS;
+        let mut source = Source { keys: self, group: None, rows: Vec::new() };
+        let mut pages = Vec::new();
+        for kept in kept[first_page * CODE_PAGE_TOKENS..].chunks(CODE_PAGE_TOKENS) {
+            let mut page = vec![0; page_bytes(&layout)];
+            for (i, group) in kept.chunks_exact(layout.group_tokens).enumerate() {
+                source.put(level, group, &mut page, i * layout.group_tokens)?;
+            }
+            pages.push(page);
+        }
+        self.truncate(kept.len());
+        for (page, bytes) in self.pages[first_page..].iter_mut().zip(pages) {
+            page.bytes_mut().copy_from_slice(&bytes);
+        }
+        Ok(())
     }
 
     /// Scores tile `tile` of [`SCORE_TILE`] tokens into `out[head · SCORE_TILE + token]`; raises `maxima`
@@ -161,6 +210,52 @@ impl CodedKeys {
     }
 }
 
+/// Coded keys that groups are put together from.
+struct Source<'a> {
+    keys: &'a CodedKeys,
+    /// The group that `rows` are decoded from.
+    group: Option<usize>,
+    /// `[group_tokens, head_dim]`.
+    rows: Vec<f32>,
+}
+
+impl Source<'_> {
+    /// Puts a group of these tokens where `token` begins one of `page`.
+    fn put(&mut self, level: Level, group: &[u32], page: &mut [u8], token: usize) -> Result<()> {
+        let keys = self.keys;
+        let (coder, len) = (&keys.coder, group.len());
+        let first = group[0] as usize;
+        if first.is_multiple_of(len) && group[len - 1] as usize == first + len - 1 {
+            let from = keys.pages[first / CODE_PAGE_TOKENS].bytes();
+            coder.copy_group(from, first % CODE_PAGE_TOKENS, page, token);
+            return Ok(());
+        }
+        let head_dim = coder.head_dim();
+        let mut rows = Vec::with_capacity(len * head_dim);
+        for &token in group {
+            let at = token as usize % len * head_dim;
+            rows.extend_from_slice(&self.decoded(token as usize / len, len)[at..][..head_dim]);
+        }
+        Ok(coder.encode(level, token, &rows, page)?)
+    }
+
+    /// The keys of a group.
+    fn decoded(&mut self, group: usize, group_tokens: usize) -> &[f32] {
+        if self.group != Some(group) {
+            let Self { keys, rows, .. } = self;
+            let token = group * group_tokens;
+            rows.resize(group_tokens * keys.coder.head_dim(), 0.0);
+            let page = keys.pages[token / CODE_PAGE_TOKENS].bytes();
+            keys.coder.decode(token % CODE_PAGE_TOKENS, page, rows);
+            self.group = Some(group);
+        }
+        &self.rows
+    }
+}
+
 pub(crate) fn page_bytes(layout: &KeyLayout) -> usize {
     layout.bytes(CODE_PAGE_TOKENS)
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,39 @@ pub enum Error {
         /// Percentage of the smallest configuration.
         least: f64,
     },
+    /// An amount that is less than what every head holds in any case.
+    #[error(
+        "{budget} {what} of each head are fewer than the {least} of its first and last tokens and of what it takes to \
+         cut it; keep more, or lower sinks or recent"
+    )]
+    BudgetTooSmall {
+        /// Bytes or tokens.
+        what: &'static str,
+        /// As many as were asked for.
+        budget: usize,
+        /// As many as it takes.
+        least: usize,
+    },
+    /// A prompt of which a cache that forgets did not see the queries.
+    #[error(
+        "the queries of layer {layer} were not watched for a cache that forgets tokens by them; call \
+         `PromptLayer::watch` before the first block"
+    )]
+    NotWatched {
+        /// Layer.
+        layer: usize,
+    },
+    /// Expected attention, where nobody said how the model turns queries by their positions.
+    #[error(
+        "evict=expected undoes the rotary embedding of queries and needs its frequencies; give them to `PromptLayer::watch`"
+    )]
+    NoRotary,
+    /// Something that caches which forget tokens cannot do.
+    #[error("a cache that forgets tokens, or holds values on the device, {cannot}")]
+    Forgetful {
+        /// What it cannot, and what to do.
+        cannot: &'static str,
+    },
     /// A prompt was given to a cache that holds tokens.
     #[error(
         "layer {layer} already holds {num_tokens} tokens; only an empty cache takes a prompt whole"
@@ -107,9 +140,12 @@ pub enum Error {
         reason: &'static str,
     },
     /// A profile or mix made for something else.
-    #[error("the {kind} is for {field} {found}, not {expected}; make one with `heterokv {kind}`")]
+    #[error(
+        "the {kind} is for {field} {found}, not {expected}; make one with `{command}`",
+        command = kind.command()
+    )]
     Mismatch {
-        /// Which of the two.
+        /// Which of them.
         kind: FileKind,
         /// What differs.
         field: &'static str,
@@ -121,7 +157,7 @@ pub enum Error {
     /// A profile or mix that cannot be read or written.
     #[error("{kind} {path}: {source}")]
     FileIo {
-        /// Which of the two.
+        /// Which of them.
         kind: FileKind,
         /// The file.
         path: PathBuf,
@@ -130,11 +166,12 @@ pub enum Error {
     },
     /// A profile or mix that is to be read and is not there.
     #[error(
-        "there is no {kind} {path}, which {option} asks for; make one with `heterokv {kind}`",
-        option = kind.option()
+        "there is no {kind} {path}, which {option} asks for; make one with `{command}`",
+        option = kind.option(),
+        command = kind.command()
     )]
     Missing {
-        /// Which of the two.
+        /// Which of them.
         kind: FileKind,
         /// Where it was looked for.
         path: PathBuf,
@@ -142,7 +179,7 @@ pub enum Error {
     /// A profile or mix that would take the place of a file that is to stay.
     #[error("cannot write the {kind} {path}: {reason}; give another path or remove that file")]
     Occupied {
-        /// Which of the two.
+        /// Which of them.
         kind: FileKind,
         /// Where it was to go.
         path: PathBuf,
@@ -150,13 +187,39 @@ pub enum Error {
         reason: &'static str,
     },
     /// A file that is not a profile or mix.
-    #[error("{kind} {path} is damaged or not a {kind}: {reason}; make one with `heterokv {kind}`")]
+    #[error(
+        "{kind} {path} is damaged or not a {kind}: {reason}; make one with `{command}`",
+        command = kind.command()
+    )]
     FileFormat {
         /// What it was read as.
         kind: FileKind,
         /// The file.
         path: PathBuf,
         /// What is wrong in it.
+        reason: String,
+    },
+    /// A way of measuring heads by which nothing is measured.
+    #[error("the roles of heads cannot be measured with {what} of {value}: {remedy}")]
+    HeadMeasure {
+        /// What is wrong.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// What would be right.
+        remedy: &'static str,
+    },
+    /// A head profile from a published file is to be saved.
+    #[error(
+        "a published head profile does not say of which model it is and cannot be saved for one; copy its file"
+    )]
+    NotMeasured,
+    /// Weights by which the heads of a profile cannot divide anything.
+    #[error("{what} of heads cannot be used: {reason}")]
+    HeadWeights {
+        /// Which weights.
+        what: &'static str,
+        /// What is wrong with them.
         reason: String,
     },
     /// A store of another shape than that of the rows of a cache.

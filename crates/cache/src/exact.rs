@@ -113,6 +113,31 @@ impl ExactRows {
         self.pages.truncate((self.start + self.len).div_ceil(self.page_tokens));
     }
 
+    /// Leaves the tokens at `kept`, ascending indices, in their order, and frees the pages behind them. Rows move as they
+    /// are.
+    pub(crate) fn keep(&mut self, kept: &[u32]) {
+        let row_bytes = 2 * self.head_dim;
+        let values = self.page_tokens * row_bytes;
+        let mut row = vec![0; 2 * row_bytes];
+        for (to, &from) in kept.iter().enumerate() {
+            if to == from as usize {
+                continue;
+            }
+            let place = |index: usize| {
+                let index = self.start + index;
+                (index / self.page_tokens, index % self.page_tokens * row_bytes)
+            };
+            let ((from_page, from), (to_page, to)) = (place(from as usize), place(to));
+            let page = self.pages[from_page].bytes();
+            row[..row_bytes].copy_from_slice(&page[from..][..row_bytes]);
+            row[row_bytes..].copy_from_slice(&page[values + from..][..row_bytes]);
+            let page = self.pages[to_page].bytes_mut();
+            page[to..][..row_bytes].copy_from_slice(&row[..row_bytes]);
+            page[values + to..][..row_bytes].copy_from_slice(&row[row_bytes..]);
+        }
+        self.truncate(kept.len());
+    }
+
     /// Copies out the first `count` tokens, keys and values `[count, head_dim]`.
     pub(crate) fn front(&self, count: usize) -> (Vec<f32>, Vec<f32>) {
         let mut keys = vec![0.0; count * self.head_dim];

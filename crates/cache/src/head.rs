@@ -8,7 +8,8 @@ use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::Result;
 use crate::coded::CodedKeys;
-use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
+use crate::exact::ExactRows;
+use crate::held::Held;
 use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
 use crate::saved::{SavedHead, write_tables};
 
@@ -20,8 +21,18 @@ pub(crate) struct HeadCache {
     kv_head: usize,
     head_dim: usize,
     resident: ExactRows,
-    /// None in a `full` cache, whose resident rows take everything.
+    /// None where resident rows take everything, as in a `full` cache.
     tail: Option<Tail>,
+    /// Which tokens these are, where some are forgotten.
+    held: Option<Held>,
+}
+
+/// The tokens of a prompt that a head keeps.
+pub(crate) struct PromptTokens<'a> {
+    /// Their indices, ascending.
+    pub(crate) kept: &'a [u32],
+    /// What is known of every token of the prompt.
+    pub(crate) evidence: &'a [f32],
 }
 
 /// What follows the resident rows.
@@ -57,10 +68,19 @@ pub(crate) struct Stores<'a> {
 }
 
 impl HeadCache {
-    /// A `full` head.
-    pub(crate) fn full(layer: usize, kv_head: usize, head_dim: usize) -> Self {
-        let resident = ExactRows::new(head_dim, EXACT_PAGE_TOKENS);
-        Self { layer, kv_head, head_dim, resident, tail: None }
+    /// A head of exact rows in pages of `page_tokens`.
+    pub(crate) fn exact(
+        (layer, kv_head): (usize, usize),
+        head_dim: usize,
+        page_tokens: usize,
+    ) -> Self {
+        let resident = ExactRows::new(head_dim, page_tokens);
+        Self { layer, kv_head, head_dim, resident, tail: None, held: None }
+    }
+
+    /// The same head, empty, that forgets some of its tokens, with what it knows of them.
+    pub(crate) fn forgetting(self, held: Held) -> Self {
+        Self { held: Some(held), ..self }
     }
 
     /// An `hca` head; with `coder`, tables are not fitted but taken.
@@ -78,12 +98,23 @@ impl HeadCache {
             query_energy: vec![0.0; head_dim],
         };
         let resident = ExactRows::new(head_dim, sink_page_tokens(plan.sinks));
-        Ok(Self { layer, kv_head, head_dim, resident, tail: Some(tail) })
+        Ok(Self { layer, kv_head, head_dim, resident, tail: Some(tail), held: None })
     }
 
+    /// Tokens taken in, forgotten ones included.
     pub(crate) fn num_tokens(&self) -> usize {
+        self.held.as_ref().map_or_else(|| self.num_held(), Held::seen)
+    }
+
+    /// Tokens held.
+    pub(crate) fn num_held(&self) -> usize {
         let tail = self.tail.as_ref();
         self.resident.len() + tail.map_or(0, |tail| tail.window.len() + tail.num_coded())
+    }
+
+    /// Of the exact rows, those before what is coded.
+    pub(crate) fn num_resident(&self) -> usize {
+        self.resident.len()
     }
 
     /// The coded keys, where there are any.
@@ -155,6 +186,39 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Takes the tokens of a whole prompt that stay into an empty head that forgets.
+    pub(crate) fn store_kept(
+        &mut self,
+        stores: &mut Stores<'_>,
+        keys: &[f32],
+        values: &[f32],
+        PromptTokens { kept, evidence }: PromptTokens<'_>,
+    ) -> Result<()> {
+        let head_dim = self.head_dim;
+        let rows = |all: &[f32]| -> Vec<f32> {
+            let row = |&token: &u32| &all[token as usize * head_dim..][..head_dim];
+            kept.iter().flat_map(row).copied().collect()
+        };
+        if let Some(held) = &mut self.held {
+            held.take_prompt(stores.device, keys.len() / head_dim, kept, evidence)?;
+        }
+        self.store_prompt(stores, &rows(keys), &rows(values))
+    }
+
+    /// Takes one more token, of which `evidence` is known, into a head that forgets.
+    pub(crate) fn append_with(
+        &mut self,
+        stores: &mut Stores<'_>,
+        key: &[f32],
+        value: &[f32],
+        evidence: f32,
+    ) -> Result<()> {
+        if let Some(held) = &mut self.held {
+            held.extend(stores.device, &[evidence])?;
+        }
+        self.append(stores, key, value)
+    }
+
     /// Takes one more token.
     pub(crate) fn append(
         &mut self,
@@ -180,31 +244,128 @@ impl HeadCache {
 
     /// Device bytes by component, as allocated.
     pub(crate) fn device_bytes(&self) -> DeviceBytes {
-        let Some(tail) = &self.tail else {
-            return DeviceBytes { resident: self.resident.held_bytes(), ..DeviceBytes::default() };
-        };
-        DeviceBytes {
+        let mut bytes = DeviceBytes {
             resident: self.resident.held_bytes(),
-            window: tail.window.held_bytes(),
-            codes: tail.coded.as_ref().map_or(0, CodedKeys::page_bytes),
-            tables: tail.coded.as_ref().map_or(0, CodedKeys::table_bytes),
+            evidence: self.held.as_ref().map_or(0, Held::device_bytes),
+            ..DeviceBytes::default()
+        };
+        if let Some(tail) = &self.tail {
+            bytes.window = tail.window.held_bytes();
+            bytes.codes = tail.coded.as_ref().map_or(0, CodedKeys::page_bytes);
+            bytes.tables = tail.coded.as_ref().map_or(0, CodedKeys::table_bytes);
+        }
+        bytes
+    }
+
+    /// Positions of the tokens held, ascending; empty where none is ever forgotten.
+    pub(crate) fn positions(&self) -> &[u32] {
+        self.held.as_ref().map_or(&[], Held::positions)
+    }
+
+    /// What is known of each of them; empty where nothing is gathered.
+    pub(crate) fn evidence(&self) -> &[f32] {
+        self.held.as_ref().map_or(&[], Held::evidence)
+    }
+
+    pub(crate) fn evidence_mut(&mut self) -> &mut [f32] {
+        self.held.as_mut().map_or(&mut [], Held::evidence_mut)
+    }
+
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Keys of the tokens held `[num_held, head_dim]`, as near as they are known.
+    pub(crate) fn keys(&self) -> Vec<f32> {
+        let (mut keys, _) = self.resident.front(self.resident.len());
+        let Some(tail) = &self.tail else { return keys };
+        if let Some(coded) = &tail.coded {
+            keys.extend(coded.decoded());
+        }
+        keys.extend(tail.window.front(tail.window.len()).0);
+        keys
+    }
+
+    /// Of the tokens held, the first and the last that stay in any case: those of the first `sinks` positions and the last
+    /// `recent`, and whatever is exact beside codes.
+    pub(crate) fn protected(&self, sinks: usize, recent: usize) -> (usize, usize) {
+        let (first, last) = self.held.as_ref().map_or((0, 0), |held| held.protected(sinks, recent));
+        match &self.tail {
+            None => (first, last),
+            Some(tail) => (first.max(self.resident.len()), last.max(tail.window.len())),
         }
     }
 
-    /// The most tokens, `num_tokens` at most, that can be left of the head's: coded tokens go by whole groups.
+    /// How many of the coded tokens at `kept` are more than whole groups of their format.
+    pub(crate) fn part_of_group(&self, kept: &[u32]) -> usize {
+        let Some(tail) = &self.tail else { return 0 };
+        let coded = self.coded_of(kept).len();
+        coded - tail.plan.whole_groups(coded)
+    }
+
+    /// Of ascending indices of tokens held, those that are coded.
+    fn coded_of<'a>(&self, kept: &'a [u32]) -> &'a [u32] {
+        let first = self.resident.len();
+        let end = first + self.tail.as_ref().map_or(0, Tail::num_coded);
+        let place = |index: usize| kept.partition_point(|&kept| (kept as usize) < index);
+        &kept[place(first)..place(end)]
+    }
+
+    /// Leaves the tokens at `kept`, ascending indices of those held, and frees the pages behind them. Where keys are coded,
+    /// all that is exact must stay, and whole groups of what is coded.
+    pub(crate) fn keep(&mut self, stores: &mut Stores<'_>, kept: &[u32]) -> Result<()> {
+        let first = self.resident.len() as u32;
+        let coded: Vec<u32> = self.coded_of(kept).iter().map(|index| index - first).collect();
+        match &mut self.tail {
+            None => self.resident.keep(kept),
+            Some(tail) => {
+                debug_assert_eq!(kept.len(), self.resident.len() + coded.len() + tail.window.len());
+                if let Some(keys) = &mut tail.coded {
+                    keys.keep(stores.level, &coded)?;
+                }
+                if let Some(host) = &mut stores.host {
+                    host.keep(self.layer, self.kv_head, &coded)?;
+                }
+            }
+        }
+        if let Some(held) = &mut self.held {
+            held.keep(stores.device, kept)?;
+        }
+        Ok(())
+    }
+
+    /// The most tokens, `num_tokens` at most, that can be left of the head's: coded tokens go by whole groups. Of a head that
+    /// forgets, a number of tokens taken in.
     pub(crate) fn cut_at_most(&self, num_tokens: usize) -> usize {
         let num_tokens = num_tokens.min(self.num_tokens());
-        let Some(tail) = &self.tail else { return num_tokens };
-        let behind_sinks = num_tokens.saturating_sub(self.resident.len());
+        let Some(held) = &self.held else { return self.cut_rows_at_most(num_tokens) };
+        let wanted = held.num_before(num_tokens);
+        match self.cut_rows_at_most(wanted) {
+            left if left == wanted => num_tokens,
+            left => held.positions()[left] as usize,
+        }
+    }
+
+    /// The most rows, `num_rows` at most, that can be left.
+    fn cut_rows_at_most(&self, num_rows: usize) -> usize {
+        let Some(tail) = &self.tail else { return num_rows };
+        let behind_sinks = num_rows.saturating_sub(self.resident.len());
         if behind_sinks == 0 || behind_sinks >= tail.num_coded() {
-            return num_tokens;
+            return num_rows;
         }
         self.resident.len() + tail.plan.whole_groups(behind_sinks)
     }
 
     /// Forgets the tokens from the `num_tokens`-th on, as many as [can be](Self::cut_at_most) left.
     pub(crate) fn truncate(&mut self, num_tokens: usize, host: Option<&mut Sequence>) {
-        let behind_sinks = num_tokens.saturating_sub(self.resident.len());
+        let num_rows = match &mut self.held {
+            None => num_tokens,
+            Some(held) => {
+                held.truncate(num_tokens);
+                held.len()
+            }
+        };
+        let behind_sinks = num_rows.saturating_sub(self.resident.len());
         if let Some(tail) = &mut self.tail {
             let coded = tail.num_coded().min(behind_sinks);
             if let Some(keys) = &mut tail.coded {
@@ -215,7 +376,7 @@ impl HeadCache {
             }
             tail.window.truncate(behind_sinks - coded);
         }
-        self.resident.truncate(num_tokens);
+        self.resident.truncate(num_rows);
     }
 
     /// What is saved of the head, in numbers.
@@ -306,7 +467,8 @@ impl HeadCache {
     /// A copy whose bytes are in `device`.
     pub(crate) fn fork(&self, device: &Arena) -> Result<Self> {
         let tail = self.tail.as_ref().map(|tail| tail.fork(device)).transpose()?;
-        Ok(Self { resident: self.resident.fork(device)?, tail, ..*self })
+        let held = self.held.as_ref().map(|held| held.fork(device)).transpose()?;
+        Ok(Self { resident: self.resident.fork(device)?, tail, held, ..*self })
     }
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::plan::host_shape;
 use crate::select::HeadSelection;
-use crate::spec::HcaConfig;
+use crate::spec::{HcaConfig, Place};
 use crate::{KvShape, Result};
 
 /// Host rows that one task takes at most.
@@ -28,8 +28,11 @@ pub(crate) struct HostStep<'a> {
 }
 
 impl HostStep<'_> {
-    /// Bytes of a row.
+    /// Bytes of a row that comes from the host.
     pub(crate) fn row_bytes(&self) -> u64 {
+        if self.config.values_on == Place::Device {
+            return 0;
+        }
         let shape = KvShape { num_layers: 1, heads: self.shape };
         host_shape(self.config, &shape).layout.row_bytes() as u64
     }

@@ -13,18 +13,23 @@
 //!
 //! This crate knows no model: see `examples/own_tensors.rs` for attention over a caller's own tensors.
 
+mod allotment;
 mod cache;
 mod coded;
 mod device;
 mod error;
+mod eviction;
 mod exact;
 mod head;
+mod head_profile;
+mod held;
 mod hints;
 mod host_step;
 mod keys;
 mod mix;
 mod model_file;
 mod plan;
+mod policy;
 mod presets;
 mod profile;
 mod prompt;
@@ -32,11 +37,16 @@ mod saved;
 mod select;
 mod spec;
 mod times;
+mod watch;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
 pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
 pub use error::{Error, Result};
+pub use eviction::{Eviction, Heads, Keep, Refresh};
+pub use head_profile::{HeadMeasure, HeadProfile, SimilarityAt};
 pub use heterokv_attn::{HeadShape, PrefillInput};
+pub use heterokv_evict::HeadRole;
+pub use heterokv_evict::RotaryTurns;
 pub use heterokv_offload::{
     DiskOptions, DryRun, Error as StoreError, OsFiles, Reads, Stats as HostStats, Store,
     StoreOptions, Waits,
@@ -50,5 +60,5 @@ pub use presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
 pub use profile::Profile;
 pub use prompt::{PromptLayer, prefill_layer};
 pub use saved::SavedCache;
-pub use spec::{CacheConfig, CacheSpec, HcaConfig, RatioPromise, SPEC_GRAMMAR};
+pub use spec::{CacheConfig, CacheSpec, HcaConfig, Place, RatioPromise, SPEC_GRAMMAR};
 pub use times::StepTimes;

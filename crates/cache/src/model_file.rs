@@ -26,6 +26,8 @@ pub enum FileKind {
     Mix,
     /// A [`Profile`](crate::Profile).
     Profile,
+    /// A [`HeadProfile`](crate::HeadProfile).
+    Heads,
 }
 
 /// The model that a file is for.
@@ -93,11 +95,14 @@ impl ModelIdentity {
 }
 
 impl FileKind {
+    const ALL: [Self; 3] = [Self::Mix, Self::Profile, Self::Heads];
+
     /// A word near the beginning of files of this kind and of no other.
     pub(crate) fn mark(self) -> &'static str {
         match self {
             Self::Mix => "heterokv_mix",
             Self::Profile => "heterokv_profile",
+            Self::Heads => "heterokv_heads",
         }
     }
 
@@ -106,6 +111,16 @@ impl FileKind {
         match self {
             Self::Mix => "keys=mix:FILE",
             Self::Profile => "--profile FILE",
+            Self::Heads => "heads=FILE",
+        }
+    }
+
+    /// What is called to make one.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Mix => "heterokv mix",
+            Self::Profile => "heterokv profile",
+            Self::Heads => "heterokv profile --heads",
         }
     }
 
@@ -114,7 +129,7 @@ impl FileKind {
         let mark = format!("\"{}\"", self.mark());
         let mark = mark.as_bytes();
         match self {
-            Self::Mix => {
+            Self::Mix | Self::Heads => {
                 let fields = start.trim_ascii_start().strip_prefix(b"{");
                 fields.is_some_and(|fields| fields.trim_ascii_start().starts_with(mark))
             }
@@ -136,15 +151,18 @@ impl FileKind {
     }
 
     /// The error of a file that is none of this kind for a `reason`; where its beginning, `bytes`, says that it is
-    /// of the other kind, that is the reason.
+    /// of another kind, that is the reason.
     pub(crate) fn damaged(self, path: &Path, bytes: &[u8], reason: String) -> Error {
-        let (other, said) = match self {
-            Self::Mix => (Self::Profile, "it is a profile, which --profile takes"),
-            Self::Profile => (Self::Mix, "it is a mix, which a cache names by keys=mix:FILE"),
+        let says = |kind: &Self| {
+            let mark = kind.mark().as_bytes();
+            *kind != self && bytes.windows(mark.len()).any(|window| window == mark)
         };
-        let mark = other.mark().as_bytes();
-        let is_other = bytes.windows(mark.len()).any(|window| window == mark);
-        let reason = if is_other { said.to_owned() } else { reason };
+        let reason = match Self::ALL.into_iter().find(says) {
+            None => reason,
+            Some(Self::Mix) => "it is a mix, which a cache names by keys=mix:FILE".to_owned(),
+            Some(Self::Profile) => "it is a profile, which --profile takes".to_owned(),
+            Some(Self::Heads) => "it is a head profile, which heads=FILE takes".to_owned(),
+        };
         Error::FileFormat { kind: self, path: path.to_owned(), reason }
     }
 
@@ -226,11 +244,12 @@ impl FileKind {
 }
 
 impl fmt::Display for FileKind {
-    /// As the command that makes one is called.
+    /// In words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Mix => "mix",
             Self::Profile => "profile",
+            Self::Heads => "head profile",
         })
     }
 }

@@ -1,16 +1,21 @@
 //! The bytes that a cache takes, component by component, by the functions that its allocations use.
 
+mod forgetting;
+
 use heterokv_offload::{DryRun, StoreShape};
 use heterokv_quant::{KeyFormat, KeyLayout, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
 use crate::select::scratch_bytes;
-use crate::spec::{CacheConfig, HcaConfig};
+use crate::spec::{CacheConfig, HcaConfig, Place};
 use crate::{Error, KvShape, Result};
 
 /// Tokens of a page of the recent window: small, since one page more than the window needs is held.
 pub(crate) const WINDOW_PAGE_TOKENS: usize = 8;
+
+/// Tokens of a page of exact rows in a cache that forgets: heads differ in length, and what a page is not full of is lost.
+pub(crate) const KEPT_PAGE_TOKENS: usize = 16;
 
 /// Coded tokens from which tables are fitted.
 pub(crate) const FIT_TOKENS: usize = 256;
@@ -29,13 +34,20 @@ pub struct DeviceBytes {
     pub codes: usize,
     /// Tables of the key coders.
     pub tables: usize,
+    /// Values of coded tokens, where they are on the device.
+    #[serde(default)]
+    pub values: usize,
+    /// What scorers gather of the tokens that are held, where some are forgotten.
+    #[serde(default)]
+    pub evidence: usize,
 }
 
 impl DeviceBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.resident + self.window + self.codes + self.tables
+        let Self { resident, window, codes, tables, values, evidence } = self;
+        resident + window + codes + tables + values + evidence
     }
 
     pub(crate) fn add(&mut self, other: Self) {
@@ -43,13 +55,15 @@ impl DeviceBytes {
         self.window += other.window;
         self.codes += other.codes;
         self.tables += other.tables;
+        self.values += other.values;
+        self.evidence += other.evidence;
     }
 
     fn times(self, num_heads: usize) -> Self {
-        let Self { resident, window, codes, tables } = self;
-        let [resident, window, codes, tables] =
-            [resident, window, codes, tables].map(|bytes| bytes * num_heads);
-        Self { resident, window, codes, tables }
+        let Self { resident, window, codes, tables, values, evidence } = self;
+        let [resident, window, codes, tables, values, evidence] =
+            [resident, window, codes, tables, values, evidence].map(|bytes| bytes * num_heads);
+        Self { resident, window, codes, tables, values, evidence }
     }
 }
 
@@ -103,6 +117,10 @@ impl CachePlan {
                 plan.device = of_head.times(shape.num_layers * shape.heads.num_kv_heads);
                 plan.most_device_bytes = plan.device.total();
             }
+            CacheConfig::Hca(config) if config.evict.is_some() || config.is_exact() => {
+                config.keys.check(shape)?;
+                forgetting::add(&mut plan, config, shape)?;
+            }
             CacheConfig::Hca(config) => {
                 config.keys.check(shape)?;
                 let mut most_coded = 0;
@@ -114,9 +132,16 @@ impl CachePlan {
                     let is_open = !coded.is_multiple_of(host.page_size);
                     plan.host_pages += num_heads * coded.div_ceil(host.page_size);
                     plan.host_open_pages += if is_open { num_heads } else { 0 };
-                    plan.device.add(of_head.after_prompt(num_tokens).times(num_heads));
+                    let mut device = of_head.after_prompt(num_tokens).times(num_heads);
+                    let rows = host.bytes(coded);
+                    if config.values_on == Place::Device {
+                        device.values = rows;
+                        plan.most_device_bytes += rows;
+                    } else {
+                        plan.host_bytes += rows;
+                    }
+                    plan.device.add(device);
                     plan.most_device_bytes += num_heads * of_head.most_bytes(num_tokens);
-                    plan.host_bytes += host.bytes(coded);
                     most_coded = most_coded.max(coded);
                     plan.coded_from_tokens =
                         plan.coded_from_tokens.max(of_head.coded_from_tokens());
@@ -206,7 +231,7 @@ impl DevicePlan {
     }
 
     /// Tokens of the shortest prompt of which some are coded.
-    fn coded_from_tokens(&self) -> usize {
+    pub(crate) fn coded_from_tokens(&self) -> usize {
         self.sinks + self.recent + self.fit_tokens()
     }
 
@@ -236,7 +261,7 @@ impl DevicePlan {
     }
 
     /// Bytes after a prompt of `num_tokens`, whose window begins at the start of a page.
-    fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
+    pub(crate) fn after_prompt(&self, num_tokens: usize) -> DeviceBytes {
         let coded = self.coded_after_prompt(num_tokens);
         let sinks = num_tokens.min(self.sinks);
         self.bytes(sinks, coded, num_tokens - sinks - coded)
@@ -254,7 +279,7 @@ impl DevicePlan {
     }
 
     /// The most bytes that `num_tokens` can take, at any place of the window in its pages.
-    fn most_bytes(&self, num_tokens: usize) -> usize {
+    pub(crate) fn most_bytes(&self, num_tokens: usize) -> usize {
         let sinks = num_tokens.min(self.sinks);
         let coded = self.coded_after_prompt(num_tokens);
         // One group more can be waiting, and the window can begin at the end of a page.
@@ -274,6 +299,7 @@ impl DevicePlan {
             window: ExactRows::bytes(self.head_dim, WINDOW_PAGE_TOKENS, window),
             codes,
             tables: if coded == 0 { 0 } else { tables },
+            ..DeviceBytes::default()
         }
     }
 }

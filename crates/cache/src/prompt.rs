@@ -4,7 +4,11 @@ use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, prefill};
 use heterokv_quant::Level;
 use rayon::prelude::*;
 
+use heterokv_evict::RotaryTurns;
+
 use crate::cache::{KvCache, check_finite, check_len};
+use crate::head::PromptTokens;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
 /// The exact keys and values of a prompt in one layer.
@@ -20,6 +24,8 @@ pub struct PromptLayer<'a> {
     v: &'a [f32],
     /// Sum of q² over the queries seen, by channel of each KV head `[num_kv_heads, head_dim]`.
     query_energy: Vec<f64>,
+    /// What caches that forget look at; none where nobody does.
+    watch: Option<Watch>,
 }
 
 impl<'a> PromptLayer<'a> {
@@ -36,7 +42,20 @@ impl<'a> PromptLayer<'a> {
         check_finite("k", k)?;
         check_finite("v", v)?;
         let query_energy = vec![0.0; shape.num_kv_heads * shape.head_dim];
-        Ok(Self { shape, level, k, v, query_energy })
+        Ok(Self { shape, level, k, v, query_energy, watch: None })
+    }
+
+    /// Looks at queries as those of `caches` need it that forget tokens, before the first block; for others nothing is done. What is
+    /// expected of queries to come needs `turns`, the model's rotary embedding.
+    ///
+    /// # Errors
+    /// [`Error::NoRotary`], and ways of scoring that are impossible.
+    pub fn watch(mut self, caches: &[KvCache], turns: Option<RotaryTurns<'_>>) -> Result<Self> {
+        let mut evictions = caches.iter().filter_map(KvCache::eviction).peekable();
+        if evictions.peek().is_some() {
+            self.watch = Some(Watch::new(self.level, self.shape, self.k, evictions, turns)?);
+        }
+        Ok(self)
     }
 
     /// Exact causal attention of the post-RoPE queries `q [n, num_qo_heads, head_dim]` of tokens
@@ -54,6 +73,9 @@ impl<'a> PromptLayer<'a> {
         };
         let input = PrefillInput { q, k: &k[..seen], v: &v[..seen] };
         prefill(level, &shape, input, PrefillOutput { out, lse: None })?;
+        if let Some(watch) = &mut self.watch {
+            watch.look(first, q)?;
+        }
         let group_len = shape.group_size() * shape.head_dim;
         for token in q.chunks_exact(shape.qo_row_len()) {
             let energies = self.query_energy.chunks_exact_mut(shape.head_dim);
@@ -81,17 +103,46 @@ impl<'a> PromptLayer<'a> {
             cache.check_empty(layer)?;
         }
         let HeadShape { num_kv_heads, head_dim, .. } = self.shape;
-        for kv_head in 0..num_kv_heads {
-            let keys = self.head_rows(self.k, kv_head);
-            let values = self.head_rows(self.v, kv_head);
-            let energy = &self.query_energy[kv_head * head_dim..][..head_dim];
-            caches.par_iter_mut().try_for_each(|cache| {
-                let (heads, mut stores) = cache.layer_mut(layer);
-                heads[kv_head].add_query_energy(energy);
-                heads[kv_head].store_prompt(&mut stores, &keys, &values)
-            })?;
-        }
-        Ok(())
+        let rows = |rows| (0..num_kv_heads).map(|head| self.head_rows(rows, head)).collect();
+        let (keys, values): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (rows(self.k), rows(self.v));
+        caches.par_iter_mut().try_for_each(|cache| {
+            let mut evidence = match cache.eviction() {
+                None => None,
+                Some((eviction, sinks)) => {
+                    let seen = self.watch.as_ref().ok_or(Error::NotWatched { layer })?;
+                    let evidence = seen.evidence(eviction, sinks, &keys, &values)?;
+                    Some(evidence.ok_or(Error::NotWatched { layer })?)
+                }
+            };
+            let num_tokens = self.k.len() / self.shape.kv_row_len();
+            let (policy, ..) = cache.policy_mut();
+            let kept = match (policy, &mut evidence) {
+                (Some(policy), Some(evidence)) => {
+                    policy.keep_of_prompt(layer, num_tokens, evidence)?
+                }
+                _ => Vec::new(),
+            };
+            let (heads, mut stores) = cache.layer_mut(layer);
+            for (kv_head, head) in heads.iter_mut().enumerate() {
+                head.add_query_energy(&self.query_energy[kv_head * head_dim..][..head_dim]);
+                let (keys, values) = (&keys[kv_head], &values[kv_head]);
+                match &evidence {
+                    None => head.store_prompt(&mut stores, keys, values)?,
+                    Some(evidence) => {
+                        let (kept, evidence) = (&kept[kv_head], &evidence.heads[kv_head]);
+                        let tokens = PromptTokens { kept, evidence };
+                        head.store_kept(&mut stores, keys, values, tokens)?;
+                    }
+                }
+            }
+            let is_last = layer + 1 == cache.shape().num_layers;
+            match cache.policy_mut() {
+                (Some(policy), heads, mut stores) if is_last => {
+                    policy.settle(heads, &mut stores, num_tokens)
+                }
+                _ => Ok(()),
+            }
+        })
     }
 
     /// The rows of one KV head, `[num_tokens, head_dim]`.
@@ -118,7 +169,8 @@ pub fn prefill_layer(
     shape.check()?;
     let num_tokens = input.k.len() / shape.kv_row_len();
     check_len("q", input.q.len(), num_tokens * shape.qo_row_len())?;
-    let mut prompt = PromptLayer::new(shape, first.level(), input.k, input.v)?;
+    let prompt = PromptLayer::new(shape, first.level(), input.k, input.v)?;
+    let mut prompt = prompt.watch(caches, None)?;
     for cache in &*caches {
         cache.check_empty(layer)?;
     }

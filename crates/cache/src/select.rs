@@ -137,12 +137,10 @@ impl Group {
     /// Fills `weights [num_coded]` with the softmax weights of one query head under the normaliser of
     /// all tokens, whose log-sum-exp is returned.
     fn weigh(&mut self, level: Level, head: usize, resident_lse: f32) -> f32 {
-        self.weights.clear();
-        for tile in self.scores.chunks_exact(self.group_size * SCORE_TILE) {
-            let left = self.num_coded - self.weights.len();
-            let row = &tile[head * SCORE_TILE..][..SCORE_TILE.min(left)];
-            self.weights.extend_from_slice(row);
-        }
+        let mut weights = std::mem::take(&mut self.weights);
+        weights.clear();
+        self.extend_scores(head, &mut weights);
+        self.weights = weights;
         let maxima = self.maxima.iter().skip(head).step_by(self.group_size).copied();
         let max = maxima.fold(resident_lse, f32::max);
         if max == f32::NEG_INFINITY {
@@ -152,6 +150,15 @@ impl Group {
         let share = 1.0 / sum;
         self.weights.iter_mut().for_each(|weight| *weight *= share);
         max + sum.ln()
+    }
+
+    /// Appends the scores of all coded keys `[num_coded]` for one query head.
+    pub(crate) fn extend_scores(&self, head: usize, scores: &mut Vec<f32>) {
+        let end = scores.len() + self.num_coded;
+        for tile in self.scores.chunks_exact(self.group_size * SCORE_TILE) {
+            let row = &tile[head * SCORE_TILE..][..SCORE_TILE.min(end - scores.len())];
+            scores.extend_from_slice(row);
+        }
     }
 
     fn score(&self, head: usize, token: usize) -> f32 {

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! SPEC   = PRESET[:R%][,OPTION]… | OPTION[,OPTION]…
-//! PRESET = full | hca | hca-rescore
-//! OPTION = keys=FORMAT | keys=mix:FILE | values=f16|int8|int4|int4/G@host | rescore=none|f16@host|int8@host
-//!        | select=none|top-p:T|top-k:N | min=N | max=N|none | union=group|head | renorm=on|off
+//! PRESET = full | hca | hca-rescore | snapkv | pyramidkv | adakv | h2o | tova | streamingllm | knorm | keydiff
+//!        | expected | kvcompress | dbudget | baklava | corm | heterocache
+//! OPTION = keys=FORMAT | keys=mix:FILE | values=f16|int8|int4|int4/G@host|@device | rescore=none|f16@host|int8@host
+//!        | select=none|top-p:T|top-k:N|threshold:W | min=N | max=N|none | union=group|head | renorm=on|off
 //!        | sinks=N | recent=N
+//!        | evict=none|SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
+//!        | heads=FILE | refresh=async|sync
 //! ```
 //!
 //! A preset is a set of options; what follows it overrides. A ratio, in percent of a full f16 cache's
-//! device bytes, picks the key format once the shape of the model is known ([`CacheSpec::resolve`]).
+//! device bytes, picks the key format of `hca` and `hca-rescore` once the shape of the model is known
+//! ([`CacheSpec::resolve`]); the other presets forget tokens, and theirs says how much is kept.
 
 mod parse;
 
@@ -17,31 +21,52 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use heterokv_evict::{Rule, Selector, Union};
+use heterokv_evict::{Budget, Gqa, Pool, Rule, Schedule, Scorer, Selector, Union};
 use heterokv_quant::{KeyFormat, Precision, RowFormat};
 
-use crate::plan::DevicePlan;
+use crate::allotment::Allotment;
+use crate::eviction::{Eviction, Heads, Keep, Refresh};
+use crate::exact::EXACT_PAGE_TOKENS;
+use crate::plan::{DevicePlan, KEPT_PAGE_TOKENS};
 use crate::presets::{self, Preset};
 use crate::{Error, KeyMix, Keys, KvShape, Result};
 
 /// What [`CacheSpec::from_str`](std::str::FromStr::from_str) accepts, for help texts and errors.
 pub const SPEC_GRAMMAR: &str = "\
 SPEC   = PRESET[:R%][,OPTION]... | OPTION[,OPTION]...
-PRESET = full | hca | hca-rescore            hca and hca-rescore with a ratio or with keys=...
+PRESET = full                                 every token exact on the device
+       | hca | hca-rescore                    all tokens, keys as codes on the device; with a ratio or with keys=...
+       | snapkv | pyramidkv | adakv | h2o | tova | streamingllm | knorm | keydiff | expected | kvcompress
+                                              some tokens, the others forgotten: keep R% of the bytes, N tokens of
+                                              each head, or SIZE bytes, as in snapkv:25%, snapkv:1024, snapkv:64MiB
+       | dbudget | corm                       the same, how many is found on the text
+       | baklava | heterocache                the same, with heads=FILE
 OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp8, int{8,6,4,3,2}-token[/{32,64,128}],
                                               int{8,6,4,3,2}-channel/{32,64,128}, these rotated: rot-int...,
                                               lm1..lm4 and lm1-plain..lm4-plain, alloc/BITS, pq/{2,4,8}xC and
                                               opq/{2,4,8}xC, C from 16 to 4096, both also with +xN behind them
        | keys=mix:FILE                        a format for each head, chosen by `heterokv mix`; no comma in the path
        | values=f16@host|int8@host|int4@host  values in host memory; int4 is int4/32, groups of 32 channels,
-                                              beside int4/64 and int4/128
+                                              beside int4/64 and int4/128; @device leaves them on the device
        | rescore=none|f16@host|int8@host      exact keys on the host, which re-score what the codes select
-       | select=none|top-p:T|top-k:N          coded tokens that a step reads
+       | select=none|top-p:T|top-k:N|threshold:W  coded tokens that a step reads
        | min=N | max=N|none                   bounds of their number per query head
        | union=group|head                     whose selected tokens a query head attends to
        | renorm=on|off                        softmax over the tokens taken, or over all
        | sinks=N | recent=N                   first and last tokens kept exact on the device
-Examples: full   hca:12.5%   hca-rescore:6.25%   hca:25%,recent=128
+       | evict=none|SCORER                    forget tokens by: window, accumulated, last-query, squared, votes,
+                                              votes-seen, key-norm, key-diff, expected, position
+       | observe=N|all | pool=none|mean:K|max:K | gqa=mean|max|sum|sum-squares
+                                              queries of the prompt that are looked at; smoothing over neighbours;
+                                              query heads of a group together
+       | budget=uniform|pyramid:B|adaptive:F|global|norm-drop:T|norm-drop-tail:T|votes|stability|profile
+                                              how what is kept is shared out among layers and heads
+       | keep=R%|N|SIZE|own                   how much is kept: device bytes, tokens of each head, bytes
+       | every=once|step|N|drift:W            when tokens are forgotten: behind the prompt only, in steps of N
+                                              tokens, or brought back where what heads look at has drifted
+       | heads=FILE | refresh=async|sync      roles and weights of heads (`heterokv profile --heads`); whether a
+                                              step waits for what drift brings back
+Examples: full   hca:12.5%   hca-rescore:6.25%   hca:25%,recent=128   snapkv:25%   h2o:12.5%,keys=int4-token
           keys=lm2,values=int8@host,rescore=int8@host,select=top-p:0.95,min=256,union=group,sinks=4,recent=64";
 
 /// A parsed spec, not yet fitted to a model.
@@ -74,7 +99,7 @@ pub struct CacheSpec {
 enum Base {
     Full,
     Options,
-    Preset(Preset, Option<f64>),
+    Preset(Preset, Option<Keep>),
 }
 
 /// One option.
@@ -83,7 +108,7 @@ enum Setting {
     Keys(KeyFormat),
     /// The file of a mix, not read yet.
     Mix(PathBuf),
-    Values(RowFormat),
+    Values(RowFormat, Place),
     Rescore(Option<RowFormat>),
     Select(Rule),
     Min(usize),
@@ -92,6 +117,31 @@ enum Setting {
     Renormalise(bool),
     Sinks(usize),
     Recent(usize),
+    Evict(Option<Scorer>),
+    Forget(Forget),
+}
+
+/// An option of a cache that forgets tokens.
+#[derive(Clone, Debug, PartialEq)]
+enum Forget {
+    Observe(usize),
+    Pool(Pool),
+    Gqa(Gqa),
+    Budget(Budget),
+    Keep(Keep),
+    Every(Schedule),
+    /// The file of a profile of heads, not read yet.
+    Heads(PathBuf),
+    Refresh(Refresh),
+}
+
+/// Where the values of coded tokens are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In host memory, or on a disk below it.
+    Host,
+    /// On the device.
+    Device,
 }
 
 /// What a preset with a ratio keeps.
@@ -117,8 +167,10 @@ pub enum CacheConfig {
 pub struct HcaConfig {
     /// Codes of the keys on the device.
     pub keys: Keys,
-    /// Format of the values on the host.
+    /// Format of the values.
     pub values: RowFormat,
+    /// Where they are.
+    pub values_on: Place,
     /// Format of exact keys on the host, by which selected tokens are re-scored.
     pub rescore: Option<RowFormat>,
     /// Which coded tokens a query head takes.
@@ -135,6 +187,8 @@ pub struct HcaConfig {
     pub sinks: usize,
     /// Last tokens, exact on the device.
     pub recent: usize,
+    /// How tokens are forgotten; none: they are not.
+    pub evict: Option<Eviction>,
 }
 
 impl CacheSpec {
@@ -147,8 +201,13 @@ impl CacheSpec {
     /// The ratio that this spec promises; none where it names no ratio.
     #[must_use]
     pub fn promise(&self) -> Option<RatioPromise> {
+        let keeps_it = |setting: &Setting| {
+            !matches!(setting, Setting::Forget(Forget::Every(Schedule::Once) | Forget::Keep(_)))
+        };
         match self.base {
-            Base::Preset(preset, Some(percent)) => {
+            Base::Preset(preset, Some(Keep::Ratio(percent)))
+                if self.overrides.iter().all(keeps_it) =>
+            {
                 Some(RatioPromise { percent, min_tokens: preset.min_tokens(percent) })
             }
             _ => None,
@@ -167,19 +226,33 @@ impl CacheSpec {
         let mut config = match self.base {
             Base::Full => return Ok(CacheConfig::Full),
             Base::Options => HcaConfig::PLAIN,
-            Base::Preset(preset, ratio) => preset.config(ratio),
+            Base::Preset(preset, keep) => preset.config(keep),
         };
         for setting in &self.overrides {
             config.set(setting)?;
         }
-        if let Base::Preset(preset, Some(ratio)) = self.base {
+        if let (Base::Preset(preset, Some(Keep::Ratio(ratio))), None) = (self.base, &config.evict) {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?.into();
         }
         config.check(shape)?;
+        if let Some(eviction) = &config.evict {
+            Allotment::check(&config, eviction, shape)?;
+        }
         if let (Keys::Mix(mix), Some(fingerprint)) = (&config.keys, fingerprint) {
             mix.check_fingerprint(fingerprint)?;
         }
+        let heads = config.evict.as_ref().and_then(|eviction| eviction.heads.as_ref());
+        if let (Some(heads), Some(fingerprint)) = (heads, fingerprint) {
+            heads.profile.check_fingerprint(fingerprint)?;
+        }
         Ok(CacheConfig::Hca(config))
+    }
+}
+
+impl CacheConfig {
+    /// Whether rows of values are on the device.
+    pub(crate) fn keeps_rows_on_device(&self) -> bool {
+        matches!(self, Self::Hca(hca) if !hca.is_exact() && hca.values_on == Place::Device)
     }
 }
 
@@ -188,6 +261,7 @@ impl HcaConfig {
     pub(crate) const PLAIN: Self = Self {
         keys: Keys::Uniform(KeyFormat::F16),
         values: RowFormat::F16,
+        values_on: Place::Host,
         rescore: None,
         rule: Rule::TopP(0.95),
         min: 0,
@@ -196,7 +270,24 @@ impl HcaConfig {
         renormalise: true,
         sinks: 4,
         recent: 64,
+        evict: None,
     };
+
+    /// Whether all tokens are exact rows on the device.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.keys == Keys::Uniform(KeyFormat::F16)
+            && (self.values, self.values_on, self.rescore) == (RowFormat::F16, Place::Device, None)
+    }
+
+    /// Whether heads have rows of values, wherever they are, or rows that come back.
+    pub(crate) fn has_rows(&self) -> bool {
+        !self.is_exact() || self.evict.as_ref().is_some_and(Eviction::is_on_drift)
+    }
+
+    /// Tokens of a page of exact rows, where all are exact.
+    pub(crate) fn exact_page_tokens(&self) -> usize {
+        if self.evict.is_some() { KEPT_PAGE_TOKENS } else { EXACT_PAGE_TOKENS }
+    }
 
     /// What the scores of the coded keys are for: with re-scoring they only select.
     pub(crate) fn precision(&self) -> Precision {
@@ -215,7 +306,7 @@ impl HcaConfig {
         match *setting {
             Setting::Keys(format) => self.keys = format.into(),
             Setting::Mix(ref file) => self.keys = Keys::Mix(Arc::new(KeyMix::load(file)?)),
-            Setting::Values(values) => self.values = values,
+            Setting::Values(values, place) => (self.values, self.values_on) = (values, place),
             Setting::Rescore(rescore) => self.rescore = rescore,
             Setting::Select(rule) => self.rule = rule,
             Setting::Min(min) => self.min = min,
@@ -224,6 +315,18 @@ impl HcaConfig {
             Setting::Renormalise(renormalise) => self.renormalise = renormalise,
             Setting::Sinks(sinks) => self.sinks = sinks,
             Setting::Recent(recent) => self.recent = recent,
+            Setting::Evict(None) => self.evict = None,
+            Setting::Evict(Some(scorer)) => {
+                let eviction = self.evict.get_or_insert_with(|| presets::plain_eviction(scorer));
+                eviction.scoring.scorer = scorer;
+            }
+            Setting::Forget(ref option) => {
+                let eviction = self.evict.as_mut().ok_or(Error::Conflict {
+                    conflict: "observe, pool, gqa, budget, keep, every, heads and refresh are options of a cache that \
+                               forgets tokens; name evict=SCORER before them, or a preset that does",
+                })?;
+                eviction.set(option)?;
+            }
         }
         Ok(())
     }
@@ -242,7 +345,43 @@ impl HcaConfig {
         if self.recent == 0 {
             return Err(Error::Conflict { conflict: "recent must be at least 1" });
         }
+        if self.rescore.is_some() && self.values_on == Place::Device {
+            return Err(Error::Conflict {
+                conflict: "rescore looks at exact keys on the host, where the values must be too; use values=...@host",
+            });
+        }
+        match &self.evict {
+            None => Ok(()),
+            Some(eviction) if eviction.is_on_drift() && !self.is_exact() => Err(Error::Conflict {
+                conflict: "rows that come back on drift are exact ones: leave keys=f16,values=f16@device",
+            }),
+            Some(eviction) => eviction.check(shape),
+        }
+    }
+}
+
+impl Eviction {
+    fn set(&mut self, option: &Forget) -> Result<()> {
+        match option {
+            Forget::Observe(window) => self.scoring.window = *window,
+            Forget::Pool(pool) => self.scoring.pool = *pool,
+            Forget::Gqa(gqa) => self.scoring.gqa = *gqa,
+            Forget::Budget(budget) => self.budget = *budget,
+            Forget::Keep(keep) => self.keep = *keep,
+            Forget::Every(schedule) => self.schedule = *schedule,
+            Forget::Heads(file) => self.heads = Some(Heads::load(file)?),
+            Forget::Refresh(refresh) => self.refresh = *refresh,
+        }
         Ok(())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Device => "device",
+        })
     }
 }
 
@@ -265,7 +404,7 @@ impl fmt::Display for CacheConfig {
 
 impl fmt::Display for HcaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "keys={},values={}@host,rescore=", self.keys, self.values)?;
+        write!(f, "keys={},values={}@{},rescore=", self.keys, self.values, self.values_on)?;
         match self.rescore {
             None => f.write_str("none")?,
             Some(format) => write!(f, "{format}@host")?,
@@ -273,6 +412,7 @@ impl fmt::Display for HcaConfig {
         match self.rule {
             Rule::TopP(top_p) => write!(f, ",select=top-p:{top_p}")?,
             Rule::TopK(k) => write!(f, ",select=top-k:{k}")?,
+            Rule::Threshold(weight) => write!(f, ",select=threshold:{weight}")?,
             _ => f.write_str(",select=none")?,
         }
         write!(f, ",min={},max=", self.min)?;
@@ -282,6 +422,7 @@ impl fmt::Display for HcaConfig {
         }
         let renorm = if self.renormalise { "on" } else { "off" };
         write!(f, ",union={},renorm={renorm}", self.union)?;
-        write!(f, ",sinks={},recent={}", self.sinks, self.recent)
+        write!(f, ",sinks={},recent={}", self.sinks, self.recent)?;
+        self.evict.as_ref().map_or(Ok(()), |eviction| eviction.fmt(f))
     }
 }

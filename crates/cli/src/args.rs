@@ -7,7 +7,7 @@ mod quantity;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use heterokv_cache::{CacheSpec, KeyFormat, SPEC_GRAMMAR};
+use heterokv_cache::{CacheSpec, KeyFormat, SPEC_GRAMMAR, SimilarityAt};
 use heterokv_gpu::DeviceChoice;
 use heterokv_model::text::StopMatcher;
 use heterokv_model::{ComputeType, SamplerSettings};
@@ -52,10 +52,13 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Show what a model file holds
     Inspect(InspectArgs),
-    /// Fit a key format's tables on a text, once for all contexts
+    /// Fit a key format's tables on a text, once for all contexts; or measure what each KV head attends to
     ///
     /// The text may be longer than any context: it is read in pieces. Memory goes to the residual stream of all
     /// tokens and to the keys of one layer.
+    ///
+    /// With --heads, the text is one prompt and what follows it: heads whose attention stays where it was at the end
+    /// of the prompt, or goes where another head's goes, can do with a part of the tokens.
     #[command(after_long_help = cache_help())]
     Profile(ProfileArgs),
     /// Choose a key format for each head by what it costs on a text, for caches with keys=mix:FILE
@@ -292,28 +295,67 @@ pub(crate) struct InspectArgs {
 pub(crate) struct ProfileArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// A text file to fit on
+    /// A text file to fit or measure on
     #[arg(long, value_name = "FILE")]
     pub(crate) corpus: PathBuf,
-    /// Tokens of it to use, in all pieces together
-    #[arg(long, value_name = "TOKENS", default_value = "4096", value_parser = parse_tokens, allow_negative_numbers = true)]
-    pub(crate) tokens: usize,
+    /// Tokens of it to use: in all pieces together [default: 4096], or of the prompt with --heads [default: 5000, or
+    /// what the trained context leaves before the steps]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens, allow_negative_numbers = true)]
+    pub(crate) tokens: Option<usize>,
     /// Tokens of a piece, which is read by itself, with positions from 0 on [default: 4096, or the trained context
     /// where that is shorter]
-    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_tokens, allow_negative_numbers = true, conflicts_with = "heads")]
     pub(crate) piece: Option<usize>,
     /// First of these tokens in the corpus
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse_tokens, allow_negative_numbers = true)]
     pub(crate) token_offset: usize,
     /// The cache that will use the profile; its key format is what is fitted
-    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%")]
+    #[arg(long, value_name = "SPEC", default_value = "hca:12.5%", conflicts_with = "heads")]
     pub(crate) cache: CacheSpec,
     /// Where to write the profile
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Go on where a piece is longer than what the model was trained for
+    /// Go on where a piece, or prompt and steps, are longer than what the model was trained for
     #[arg(long)]
     pub(crate) allow_beyond_trained: bool,
+    /// Measure the roles of KV heads (HeteroCache), instead of fitting tables
+    #[arg(long)]
+    pub(crate) heads: bool,
+    #[command(flatten)]
+    pub(crate) measure: MeasureArgs,
+}
+
+/// How heads are measured.
+#[derive(Args)]
+pub(crate) struct MeasureArgs {
+    /// Tokens behind the prompt whose attention is held against that of its last one
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_negative_numbers = true, requires = "heads")]
+    pub(crate) steps: usize,
+    /// Positions of the prompt that a query attends to [default: 1024, of a prompt of less than 5,000 tokens in
+    /// proportion]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_negative_numbers = true, requires = "heads")]
+    pub(crate) top_k: Option<usize>,
+    /// Share of these positions that must stay the same for a head to be an anchor, the median over the steps
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.5,
+        allow_negative_numbers = true,
+        requires = "heads"
+    )]
+    pub(crate) tau_stable: f64,
+    /// Share of these positions that two heads must have in common to be pivot and satellite
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.5,
+        allow_negative_numbers = true,
+        requires = "heads"
+    )]
+    pub(crate) tau_sim: f64,
+    /// Where two heads are held against each other: prompt, at its last token; steps, the median over all of them
+    #[arg(long, value_name = "WHERE", default_value = "prompt", requires = "heads")]
+    pub(crate) similarity: SimilarityAt,
 }
 
 /// `heterokv mix`.

@@ -133,6 +133,8 @@ impl Report {
             size("device: recent tokens, exact", self.device.window),
             size("device: key codes", self.device.codes),
             size("device: key tables", self.device.tables),
+            size("device: values", self.device.values),
+            size("device: evidence of tokens", self.device.evidence),
             size("device: all", self.device_bytes),
             size(on_host, self.host_bytes),
             size("the same tokens in a full f16 cache", self.full_bytes),

@@ -273,6 +273,39 @@ pub enum Error {
         /// KV head in the layer.
         kv_head: usize,
     },
+    /// The attention of a head in which no positions can be found.
+    #[error("the attention of layer {layer}, KV head {kv_head} cannot be measured")]
+    HeadAttention {
+        /// Layer of the head.
+        layer: usize,
+        /// KV head in the layer.
+        kv_head: usize,
+        /// What is wrong with it.
+        source: heterokv_evict::Error,
+    },
+    /// An importance that is none.
+    #[error(
+        "the importance {value} of layer {layer}{} is not a number of at least 0; measure on another text",
+        kv_head.map(|head| format!(", KV head {head}")).unwrap_or_default()
+    )]
+    Importance {
+        /// The layer, or that of the head.
+        layer: usize,
+        /// KV head in the layer; none where it is that of the layer.
+        kv_head: Option<usize>,
+        /// The value found.
+        value: f64,
+    },
+    /// A budget of heads that cannot be made or compared.
+    #[error("{what} must be {range}, not {value}")]
+    Budget {
+        /// What is wrong.
+        what: &'static str,
+        /// What would be right.
+        range: &'static str,
+        /// Its value.
+        value: f64,
+    },
     /// A key format refused, or there is no mix of the size asked for.
     #[error(transparent)]
     Quant(#[from] heterokv_quant::Error),

@@ -6,7 +6,8 @@
 //!
 //! What a key format costs in the attention of a single head is measured too ([`ExactAttention`]), and by it
 //! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
-//! ([`fit_profile`]).
+//! ([`fit_profile`]). What a head attends to says what it is to a cache ([`measure_heads`]), and what it changes how
+//! much of one it should have ([`measure_importance`]).
 //!
 //! Programs of others are measured on the same windows by a process of their own ([`Peer`]).
 //!
@@ -22,6 +23,8 @@ mod evaluate;
 mod fit;
 mod gate;
 mod hash;
+mod head_importance;
+mod head_roles;
 mod heads;
 mod logits;
 mod metric;
@@ -45,6 +48,8 @@ pub use error::{Error, Result};
 pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use gate::{Gate, Gated, Regression};
+pub use head_importance::{BudgetChoice, BudgetGrid, HeadImportance, measure_importance};
+pub use head_roles::measure_heads;
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
 pub use metric::Metric;

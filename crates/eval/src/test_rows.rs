@@ -54,7 +54,13 @@ fn row(task: &str, context: usize, cache: &str, outcome: Outcome) -> Row {
         rows_read: None,
         memory: vec![Memory {
             num_tokens: context,
-            device: DeviceBytes { resident: 10, window: 20, codes: 60, tables: 10 },
+            device: DeviceBytes {
+                resident: 10,
+                window: 20,
+                codes: 60,
+                tables: 10,
+                ..DeviceBytes::default()
+            },
             host_bytes: 400,
             predicted_device_bytes: Some(100),
             full_bytes: 400,

@@ -240,7 +240,8 @@ impl Model {
             {
                 self.project_kv(layer, hidden, block * BLOCK_TOKENS, k, v)?;
             }
-            let mut prompt = PromptLayer::new(self.shape.heads, self.level, k, v)?;
+            let prompt = PromptLayer::new(self.shape.heads, self.level, k, v)?;
+            let mut prompt = prompt.watch(caches, Some(self.rope.rotary_turns()))?;
             for (block, hidden) in hidden.chunks_mut(BLOCK_TOKENS * hidden_size).enumerate() {
                 let (first, len) = (block * BLOCK_TOKENS, hidden.len() / hidden_size * qo_len);
                 let (q, attended) = (&mut q[..len], &mut attended[..len]);

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use heterokv_cache::RotaryTurns;
+
 use crate::rope_config::RopeConfig;
 
 /// Values below which an operation is not worth spreading over threads.
@@ -63,6 +65,12 @@ impl Rope {
             attention_factor: config.attention_factor(),
             head_dim,
         }
+    }
+
+    /// What undoes it.
+    pub(crate) fn rotary_turns(&self) -> RotaryTurns<'_> {
+        let Self { inverse_frequencies, attention_factor, .. } = self;
+        RotaryTurns { inverse_frequencies, attention_factor: *attention_factor }
     }
 
     /// Sine and cosine of each pair at a position, computed in f64, so that they stay exact at positions of millions.

@@ -39,6 +39,21 @@ pub enum Error {
         /// Rows held.
         num_rows: usize,
     },
+    /// Positions of rows that are to ascend, each once, and do not.
+    #[error(
+        "row {row} stands behind row {before} in a list of rows of layer {layer}, KV head {kv_head}; give their positions \
+         in ascending order, each once"
+    )]
+    RowOrder {
+        /// The position.
+        row: u32,
+        /// The position before it.
+        before: u32,
+        /// Layer.
+        layer: usize,
+        /// KV head.
+        kv_head: usize,
+    },
     /// A row cannot be encoded.
     #[error("layer {layer}, KV head {kv_head}: {source}")]
     Encode {
@@ -161,6 +176,14 @@ pub enum Error {
     /// The store was shut down.
     #[error("the store is shut down")]
     Closed,
+    /// The system gives no thread that could copy rows in the background.
+    #[error(
+        "no thread can be started to fetch rows: {source}; read them instead, or end other threads"
+    )]
+    NoThread {
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
     /// A worker panicked. What it was to read or write is as it was before.
     #[error("a worker of the store panicked")]
     WorkerPanicked {

@@ -8,12 +8,15 @@ use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowRun, RowSource};
 
 use crate::block::{Frames, Seat};
+use crate::fetch::Fetch;
 use crate::memory::SharedFrame;
 use crate::page::Page;
 use crate::pending::Pending;
+use crate::queue::Priority;
 use crate::sequence::{Head, Tail};
 use crate::sync::SharedArc;
 use crate::ticket::Ticket;
+use crate::transfer::Shared;
 use crate::{Error, Result, Store};
 
 /// Rows whose pages in RAM a reader holds at a time: they are asked for together, and read without a lock or count between
@@ -27,10 +30,20 @@ const RUN_ROWS: usize = 128;
 /// visit must not itself read from the store or append to it: it could wait for room that it holds.
 #[derive(Clone, Debug)]
 pub struct HeadRows {
+    // Before the store, whose workers end with the last that has it.
+    reader: Reader,
     store: Store,
+}
+
+/// The same without a hold on the store, for what the store does on its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
     layer: usize,
     kv_head: usize,
     head: Head,
+    /// What its reads from disk go before.
+    priority: Priority,
 }
 
 /// Pages held in RAM until this is dropped.
@@ -61,13 +74,28 @@ struct Run<'a> {
 
 impl HeadRows {
     pub(crate) fn new(store: Store, layer: usize, kv_head: usize, head: Head) -> Self {
-        Self { store, layer, kv_head, head }
+        let (shared, priority) = (Arc::clone(store.shared()), Priority::Demand);
+        Self { reader: Reader { shared, layer, kv_head, head, priority }, store }
     }
 
     /// Rows held.
     #[must_use]
     pub fn num_rows(&self) -> usize {
-        self.head.num_rows
+        self.reader.head.num_rows
+    }
+
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Copies the rows at `positions` (ascending) in the background, by a thread of the store; one fetch of a store is
+    /// done after the other. Pages that are not in RAM are read behind those that somebody waits for, with the hints, and
+    /// room is made for them as for any reader's. The copy is the caller's and does not count in the budget.
+    ///
+    /// What is wrong with the positions, or goes wrong later, is for the result to say. No positions: no bytes.
+    pub fn fetch(&self, positions: Vec<u32>) -> Fetch {
+        let reader = Reader { priority: Priority::Prefetch, ..self.reader.clone() };
+        Fetch::new(self.store.clone(), reader, positions)
     }
 
     /// Asks for the pages of the rows at `positions` (ascending), which will probably be read soon. A hint is
@@ -76,17 +104,18 @@ impl HeadRows {
     /// # Errors
     /// [`Error::NoSuchRow`]; what a read fails with is for the ticket to say.
     pub fn prefetch(&self, positions: &[u32]) -> Result<Ticket> {
-        self.check(positions)?;
+        let Self { reader, store } = self;
+        reader.check(positions)?;
         let mut num_here = 0;
         let mut missing = Vec::new();
-        for (page_idx, _) in page_spans(positions, self.page_size()) {
-            match self.page(page_idx) {
+        for (page_idx, _) in page_spans(positions, reader.page_size()) {
+            match reader.page(page_idx) {
                 PageOf::Page(page) if page.seat.is_empty() => missing.push(Arc::clone(page)),
                 PageOf::Page(_) => num_here += 1,
                 PageOf::Open(_) => {}
             }
         }
-        Ok(Ticket::new(self.store.clone(), missing, num_here))
+        Ok(Ticket::new(store.clone(), missing, num_here))
     }
 
     /// Brings the pages of the rows at `positions` (ascending) to RAM and holds them there.
@@ -94,18 +123,54 @@ impl HeadRows {
     /// # Errors
     /// As [`visit_rows`](RowSource::visit_rows); nothing is pinned then.
     pub fn pin(&self, positions: &[u32]) -> Result<Pin> {
-        self.check(positions)?;
+        self.reader.check(positions)?;
         let mut frames = BTreeMap::new();
         // A page may be shown in two runs.
-        self.visit(positions, &mut |run| {
+        self.reader.visit(positions, &mut |run| {
             frames.extend(run.pages().map(|(span, frame)| (span.0, SharedArc::clone(frame))));
         })?;
         Ok(Pin { frames: frames.into_values().collect(), _store: self.store.clone() })
     }
+}
+
+impl Reader {
+    /// Layout of a row.
+    pub(crate) fn layout(&self) -> RowLayout {
+        self.shared.shape.layout
+    }
+
+    /// Room for the bytes of so many rows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn zeros(&self, num_rows: usize) -> Result<Vec<u8>> {
+        let Shared { shape, memory, .. } = &*self.shared;
+        let len = num_rows * shape.layout.row_bytes();
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| memory.refusal(len, memory.in_use()))?;
+        bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
+    /// Copies the rows at `positions`, which there are, into `out`, one after the other.
+    ///
+    /// # Errors
+    /// As [`visit_rows`](RowSource::visit_rows).
+    pub(crate) fn copy(&self, positions: &[u32], out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.layout().row_bytes();
+        self.visit(positions, &mut |run| {
+            for (span, frame) in run.pages() {
+                let page = self.rows_of(positions, span, frame);
+                for (i, row) in page.iter(row_bytes) {
+                    out[i * row_bytes..][..row_bytes].copy_from_slice(row);
+                }
+            }
+        })
+    }
 
     fn visit(&self, positions: &[u32], show: &mut dyn FnMut(&Run<'_>)) -> Result<()> {
-        let shared = self.store.shared();
-        let mut pending = Pending::new(shared);
+        let shared = &*self.shared;
+        let mut pending = Pending::new(shared, self.priority);
         let [mut hits, mut misses, mut prefetch_hits, mut end] = [0; 4];
         let mut last_page = None;
         let mut spans = Vec::with_capacity(RUN_ROWS);
@@ -214,7 +279,20 @@ impl HeadRows {
     }
 
     fn page_size(&self) -> u32 {
-        self.store.shape().page_size as u32
+        self.shared.shape.page_size as u32
+    }
+
+    /// Refuses positions that are not there or do not ascend.
+    pub(crate) fn check_ascending(&self, positions: &[u32]) -> Result<()> {
+        self.check(positions)?;
+        let Self { layer, kv_head, .. } = *self;
+        match positions.windows(2).find(|pair| pair[0] >= pair[1]) {
+            Some(pair) => {
+                let (before, row) = (pair[0], pair[1]);
+                Err(Error::RowOrder { row, before, layer, kv_head })
+            }
+            None => Ok(()),
+        }
     }
 
     fn check(&self, positions: &[u32]) -> Result<()> {
@@ -229,22 +307,24 @@ impl RowSource for HeadRows {
     type Error = Error;
 
     fn layout(&self) -> RowLayout {
-        self.store.shape().layout
+        self.reader.layout()
     }
 
     fn visit_rows(&self, positions: &[u32], visit: &mut dyn FnMut(PageRows<'_>)) -> Result<()> {
-        self.check(positions)?;
-        self.visit(positions, &mut |run| {
-            run.pages().for_each(|(span, frame)| visit(self.rows_of(positions, span, frame)));
+        let reader = &self.reader;
+        reader.check(positions)?;
+        reader.visit(positions, &mut |run| {
+            run.pages().for_each(|(span, frame)| visit(reader.rows_of(positions, span, frame)));
         })
     }
 
     fn visit_runs(&self, positions: &[u32], visit: &mut dyn FnMut(RowRun<'_>)) -> Result<()> {
-        self.check(positions)?;
+        let reader = &self.reader;
+        reader.check(positions)?;
         let row_bytes = self.layout().row_bytes();
-        self.visit(positions, &mut |run| {
+        reader.visit(positions, &mut |run| {
             let pages: Vec<_> =
-                run.pages().map(|(span, frame)| self.rows_of(positions, span, frame)).collect();
+                run.pages().map(|(span, frame)| reader.rows_of(positions, span, frame)).collect();
             let mut rows = Vec::with_capacity(RUN_ROWS);
             // Pages between them may be on disk.
             for pages in pages.chunk_by(|page, next| page.offset + page.rows.len() == next.offset) {

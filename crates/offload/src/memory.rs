@@ -135,7 +135,7 @@ impl Memory {
             let most = (SLAB_BYTES / self.frame_bytes).min(self.max_frames - slabs.num_frames);
             let num_frames = slabs.num_frames.min(most).max(1);
             if !slabs.grow(num_frames, self.frame_bytes) {
-                return Err(self.refusal(slabs.in_use));
+                return Err(self.refusal(self.frame_bytes, slabs.in_use));
             }
         }
         let (slab, part) = slabs.take_part();
@@ -146,15 +146,13 @@ impl Memory {
 
     /// The error of a budget that is used up.
     pub(crate) fn out_of_memory(&self) -> Error {
-        self.refusal(self.in_use())
+        self.refusal(self.frame_bytes, self.in_use())
     }
 
-    fn refusal(&self, in_use: usize) -> Error {
-        Error::OutOfMemory {
-            arena: "host",
-            requested_bytes: self.frame_bytes,
-            in_use_bytes: in_use * self.frame_bytes,
-        }
+    /// The error of a machine that does not give so many bytes, beside the frames in use.
+    pub(crate) fn refusal(&self, requested_bytes: usize, in_use: usize) -> Error {
+        let in_use_bytes = in_use * self.frame_bytes;
+        Error::OutOfMemory { arena: "host", requested_bytes, in_use_bytes }
     }
 
     pub(crate) fn enter(self: &Arc<Self>) -> Busy {

@@ -23,18 +23,21 @@ pub(crate) struct Pending<'a, T> {
     /// Tags of pages that are not under way yet.
     to_submit: VecDeque<usize>,
     in_flight: usize,
+    /// What its reads go before.
+    priority: Priority,
     /// Others may wait for what this reader looks at, but not while it waits itself.
     busy: Option<Busy>,
 }
 
 impl<'a, T> Pending<'a, T> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
+    pub(crate) fn new(shared: &'a Shared, priority: Priority) -> Self {
         Self {
             shared,
             inbox: Arc::new(Inbox::of_reader()),
             asked: Vec::new(),
             to_submit: VecDeque::new(),
             in_flight: 0,
+            priority,
             busy: Some(shared.memory.enter()),
         }
     }
@@ -54,9 +57,8 @@ impl<'a, T> Pending<'a, T> {
         while self.in_flight < WINDOW
             && let Some(tag) = self.to_submit.pop_front()
         {
-            let queue = &self.shared.queue;
-            let is_under_way =
-                self.wish(tag, |transfer| queue.try_push(Priority::Demand, transfer))?;
+            let (queue, priority) = (&self.shared.queue, self.priority);
+            let is_under_way = self.wish(tag, |transfer| queue.try_push(priority, transfer))?;
             if !is_under_way {
                 self.to_submit.push_front(tag);
                 break;
@@ -133,11 +135,13 @@ impl<'a, T> Pending<'a, T> {
                     assert!(self.asked.iter().all(|(_, what)| what.is_none()), "all have arrived");
                     return Ok(None);
                 };
-                let queue = &self.shared.queue;
-                self.wish(tag, |transfer| queue.push(Priority::Demand, transfer))?;
+                let (queue, priority) = (&self.shared.queue, self.priority);
+                self.wish(tag, |transfer| queue.push(priority, transfer))?;
             }
             let (tag, arrival) = self.inbox.take();
-            self.shared.counters.read_waits.record(since.elapsed());
+            if self.priority == Priority::Demand {
+                self.shared.counters.read_waits.record(since.elapsed());
+            }
             self.busy = Some(self.shared.memory.enter());
             if let Some(settled) = self.settle(tag, arrival)? {
                 return Ok(Some(settled));
@@ -165,7 +169,7 @@ impl<'a> Pending<'a, ()> {
     /// # Errors
     /// As [`try_take`](Self::try_take).
     pub(crate) fn of_page(shared: &'a Shared, page: &Arc<Page>) -> Result<Held> {
-        let mut pending = Pending::new(shared);
+        let mut pending = Pending::new(shared, Priority::Demand);
         shared.counters.misses.add(usize::from(page.seat.is_empty()));
         pending.ask(page, ())?;
         let (_, held) = pending.take()?.expect("what was asked for arrives");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::gather::HeadRows;
+use crate::gather::{HeadRows, Reader};
 use crate::memory::{Frame, SharedFrame};
 use crate::page::Page;
 use crate::pending::Pending;
@@ -88,28 +88,93 @@ impl Sequence {
         values: &[f32],
     ) -> Result<()> {
         assert_eq!(keys.len(), values.len());
-        let shape = *self.store.shape();
-        let (head_dim, row_bytes) = (shape.layout.head_dim, shape.layout.row_bytes());
+        let layout = self.store.shape().layout;
+        let head_dim = layout.head_dim;
         assert!(values.len().is_multiple_of(head_dim), "whole rows");
         let head_idx = self.head_idx(layer, kv_head);
-        let mut rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        self.push_rows(head_idx, rows, |(key, value), place| {
+            let encoded = layout.encode(key, value, place);
+            encoded.map_err(|source| Error::Encode { layer, kv_head, source: Arc::new(source) })
+        })
+    }
+
+    /// Adds rows to a head, each put into its place by `write`; those before one that fails are kept.
+    fn push_rows<R>(
+        &mut self,
+        head_idx: usize,
+        mut rows: impl ExactSizeIterator<Item = R>,
+        write: impl Fn(R, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let shape = *self.store.shape();
+        let row_bytes = shape.layout.row_bytes();
         while rows.len() > 0 {
             let (frame, num_rows) = self.open(head_idx)?;
             let first = *num_rows % shape.page_size * row_bytes;
             let places = frame.bytes_mut()[first..shape.page_bytes()].chunks_exact_mut(row_bytes);
-            for (place, (key, value)) in places.zip(rows.by_ref()) {
-                let encoded = shape.layout.encode(key, value, place);
-                encoded.map_err(|source| Error::Encode {
-                    layer,
-                    kv_head,
-                    source: Arc::new(source),
-                })?;
+            for (place, row) in places.zip(rows.by_ref()) {
+                write(row, place)?;
                 *num_rows += 1;
             }
             if num_rows.is_multiple_of(shape.page_size) {
                 let page = self.seal(head_idx).expect("a page was just filled");
                 Arc::make_mut(&mut self.heads[head_idx].full).push(page);
             }
+        }
+        Ok(())
+    }
+
+    /// Leaves the rows of one (layer, KV head) at `kept`, ascending positions of those that there are, in their order:
+    /// their bytes stay as they are, and they have the positions from 0 on. Forks, readers, and what is saved keep all
+    /// rows that they had.
+    ///
+    /// Full pages before the first row that goes are left where they are, and rows behind it are appended anew, with the
+    /// budget and the disk as [`append`](Self::append) has them; pages that nobody has any more are freed then. For as
+    /// long as that takes, both are there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRow`] and [`Error::RowOrder`] for positions that are none or do not ascend; [`Error::OutOfMemory`],
+    /// and what a read or a write of a page fails with. The sequence has all its rows then, as before.
+    ///
+    /// # Panics
+    /// When layer or head do not exist.
+    pub fn keep(&mut self, layer: usize, kv_head: usize, kept: &[u32]) -> Result<()> {
+        let page_size = self.store.shape().page_size;
+        let head_idx = self.head_idx(layer, kv_head);
+        self.rows(layer, kv_head).reader().check_ascending(kept)?;
+        let num_in_place = kept.iter().zip(0..).take_while(|(row, i)| *row == i).count();
+        if num_in_place == kept.len() {
+            self.truncate(layer, kv_head, kept.len());
+            return Ok(());
+        }
+        let rows = self.rows(layer, kv_head);
+        let num_full = num_in_place / page_size;
+        let before = &mut self.heads[head_idx];
+        let head = Head {
+            full: Arc::new(before.full[..num_full].to_vec()),
+            tail: Tail::None,
+            num_rows: num_full * page_size,
+        };
+        let before = std::mem::replace(before, head);
+        let moved = self.move_rows(head_idx, rows.reader(), &kept[num_full * page_size..]);
+        if moved.is_err() {
+            self.heads[head_idx] = before;
+        }
+        moved
+    }
+
+    /// Appends rows of a reader as they are, those of a page at a time: none is held while room is made for them.
+    fn move_rows(&mut self, head_idx: usize, from: &Reader, positions: &[u32]) -> Result<()> {
+        let page_size = self.store.shape().page_size;
+        let row_bytes = from.layout().row_bytes();
+        let mut rows = from.zeros(page_size.min(positions.len()))?;
+        for positions in positions.chunks(page_size) {
+            let rows = &mut rows[..positions.len() * row_bytes];
+            from.copy(positions, rows)?;
+            self.push_rows(head_idx, rows.chunks_exact(row_bytes), |row, place| {
+                place.copy_from_slice(row);
+                Ok(())
+            })?;
         }
         Ok(())
     }

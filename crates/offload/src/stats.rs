@@ -46,7 +46,7 @@ pub struct Stats {
     pub damaged_pages: u64,
     /// Reads and writes that failed otherwise.
     pub failures: u64,
-    /// How long readers waited for pages, one wait at a time.
+    /// How long readers waited for pages, one wait at a time; not those of fetches, for which nobody waits.
     pub read_waits: Waits,
     /// How long writers and reads waited for room in RAM.
     pub room_waits: Waits,
@@ -68,7 +68,7 @@ pub struct Tier {
 pub struct Queued {
     /// Pages that readers wait for.
     pub demand: usize,
-    /// Pages of hints.
+    /// Pages of hints and of fetches.
     pub prefetch: usize,
     /// Pages to be written ahead of need.
     pub write_behind: usize,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crate::disk::{Disk, Files, OsFiles, io_error};
+use crate::fetch::Fetcher;
 use crate::memory::Memory;
 use crate::policy::HINTED_SHARE;
 use crate::saved::Saved;
@@ -64,7 +65,7 @@ impl DiskOptions {
 
 /// A store of pages. Clones are the same store.
 ///
-/// It ends with the last of its clones, sequences, readers, pins and tickets: what is queued by then is not
+/// It ends with the last of its clones, sequences, readers, pins, tickets and fetches: what is queued by then is not
 /// done, since nobody is left to ask for it, and what is [saved](Sequence::save) stays on disk.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Owner>);
@@ -74,6 +75,7 @@ struct Owner {
     shared: Arc<Shared>,
     saved: Mutex<Saved>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    fetcher: Mutex<Fetcher>,
 }
 
 impl Store {
@@ -135,7 +137,7 @@ impl Store {
     /// what is read again and again. 0 without a disk, where no page needs a hint.
     #[must_use]
     pub fn hint_pages(&self) -> usize {
-        let Shared { disk, memory, .. } = self.shared();
+        let Shared { disk, memory, .. } = &**self.shared();
         if disk.is_none() { 0 } else { memory.max_frames() / HINTED_SHARE }
     }
 
@@ -181,12 +183,17 @@ impl Store {
     /// # Errors
     /// The first failure of a write that nobody waited for. What it was to write is still in RAM.
     pub fn shutdown(&self) -> Result<()> {
+        self.0.end_fetcher();
         self.0.end_workers();
         lock(&self.0.shared.failed).take().map_or(Ok(()), Err)
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.0.shared
+    }
+
+    pub(crate) fn fetcher(&self) -> &Mutex<Fetcher> {
+        &self.0.fetcher
     }
 
     pub(crate) fn saved(&self) -> &Mutex<Saved> {
@@ -196,14 +203,34 @@ impl Store {
 
 impl Owner {
     fn new(shared: Shared, saved: Saved) -> Self {
-        let (saved, workers) = (Mutex::new(saved), Mutex::new(Vec::new()));
-        Self { shared: Arc::new(shared), saved, workers }
+        Self {
+            shared: Arc::new(shared),
+            saved: Mutex::new(saved),
+            workers: Mutex::default(),
+            fetcher: Mutex::default(),
+        }
+    }
+
+    /// Whether this is a worker: one can be the one to drop what wakes up with a page's arrival, and the store with it.
+    fn is_worker(&self) -> bool {
+        let current = thread::current().id();
+        lock(&self.workers).iter().any(|worker| worker.thread().id() == current)
+    }
+
+    /// Ends the fetcher, for which the workers read. False where it may wait for this very thread, and goes on by itself.
+    fn end_fetcher(&self) -> bool {
+        let may_wait = !self.is_worker();
+        let fetcher = lock(&self.fetcher).close();
+        if may_wait && let Some(fetcher) = fetcher {
+            // It catches the panics of what it does.
+            let _ = fetcher.join();
+        }
+        may_wait
     }
 
     fn end_workers(&self) {
         self.shared.queue.close();
         let workers = std::mem::take(&mut *lock(&self.workers));
-        // A worker can be the one to drop what wakes up with a page's arrival, and the store with it.
         let others =
             workers.into_iter().filter(|worker| worker.thread().id() != thread::current().id());
         for worker in others {
@@ -215,7 +242,10 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.shared.queue.clear();
+        // All that was to be fetched was taken back.
+        if self.end_fetcher() {
+            self.shared.queue.clear();
+        }
         self.end_workers();
     }
 }

@@ -12,9 +12,11 @@
 mod determinism;
 mod device;
 mod distance;
+mod evict;
 mod files;
 mod golden;
 mod harness;
+mod head_profiles;
 mod hostile;
 mod mixes;
 mod passkey;

@@ -221,6 +221,7 @@ impl DeviceCache {
             window: (self.rows.num_bytes() - resident) as usize,
             codes: sets().map(CodedSet::page_bytes).sum::<u64>() as usize,
             tables: (sets().map(CodedSet::frame_bytes).sum::<u64>() + lists) as usize,
+            ..DeviceBytes::default()
         }
     }
 

@@ -5,12 +5,13 @@ use std::str::FromStr;
 use heterokv_evict::{Rule, Union};
 use heterokv_quant::RowFormat;
 
-use super::{Base, CacheSpec, Setting};
-use crate::presets::Preset;
+use super::{Base, CacheSpec, Forget, Place, Setting};
+use crate::eviction::{Keep, Refresh};
+use crate::presets::{self, Preset};
 use crate::{Error, Result};
 
-const OPTIONS: &str =
-    "keys, values, rescore, select, min, max, union, renorm, sinks, recent (see `--help`)";
+const OPTIONS: &str = "keys, values, rescore, select, min, max, union, renorm, sinks, recent, evict, observe, pool, \
+     gqa, budget, keep, every, heads, refresh (see `--help`)";
 
 /// Stands before the path of a mix of formats.
 const MIX: &str = "mix:";
@@ -44,41 +45,23 @@ impl FromStr for CacheSpec {
         if base == Base::Options && !keys_named {
             return Err(Error::Conflict { conflict: "options without a preset need keys=FORMAT" });
         }
-        if matches!(base, Base::Preset(_, Some(_))) && keys_named {
-            return Err(Error::Conflict {
-                conflict: "a ratio chooses the key format; give a preset one or keys=FORMAT, not both",
-            });
-        }
-        if matches!(base, Base::Preset(_, None)) && !keys_named {
-            return Err(Error::Conflict {
-                conflict: "a preset needs a ratio, as in hca:12.5%, or keys=FORMAT",
-            });
+        if let Base::Preset(preset, amount) = base {
+            preset.check_words(amount, keys_named)?;
         }
         Ok(Self { text: text.to_owned(), base, overrides })
     }
 }
 
 fn parse_base(word: &str) -> Result<Base> {
-    let (name, ratio) = match word.split_once(':') {
+    let (name, amount) = match word.split_once(':') {
         None => (word, None),
-        Some((name, ratio)) => (name, Some(ratio)),
+        Some((name, amount)) => (name, Some(amount)),
     };
-    if name == "full" && ratio.is_none() {
+    if name == "full" && amount.is_none() {
         return Ok(Base::Full);
     }
-    let preset = Preset::named(name).ok_or_else(|| {
-        unknown("preset", word, "full, hca, hca-rescore; with a ratio: hca:12.5%")
-    })?;
-    let bad_ratio =
-        || unknown("ratio", word, "a percentage above 0 and up to 100, as in hca:12.5%");
-    let ratio = match ratio {
-        None => None,
-        Some(ratio) => {
-            let percent = ratio.strip_suffix('%').and_then(|r| r.parse::<f64>().ok());
-            Some(percent.filter(|&r| r > 0.0 && r <= 100.0).ok_or_else(bad_ratio)?)
-        }
-    };
-    Ok(Base::Preset(preset, ratio))
+    let preset = Preset::named(name).ok_or_else(|| unknown("preset", word, presets::NAMES))?;
+    Ok(Base::Preset(preset, amount.map(|amount| preset.parse_amount(amount)).transpose()?))
 }
 
 /// Refuses an option that is given twice: which of the two was meant cannot be known.
@@ -114,7 +97,10 @@ fn parse_option(word: &str) -> Result<Setting> {
             Some(file) => Setting::Mix(file.into()),
             None => Setting::Keys(value.parse()?),
         },
-        "values" => Setting::Values(host_values(value)?),
+        "values" => {
+            let (format, place) = values(value)?;
+            Setting::Values(format, place)
+        }
         "rescore" if value == "none" => Setting::Rescore(None),
         "rescore" => Setting::Rescore(Some(host_keys(value)?)),
         "select" => Setting::Select(parse_rule(value)?),
@@ -133,23 +119,43 @@ fn parse_option(word: &str) -> Result<Setting> {
         },
         "sinks" => Setting::Sinks(count()?),
         "recent" => Setting::Recent(count()?),
+        "evict" if value == "none" => Setting::Evict(None),
+        "evict" => Setting::Evict(Some(value.parse()?)),
+        "observe" if value == "all" => Setting::Forget(Forget::Observe(usize::MAX)),
+        "observe" => Setting::Forget(Forget::Observe(count()?)),
+        "pool" => Setting::Forget(Forget::Pool(value.parse()?)),
+        "gqa" => Setting::Forget(Forget::Gqa(value.parse()?)),
+        "budget" => Setting::Forget(Forget::Budget(value.parse()?)),
+        "keep" => Setting::Forget(Forget::Keep(value.parse::<Keep>()?)),
+        "every" => Setting::Forget(Forget::Every(value.parse()?)),
+        "heads" => Setting::Forget(Forget::Heads(value.into())),
+        "refresh" => Setting::Forget(Forget::Refresh(match value {
+            "async" => Refresh::Async,
+            "sync" => Refresh::Sync,
+            _ => return Err(unknown("refresh", value, "async, sync")),
+        })),
         _ => return Err(unknown("option", name, OPTIONS)),
     })
 }
 
 fn parse_rule(value: &str) -> Result<Rule> {
-    let bad = || unknown("selection", value, "none, top-p:T with T in (0, 1], top-k:N");
+    let known = "none, top-p:T with T in (0, 1], top-k:N, threshold:W with W in (0, 1]";
+    let bad = || unknown("selection", value, known);
     match value.split_once(':') {
         None if value == "none" => Ok(Rule::All),
         Some(("top-p", top_p)) => Ok(Rule::TopP(top_p.parse().map_err(|_| bad())?)),
         Some(("top-k", k)) => Ok(Rule::TopK(k.parse().map_err(|_| bad())?)),
+        Some(("threshold", w)) => Ok(Rule::Threshold(w.parse().map_err(|_| bad())?)),
         _ => Err(bad()),
     }
 }
 
-fn host_values(value: &str) -> Result<RowFormat> {
-    let known = "f16@host, int8@host, int4@host, int4/{32,64,128}@host";
-    host_format(value).ok_or_else(|| unknown("host format", value, known))
+fn values(value: &str) -> Result<(RowFormat, Place)> {
+    let on_device = value.strip_suffix("@device").and_then(|format| format.parse().ok());
+    let on_device = on_device.map(|format| (format, Place::Device));
+    let known = "f16@host, int8@host, int4@host, int4/{32,64,128}@host, the same with @device";
+    let place = on_device.or_else(|| Some((host_format(value)?, Place::Host)));
+    place.ok_or_else(|| unknown("format of values", value, known))
 }
 
 /// Keys that re-score stand for the exact ones, which four bits cannot.

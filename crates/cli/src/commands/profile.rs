@@ -1,4 +1,7 @@
-//! `heterokv profile`: a key format's tables, fitted on a text and kept in a file.
+//! `heterokv profile`: a key format's tables, fitted on a text and kept in a file; or, with `--heads`, the roles of
+//! KV heads.
+
+mod heads;
 
 use anyhow::{Result, bail, ensure};
 use heterokv_cache::{CacheConfig, Error, Keys, KvShape, Profile};
@@ -11,10 +14,16 @@ use crate::progress::Bar;
 use crate::prompt::{encode_plain, stretch};
 use crate::requirement::{check_memory, kv_shape};
 
+/// Tokens of the text where none are asked for.
+const TEXT_TOKENS: usize = 4096;
+
 /// Tokens of a piece where none are asked for: a context that most models know.
 const PIECE_TOKENS: usize = 4096;
 
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
+    if args.heads {
+        return heads::run(args);
+    }
     Profile::check_writable(&args.out)?;
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
@@ -26,7 +35,8 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     let shape = kv_shape(config)?;
     check_tables(&hca.keys, &shape)?;
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
-    let text = stretch(&args.corpus, &tokens, args.token_offset, args.tokens, "fewer --tokens")?;
+    let num_tokens = args.tokens.unwrap_or(TEXT_TOKENS);
+    let text = stretch(&args.corpus, &tokens, args.token_offset, num_tokens, "fewer --tokens")?;
     let limit_tokens = config.max_context_tokens;
     let piece_tokens = args.piece.unwrap_or(PIECE_TOKENS.min(limit_tokens));
     let held_tokens = piece_tokens.min(text.len());

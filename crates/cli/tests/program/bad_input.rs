@@ -26,7 +26,7 @@ pub(crate) fn is_refusal(output: Output, args: &[&str], parts: &[&str]) {
 }
 
 #[track_caller]
-fn generate_refuses(args: &[&str], parts: &[&str]) {
+pub(crate) fn generate_refuses(args: &[&str], parts: &[&str]) {
     let all = [&["generate", "--model", model(), "--prompt", "Call me"], args].concat();
     refuses(&all, parts);
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod device;
 mod evals;
 mod fixture;
+mod heads;
 mod host;
 mod runs;
 mod session;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use heterokv_offload::{Error, Pin, Sequence, Store, StoreOptions, StoreShape, Ticket};
+use heterokv_offload::{Error, Fetch, Pin, Sequence, Store, StoreOptions, StoreShape, Ticket};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -32,6 +32,12 @@ enum Step {
         head: u8,
         num_rows: u8,
     },
+    /// Leaves some rows of a head, or all up to one.
+    Keep {
+        sequence: u8,
+        head: u8,
+        picks: u64,
+    },
     Drop {
         sequence: u8,
     },
@@ -47,6 +53,13 @@ enum Step {
     },
     Cancel,
     Wait,
+    Fetch {
+        sequence: u8,
+        head: u8,
+        picks: u64,
+    },
+    /// Takes what was fetched.
+    Take,
     Pin {
         sequence: u8,
         head: u8,
@@ -76,6 +89,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => s.prop_map(|sequence| Step::Fork { sequence }),
         3 => (s, h.clone(), 0..40u8)
             .prop_map(|(sequence, head, num_rows)| Step::Truncate { sequence, head, num_rows }),
+        4 => (s, h.clone(), prop_oneof![picks, any::<u8>().prop_map(|n| (1 << (n % 64)) - 1)])
+            .prop_map(|(sequence, head, picks)| Step::Keep { sequence, head, picks }),
         1 => s.prop_map(|sequence| Step::Drop { sequence }),
         1 => Just(Step::New),
         2 => s.prop_map(|sequence| Step::Evict { sequence }),
@@ -83,6 +98,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(sequence, head, picks)| Step::Prefetch { sequence, head, picks }),
         1 => Just(Step::Cancel),
         2 => Just(Step::Wait),
+        3 => (s, h.clone(), picks)
+            .prop_map(|(sequence, head, picks)| Step::Fetch { sequence, head, picks }),
+        2 => Just(Step::Take),
         2 => (s, h, any::<u8>()).prop_map(|(sequence, head, row)| Step::Pin { sequence, head, row }),
         2 => Just(Step::Unpin),
         2 => (s, 0..3u8, any::<bool>())
@@ -96,6 +114,14 @@ fn step() -> impl Strategy<Value = Step> {
 /// The rows that a sequence should have, by head.
 type Model = Vec<Vec<Vec<u8>>>;
 
+/// A fetch under way, and what it is to give.
+struct Fetching {
+    fetch: Fetch,
+    expected: Vec<u8>,
+    /// All frames may have been held for good meanwhile.
+    may_fail: bool,
+}
+
 struct Machine {
     sim: Sim,
     shape: StoreShape,
@@ -105,6 +131,7 @@ struct Machine {
     /// By name: rows, and what is beside them.
     saved: [Option<(Model, Option<Vec<u8>>)>; 3],
     tickets: Vec<Ticket>,
+    fetches: Vec<Fetching>,
     pins: Vec<Pin>,
     num_appended: usize,
 }
@@ -119,6 +146,7 @@ impl Machine {
             sequences: Vec::new(),
             saved: [None, None, None],
             tickets: Vec::new(),
+            fetches: Vec::new(),
             pins: Vec::new(),
             num_appended: 0,
         };
@@ -149,8 +177,8 @@ impl Machine {
         let models = self.sequences.iter().map(|(_, model)| model);
         let num_open = models.flatten().filter(is_open).count();
         let num_pinned: usize = self.pins.iter().map(Pin::num_pages).sum();
-        // One to read into, and one to copy a last page from or to begin.
-        num_open + num_pinned + 2 > self.num_frames
+        // One to read into, and one to copy a last page from or to begin. A fetch may have a last page that was.
+        num_open + num_pinned + self.fetches.len() + 2 > self.num_frames
     }
 
     fn allow<T>(&self, result: heterokv_offload::Result<T>) -> Option<T> {
@@ -177,7 +205,25 @@ impl Machine {
         (0..num_rows).filter(|row| picks >> (row % 64) & 1 == 1).collect()
     }
 
+    fn note_full(&mut self) {
+        let may_be_full = self.may_be_full();
+        self.fetches.iter_mut().for_each(|fetching| fetching.may_fail |= may_be_full);
+    }
+
+    fn take(&mut self) {
+        for (i, Fetching { mut fetch, expected, may_fail }) in self.fetches.drain(..).enumerate() {
+            // In both ways.
+            let taken = if i % 2 == 0 { None } else { fetch.try_take() };
+            match taken.unwrap_or_else(|| fetch.wait()) {
+                Ok(bytes) => assert_eq!(bytes, expected),
+                Err(Error::OutOfMemory { .. }) if may_fail => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     fn step(&mut self, step: Step) {
+        self.note_full();
         match step {
             Step::Append { sequence, head, n } => {
                 let Some(index) = self.pick(sequence) else { return };
@@ -212,6 +258,19 @@ impl Machine {
                 sequence.truncate(head / 2, head % 2, usize::from(num_rows));
                 model[head].truncate(usize::from(num_rows));
             }
+            Step::Keep { sequence, head, picks } => {
+                let Some(index) = self.pick(sequence) else { return };
+                let head = usize::from(head);
+                let kept = self.positions(index, head, picks);
+                let kept_result = self.sequences[index].0.keep(head / 2, head % 2, &kept);
+                // Without room all rows are there as before.
+                if self.allow(kept_result).is_some() {
+                    let model = &mut self.sequences[index].1[head];
+                    *model = kept.iter().map(|&row| model[row as usize].clone()).collect();
+                }
+                let num_rows = self.sequences[index].1[head].len();
+                assert_eq!(self.sequences[index].0.rows(head / 2, head % 2).num_rows(), num_rows);
+            }
             Step::Drop { sequence } => {
                 let Some(index) = self.pick(sequence) else { return };
                 self.sequences.swap_remove(index);
@@ -245,6 +304,21 @@ impl Machine {
                     ticket.wait().unwrap();
                 }
             }
+            Step::Fetch { sequence, head, picks } => {
+                let Some(index) = self.pick(sequence) else { return };
+                let head = usize::from(head);
+                let positions = self.positions(index, head, picks);
+                let (sequence, model) = &self.sequences[index];
+                let rows = positions.iter().map(|&row| &model[head][row as usize][..]);
+                let expected = rows.collect::<Vec<_>>().concat();
+                let fetch = sequence.rows(head / 2, head % 2).fetch(positions);
+                self.fetches.push(Fetching { fetch, expected, may_fail: false });
+                self.note_full();
+                if picks % 5 == 0 {
+                    self.fetches.pop();
+                }
+            }
+            Step::Take => self.take(),
             Step::Pin { sequence, head, row } => {
                 let Some(index) = self.pick(sequence) else { return };
                 let head = usize::from(head);
@@ -291,12 +365,14 @@ impl Machine {
             }
             Step::Reopen => {
                 self.tickets.clear();
+                self.fetches.clear();
                 self.pins.clear();
                 self.sequences.clear();
                 self.store = None;
                 self.open();
             }
         }
+        self.note_full();
         let stats = self.store().stats();
         assert!(stats.ram_peak.pages <= self.num_frames, "{stats:?}");
         assert!(stats.slab_bytes <= self.num_frames * 64, "{stats:?}");
@@ -304,6 +380,7 @@ impl Machine {
 
     /// Nothing is left of what nobody has any more.
     fn end(mut self) {
+        self.take();
         self.pins.clear();
         for index in 0..self.sequences.len() {
             for head in 0..4 {

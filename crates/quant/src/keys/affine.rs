@@ -2,6 +2,7 @@
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
+use super::moves::StripCells;
 use super::{ChannelCodes, Encoding, FrameCodes, PreparedQueries, QueryFrame, Tail, TokenRule};
 use crate::Level;
 use crate::affine::Affine;
@@ -68,6 +69,10 @@ impl Codec for PerToken {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn strip_cells(&self) -> Option<StripCells> {
+        self.codes.strip_cells()
     }
 
     fn encoding(&self) -> Option<Encoding> {

@@ -21,6 +21,7 @@ use rayon::prelude::*;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
+use super::moves::StripCells;
 use super::{
     AllocatedChannel, ChannelCodes, Encoding, FitInput, FrameCodes, PreparedQueries, QueryFrame,
     Tables, Tail, TokenRule, channel_means, exponent_scale,
@@ -284,6 +285,10 @@ impl Codec for Alloc {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn strip_cells(&self) -> Option<StripCells> {
+        self.codes.strip_cells()
     }
 
     fn encoding(&self) -> Option<Encoding> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::affine::PerToken;
 use super::lloyd_max::LloydMax;
+use super::moves::StripCells;
 use super::per_channel::PerChannel;
 use super::per_group::PerGroup;
 use super::plain::{Float, Plain};
@@ -65,6 +66,11 @@ pub(super) trait Codec: fmt::Debug + Send + Sync {
         _token: usize,
     ) -> f32 {
         0.0
+    }
+
+    /// What a token has in a strip, where tokens share one; none where a block is a group.
+    fn strip_cells(&self) -> Option<StripCells> {
+        None
     }
 
     /// See [`KeyCoder::encoding`](super::KeyCoder::encoding).

@@ -5,6 +5,7 @@
 //! ([`ByteStrips`]), codes that nibbles can be summed from as planes ([`Planes`]), and others one token
 //! after the other ([`CodedRows`]).
 
+use super::moves::StripCells;
 use super::planes::{Planes, STRIP};
 use super::{Cell, ChannelCodes, CodePlane, PreparedQueries, Strips, Tail};
 use crate::Level;
@@ -81,6 +82,15 @@ impl TokenCodes {
                 let planes = (0..self.head_dim() as u32).step_by(2).map(pair).collect();
                 Some(Strips { cell: Cell::Pair, planes, tail: strips.tail() })
             }
+            Layout::Rows(_) => None,
+        }
+    }
+
+    /// What a token has in a strip, if codes lie in strips.
+    pub(super) fn strip_cells(&self) -> Option<StripCells> {
+        match &self.layout {
+            Layout::Planes(planes) => Some(planes.cells()),
+            Layout::Bytes(strips) => Some(StripCells::new(0, self.head_dim() / 2, strips.tail())),
             Layout::Rows(_) => None,
         }
     }

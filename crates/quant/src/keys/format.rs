@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// How keys of one (layer, KV head) are coded. Post-RoPE frame, all of them.
 ///
-/// | name | codes | tables | a coded row may move between pages |
+/// | name | codes | tables | a coded row may [move](super::KeyCoder::copy_group) between pages |
 /// | --- | --- | --- | --- |
 /// | `f16`, `bf16` | half precision, brain floats | none | yes |
 /// | `fp8` | e4m3fn without a scale, held at ±448 (Micikevicius et al., arXiv 2209.05433) | none | yes |

@@ -10,6 +10,7 @@ use half::f16;
 
 use super::codec::Codec;
 use super::codes::TokenCodes;
+use super::moves::StripCells;
 use super::{
     Encoding, FitInput, FrameCodes, PreparedQueries, QueryFrame, Tables, Tail, TokenRule,
     channel_means,
@@ -156,6 +157,10 @@ impl Codec for LloydMax {
         token: usize,
     ) -> f32 {
         self.codes.rounding(prepared, head, blocks, token)
+    }
+
+    fn strip_cells(&self) -> Option<StripCells> {
+        self.codes.strip_cells()
     }
 
     fn encoding(&self) -> Option<Encoding> {

@@ -13,6 +13,7 @@ mod encoding;
 mod format;
 mod group_tables;
 mod lloyd_max;
+mod moves;
 mod per_channel;
 mod per_group;
 mod plain;

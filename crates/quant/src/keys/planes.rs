@@ -23,6 +23,7 @@
 //!
 //! Parts of 4 bits come first in a strip.
 
+use super::moves::StripCells;
 use super::{CodePlane, MAX_CODED_HEAD_DIM, Precision, PreparedQueries, Tail};
 use crate::bits::CHUNK;
 use crate::simd::keys::Values;
@@ -155,6 +156,11 @@ impl Planes {
 
     pub(crate) fn block_bytes(&self) -> usize {
         self.num_planes() * PLANE_BYTES + STRIP * self.tail.bytes()
+    }
+
+    /// What a token has in a strip.
+    pub(super) fn cells(&self) -> StripCells {
+        StripCells::new(self.num_planes(), 0, self.tail)
     }
 
     /// The planes and the tails of a strip.

@@ -30,6 +30,7 @@ use frame::Frame;
 use rows::CodeRows;
 
 use super::codec::Codec;
+use super::moves::StripCells;
 use super::{FitInput, GroupFrame, GroupTables, PreparedQueries, Tables};
 use crate::Level;
 use crate::simd::f16_keys;
@@ -259,6 +260,10 @@ impl Codec for Pq {
         _token: usize,
     ) -> f32 {
         prepared.rounding.get(head).copied().unwrap_or(0.0)
+    }
+
+    fn strip_cells(&self) -> Option<StripCells> {
+        self.rows.strip_cells().filter(|_| self.slots.count == 0)
     }
 
     fn group_frame(&self) -> Option<GroupFrame> {

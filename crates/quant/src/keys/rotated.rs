@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::codec::Codec;
 use super::lloyd_max::ROTATION_SEED;
+use super::moves::StripCells;
 use super::{ChannelCodes, Encoding, PreparedQueries, QueryFrame, TokenRule};
 use crate::saturate::in_f16_range;
 use crate::{Level, Result, Rotation};
@@ -62,6 +63,10 @@ impl Codec for Rotated {
 
     fn rounding(&self, prepared: &PreparedQueries, head: usize, codes: &[u8], token: usize) -> f32 {
         self.inner.rounding(prepared, head, codes, token)
+    }
+
+    fn strip_cells(&self) -> Option<StripCells> {
+        self.inner.strip_cells()
     }
 
     fn encoding(&self) -> Option<Encoding> {

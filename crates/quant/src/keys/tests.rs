@@ -2,6 +2,7 @@
 
 mod bounds;
 mod distortion;
+mod moves;
 mod names;
 mod scores;
 mod sizes;

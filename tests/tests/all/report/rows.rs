@@ -102,7 +102,13 @@ fn row(
         let device = if cache == "full" {
             DeviceBytes { resident: full_bytes, ..DeviceBytes::default() }
         } else {
-            DeviceBytes { resident: 92_160, window: 737_280, codes: coded, tables: 460_800 }
+            DeviceBytes {
+                resident: 92_160,
+                window: 737_280,
+                codes: coded,
+                tables: 460_800,
+                ..DeviceBytes::default()
+            }
         };
         let has_plan = engine == "heterokv";
         Memory {

@@ -12,13 +12,19 @@ use crate::report::text::{byte_unit, bytes, percent, tokens};
 use crate::{Memory, Row};
 
 /// From the ground up.
-const COMPONENTS: [&str; 4] =
-    ["resident (sinks, or all)", "recent window", "codes of keys", "tables"];
+const COMPONENTS: [&str; 6] = [
+    "resident (sinks, or all)",
+    "recent window",
+    "codes of keys",
+    "tables",
+    "values",
+    "evidence of tokens",
+];
 
 /// Bytes of the components, in their order.
-fn parts(bytes: &DeviceBytes) -> [usize; 4] {
-    let DeviceBytes { resident, window, codes, tables } = *bytes;
-    [resident, window, codes, tables]
+fn parts(bytes: &DeviceBytes) -> [usize; 6] {
+    let DeviceBytes { resident, window, codes, tables, values, evidence } = *bytes;
+    [resident, window, codes, tables, values, evidence]
 }
 
 /// One chart for each model and cache that was counted at two lengths or more.

@@ -10,6 +10,7 @@
 //! decoding pays off: a row is put together from the centroids in f16 once, for all heads.
 
 use super::super::PreparedQueries;
+use super::super::moves::StripCells;
 use super::super::planes::{Planes, STRIP};
 use super::Codebooks;
 use crate::Level;
@@ -53,6 +54,14 @@ impl CodeRows {
         match self {
             Self::Nibbles(_) => STRIP,
             Self::Packed(_) => 1,
+        }
+    }
+
+    /// What a token has in a strip, if codes lie in strips.
+    pub(super) fn strip_cells(&self) -> Option<StripCells> {
+        match self {
+            Self::Nibbles(planes) => Some(planes.cells()),
+            Self::Packed(_) => None,
         }
     }
 

@@ -1,0 +1,219 @@
+//! How a cache forgets tokens for good: by what they are scored, how many of each head stay, and when.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use heterokv_evict::{Budget, HeadRole, Schedule, Scorer, Scoring};
+
+use crate::{Error, HeadProfile, KvShape, Result};
+
+/// How a cache forgets tokens. What is forgotten is gone, except where the schedule is to bring it back on drift: then the
+/// rows of satellite heads are all on the host too.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Eviction {
+    /// What a token's score is made of.
+    pub scoring: Scoring,
+    /// How what stays is shared out among layers and heads.
+    pub budget: Budget,
+    /// How much stays.
+    pub keep: Keep,
+    /// When tokens are forgotten behind the prompt.
+    pub schedule: Schedule,
+    /// Roles and weights of heads, where budget or schedule ask for them.
+    pub heads: Option<Heads>,
+    /// Whether a step waits for what drift brings back.
+    pub refresh: Refresh,
+}
+
+/// A profile of heads and the file that it was read from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heads {
+    file: String,
+    /// Roles and weights.
+    pub profile: Arc<HeadProfile>,
+}
+
+/// How much of a cache stays on the device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// Device bytes, in percent of those of a full f16 cache of the tokens that were taken in.
+    Ratio(f64),
+    /// Tokens of each (layer, KV head), on average.
+    Tokens(usize),
+    /// Device bytes of the whole cache.
+    Bytes(usize),
+    /// As much as the budget says by itself.
+    Own,
+}
+
+/// What a decode step does where rows are to come back from the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refresh {
+    /// It goes on; the rows take their place between two steps once they are there.
+    #[default]
+    Async,
+    /// It waits, so that results do not depend on when rows come.
+    Sync,
+}
+
+/// Tokens that are forgotten together while tokens come one at a time and the schedule says nothing else: a page of rows.
+pub(crate) const BATCH_TOKENS: usize = 16;
+
+impl Heads {
+    /// Reads a profile of heads.
+    ///
+    /// # Errors
+    /// As [`HeadProfile::load`].
+    pub fn load(file: &Path) -> Result<Self> {
+        let profile = Arc::new(HeadProfile::load(file)?);
+        Ok(Self { file: file.display().to_string(), profile })
+    }
+}
+
+impl Eviction {
+    /// Tokens by which a head is cut below its limit, so that as many come before it is cut again; none where nothing is
+    /// forgotten behind the prompt.
+    pub(crate) fn batch_tokens(&self) -> Option<usize> {
+        match self.schedule {
+            Schedule::Every(steps) => Some(steps),
+            Schedule::OnDrift { .. } => Some(BATCH_TOKENS),
+            _ => None,
+        }
+    }
+
+    /// Whether tokens are scored by the attention of decode steps.
+    pub(crate) fn watches_steps(&self) -> bool {
+        self.batch_tokens().is_some() && self.scoring.scorer.sees_attention()
+    }
+
+    /// Last tokens that stay in any case, of a config that names so many.
+    pub(crate) fn recent(&self, recent: usize) -> usize {
+        recent.max(self.scoring.own_recent())
+    }
+
+    /// Whether a number is kept for every token held.
+    pub(crate) fn has_evidence(&self) -> bool {
+        !matches!(self.scoring.scorer, Scorer::Position | Scorer::KeyDiff)
+    }
+
+    /// Whether the attention of a prompt's last query is looked at beside the scores.
+    pub(crate) fn wants_last(&self) -> bool {
+        self.is_on_drift() || matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_))
+    }
+
+    /// Whether rows come back when what heads look at drifts.
+    pub(crate) fn is_on_drift(&self) -> bool {
+        matches!(self.schedule, Schedule::OnDrift { .. })
+    }
+
+    /// Whether all rows of a (layer, KV head) are on the host too, from where they come back.
+    pub(crate) fn has_satellite(&self, (layer, kv_head): (usize, usize)) -> bool {
+        let role = |heads: &Heads| heads.profile.role(layer, kv_head);
+        self.is_on_drift()
+            && matches!(self.heads.as_ref().map(role), Some(HeadRole::Satellite { .. }))
+    }
+
+    /// Refuses what does not go together, and heads of another model.
+    pub(crate) fn check(&self, shape: &KvShape) -> Result<()> {
+        let needs_heads =
+            self.is_on_drift() || matches!(self.budget, Budget::Stability | Budget::Profile);
+        match &self.heads {
+            Some(heads) => heads.profile.check_shape(shape)?,
+            None if needs_heads => {
+                return Err(Error::Conflict {
+                    conflict: "this budget or schedule goes by a profile of heads; make one with \
+                               `heterokv profile --heads` and add heads=FILE",
+                });
+            }
+            None => {}
+        }
+        if self.keep == Keep::Own
+            && !matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes)
+        {
+            return Err(Error::Conflict {
+                conflict: "a cache that forgets tokens needs to know how much it keeps: add keep=R%, keep=N or keep=SIZE",
+            });
+        }
+        let has_own =
+            matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes);
+        if has_own != (self.keep == Keep::Own) {
+            return Err(Error::Conflict {
+                conflict: "the budgets norm-drop, norm-drop-tail and votes find on the text how much they keep; leave \
+                           keep out",
+            });
+        }
+        if self.budget == Budget::Votes && self.scoring.scorer != Scorer::Votes {
+            return Err(Error::Conflict { conflict: "budget=votes counts what evict=votes gives" });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Eviction {
+    /// The options of a spec, each with a comma before it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Scoring { scorer, window, pool, gqa } = self.scoring;
+        write!(f, ",evict={scorer},observe=")?;
+        match window {
+            usize::MAX => f.write_str("all")?,
+            window => write!(f, "{window}")?,
+        }
+        write!(f, ",pool={pool},gqa={gqa},budget={},keep={}", self.budget, self.keep)?;
+        write!(f, ",every={}", self.schedule)?;
+        if let Some(heads) = &self.heads {
+            write!(f, ",heads={}", heads.file)?;
+        }
+        match self.refresh {
+            Refresh::Async => Ok(()),
+            Refresh::Sync => f.write_str(",refresh=sync"),
+        }
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ratio(percent) => write!(f, "{percent}%"),
+            Self::Tokens(tokens) => write!(f, "{tokens}"),
+            Self::Bytes(bytes) => write!(f, "{bytes}B"),
+            Self::Own => f.write_str("own"),
+        }
+    }
+}
+
+impl FromStr for Keep {
+    type Err = Error;
+
+    /// Reads `25%`, `1024` (tokens), `64MiB`, `64MB` or `own`.
+    fn from_str(word: &str) -> Result<Self> {
+        const UNITS: [(&str, usize); 7] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        let number = |text: &str| text.parse::<usize>().ok().filter(|&n| n > 0);
+        let keep = if word == "own" {
+            Some(Self::Own)
+        } else if let Some(percent) = word.strip_suffix('%') {
+            let percent = percent.parse::<f64>().ok().filter(|&p| p > 0.0 && p <= 100.0);
+            percent.map(Self::Ratio)
+        } else if let Some((count, unit)) =
+            UNITS.iter().find_map(|(name, unit)| word.strip_suffix(name).map(|count| (count, unit)))
+        {
+            number(count).and_then(|count| count.checked_mul(*unit)).map(Self::Bytes)
+        } else {
+            number(word).map(Self::Tokens)
+        };
+        keep.ok_or_else(|| Error::UnknownWord {
+            what: "amount",
+            word: word.to_owned(),
+            known: "a share of a full cache's bytes (25%), tokens of each head (1024), bytes (64MiB), own",
+        })
+    }
+}

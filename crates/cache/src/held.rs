@@ -1,0 +1,136 @@
+//! What a head that forgets tokens knows of those that it still holds.
+
+use heterokv_offload::{Arena, Charge};
+
+use crate::Result;
+
+/// Tokens for whose numbers memory is taken at a time.
+pub(crate) const EVIDENCE_TOKENS: usize = 16;
+
+/// The tokens that a head holds, in ascending order of their positions, wherever their rows are.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Tokens taken in, forgotten ones included.
+    seen: usize,
+    /// Position of each in the sequence.
+    positions: Vec<u32>,
+    /// What the scorer has gathered of each; empty where it gathers nothing.
+    evidence: Vec<f32>,
+    /// The evidence as device bytes; none where there is none to be gathered.
+    charge: Option<Charge>,
+}
+
+impl Held {
+    /// No tokens; with `has_evidence` a number is kept of each, in `device`.
+    pub(crate) fn new(device: &Arena, has_evidence: bool) -> Result<Self> {
+        let charge = has_evidence.then(|| device.charge(0)).transpose()?;
+        Ok(Self { seen: 0, positions: Vec::new(), evidence: Vec::new(), charge })
+    }
+
+    /// Device bytes of the evidence of `num_tokens`.
+    pub(crate) fn evidence_bytes(num_tokens: usize) -> usize {
+        num_tokens.div_ceil(EVIDENCE_TOKENS) * EVIDENCE_TOKENS * size_of::<f32>()
+    }
+
+    /// Tokens taken in.
+    pub(crate) fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    pub(crate) fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    pub(crate) fn evidence(&self) -> &[f32] {
+        &self.evidence
+    }
+
+    pub(crate) fn evidence_mut(&mut self) -> &mut [f32] {
+        &mut self.evidence
+    }
+
+    /// Device bytes of the evidence.
+    pub(crate) fn device_bytes(&self) -> usize {
+        self.charge.as_ref().map_or(0, Charge::bytes)
+    }
+
+    /// Of the tokens held, those of the first `sinks` positions and of the last `recent`.
+    pub(crate) fn protected(&self, sinks: usize, recent: usize) -> (usize, usize) {
+        let sinks = self.positions.partition_point(|&position| (position as usize) < sinks);
+        let first = self.seen.saturating_sub(recent);
+        let recent = self.positions.partition_point(|&position| (position as usize) < first);
+        (sinks, self.len() - recent)
+    }
+
+    /// How many of the tokens held come before a position.
+    pub(crate) fn num_before(&self, position: usize) -> usize {
+        self.positions.partition_point(|&held| (held as usize) < position)
+    }
+
+    /// Takes in tokens one after the other, with what is known of each.
+    pub(crate) fn extend(&mut self, device: &Arena, evidence: &[f32]) -> Result<()> {
+        let first = self.seen as u32;
+        self.positions.extend(first..first + evidence.len() as u32);
+        self.seen += evidence.len();
+        if self.charge.is_some() {
+            self.evidence.extend_from_slice(evidence);
+        }
+        self.recharge(device)
+    }
+
+    /// Takes in the tokens of a prompt of which only those at `kept` are held.
+    pub(crate) fn take_prompt(
+        &mut self,
+        device: &Arena,
+        num_tokens: usize,
+        kept: &[u32],
+        evidence: &[f32],
+    ) -> Result<()> {
+        self.seen = num_tokens;
+        self.positions = kept.to_vec();
+        if self.charge.is_some() {
+            self.evidence = kept.iter().map(|&token| evidence[token as usize]).collect();
+        }
+        self.recharge(device)
+    }
+
+    /// Leaves the tokens at `kept`, ascending indices.
+    pub(crate) fn keep(&mut self, device: &Arena, kept: &[u32]) -> Result<()> {
+        self.positions = kept.iter().map(|&index| self.positions[index as usize]).collect();
+        if self.charge.is_some() {
+            self.evidence = kept.iter().map(|&index| self.evidence[index as usize]).collect();
+        }
+        self.recharge(device)
+    }
+
+    /// Forgets the tokens from a position on, also that they were there. The evidence keeps its memory until a token comes.
+    pub(crate) fn truncate(&mut self, num_tokens: usize) {
+        let left = self.num_before(num_tokens);
+        self.seen = self.seen.min(num_tokens);
+        self.positions.truncate(left);
+        self.evidence.truncate(left);
+    }
+
+    fn recharge(&mut self, device: &Arena) -> Result<()> {
+        let Some(charge) = &mut self.charge else { return Ok(()) };
+        let bytes = Self::evidence_bytes(self.positions.len());
+        if charge.bytes() != bytes {
+            // What was held is free for what is held from now on.
+            *charge = device.charge(0)?;
+            *charge = device.charge(bytes)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fork(&self, device: &Arena) -> Result<Self> {
+        let charge =
+            self.charge.as_ref().map(|charge| device.charge(charge.bytes())).transpose()?;
+        let (positions, evidence) = (self.positions.clone(), self.evidence.clone());
+        Ok(Self { seen: self.seen, positions, evidence, charge })
+    }
+}

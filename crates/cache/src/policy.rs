@@ -1,0 +1,287 @@
+//! A cache's forgetting: which tokens of a prompt stay, and which make room for those that come.
+
+use heterokv_evict::{
+    Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff,
+    key_norm, norm_drop,
+};
+use rayon::prelude::*;
+
+use crate::allotment::Allotment;
+use crate::eviction::Eviction;
+use crate::head::{HeadCache, Stores};
+use crate::plan::KEPT_PAGE_TOKENS;
+use crate::spec::HcaConfig;
+use crate::watch::LayerEvidence;
+use crate::{KvShape, Result};
+
+/// What decides in a cache that forgets.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) eviction: Eviction,
+    allotment: Allotment,
+    /// First tokens that stay.
+    sinks: usize,
+    /// Last tokens that stay.
+    recent: usize,
+    num_kv_heads: usize,
+    /// What is expected of queries to come, `[num_layers, num_kv_heads]`, where tokens are scored by that and a prompt was seen.
+    expected: Vec<Option<ExpectedScores>>,
+    /// The most tokens of each head, `[num_layers, num_kv_heads]`, of `limits_at` tokens.
+    limits: Vec<usize>,
+    limits_at: usize,
+    /// Whether rows are exact ones on the device.
+    is_exact: bool,
+}
+
+impl Policy {
+    /// Of a config that was checked.
+    pub(crate) fn new(config: &HcaConfig, eviction: &Eviction, shape: &KvShape) -> Result<Self> {
+        let allotment = Allotment::new(config, eviction, shape)?;
+        Ok(Self {
+            eviction: eviction.clone(),
+            expected: vec![None; shape.places().count()],
+            limits: vec![0; shape.places().count()],
+            limits_at: 0,
+            is_exact: config.is_exact(),
+            allotment,
+            sinks: config.sinks,
+            recent: eviction.recent(config.recent),
+            num_kv_heads: shape.heads.num_kv_heads,
+        })
+    }
+
+    /// Which tokens of a prompt of `num_tokens` each head of a layer keeps, ascending.
+    pub(crate) fn keep_of_prompt(
+        &mut self,
+        layer: usize,
+        num_tokens: usize,
+        evidence: &mut LayerEvidence,
+    ) -> Result<Vec<Vec<u32>>> {
+        self.take_expected(layer, std::mem::take(&mut evidence.expected));
+        let (sinks, recent) = (self.sinks, self.recent);
+        let scores: Vec<Vec<f32>> =
+            evidence.heads.iter().map(|evidence| self.eviction.scoring.scores(evidence)).collect();
+        let best = |limits: &[usize]| -> Result<Vec<Vec<u32>>> {
+            let heads = scores.iter().zip(limits);
+            heads.map(|(scores, &limit)| Ok(keep_best(scores, limit, sinks, recent)?)).collect()
+        };
+        match self.eviction.budget {
+            Budget::Votes => {
+                let window = self.eviction.scoring.window;
+                let voted = |evidence| keep_voted(evidence, num_tokens, window, sinks, recent);
+                Ok(evidence.heads.iter().map(|head| voted(head)).collect::<Result<_, _>>()?)
+            }
+            // Decided once all layers are there.
+            Budget::Global => Ok(vec![(0..num_tokens as u32).collect(); scores.len()]),
+            Budget::NormDrop(theta) | Budget::NormDropTail(theta) => {
+                let attention: Vec<&[f32]> =
+                    evidence.last.iter().flat_map(|head| head.chunks_exact(num_tokens)).collect();
+                let queries = LastQueries { attention: &attention, scores: &slices(&scores) };
+                let counts_sinks = matches!(self.eviction.budget, Budget::NormDrop(_));
+                let kept = norm_drop(queries, theta, sinks, recent, counts_sinks)?;
+                best(&vec![kept; scores.len()])
+            }
+            Budget::Adaptive(floor) => {
+                let total = self.allotment.layer_tokens(layer, num_tokens)?;
+                let wanted = adaptive(&slices(&scores), total, floor, sinks, recent)?;
+                let limits = self.allotment.share_layer(layer, num_tokens, &wanted)?;
+                best(&limits)
+            }
+            _ => {
+                let limits = self.allotment.limits(num_tokens)?;
+                best(&limits[layer * self.num_kv_heads..][..self.num_kv_heads])
+            }
+        }
+    }
+
+    /// Decides over all layers of a prompt, where the budget is shared out among all of them: sorts what is held everywhere at
+    /// once, and cuts every head.
+    pub(crate) fn settle(
+        &mut self,
+        heads: &mut [HeadCache],
+        stores: &mut Stores<'_>,
+        num_tokens: usize,
+    ) -> Result<()> {
+        if self.eviction.budget != Budget::Global {
+            return Ok(());
+        }
+        self.share_globally(heads, num_tokens)?;
+        self.limits = self.allotment.limits(num_tokens)?;
+        self.limits_at = num_tokens;
+        self.cut_all(heads, stores, |policy, index, head, stores| {
+            policy.cut(head, stores, policy.limits[index])
+        })
+    }
+
+    fn share_globally(&mut self, heads: &[HeadCache], num_tokens: usize) -> Result<()> {
+        let scores: Vec<Vec<f32>> =
+            heads.iter().map(|head| self.scores(head)).collect::<Result<_>>()?;
+        let limits = self.allotment.limits(num_tokens)?;
+        let total = limits.iter().map(|&limit| limit.min(num_tokens)).sum();
+        let wanted = global(&slices(&scores), total, KEPT_PAGE_TOKENS, self.sinks, self.recent)?;
+        self.allotment.share_all(&wanted);
+        Ok(())
+    }
+
+    /// Makes room in a layer for one token more, where its heads may not hold it.
+    ///
+    /// `heads` are those of all layers: what there is room for is shared out among them, so that whoever has to give up something
+    /// does so before another gets it, with the first layer's token.
+    pub(crate) fn make_room(
+        &mut self,
+        layer: usize,
+        heads: &mut [HeadCache],
+        stores: &mut Stores<'_>,
+    ) -> Result<()> {
+        let Some(batch) = self.eviction.batch_tokens() else { return Ok(()) };
+        let span = match layer {
+            0 => 0..heads.len(),
+            _ => layer * self.num_kv_heads..(layer + 1) * self.num_kv_heads,
+        };
+        let num_tokens = heads[layer * self.num_kv_heads].num_tokens() + 1;
+        if self.eviction.budget == Budget::Votes {
+            if num_tokens.is_multiple_of(batch) {
+                self.cut_all(&mut heads[span], stores, |policy, _, head, stores| {
+                    policy.cut_voted(head, stores)
+                })?;
+            }
+            return Ok(());
+        }
+        let is_over = |place: usize| heads[place].num_held() >= self.limits[place];
+        if !span.clone().any(is_over) {
+            return Ok(());
+        }
+        // Layers that lag behind the first will have as many tokens.
+        self.limits_at = self.limits_at.max(num_tokens);
+        if layer == 0 && self.eviction.budget == Budget::Global {
+            self.share_globally(heads, self.limits_at)?;
+        }
+        self.limits = self.allotment.limits(self.limits_at)?;
+        let first = span.start;
+        self.cut_all(&mut heads[span], stores, |policy, index, head, stores| {
+            let limit = policy.limits[first + index];
+            if head.num_held() < limit {
+                return Ok(());
+            }
+            let least = policy.allotment.least_tokens(first + index).saturating_sub(batch);
+            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))
+        })
+    }
+
+    /// Cuts heads, on all threads where their rows are exact: the store of coded ones has one writer.
+    fn cut_all(
+        &self,
+        heads: &mut [HeadCache],
+        stores: &mut Stores<'_>,
+        cut: impl Fn(&Self, usize, &mut HeadCache, &mut Stores<'_>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        if !self.is_exact {
+            let mut heads = heads.iter_mut().enumerate();
+            return heads.try_for_each(|(index, head)| cut(self, index, head, stores));
+        }
+        let (level, device) = (stores.level, stores.device);
+        heads.par_iter_mut().enumerate().try_for_each(|(index, head)| {
+            cut(self, index, head, &mut Stores { level, device, host: None })
+        })
+    }
+
+    /// Leaves the best `limit` tokens of a head.
+    fn cut(&self, head: &mut HeadCache, stores: &mut Stores<'_>, limit: usize) -> Result<()> {
+        if head.num_held() <= limit {
+            return Ok(());
+        }
+        let scores = self.scores(head)?;
+        let (sinks, recent) = head.protected(self.sinks, self.recent);
+        let mut kept = keep_best(&scores, limit, sinks, recent)?;
+        let over = head.part_of_group(&kept);
+        if over > 0 {
+            kept = keep_best(&scores, kept.len() - over, sinks, recent)?;
+        }
+        head.keep(stores, &kept)?;
+        if self.eviction.scoring.scorer == Scorer::Window {
+            // The window of queries that come next.
+            head.evidence_mut().fill(0.0);
+        }
+        Ok(())
+    }
+
+    /// Leaves the tokens of a head that were voted for of late.
+    fn cut_voted(&self, head: &mut HeadCache, stores: &mut Stores<'_>) -> Result<()> {
+        let (sinks, recent) = head.protected(self.sinks, self.recent);
+        let window = self.eviction.scoring.window;
+        let mut kept = keep_voted(head.evidence(), head.num_tokens(), window, sinks, recent)?;
+        let over = head.part_of_group(&kept);
+        if over > 0 {
+            // Coded tokens go by whole groups: a few with votes, the oldest of them, go with those without.
+            kept.drain(sinks..sinks + over);
+        }
+        if kept.len() < head.num_held() { head.keep(stores, &kept) } else { Ok(()) }
+    }
+
+    /// What is known of a token of a head when it comes, before any query has looked at it.
+    pub(crate) fn evidence_of(
+        &self,
+        head: usize,
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+    ) -> Result<f32> {
+        match self.eviction.scoring.scorer {
+            Scorer::KeyNorm => Ok(key_norm(key, key.len())?[0]),
+            Scorer::Expected => match &self.expected[head] {
+                Some(expected) => Ok(expected.score(key, value)?),
+                None => Ok(0.0),
+            },
+            // The step at which it comes, so that it has a window of steps to be looked at in.
+            Scorer::Votes | Scorer::VotesSeen => Ok((position + 1) as f32),
+            _ => Ok(0.0),
+        }
+    }
+
+    fn scores(&self, head: &HeadCache) -> Result<Vec<f32>> {
+        match self.eviction.scoring.scorer {
+            Scorer::KeyDiff => Ok(key_diff(&head.keys(), head.head_dim())?),
+            Scorer::Position => {
+                Ok(head.positions().iter().map(|&position| position as f32).collect())
+            }
+            _ => Ok(self.eviction.scoring.scores(head.evidence())),
+        }
+    }
+
+    /// Whether a step is to show the attention over what is held.
+    pub(crate) fn watches_steps(&self) -> bool {
+        self.eviction.watches_steps()
+    }
+
+    /// Takes note of the softmax weights of a step over what the heads of a layer hold, `[num_kv_heads][group_size, held]`.
+    pub(crate) fn observe(
+        &mut self,
+        _layer: usize,
+        heads: &mut [HeadCache],
+        weights: &[Vec<f32>],
+    ) -> Result<()> {
+        let scoring = self.eviction.scoring;
+        heads.par_iter_mut().zip(weights).try_for_each(|(head, weights)| {
+            let step = head.num_tokens();
+            let group_size = weights.len() / head.num_held().max(1);
+            Ok(scoring.observe(step, group_size, weights, head.evidence_mut())?)
+        })
+    }
+
+    /// Bytes of host memory that it takes beside the rows.
+    pub(crate) fn host_bytes(&self) -> usize {
+        self.expected.iter().flatten().map(ExpectedScores::num_bytes).sum()
+    }
+
+    /// Takes what is expected of queries behind a prompt in the heads of a layer.
+    fn take_expected(&mut self, layer: usize, expected: Vec<ExpectedScores>) {
+        for (place, expected) in self.expected[layer * self.num_kv_heads..].iter_mut().zip(expected)
+        {
+            *place = Some(expected);
+        }
+    }
+}
+
+fn slices(rows: &[Vec<f32>]) -> Vec<&[f32]> {
+    rows.iter().map(Vec::as_slice).collect()
+}
