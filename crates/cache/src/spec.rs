@@ -8,7 +8,7 @@
 //!        | select=none|top-p:T|top-k:N|threshold:W | min=N | max=N|none | union=group|head | renorm=on|off
 //!        | sinks=N | recent=N
 //!        | evict=none|SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
-//!        | heads=FILE | refresh=async|sync
+//!        | heads=FILE | tau=T | refresh=async|sync
 //! ```
 //!
 //! A preset is a set of options; what follows it overrides. A ratio, in percent of a full f16 cache's
@@ -64,8 +64,9 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | keep=R%|N|SIZE|own                   how much is kept: device bytes, tokens of each head, bytes
        | every=once|step|N|drift:W            when tokens are forgotten: behind the prompt only, in steps of N
                                               tokens, or brought back where what heads look at has drifted
-       | heads=FILE | refresh=async|sync      roles and weights of heads (`heterokv profile --heads`); whether a
-                                              step waits for what drift brings back
+       | heads=FILE | tau=T | refresh=async|sync
+                                              roles and weights of heads (`heterokv profile --heads`); below which
+                                              overlap a pivot has drifted; whether a step waits for what comes back
 Examples: full   hca:12.5%   hca-rescore:6.25%   hca:25%,recent=128   snapkv:25%   h2o:12.5%,keys=int4-token
           keys=lm2,values=int8@host,rescore=int8@host,select=top-p:0.95,min=256,union=group,sinks=4,recent=64";
 
@@ -133,6 +134,7 @@ enum Forget {
     /// The file of a profile of heads, not read yet.
     Heads(PathBuf),
     Refresh(Refresh),
+    Tau(f64),
 }
 
 /// Where the values of coded tokens are.
@@ -371,6 +373,7 @@ impl Eviction {
             Forget::Every(schedule) => self.schedule = *schedule,
             Forget::Heads(file) => self.heads = Some(Heads::load(file)?),
             Forget::Refresh(refresh) => self.refresh = *refresh,
+            Forget::Tau(tau) => self.tau = Some(*tau),
         }
         Ok(())
     }
