@@ -28,7 +28,8 @@ const SAID_FIRST: usize = 500;
 /// Columns of the table before and behind the running medians.
 const COLUMNS: [&str; 7] =
     ["context", "behind the change", "selection", "cache", "ratio", "KL before", "KL behind"];
-const LAST_COLUMNS: [&str; 3] = ["top-1 behind", "back after", "tok/s"];
+const LAST_COLUMNS: [&str; 5] =
+    ["top-1 behind", "back after", "made anew before", "made anew behind", "tok/s"];
 
 /// Steps behind the change at which the running median is shown.
 const SHOWN_STEPS: [usize; 4] = [8, 16, 32, 128];
@@ -112,6 +113,8 @@ struct Track {
     seconds: Samples,
     /// Steps behind the change after which it is back.
     back_after: Option<usize>,
+    /// Selections that drift has had made anew, before the change and behind it.
+    num_refreshes: [u64; 2],
 }
 
 /// Measures every context.
@@ -232,9 +235,10 @@ fn measure(
             change: turn.change,
             seconds: Samples::default(),
             back_after: None,
+            num_refreshes: [0; 2],
         })
         .collect();
-    for pair in turn.tokens.windows(2) {
+    for (step, pair) in turn.tokens.windows(2).enumerate() {
         let [fed, next] = *pair else { continue };
         let says = |cache: &mut KvCache| -> Result<Distribution> {
             let hidden = model.extend(&[fed], cache)?;
@@ -247,6 +251,8 @@ fn measure(
             track.seconds.push(start.elapsed().as_secs_f64());
             track.steps.push(&reference, &own, next)?;
             track.ratio = track.ratio.max(cache.ratio());
+            let before: u64 = track.num_refreshes.iter().sum();
+            track.num_refreshes[usize::from(step >= turn.change)] += cache.num_refreshes() - before;
         }
     }
     let fresh = tracks.iter().find(|track| track.selects == Selects::Always);
@@ -333,6 +339,8 @@ fn table(title: String, tracks: &[Track]) -> Sheet {
         cells.extend([
             Cell::Number(100.0 * mean(&top1), 1),
             back,
+            Cell::Number(track.num_refreshes[0] as f64, 0),
+            Cell::Number(track.num_refreshes[1] as f64, 0),
             Cell::Number(1.0 / track.seconds.median(), 1),
         ]);
         sheet.push(cells);
@@ -391,6 +399,7 @@ mod tests {
             change: 0,
             seconds: Samples::default(),
             back_after,
+            num_refreshes: [0; 2],
         };
         let terms = DriftArgs::small();
         let is_held = |back_after| bars(&[track(back_after)], &terms).iter().all(Bar::is_held);
