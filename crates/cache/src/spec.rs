@@ -4,8 +4,8 @@
 //! SPEC   = PRESET[:R%][,OPTION]… | OPTION[,OPTION]…
 //! PRESET = full | hca | hca-rescore
 //! OPTION = keys=FORMAT | keys=mix:FILE | values=f16|int8|int4|int4/G@host | rescore=none|f16@host|int8@host
-//!        | select=none|top-p:T|top-k:N | min=N | max=N|none | union=group|head | renorm=on|off
-//!        | sinks=N | recent=N
+//!        | select=none|top-p:T|top-k:N|threshold:T | min=N | max=N|none | union=group|head
+//!        | renorm=on|off | sinks=N | recent=N
 //! ```
 //!
 //! A preset is a set of options; what follows it overrides. A ratio, in percent of a full f16 cache's
@@ -36,7 +36,8 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | values=f16@host|int8@host|int4@host  values in host memory; int4 is int4/32, groups of 32 channels,
                                               beside int4/64 and int4/128
        | rescore=none|f16@host|int8@host      exact keys on the host, which re-score what the codes select
-       | select=none|top-p:T|top-k:N          coded tokens that a step reads
+       | select=none|top-p:T|top-k:N          coded tokens that a step reads; threshold:T takes those of that
+         |threshold:T                         weight or more, on the CPU
        | min=N | max=N|none                   bounds of their number per query head
        | union=group|head                     whose selected tokens a query head attends to
        | renorm=on|off                        softmax over the tokens taken, or over all
@@ -273,6 +274,7 @@ impl fmt::Display for HcaConfig {
         match self.rule {
             Rule::TopP(top_p) => write!(f, ",select=top-p:{top_p}")?,
             Rule::TopK(k) => write!(f, ",select=top-k:{k}")?,
+            Rule::Threshold(least) => write!(f, ",select=threshold:{least}")?,
             _ => f.write_str(",select=none")?,
         }
         write!(f, ",min={},max=", self.min)?;

@@ -37,6 +37,11 @@ pub enum Error {
         /// The value found.
         weight: f32,
     },
+    /// A threshold where only a mass or a count will do.
+    #[error(
+        "a threshold says neither a mass nor a count, by which a GPU selects; take top-p or top-k there, or the CPU"
+    )]
+    NoMass,
     /// A word that names nothing.
     #[error("unknown {what} '{word}'; known are {known}")]
     UnknownWord {
@@ -92,6 +97,14 @@ pub enum Error {
         len: usize,
         /// The length of a row.
         head_dim: usize,
+    },
+    /// Positions that do not rise.
+    #[error(
+        "position at index {index} is not above the one before it; give each once, in rising order"
+    )]
+    Ascending {
+        /// Index within the positions.
+        index: usize,
     },
     /// A score that cannot be compared.
     #[error("the score of token {token} is not a number")]

@@ -14,9 +14,7 @@ use crate::{Error, Result};
 /// [`Error::NotANumber`], wherever in `scores` it is; [`Error::BudgetTooSmall`] where `num_keep` is less
 /// than `sinks + recent`, as far as there are so many tokens.
 pub fn keep_best(scores: &[f32], num_keep: usize, sinks: usize, recent: usize) -> Result<Vec<u32>> {
-    if let Some(token) = scores.iter().position(|score| score.is_nan()) {
-        return Err(Error::NotANumber { token });
-    }
+    check(scores)?;
     let (first, end) = middle(scores.len(), sinks, recent);
     let always = scores.len() - (end - first);
     let chosen = match num_keep.min(scores.len()).checked_sub(always) {
@@ -63,9 +61,7 @@ pub fn keep_voted(
     sinks: usize,
     recent: usize,
 ) -> Result<Vec<u32>> {
-    if let Some(token) = evidence.iter().position(|latest| latest.is_nan()) {
-        return Err(Error::NotANumber { token });
-    }
+    check(evidence)?;
     let (first, end) = middle(evidence.len(), sinks, recent);
     let is_kept = |token: &u32| {
         let at = *token as usize;
@@ -74,16 +70,28 @@ pub fn keep_voted(
     Ok((0..evidence.len() as u32).filter(is_kept).collect())
 }
 
+/// Whether every score is a number.
+pub(crate) fn check(scores: &[f32]) -> Result<()> {
+    match scores.iter().position(|score| score.is_nan()) {
+        None => Ok(()),
+        Some(token) => Err(Error::NotANumber { token }),
+    }
+}
+
 /// The tokens between the sinks and the recent ones: `first..end`.
 pub(crate) fn middle(num_tokens: usize, sinks: usize, recent: usize) -> (usize, usize) {
     let end = num_tokens.saturating_sub(recent);
     (sinks.min(end), end)
 }
 
-/// Higher scores first, then lower indices; −0 equals 0.
+/// Higher scores first, then lower indices.
 pub(crate) fn falling(scores: &[f32], a: u32, b: u32) -> Ordering {
-    let (score_a, score_b) = (scores[a as usize], scores[b as usize]);
-    score_b.partial_cmp(&score_a).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+    compare(scores[b as usize], scores[a as usize]).then(a.cmp(&b))
+}
+
+/// The order of scores that are numbers; −0 equals 0.
+pub(crate) fn compare(a: f32, b: f32) -> Ordering {
+    a.partial_cmp(&b).unwrap_or(Ordering::Equal)
 }
 
 #[cfg(test)]

@@ -28,7 +28,8 @@ pub use pool::Pool;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scorer {
     /// Attention of the prompt's last queries to the tokens before them, summed (SnapKV, arXiv
-    /// 2404.14469, §4.1).
+    /// 2404.14469, §4.1; kvpress takes the mean, which orders them alike). A prompt no longer than the
+    /// window gives no evidence.
     Window,
     /// Attention of all queries, summed (heavy hitters: H2O, arXiv 2306.14048, §4).
     Accumulated,
@@ -107,15 +108,24 @@ const GQAS: [(&str, Gqa); 4] =
     [("mean", Gqa::Mean), ("max", Gqa::Max), ("sum", Gqa::Sum), ("sum-squares", Gqa::SumSquares)];
 
 impl Gqa {
-    /// One number of those of the query heads; 0 of none.
-    fn fold(self, heads: impl ExactSizeIterator<Item = f64>) -> f64 {
-        let count = heads.len().max(1) as f64;
-        match self {
-            Self::Mean => heads.sum::<f64>() / count,
-            Self::Max => heads.fold(0.0, f64::max),
-            Self::Sum => heads.sum(),
-            Self::SumSquares => heads.map(|x| x * x).sum(),
+    /// One number for each of `num_tokens`, of the `term` of what each head has for it in `heads [n]`; 0 of no heads.
+    fn aggregate<'a, T: Copy + Into<f64> + 'a>(
+        self,
+        num_tokens: usize,
+        heads: impl ExactSizeIterator<Item = &'a [T]>,
+        term: impl Fn(f64) -> f64,
+    ) -> Vec<f64> {
+        let mut all = vec![0.0; num_tokens];
+        let scale = if self == Self::Mean { 1.0 / heads.len().max(1) as f64 } else { 1.0 };
+        for head in heads {
+            let terms = all.iter_mut().zip(head.iter().map(|&x| term(x.into())));
+            match self {
+                Self::Mean | Self::Sum => terms.for_each(|(all, x)| *all += x * scale),
+                Self::Max => terms.for_each(|(all, x)| *all = if x > *all { x } else { *all }),
+                Self::SumSquares => terms.for_each(|(all, x)| *all += x * x),
+            }
         }
+        all
     }
 }
 
@@ -203,8 +213,8 @@ impl Scoring {
         let n = evidence::tokens_of(group_size, weights)?;
         let rows: Vec<Vec<f32>> =
             weights.chunks_exact(n.max(1)).map(|row| self.pool.apply(row)).collect();
-        let score = |token| self.gqa.fold(rows.iter().map(|row| f64::from(row[token]))) as f32;
-        Ok((0..n).map(score).collect())
+        let scores = self.gqa.aggregate(n, rows.iter().map(Vec::as_slice), |x| x);
+        Ok(scores.into_iter().map(|score| score as f32).collect())
     }
 }
 

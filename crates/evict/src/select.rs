@@ -1,4 +1,4 @@
-//! Which coded tokens one query head reads: top-p, top-k or all, with a floor and a cap.
+//! Which coded tokens one query head reads: top-p, top-k, a threshold or all, with a floor and a cap.
 //!
 //! HCAttention (arXiv 2507.19823, §3.3) sorts the weights in falling order and keeps the smallest set
 //! whose mass reaches τ. Here nothing is sorted: the bits of a non-negative float are ordered like the
@@ -26,6 +26,8 @@ pub enum Rule {
     TopP(f32),
     /// The heaviest, this many.
     TopK(usize),
+    /// Every token whose weight is at least this, in (0, 1].
+    Threshold(f32),
 }
 
 /// Whose selected tokens a query head attends to.
@@ -96,12 +98,16 @@ impl Selector {
     /// is no cap.
     ///
     /// # Errors
-    /// [`Error::TopP`] for a mass outside (0, 1], [`Error::ZeroRows`] for a top-k or a cap of 0,
-    /// [`Error::MinAboveMax`].
+    /// [`Error::TopP`] for a mass and [`Error::Range`] for a threshold outside (0, 1], [`Error::ZeroRows`] for
+    /// a top-k or a cap of 0, [`Error::MinAboveMax`].
     pub fn new(rule: Rule, min: usize, max: usize) -> Result<Self> {
         match rule {
             Rule::TopP(top_p) if !(top_p > 0.0 && top_p <= 1.0) => {
                 return Err(Error::TopP { top_p });
+            }
+            Rule::Threshold(least) if !(least > 0.0 && least <= 1.0) => {
+                let (what, range) = ("threshold", "(0, 1]");
+                return Err(Error::Range { what, range, value: f64::from(least) });
             }
             Rule::TopK(0) => return Err(Error::ZeroRows { what: "top-k" }),
             _ if max == 0 => return Err(Error::ZeroRows { what: "max" }),
@@ -112,15 +118,25 @@ impl Selector {
     }
 
     /// When a query head has taken enough.
-    #[must_use]
-    pub fn enough(&self) -> Enough {
+    ///
+    /// # Errors
+    /// [`Error::NoMass`] for a threshold, which depends on each weight.
+    pub fn enough(&self) -> Result<Enough> {
         let Self { rule, min, max } = *self;
         let (mass, at_most) = match rule {
             Rule::All | Rule::TopP(1.0) => (f32::INFINITY, max),
             Rule::TopP(top_p) => (top_p, max),
-            Rule::TopK(k) => (f32::INFINITY, k.max(min).min(max)),
+            Rule::TopK(k) => (f32::INFINITY, k.clamp(min, max)),
+            Rule::Threshold(_) => return Err(Error::NoMass),
         };
-        Enough { mass, at_least: min, at_most }
+        Ok(Enough { mass, at_least: min, at_most })
+    }
+
+    /// [`Selector::enough`] over these weights: the tokens at or above a threshold are the heaviest.
+    fn enough_of(&self, weights: &[f32]) -> Result<Enough> {
+        let Rule::Threshold(least) = self.rule else { return self.enough() };
+        let above = weights.iter().filter(|&&weight| weight >= least).count();
+        Self { rule: Rule::TopK(above), ..*self }.enough()
     }
 
     /// Marks the tokens that one query head takes: sets `taken[t]` where token `t` is taken, leaves the
@@ -142,7 +158,7 @@ impl Selector {
         taken: &mut [bool],
     ) -> Result<usize> {
         let taken = &mut taken[..weights.len()];
-        let Enough { mass, at_least, at_most } = self.enough();
+        let Enough { mass, at_least, at_most } = self.enough_of(weights)?;
         let wanted_mass = f64::from(mass) - resident_mass;
         if wanted_mass == f64::INFINITY && at_most >= weights.len() {
             check(weights)?;
@@ -203,8 +219,12 @@ impl SelectScratch {
 
 /// Whether all weights are finite and at least 0.
 pub(crate) fn check(weights: &[f32]) -> Result<()> {
-    let bad = |weight: &f32| !(weight.is_finite() && *weight >= 0.0);
-    match weights.iter().position(bad) {
+    let is_sound = |weight: &f32| (*weight >= 0.0) & (*weight <= f32::MAX);
+    // Without a way out of the loop, many are looked at together.
+    if weights.iter().fold(true, |sound, weight| sound & is_sound(weight)) {
+        return Ok(());
+    }
+    match weights.iter().position(|weight| !is_sound(weight)) {
         None => Ok(()),
         Some(token) => Err(Error::Weight { token, weight: weights[token] }),
     }

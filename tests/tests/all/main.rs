@@ -12,6 +12,7 @@
 mod determinism;
 mod device;
 mod distance;
+mod evict;
 mod files;
 mod golden;
 mod harness;

@@ -140,7 +140,7 @@ fn on_site<S: Site>(
     let select = Select {
         shape: case.shape,
         max_tokens,
-        enough: case.selector.enough(),
+        enough: case.selector.enough().unwrap(),
         union,
         rows: (&on_rows).into(),
         scores: (&on_scores).into(),
@@ -187,7 +187,7 @@ fn check(
     label: &str,
 ) {
     let group_size = case.shape.group_size();
-    let enough = case.selector.enough();
+    let enough = case.selector.enough().unwrap();
     for kv_head in 0..case.shape.num_kv_heads {
         let positions = &found.positions[kv_head];
         assert!(positions.is_sorted_by(|a, b| a < b), "{label}: positions rise");

@@ -347,7 +347,7 @@ impl CodeStage {
         let select = Select {
             shape: heads,
             max_tokens: shape.context,
-            enough: selector.enough(),
+            enough: selector.enough()?,
             union: Union::Group,
             rows: Bound::all(&self.score_rows),
             scores: Bound::all(&self.pages.scores),

@@ -84,7 +84,8 @@ impl DeviceCachePlan {
     /// Of a cache of `config` on a device with these limits.
     ///
     /// # Errors
-    /// When a key format or a mix of them refuses the shape, [`Error::NotOnDevice`] and [`Error::DeviceShape`].
+    /// When a key format or a mix of them refuses the shape, [`Error::NotOnDevice`] and [`Error::DeviceShape`];
+    /// [`heterokv_evict::Error::NoMass`] for a selection by threshold, which no kernel makes.
     pub fn new(
         config: &CacheConfig,
         shape: &KvShape,
@@ -124,6 +125,7 @@ impl DeviceCachePlan {
             }
             CacheConfig::Hca(hca) => {
                 hca.keys.check(shape)?;
+                hca.selector()?.enough()?;
                 let (mut most_coded, mut most_words, mut most_spans) = (0, 0, 0);
                 let counts = hca.keys.counts(shape);
                 for &(format, count) in &counts {
@@ -243,5 +245,25 @@ impl DeviceCachePlan {
     ) -> Result<usize> {
         let CacheConfig::Hca(hca) = config else { return Ok(0) };
         Ok(DevicePlan::new(format, hca, shape)?.coded_after_prompt(self.total_tokens))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_is_refused_by_name() {
+        let shape = KvShape { num_layers: 1, heads: HeadShape::new(4, 2, 64).unwrap() };
+        let reservation = Reservation { prompt_tokens: 1000, total_tokens: 2000 };
+        let plan = |select: &str| {
+            let spec: crate::CacheSpec =
+                format!("keys=int4-token,select={select}").parse().unwrap();
+            let config = spec.resolve(&shape, None).unwrap();
+            DeviceCachePlan::new(&config, &shape, Limits::WEBGPU_MINIMUM, reservation)
+        };
+        assert!(plan("top-p:0.9").is_ok());
+        let error = plan("threshold:0.9").unwrap_err();
+        assert!(matches!(error, Error::Evict(heterokv_evict::Error::NoMass)), "{error}");
     }
 }

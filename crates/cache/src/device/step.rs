@@ -206,7 +206,7 @@ impl DeviceCache {
                 let lse = [Bound::all(&buffers.out), Bound::all(&buffers.lse)];
                 own.lists.merge(&device, &mut commands, shape, states, lse)?;
                 let choice =
-                    Choice { shape, enough: config.selector()?.enough(), union: config.union };
+                    Choice { shape, enough: config.selector()?.enough()?, union: config.union };
                 let mut rest = Commands::new(gpu);
                 own.lists.attend(&device, &mut rest, attention, true)?;
                 let mut rest = Some(rest);

@@ -138,10 +138,12 @@ fn parse_option(word: &str) -> Result<Setting> {
 }
 
 fn parse_rule(value: &str) -> Result<Rule> {
-    let bad = || unknown("selection", value, "none, top-p:T with T in (0, 1], top-k:N");
+    let known = "none, top-p:T or threshold:T with T in (0, 1], top-k:N";
+    let bad = || unknown("selection", value, known);
     match value.split_once(':') {
         None if value == "none" => Ok(Rule::All),
         Some(("top-p", top_p)) => Ok(Rule::TopP(top_p.parse().map_err(|_| bad())?)),
+        Some(("threshold", least)) => Ok(Rule::Threshold(least.parse().map_err(|_| bad())?)),
         Some(("top-k", k)) => Ok(Rule::TopK(k.parse().map_err(|_| bad())?)),
         _ => Err(bad()),
     }

@@ -81,9 +81,17 @@ fn selected(config: &HcaConfig, scores: &Scores) -> (Vec<usize>, bool) {
     };
     let most = match config.rule {
         Rule::TopK(k) => k.max(config.min).min(config.max),
+        Rule::Threshold(least) => {
+            let reached = order.iter().filter(|&&t| weight(t) >= f64::from(least)).count();
+            reached.max(config.min).min(config.max)
+        }
         _ => config.max,
     };
-    let (mut taken, mut clear) = (vec![], true);
+    let is_close = |t: &usize| match config.rule {
+        Rule::Threshold(least) => (weight(*t) / f64::from(least) - 1.0).abs() < 1e-4,
+        _ => false,
+    };
+    let (mut taken, mut clear) = (vec![], !order.iter().any(is_close));
     for &t in &order {
         clear &= (mass - wanted).abs() > 1e-5;
         if taken.len() >= most || (taken.len() >= config.min && mass >= wanted) {
@@ -190,6 +198,8 @@ fn a_step_is_what_the_definition_says() {
         "select=top-p:0.99,max=12",
         "select=top-k:1",
         "select=top-k:25",
+        "select=threshold:0.01",
+        "select=threshold:0.02,min=5,max=9",
     ];
     let forms = [
         "rescore=none,renorm=on",

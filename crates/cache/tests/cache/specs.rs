@@ -28,6 +28,7 @@ fn specs_are_shown_as_given_and_configs_written_out() {
         "keys=rot-int4-token/32,values=int4@host,rescore=f16@host",
         "keys=int3-token/64,values=int4/128@host",
         "keys=alloc/1.25,select=top-k:77,max=none,union=head",
+        "keys=alloc/1.25,select=threshold:0.001,min=8",
         "keys=int3-channel/128,select=none,min=0,max=5,renorm=off,sinks=0,recent=1",
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
@@ -61,6 +62,7 @@ fn every_option_reaches_the_config() {
         "select=none",
         "select=top-p:0.5",
         "select=top-k:3",
+        "select=threshold:0.01",
         "min=9",
         "max=900",
         "union=head",
@@ -111,6 +113,7 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
         ("keys=f16,select=top-p", "top-p:T"),
         ("keys=f16,select=top-p:x", "top-p:T"),
         ("keys=f16,select=top-k:-1", "top-k:N"),
+        ("keys=f16,select=threshold:x", "threshold:T"),
         ("keys=f16,select=best", "top-k:N"),
         ("keys=f16,min=none", "whole numbers"),
         ("keys=f16,max=1.5", "whole numbers"),
@@ -146,6 +149,8 @@ fn options_that_do_not_go_together_are_refused() {
         "keys=f16,select=top-p:1.01",
         "keys=f16,select=top-p:nan",
         "keys=f16,select=top-k:0",
+        "keys=f16,select=threshold:0",
+        "keys=f16,select=threshold:nan",
         "keys=f16,rescore=f16@host,renorm=off",
         "keys=f16,sinks=18446744073709551615",
         "hca:25%,recent=18446744073709551615",

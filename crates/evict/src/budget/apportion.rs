@@ -2,6 +2,9 @@
 
 use crate::{Error, Result};
 
+/// Remainders of a unit that are told apart.
+const REMAINDERS: f64 = 1e9;
+
 /// Shares out `total` tokens by `weights`: `[n]` counts of tokens.
 ///
 /// A share has whole units of `unit` tokens, or is at its bound: where `most` is not whole units, its last one is
@@ -56,6 +59,30 @@ pub fn apportion(
     Ok(share_out(wanted, shares).into_iter().zip(most).map(tokens).collect())
 }
 
+/// Counts `[n]` where heads of weight 0 keep all of `num_tokens`, and the others share what is left of `total` by
+/// weight, as [`apportion`] does, each at least `least`, in whole units of `unit`.
+///
+/// Of `H` heads of which `F` keep all, a ratio `r` leaves `(r·H − F)·L / (H − F)` tokens to one of weight 1 where
+/// the weights' mean is 1 (HeteroCache, arXiv 2601.13684; its weights are inverse stabilities). There, a head
+/// whose share is beyond `L` keeps `L` and the rest is not used; here the others get it.
+///
+/// # Errors
+/// As [`apportion`]; [`Error::BudgetTooSmall`] also where the whole heads alone are beyond `total`: no ratio
+/// below `F / H` can be.
+pub fn beside_whole(
+    total: usize,
+    weights: &[f64],
+    least: usize,
+    num_tokens: usize,
+    unit: usize,
+) -> Result<Vec<usize>> {
+    let least: Vec<usize> = weights
+        .iter()
+        .map(|&weight| if weight == 0.0 { num_tokens } else { least.min(num_tokens) })
+        .collect();
+    apportion(total, weights, &least, &vec![num_tokens; weights.len()], unit)
+}
+
 fn sum(units: &[usize]) -> usize {
     units.iter().fold(0, |sum, &x| sum.saturating_add(x))
 }
@@ -107,7 +134,8 @@ fn share_out(wanted: usize, mut shares: Vec<Share>) -> Vec<usize> {
     let mut units: Vec<usize> = exact.iter().map(|&x| x as usize).collect();
     let mut left = wanted.saturating_sub(sum(&units));
     let mut order: Vec<usize> = (0..units.len()).collect();
-    let rest = |share: usize| exact[share] - exact[share].floor();
+    // Remainders that are equal but for rounding are equal.
+    let rest = |share: usize| ((exact[share] - exact[share].floor()) * REMAINDERS).round();
     order.sort_by(|&a, &b| rest(b).total_cmp(&rest(a)).then(a.cmp(&b)));
     while left > 0 {
         let before = left;

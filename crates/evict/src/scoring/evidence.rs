@@ -1,6 +1,6 @@
 //! Evidence from attention: of a prompt's queries, and of each step while generating.
 
-use super::{Scorer, Scoring};
+use super::{Gqa, Scorer, Scoring};
 use crate::select::check;
 use crate::{Error, Result};
 
@@ -11,6 +11,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct PromptEvidence {
     scoring: Scoring,
+    group_size: usize,
     num_tokens: usize,
     /// `[group_size, num_tokens]`.
     sums: Vec<f64>,
@@ -29,7 +30,7 @@ impl PromptEvidence {
         if group_size == 0 {
             return Err(Error::Zero { what: "query heads of a group" });
         }
-        Ok(Self { scoring, num_tokens, sums: vec![0.0; group_size * num_tokens] })
+        Ok(Self { scoring, group_size, num_tokens, sums: vec![0.0; group_size * num_tokens] })
     }
 
     /// The first query position that is looked at; queries before it may be left out.
@@ -46,13 +47,12 @@ impl PromptEvidence {
     /// [`Error::Weight`] for a weight that is NaN, infinite or negative; [`Error::Index`] for a head or a
     /// position that there is not, [`Error::Length`] for another number of weights. Nothing is added then.
     pub fn add(&mut self, head: usize, position: usize, weights: &[f32]) -> Result<()> {
-        let group_size = self.sums.len().checked_div(self.num_tokens).unwrap_or(0);
         if position >= self.num_tokens {
             let count = self.num_tokens;
             return Err(Error::Index { what: "query position", index: position, count });
         }
-        if head >= group_size {
-            return Err(Error::Index { what: "query head", index: head, count: group_size });
+        if head >= self.group_size {
+            return Err(Error::Index { what: "query head", index: head, count: self.group_size });
         }
         if weights.len() != position + 1 {
             let (actual, expected) = (weights.len(), position + 1);
@@ -86,14 +86,13 @@ impl PromptEvidence {
     /// aggregation: f32 has them exactly up to 2^24.
     #[must_use]
     pub fn finish(self) -> Vec<f32> {
-        let Self { scoring, num_tokens, sums } = self;
-        let heads: Vec<&[f64]> = sums.chunks_exact(num_tokens.max(1)).collect();
-        let of_token = |token: usize| heads.iter().map(move |head| head[token]);
-        let fold = |token| match scoring.scorer {
-            Scorer::Votes | Scorer::VotesSeen => of_token(token).fold(0.0, f64::max),
-            _ => scoring.gqa.fold(of_token(token)),
+        let Self { scoring, num_tokens, sums, .. } = self;
+        let gqa = match scoring.scorer {
+            Scorer::Votes | Scorer::VotesSeen => Gqa::Max,
+            _ => scoring.gqa,
         };
-        (0..num_tokens).map(|token| fold(token) as f32).collect()
+        let evidence = gqa.aggregate(num_tokens, sums.chunks_exact(num_tokens.max(1)), |x| x);
+        evidence.into_iter().map(|x| x as f32).collect()
     }
 }
 
@@ -125,25 +124,21 @@ impl Scoring {
         if evidence.len() != n {
             return Err(Error::Length { what: "evidence", actual: evidence.len(), expected: n });
         }
-        let share = match self.scorer {
-            Scorer::VotesSeen => 1.0 / step.max(1) as f64,
-            _ => 1.0 / n.max(1) as f64,
-        };
-        let heads: Vec<&[f32]> = weights.chunks_exact(n.max(1)).collect();
-        for (token, evidence) in evidence.iter_mut().enumerate() {
-            let weights = heads.iter().map(|head| f64::from(head[token]));
-            match self.scorer {
-                Scorer::LastQuery => *evidence = self.gqa.fold(weights) as f32,
-                Scorer::Squared => {
-                    *evidence = add(*evidence, self.gqa.fold(weights.map(|x| x * x)));
-                }
-                Scorer::Votes | Scorer::VotesSeen => {
-                    if weights.fold(0.0, f64::max) >= share {
-                        *evidence = step as f32;
-                    }
-                }
-                _ => *evidence = add(*evidence, self.gqa.fold(weights)),
+        let heads = weights.chunks_exact(n.max(1));
+        match self.scorer {
+            Scorer::LastQuery => {
+                let latest = self.gqa.aggregate(n, heads, |x| x);
+                evidence.iter_mut().zip(latest).for_each(|(evidence, x)| *evidence = x as f32);
             }
+            Scorer::Votes | Scorer::VotesSeen => {
+                let tokens = if self.scorer == Scorer::Votes { n } else { step };
+                let share = 1.0 / tokens.max(1) as f64;
+                let most = Gqa::Max.aggregate(n, heads, |x| x);
+                let voted = evidence.iter_mut().zip(most).filter(|(_, x)| *x >= share);
+                voted.for_each(|(evidence, _)| *evidence = step as f32);
+            }
+            Scorer::Squared => add(evidence, &self.gqa.aggregate(n, heads, |x| x * x)),
+            _ => add(evidence, &self.gqa.aggregate(n, heads, |x| x)),
         }
         Ok(())
     }
@@ -192,6 +187,7 @@ pub(super) fn tokens_of(group_size: usize, weights: &[f32]) -> Result<usize> {
     }
 }
 
-fn add(evidence: f32, more: f64) -> f32 {
-    (f64::from(evidence) + more) as f32
+fn add(evidence: &mut [f32], more: &[f64]) {
+    let sum = |(evidence, x): (&mut f32, &f64)| *evidence = (f64::from(*evidence) + x) as f32;
+    evidence.iter_mut().zip(more).for_each(sum);
 }

@@ -236,3 +236,6 @@ fn transpose(matrix: &mut [f64], n: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

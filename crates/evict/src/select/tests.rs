@@ -15,6 +15,7 @@ fn by_definition(rule: Rule, min: usize, max: usize, weights: &[f32], resident: 
             Rule::All => false,
             Rule::TopP(top_p) => top_p < 1.0 && mass >= f64::from(top_p),
             Rule::TopK(k) => kept.len() >= k,
+            Rule::Threshold(least) => weights[token] < least,
         };
         if kept.len() >= max || (enough && kept.len() >= min) {
             break;
@@ -44,6 +45,7 @@ fn rule() -> impl Strategy<Value = Rule> {
         Just(Rule::All),
         (1u32..=64).prop_map(|p| Rule::TopP(p as f32 / 64.0)),
         (1usize..300).prop_map(Rule::TopK),
+        (1u32..64).prop_map(|x| Rule::Threshold((x * x) as f32 / 65_536.0)),
     ]
 }
 
@@ -63,12 +65,17 @@ proptest! {
     }
 
     #[test]
-    fn top_p_keeps_the_smallest_sufficient_set(weights in weights(), p in 1u32..64) {
-        let top_p = p as f32 / 64.0;
-        let selector = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap();
-        let taken = select(&selector, &weights, 0.0).unwrap();
-        let kept: Vec<f32> = weights.iter().zip(&taken).filter(|t| *t.1).map(|t| *t.0).collect();
-        let mass: f32 = kept.iter().sum();
+    fn top_p_keeps_the_smallest_sufficient_set(
+        weights in weights(),
+        p in 1u32..64,
+        resident in (0u32..64).prop_map(|x| f64::from(x) / 64.0),
+    ) {
+        let top_p = f64::from(p) / 64.0;
+        let selector = Selector::new(Rule::TopP(top_p as f32), 0, usize::MAX).unwrap();
+        let taken = select(&selector, &weights, resident).unwrap();
+        let kept: Vec<f64> =
+            weights.iter().zip(&taken).filter(|t| *t.1).map(|t| f64::from(*t.0)).collect();
+        let mass = resident + kept.iter().sum::<f64>();
         if kept.len() < weights.len() {
             prop_assert!(mass >= top_p);
         }
@@ -117,14 +124,41 @@ fn bad_input_is_refused_by_name() {
         let error = Selector::new(Rule::TopP(top_p), 0, usize::MAX).unwrap_err();
         assert!(matches!(error, Error::TopP { .. }), "{error}");
     }
+    for least in [0.0, -0.1, 1.1, f32::NAN, f32::INFINITY] {
+        let error = Selector::new(Rule::Threshold(least), 0, usize::MAX).unwrap_err();
+        assert!(matches!(error, Error::Range { what: "threshold", .. }), "{error}");
+    }
     assert_eq!(Selector::new(Rule::All, 5, 4).unwrap_err(), Error::MinAboveMax { min: 5, max: 4 });
     assert_eq!(Selector::new(Rule::TopK(0), 0, 1).unwrap_err(), Error::ZeroRows { what: "top-k" });
     assert_eq!(Selector::new(Rule::All, 0, 0).unwrap_err(), Error::ZeroRows { what: "max" });
     for weight in [f32::NAN, f32::INFINITY, -1.0] {
-        for rule in [Rule::All, Rule::TopP(0.5)] {
+        for rule in [Rule::All, Rule::TopP(0.5), Rule::Threshold(0.2)] {
             let selector = Selector::new(rule, 0, usize::MAX).unwrap();
             let error = select(&selector, &[0.5, weight], 0.0).unwrap_err();
             assert!(matches!(error, Error::Weight { token: 1, .. }), "{error}");
         }
     }
+}
+
+#[test]
+fn a_threshold_takes_what_reaches_it() {
+    let weights = [0.1, 0.4, 0.2, 0.1, 0.2];
+    let taken = |least, min, max| {
+        select(&Selector::new(Rule::Threshold(least), min, max).unwrap(), &weights, 0.9).unwrap()
+    };
+    assert_eq!(taken(0.2, 0, usize::MAX), [false, true, true, false, true]);
+    assert_eq!(taken(0.2, 0, 2), [false, true, true, false, false], "the heaviest under a cap");
+    assert_eq!(taken(0.5, 0, usize::MAX), [false; 5]);
+    assert_eq!(taken(0.5, 1, usize::MAX), [false, true, false, false, false], "a floor");
+    assert_eq!(taken(0.01, 0, usize::MAX), [true; 5]);
+}
+
+#[test]
+fn only_a_threshold_has_no_mass() {
+    let enough = |rule| Selector::new(rule, 2, 9).unwrap().enough();
+    assert_eq!(enough(Rule::Threshold(0.1)), Err(Error::NoMass));
+    let top_p = Enough { mass: 0.5, at_least: 2, at_most: 9 };
+    assert_eq!(enough(Rule::TopP(0.5)), Ok(top_p));
+    let top_k = Enough { mass: f32::INFINITY, at_least: 2, at_most: 4 };
+    assert_eq!(enough(Rule::TopK(4)), Ok(top_k));
 }
