@@ -283,7 +283,12 @@ impl HcaConfig {
 
     /// Whether heads have rows of values, wherever they are, or rows that come back.
     pub(crate) fn has_rows(&self) -> bool {
-        !self.is_exact() || self.evict.as_ref().is_some_and(Eviction::is_on_drift)
+        !self.is_exact() || self.comes_back()
+    }
+
+    /// Whether rows come back from the host when what heads look at has drifted.
+    pub(crate) fn comes_back(&self) -> bool {
+        self.evict.as_ref().is_some_and(Eviction::is_on_drift)
     }
 
     /// Tokens of a page of exact rows, where all are exact.

@@ -3,6 +3,7 @@
 mod bytes;
 mod copies;
 mod disk;
+mod drift;
 mod exact;
 mod head_profiles;
 mod mixes;
