@@ -117,7 +117,9 @@ impl Policy {
         let scores: Vec<Vec<f32>> =
             heads.iter().map(|head| self.scores(head)).collect::<Result<_>>()?;
         let limits = self.allotment.limits(num_tokens)?;
-        let total = limits.iter().map(|&limit| limit.min(num_tokens)).sum();
+        // What hangs over a page of one head is a page.
+        let pages = |&limit: &usize| limit.min(num_tokens).next_multiple_of(KEPT_PAGE_TOKENS);
+        let total = limits.iter().map(pages).sum();
         let wanted = global(&slices(&scores), total, KEPT_PAGE_TOKENS, self.sinks, self.recent)?;
         self.allotment.share_all(&wanted);
         Ok(())
@@ -148,7 +150,9 @@ impl Policy {
             return Ok(());
         }
         let is_over = |place: usize| heads[place].num_held() >= self.limits[place];
-        if !span.clone().any(is_over) {
+        // Heads that hold all tokens leave less to the others with every one.
+        let is_due = layer == 0 && self.allotment.has_whole_heads();
+        if !is_due && !span.clone().any(is_over) {
             return Ok(());
         }
         // Layers that lag behind the first will have as many tokens.
@@ -164,8 +168,19 @@ impl Policy {
                 return Ok(());
             }
             let least = policy.allotment.least_tokens(first + index).saturating_sub(batch);
-            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))
+            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))?;
+            if policy.eviction.scoring.scorer == Scorer::Window {
+                // The window of queries that come next.
+                head.evidence_mut().fill(0.0);
+            }
+            Ok(())
         })
+    }
+
+    /// Takes note that the last tokens were taken back: there is room for fewer.
+    pub(crate) fn truncate(&mut self) {
+        self.limits.fill(0);
+        self.limits_at = 0;
     }
 
     /// Cuts heads, on all threads where their rows are exact: the store of coded ones has one writer.
@@ -197,12 +212,7 @@ impl Policy {
         if over > 0 {
             kept = keep_best(&scores, kept.len() - over, sinks, recent)?;
         }
-        head.keep(stores, &kept)?;
-        if self.eviction.scoring.scorer == Scorer::Window {
-            // The window of queries that come next.
-            head.evidence_mut().fill(0.0);
-        }
-        Ok(())
+        head.keep(stores, &kept)
     }
 
     /// Leaves the tokens of a head that were voted for of late.
@@ -211,10 +221,11 @@ impl Policy {
         let window = self.eviction.scoring.window;
         let mut kept = keep_voted(head.evidence(), head.num_tokens(), window, sinks, recent)?;
         let over = head.part_of_group(&kept);
-        if over > 0 {
-            // Coded tokens go by whole groups: a few with votes, the oldest of them, go with those without.
-            kept.drain(sinks..sinks + over);
+        // Coded tokens go by whole groups: a few with votes, the oldest of them, go with those without, or all wait.
+        if sinks + over + recent > kept.len() {
+            return Ok(());
         }
+        kept.drain(sinks..sinks + over);
         if kept.len() < head.num_held() { head.keep(stores, &kept) } else { Ok(()) }
     }
 

@@ -246,7 +246,7 @@ fn damaged_files_are_typed_errors() {
             "head 1 is a satellite of head 2, which is no pivot",
         ),
         ("\"satellite:2\"", "\"anchor\"", "head 2 is a pivot without satellites"),
-        ("\"anchor\"", "\"leader\"", "unknown role 'leader'"),
+        ("\"anchor\"", "\"leader\"", "unknown role of a head 'leader'"),
         ("0.625", "1.625", "the stability 1.625 of head 1 does not lie in [0, 1]"),
         ("\"anchor\"", "\"volatile\"", "its weights: that of layer 0, KV head 2 is 0."),
         ("\"budget_weights\": [\n    [1,", "\"budget_weights\": [\n    [2,", "their mean is 1.125"),

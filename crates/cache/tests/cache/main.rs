@@ -4,6 +4,7 @@ mod bytes;
 mod copies;
 mod disk;
 mod exact;
+mod forgetting;
 mod head_profiles;
 mod mixes;
 mod profiles;
