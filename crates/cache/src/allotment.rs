@@ -275,7 +275,7 @@ impl Allotment {
     }
 
     /// The most device bytes of so many tokens. Where nothing is forgotten behind the prompt, they are all held; where heads
-    /// share tokens by what the text says, each can have all that the others leave.
+    /// share tokens and not evenly, each can have all that the others leave.
     pub(crate) fn most_bytes(&self, num_tokens: usize) -> Result<usize> {
         let most = |tokens: &[usize]| -> usize {
             let heads = self.costs.iter().zip(tokens);
@@ -286,13 +286,12 @@ impl Allotment {
                 Ok(most(&vec![num_tokens; self.costs.len()]))
             }
             (_, Budget::Uniform) => Ok(most(&self.limits(num_tokens)?)),
-            (Keep::Tokens(_), Budget::Adaptive(_) | Budget::Global) => {
+            (Keep::Tokens(_), _) => {
                 let (total, least) = (self.total_at(num_tokens), self.bounds(num_tokens).0);
                 let all: usize = least.iter().sum();
                 let left = |least: &usize| total.saturating_sub(all - least);
                 Ok(most(&least.iter().map(left).collect::<Vec<_>>()))
             }
-            (Keep::Tokens(_), _) => Ok(most(&self.limits(num_tokens)?)),
             _ => Ok(self.total_at(num_tokens)),
         }
     }

@@ -57,6 +57,9 @@ impl Policy {
         num_tokens: usize,
         evidence: &mut LayerEvidence,
     ) -> Result<Vec<Vec<u32>>> {
+        if num_tokens == 0 {
+            return Ok(vec![Vec::new(); self.num_kv_heads]);
+        }
         self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
         let scores: Vec<Vec<f32>> =
@@ -274,7 +277,10 @@ impl Policy {
         let scoring = self.eviction.scoring;
         heads.par_iter_mut().zip(weights).try_for_each(|(head, weights)| {
             let step = head.num_tokens();
-            let group_size = weights.len() / head.num_held().max(1);
+            if head.num_held() == 0 {
+                return Ok(());
+            }
+            let group_size = weights.len() / head.num_held();
             Ok(scoring.observe(step, group_size, weights, head.evidence_mut())?)
         })
     }

@@ -118,11 +118,10 @@ impl Way {
                 (bytes, self.with(&format!("{bytes}B")))
             }
             Amount::Ratio(percent) => {
-                let least = match refusal("0.0001%") {
-                    Err(Error::Ratio { least, .. }) => least,
-                    other => panic!("{other:?} for {self:?}"),
+                let percent = match refusal(&format!("{percent}%")) {
+                    Err(Error::Ratio { least, .. }) => (least * 100.0).ceil() / 100.0,
+                    other => other.map(|_| percent).unwrap_or_else(|e| panic!("{e} for {self:?}")),
                 };
-                let percent = percent.max((least * 100.0).ceil() / 100.0);
                 (usize::MAX, self.with(&format!("{percent}%")))
             }
         }

@@ -169,7 +169,7 @@ fn ways() -> impl Strategy<Value = (Way, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn copies_go_their_own_way((way, seed) in ways(), prompt in 0..340usize, events in events()) {
