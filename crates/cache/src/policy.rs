@@ -302,3 +302,6 @@ impl Policy {
 fn slices(rows: &[Vec<f32>]) -> Vec<&[f32]> {
     rows.iter().map(Vec::as_slice).collect()
 }
+
+#[cfg(test)]
+mod tests;
