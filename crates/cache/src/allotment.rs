@@ -3,7 +3,7 @@
 //! What stays is shared out in bytes where a ratio or a number of bytes is to be kept, by the sizes of whole pages, so that what
 //! the allocations take is never more; in tokens where tokens are asked for.
 
-use heterokv_evict::{Budget, HeadRole, Pyramid, apportion};
+use heterokv_evict::{Budget, Pyramid, apportion};
 use heterokv_offload::StoreShape;
 
 use crate::eviction::{Eviction, Keep};
@@ -50,7 +50,6 @@ pub(crate) struct Allotment {
 impl Allotment {
     /// Of a config that forgets, checked on its own.
     pub(crate) fn new(config: &HcaConfig, eviction: &Eviction, shape: &KvShape) -> Result<Self> {
-        let has_evidence = eviction.has_evidence();
         let store = StoreShape { num_layers: 1, num_kv_heads: 1, ..host_shape(config, shape) };
         let cost = |place: (usize, usize)| {
             let plan = match config.is_exact() {
@@ -64,21 +63,16 @@ impl Allotment {
                 + coded
                 + eviction.batch_tokens().unwrap_or(0);
             let head_dim = shape.heads.head_dim;
+            let has_evidence = eviction.has_evidence(place);
             let is_bound_always = matches!(eviction.keep, Keep::Bytes(_));
             Ok(HeadCost { head_dim, plan, values, has_evidence, least_tokens, is_bound_always })
         };
         let costs: Vec<HeadCost> = shape.places().map(cost).collect::<Result<_>>()?;
-        let roles = |place: (usize, usize)| {
-            let heads = eviction.heads.as_ref()?;
-            Some((heads.profile.role(place.0, place.1), heads.profile.weight(place.0, place.1)))
-        };
-        let by_role = eviction.budget == Budget::Stability || eviction.is_on_drift();
-        let is_whole = |place| {
-            let role = roles(place).map(|(role, _)| role).filter(|_| by_role);
-            matches!(role, Some(HeadRole::Pivot | HeadRole::Volatile))
-        };
         let weight = |place: (usize, usize)| match eviction.budget {
-            Budget::Stability => Ok(roles(place).map_or(1.0, |(_, weight)| weight)),
+            Budget::Stability => {
+                let heads = eviction.heads.as_ref();
+                Ok(heads.map_or(1.0, |heads| heads.profile.weight(place.0, place.1)))
+            }
             Budget::Profile => {
                 let heads = eviction.heads.as_ref();
                 let weight = heads.and_then(|heads| heads.profile.budget_weight(place.0, place.1));
@@ -95,7 +89,7 @@ impl Allotment {
             budget: eviction.budget,
             goes_on: eviction.batch_tokens().is_some(),
             recent: eviction.recent(config.recent),
-            is_whole: shape.places().map(is_whole).collect(),
+            is_whole: shape.places().map(|place| eviction.is_whole(place)).collect(),
             weights: shape.places().map(weight).collect::<Result<_>>()?,
             costs,
         })

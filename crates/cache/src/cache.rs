@@ -187,7 +187,8 @@ impl KvCache {
                 match &config.evict {
                     None => Ok(head),
                     Some(eviction) => {
-                        Ok(head.forgetting(Held::new(&device, eviction.has_evidence())?))
+                        let held = Held::new(&device, eviction.has_evidence(place))?;
+                        Ok(head.forgetting(held, eviction.has_satellite(place)))
                     }
                 }
             }
@@ -298,6 +299,12 @@ impl KvCache {
         self.times
     }
 
+    /// Times that rows of satellites were chosen anew since the cache was made, where what heads look at has drifted.
+    #[must_use]
+    pub fn num_refreshes(&self) -> u64 {
+        self.policy.as_ref().map_or(0, Policy::num_refreshes)
+    }
+
     /// Starts counting anew.
     pub fn reset_stats(&mut self) {
         (self.stats, self.times) = (ReadStats::default(), StepTimes::default());
@@ -312,7 +319,8 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
-        let (hints, policy) = (self.hints.clone(), self.policy.clone());
+        let hints = self.hints.clone();
+        let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
         Ok(Self { config, heads: heads?, host, hints, device, groups, policy, ..*self })
     }
 
@@ -338,7 +346,7 @@ impl KvCache {
         }
         self.hints.reset();
         if let Some(policy) = &mut self.policy {
-            policy.truncate();
+            policy.reset();
         }
         left
     }
@@ -402,6 +410,11 @@ impl KvCache {
             Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
         if let Some(policy) = &mut self.policy {
             let start = Instant::now();
+            self.stats.host_bytes += policy.arrive(
+                layer,
+                &mut self.heads[layer * num_kv_heads..][..num_kv_heads],
+                &stores,
+            )?;
             policy.make_room(layer, &mut self.heads, &mut stores)?;
             self.times.policy += start.elapsed();
         }

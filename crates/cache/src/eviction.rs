@@ -25,6 +25,8 @@ pub struct Eviction {
     pub heads: Option<Heads>,
     /// Whether a step waits for what drift brings back.
     pub refresh: Refresh,
+    /// The overlap of positions below which a pivot has drifted, in (0, 1]; none: as the profile of heads says.
+    pub tau: Option<f64>,
 }
 
 /// A profile of heads and the file that it was read from.
@@ -93,9 +95,16 @@ impl Eviction {
         recent.max(self.scoring.own_recent())
     }
 
-    /// Whether a number is kept for every token held.
-    pub(crate) fn has_evidence(&self) -> bool {
-        !matches!(self.scoring.scorer, Scorer::Position | Scorer::KeyDiff)
+    /// Whether a number is kept for every token that a (layer, KV head) holds.
+    pub(crate) fn has_evidence(&self, place: (usize, usize)) -> bool {
+        !matches!(self.scoring.scorer, Scorer::Position | Scorer::KeyDiff) && !self.is_whole(place)
+    }
+
+    /// Whether a (layer, KV head) holds all tokens, whatever is kept.
+    pub(crate) fn is_whole(&self, (layer, kv_head): (usize, usize)) -> bool {
+        let by_role = self.budget == Budget::Stability || self.is_on_drift();
+        let role = |heads: &Heads| heads.profile.role(layer, kv_head);
+        by_role && self.heads.as_ref().is_some_and(|heads| !role(heads).is_compressed())
     }
 
     /// Whether the attention of a prompt's last query is looked at beside the scores.
@@ -103,9 +112,17 @@ impl Eviction {
         self.is_on_drift() || matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_))
     }
 
-    /// Whether rows come back when what heads look at drifts.
+    /// Steps from one look at pivots to the next, where rows come back when what heads look at drifts.
+    pub(crate) fn drift_steps(&self) -> Option<usize> {
+        match self.schedule {
+            Schedule::OnDrift { steps } => Some(steps),
+            _ => None,
+        }
+    }
+
+    /// Whether rows come back.
     pub(crate) fn is_on_drift(&self) -> bool {
-        matches!(self.schedule, Schedule::OnDrift { .. })
+        self.drift_steps().is_some()
     }
 
     /// Whether all rows of a (layer, KV head) are on the host too, from where they come back.
@@ -164,6 +181,9 @@ impl fmt::Display for Eviction {
         write!(f, ",every={}", self.schedule)?;
         if let Some(heads) = &self.heads {
             write!(f, ",heads={}", heads.file)?;
+        }
+        if let Some(tau) = self.tau {
+            write!(f, ",tau={tau}")?;
         }
         match self.refresh {
             Refresh::Async => Ok(()),

@@ -138,6 +138,24 @@ impl ExactRows {
         self.truncate(kept.len());
     }
 
+    /// Puts rows, of each token the key and the value, in the place of the first `count`.
+    pub(crate) fn replace_front(&mut self, arena: &Arena, count: usize, rows: &[u8]) -> Result<()> {
+        let mut behind = Vec::with_capacity((self.len - count) * 4 * self.head_dim);
+        self.write(&mut behind).expect("memory takes all that is written");
+        behind.drain(..count * 4 * self.head_dim);
+        self.truncate(0);
+        for row in
+            rows.chunks_exact(4 * self.head_dim).chain(behind.chunks_exact(4 * self.head_dim))
+        {
+            let (from_key, from_value) = row.split_at(2 * self.head_dim);
+            let (key, value) = self.place(arena)?;
+            key.copy_from_slice(from_key);
+            value.copy_from_slice(from_value);
+            self.len += 1;
+        }
+        Ok(())
+    }
+
     /// Copies out the first `count` tokens, keys and values `[count, head_dim]`.
     pub(crate) fn front(&self, count: usize) -> (Vec<f32>, Vec<f32>) {
         let mut keys = vec![0.0; count * self.head_dim];

@@ -25,6 +25,8 @@ pub(crate) struct HeadCache {
     tail: Option<Tail>,
     /// Which tokens these are, where some are forgotten.
     held: Option<Held>,
+    /// Whether the rows of all tokens are on the host too, also of those that are not held.
+    is_complete_on_host: bool,
 }
 
 /// The tokens of a prompt that a head keeps.
@@ -75,12 +77,21 @@ impl HeadCache {
         page_tokens: usize,
     ) -> Self {
         let resident = ExactRows::new(head_dim, page_tokens);
-        Self { layer, kv_head, head_dim, resident, tail: None, held: None }
+        Self {
+            layer,
+            kv_head,
+            head_dim,
+            resident,
+            tail: None,
+            held: None,
+            is_complete_on_host: false,
+        }
     }
 
-    /// The same head, empty, that forgets some of its tokens, with what it knows of them.
-    pub(crate) fn forgetting(self, held: Held) -> Self {
-        Self { held: Some(held), ..self }
+    /// The same head, empty, that forgets some of its tokens, with what it knows of them, and whether the rows of all are on the
+    /// host too.
+    pub(crate) fn forgetting(self, held: Held, is_complete_on_host: bool) -> Self {
+        Self { held: Some(held), is_complete_on_host, ..self }
     }
 
     /// An `hca` head; with `coder`, tables are not fitted but taken.
@@ -98,7 +109,15 @@ impl HeadCache {
             query_energy: vec![0.0; head_dim],
         };
         let resident = ExactRows::new(head_dim, sink_page_tokens(plan.sinks));
-        Ok(Self { layer, kv_head, head_dim, resident, tail: Some(tail), held: None })
+        Ok(Self {
+            layer,
+            kv_head,
+            head_dim,
+            resident,
+            tail: Some(tail),
+            held: None,
+            is_complete_on_host: false,
+        })
     }
 
     /// Tokens taken in, forgotten ones included.
@@ -202,6 +221,7 @@ impl HeadCache {
         if let Some(held) = &mut self.held {
             held.take_prompt(stores.device, keys.len() / head_dim, kept, evidence)?;
         }
+        self.complete(stores, keys, values)?;
         self.store_prompt(stores, &rows(keys), &rows(values))
     }
 
@@ -216,7 +236,35 @@ impl HeadCache {
         if let Some(held) = &mut self.held {
             held.extend(stores.device, &[evidence])?;
         }
+        self.complete(stores, key, value)?;
         self.append(stores, key, value)
+    }
+
+    /// Sends rows to the host whose head has all of them there.
+    fn complete(&self, stores: &mut Stores<'_>, keys: &[f32], values: &[f32]) -> Result<()> {
+        match &mut stores.host {
+            Some(host) if self.is_complete_on_host => {
+                Ok(host.append(self.layer, self.kv_head, keys, values)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts rows of the tokens at `positions`, f16 keys and values side by side, in the place of those of all tokens held before
+    /// `end`.
+    pub(crate) fn replace_before(
+        &mut self,
+        device: &Arena,
+        end: usize,
+        positions: &[u32],
+        evidence: &[f32],
+        rows: &[u8],
+    ) -> Result<()> {
+        if let Some(held) = &mut self.held {
+            self.resident.replace_front(device, held.num_before(end), rows)?;
+            held.replace_front(device, end, positions, evidence)?;
+        }
+        Ok(())
     }
 
     /// Takes one more token.
@@ -375,6 +423,8 @@ impl HeadCache {
                 host.truncate(self.layer, self.kv_head, coded);
             }
             tail.window.truncate(behind_sinks - coded);
+        } else if let Some(host) = host.filter(|_| self.is_complete_on_host) {
+            host.truncate(self.layer, self.kv_head, num_tokens);
         }
         self.resident.truncate(num_rows);
     }

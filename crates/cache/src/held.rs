@@ -108,6 +108,22 @@ impl Held {
         self.recharge(device)
     }
 
+    /// Puts tokens at other positions, with what is known of each, in the place of those before `end`.
+    pub(crate) fn replace_front(
+        &mut self,
+        device: &Arena,
+        end: usize,
+        positions: &[u32],
+        evidence: &[f32],
+    ) -> Result<()> {
+        let replaced = ..self.num_before(end);
+        if self.charge.is_some() {
+            self.evidence.splice(replaced, evidence.iter().copied());
+        }
+        self.positions.splice(replaced, positions.iter().copied());
+        self.recharge(device)
+    }
+
     /// Forgets the tokens from a position on, also that they were there. The evidence keeps its memory until a token comes.
     pub(crate) fn truncate(&mut self, num_tokens: usize) {
         let left = self.num_before(num_tokens);

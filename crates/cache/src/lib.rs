@@ -17,6 +17,7 @@ mod allotment;
 mod cache;
 mod coded;
 mod device;
+mod drift;
 mod error;
 mod eviction;
 mod exact;

@@ -3,7 +3,7 @@
 mod forgetting;
 
 use heterokv_offload::{DryRun, StoreShape};
-use heterokv_quant::{KeyFormat, KeyLayout, RowLayout};
+use heterokv_quant::{KeyFormat, KeyLayout, RowFormat, RowLayout};
 
 use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::{EXACT_PAGE_TOKENS, ExactRows};
@@ -186,7 +186,9 @@ impl CacheConfig {
 /// The shape of the host store of a config.
 pub(crate) fn host_shape(config: &HcaConfig, shape: &KvShape) -> StoreShape {
     let head_dim = shape.heads.head_dim;
-    let layout = RowLayout { key: config.rescore, value: config.values, head_dim };
+    // Rows that come back are whole ones.
+    let key = if config.comes_back() { Some(RowFormat::F16) } else { config.rescore };
+    let layout = RowLayout { key, value: config.values, head_dim };
     StoreShape {
         num_layers: shape.num_layers,
         num_kv_heads: shape.heads.num_kv_heads,

@@ -4,10 +4,12 @@ use heterokv_evict::{
     Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff,
     key_norm, norm_drop,
 };
+use heterokv_offload::Sequence;
 use rayon::prelude::*;
 
 use crate::allotment::Allotment;
-use crate::eviction::Eviction;
+use crate::drift::Drift;
+use crate::eviction::{Eviction, Refresh};
 use crate::head::{HeadCache, Stores};
 use crate::plan::KEPT_PAGE_TOKENS;
 use crate::spec::HcaConfig;
@@ -15,7 +17,7 @@ use crate::watch::LayerEvidence;
 use crate::{KvShape, Result};
 
 /// What decides in a cache that forgets.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) eviction: Eviction,
     allotment: Allotment,
@@ -31,6 +33,8 @@ pub(crate) struct Policy {
     limits_at: usize,
     /// Whether rows are exact ones on the device.
     is_exact: bool,
+    /// What brings rows back; none where what is forgotten is gone.
+    drift: Option<Drift>,
 }
 
 impl Policy {
@@ -43,6 +47,7 @@ impl Policy {
             limits: vec![0; shape.places().count()],
             limits_at: 0,
             is_exact: config.is_exact(),
+            drift: Drift::new(eviction, shape, config.sinks, eviction.recent(config.recent)),
             allotment,
             sinks: config.sinks,
             recent: eviction.recent(config.recent),
@@ -62,8 +67,19 @@ impl Policy {
         }
         self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
-        let scores: Vec<Vec<f32>> =
-            evidence.heads.iter().map(|evidence| self.eviction.scoring.scores(evidence)).collect();
+        let scoring = self.eviction.scoring;
+        let scores: Vec<Vec<f32>> = match &mut self.drift {
+            None => evidence.heads.iter().map(|evidence| scoring.scores(evidence)).collect(),
+            Some(drift) => {
+                let of_query =
+                    |last: &Vec<f32>| scoring.scores_of_query(last.len() / num_tokens.max(1), last);
+                let scores = evidence.last.iter().map(of_query).collect::<Result<Vec<_>, _>>()?;
+                self.limits = self.allotment.limits(num_tokens)?;
+                self.limits_at = num_tokens;
+                drift.begin(layer, &scores, mean_limit(&self.limits))?;
+                scores
+            }
+        };
         let best = |limits: &[usize]| -> Result<Vec<Vec<u32>>> {
             let heads = scores.iter().zip(limits);
             heads.map(|(scores, &limit)| Ok(keep_best(scores, limit, sinks, recent)?)).collect()
@@ -180,12 +196,6 @@ impl Policy {
         })
     }
 
-    /// Takes note that the last tokens were taken back: there is room for fewer.
-    pub(crate) fn truncate(&mut self) {
-        self.limits.fill(0);
-        self.limits_at = 0;
-    }
-
     /// Cuts heads, on all threads where their rows are exact: the store of coded ones has one writer.
     fn cut_all(
         &self,
@@ -262,27 +272,96 @@ impl Policy {
         }
     }
 
-    /// Whether a step is to show the attention over what is held.
-    pub(crate) fn watches_steps(&self) -> bool {
-        self.eviction.watches_steps()
+    /// Whether a step is to show the attention of a head over what it holds.
+    pub(crate) fn wants(&self, layer: usize, kv_head: usize, head: &HeadCache) -> bool {
+        let place = layer * self.num_kv_heads + kv_head;
+        let is_scored = self.eviction.watches_steps() && !head.evidence().is_empty();
+        // Only the last query before a cut counts.
+        let is_due = || {
+            self.eviction.scoring.scorer != Scorer::LastQuery
+                || head.num_held() >= self.limits[place]
+        };
+        self.drift.as_ref().is_some_and(|drift| drift.is_watched(place)) || is_scored && is_due()
     }
 
-    /// Takes note of the softmax weights of a step over what the heads of a layer hold, `[num_kv_heads][group_size, held]`.
+    /// Takes note of the softmax weights of a step over what the heads of a layer hold, `[num_kv_heads][group_size, held]`; empty
+    /// where they were not [wanted](Self::wants).
     pub(crate) fn observe(
         &mut self,
-        _layer: usize,
+        layer: usize,
         heads: &mut [HeadCache],
         weights: &[Vec<f32>],
+        host: Option<&Sequence>,
     ) -> Result<()> {
         let scoring = self.eviction.scoring;
         heads.par_iter_mut().zip(weights).try_for_each(|(head, weights)| {
-            let step = head.num_tokens();
-            if head.num_held() == 0 {
+            if weights.is_empty() || head.evidence().is_empty() {
                 return Ok(());
             }
+            let step = head.num_tokens();
             let group_size = weights.len() / head.num_held();
-            Ok(scoring.observe(step, group_size, weights, head.evidence_mut())?)
-        })
+            scoring.observe(step, group_size, weights, head.evidence_mut())
+        })?;
+        let (Some(drift), Some(host)) = (&mut self.drift, host) else { return Ok(()) };
+        let num_tokens = heads[0].num_tokens();
+        let first = layer * self.num_kv_heads;
+        let batch = self.eviction.batch_tokens().unwrap_or(0);
+        let room = |&limit: &usize| limit.min(num_tokens).saturating_sub(self.recent + batch);
+        let lengths: Vec<usize> =
+            self.limits[first..][..self.num_kv_heads].iter().map(room).collect();
+        let top_k = mean_limit(&self.limits);
+        for (kv_head, weights) in weights.iter().enumerate() {
+            if drift.is_watched(first + kv_head) && !weights.is_empty() {
+                drift.observe((layer, kv_head), heads, weights, (top_k, &lengths), host)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a step waits for the rows that it has fetched.
+    pub(crate) fn waits(&self) -> bool {
+        self.drift.is_some() && self.eviction.refresh == Refresh::Sync
+    }
+
+    /// Puts rows that have come in their places in the heads of a layer, and gives their bytes.
+    pub(crate) fn arrive(
+        &mut self,
+        layer: usize,
+        heads: &mut [HeadCache],
+        stores: &Stores<'_>,
+    ) -> Result<u64> {
+        let drift = self.drift.as_mut();
+        drift.map_or(Ok(0), |drift| drift.arrive(layer, heads, stores))
+    }
+
+    /// Times that rows were chosen to come back.
+    pub(crate) fn num_refreshes(&self) -> u64 {
+        self.drift.as_ref().map_or(0, Drift::num_refreshes)
+    }
+
+    /// Forgets what depends on tokens that are gone.
+    pub(crate) fn reset(&mut self) {
+        self.limits_at = 0;
+        // There is room for fewer; beside heads that hold all tokens, limits are made anew with every token anyway.
+        if !self.allotment.has_whole_heads() {
+            self.limits.fill(0);
+        }
+        if let Some(drift) = &mut self.drift {
+            drift.reset();
+        }
+    }
+
+    /// The same for a fork, whose rows on the host are `host`.
+    pub(crate) fn fork(&self, host: Option<&Sequence>) -> Self {
+        let drift = self.drift.as_ref().zip(host).map(|(drift, host)| drift.fork(host));
+        Self {
+            eviction: self.eviction.clone(),
+            allotment: self.allotment.clone(),
+            expected: self.expected.clone(),
+            limits: self.limits.clone(),
+            drift,
+            ..*self
+        }
     }
 
     /// Bytes of host memory that it takes beside the rows.
@@ -297,6 +376,12 @@ impl Policy {
             *place = Some(expected);
         }
     }
+}
+
+/// The mean of the limits of heads that have one.
+fn mean_limit(limits: &[usize]) -> usize {
+    let bounded: Vec<usize> = limits.iter().copied().filter(|&limit| limit != usize::MAX).collect();
+    bounded.iter().sum::<usize>() / bounded.len().max(1)
 }
 
 fn slices(rows: &[Vec<f32>]) -> Vec<&[f32]> {

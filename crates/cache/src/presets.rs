@@ -182,6 +182,7 @@ pub(crate) fn plain_eviction(scorer: Scorer) -> Eviction {
         schedule: BATCHES,
         heads: None,
         refresh: Refresh::Async,
+        tau: None,
     }
 }
 
@@ -287,6 +288,7 @@ impl Preset {
                     schedule,
                     heads: None,
                     refresh: Refresh::Async,
+                    tau: None,
                 };
                 HcaConfig {
                     values_on: Place::Device,

@@ -8,7 +8,7 @@
 //!        | select=none|top-p:T|top-k:N|threshold:W | min=N | max=N|none | union=group|head | renorm=on|off
 //!        | sinks=N | recent=N
 //!        | evict=none|SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
-//!        | heads=FILE | refresh=async|sync
+//!        | heads=FILE | tau=T | refresh=async|sync
 //! ```
 //!
 //! A preset is a set of options; what follows it overrides. A ratio, in percent of a full f16 cache's
@@ -64,8 +64,9 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | keep=R%|N|SIZE|own                   how much is kept: device bytes, tokens of each head, bytes
        | every=once|step|N|drift:W            when tokens are forgotten: behind the prompt only, in steps of N
                                               tokens, or brought back where what heads look at has drifted
-       | heads=FILE | refresh=async|sync      roles and weights of heads (`heterokv profile --heads`); whether a
-                                              step waits for what drift brings back
+       | heads=FILE | tau=T | refresh=async|sync
+                                              roles and weights of heads (`heterokv profile --heads`); below which
+                                              overlap a pivot has drifted; whether a step waits for what comes back
 Examples: full   hca:12.5%   hca-rescore:6.25%   hca:25%,recent=128   snapkv:25%   h2o:12.5%,keys=int4-token
           keys=lm2,values=int8@host,rescore=int8@host,select=top-p:0.95,min=256,union=group,sinks=4,recent=64";
 
@@ -133,6 +134,7 @@ enum Forget {
     /// The file of a profile of heads, not read yet.
     Heads(PathBuf),
     Refresh(Refresh),
+    Tau(f64),
 }
 
 /// Where the values of coded tokens are.
@@ -281,7 +283,12 @@ impl HcaConfig {
 
     /// Whether heads have rows of values, wherever they are, or rows that come back.
     pub(crate) fn has_rows(&self) -> bool {
-        !self.is_exact() || self.evict.as_ref().is_some_and(Eviction::is_on_drift)
+        !self.is_exact() || self.comes_back()
+    }
+
+    /// Whether rows come back from the host when what heads look at has drifted.
+    pub(crate) fn comes_back(&self) -> bool {
+        self.evict.as_ref().is_some_and(Eviction::is_on_drift)
     }
 
     /// Tokens of a page of exact rows, where all are exact.
@@ -374,6 +381,7 @@ impl Eviction {
             Forget::Every(schedule) => self.schedule = *schedule,
             Forget::Heads(file) => self.heads = Some(Heads::load(file)?),
             Forget::Refresh(refresh) => self.refresh = *refresh,
+            Forget::Tau(tau) => self.tau = Some(*tau),
         }
         Ok(())
     }

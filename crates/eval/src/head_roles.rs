@@ -6,7 +6,7 @@
 //! the prompt attend to the positions of the prompt's last one, and like another where they attend to the same.
 
 use heterokv_cache::{HeadMeasure, HeadProfile, SimilarityAt};
-use heterokv_evict::{Gqa, Pool, Scorer, Scoring, classify, overlap, top_positions};
+use heterokv_evict::{Gqa, Pool, Scorer, Scoring, classify, median, overlap, top_positions};
 use heterokv_model::{Model, Progress};
 use rayon::prelude::*;
 
@@ -99,12 +99,13 @@ impl LayerOverlaps {
     fn of(attended: &[Vec<Vec<u32>>], similarity: SimilarityAt) -> Self {
         let stability = attended.iter().map(|head| {
             let (prompt, steps) = (&head[0], &head[1..]);
-            median(steps.iter().map(|step| overlap(step, prompt)).collect())
+            median(&mut steps.iter().map(|step| overlap(step, prompt)).collect::<Vec<_>>())
         });
         let similar = |a: &[Vec<u32>], b: &[Vec<u32>]| match similarity {
             SimilarityAt::Prompt => overlap(&a[0], &b[0]),
             SimilarityAt::Steps => {
-                median(a[1..].iter().zip(&b[1..]).map(|(a, b)| overlap(a, b)).collect())
+                let steps = a[1..].iter().zip(&b[1..]).map(|(a, b)| overlap(a, b));
+                median(&mut steps.collect::<Vec<_>>())
             }
         };
         let pairs = attended.iter().flat_map(|a| attended.iter().map(move |b| (a, b)));
@@ -112,17 +113,6 @@ impl LayerOverlaps {
             stability: stability.collect(),
             similarity: pairs.map(|(a, b)| similar(a, b)).collect(),
         }
-    }
-}
-
-/// The middle one, or the mean of the two that are; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    let half = values.len() / 2;
-    match values.len() {
-        0 => 0.0,
-        odd if odd % 2 == 1 => values[half],
-        _ => (values[half - 1] + values[half]) / 2.0,
     }
 }
 

@@ -3,11 +3,12 @@
 //! Pure functions over their arguments: no I/O, no device, nothing of the other crates. *Selection*
 //! ([`Selector`]) is per step and forgets nothing; it decides which coded tokens a step reads from the host.
 //! *Eviction* forgets: a [`Scoring`] says what each token of a KV head is worth, a budget how many a head
-//! keeps, and [`keep_best`] which; a [`Schedule`] says when.
+//! keeps, and [`keep_best`] which; a [`Schedule`] says when. A [`HeadRole`] says what a KV head is to its cache.
 
 mod budget;
 mod error;
 mod keep;
+mod overlap;
 mod roles;
 mod schedule;
 mod scoring;
@@ -19,7 +20,8 @@ pub use budget::{
 };
 pub use error::{Error, Result};
 pub use keep::{keep_best, keep_voted, top_positions};
-pub use roles::{HeadRole, check_roles, check_threshold, classify, overlap, stability_weights};
+pub use overlap::{median, overlap};
+pub use roles::{HeadRole, check_roles, check_threshold, classify, stability_weights};
 pub use schedule::{DriftMonitor, Schedule};
 pub use scoring::{
     ExpectedQueries, ExpectedScores, Gqa, Pool, PromptEvidence, RotaryTurns, Scorer, Scoring,

@@ -68,18 +68,6 @@ impl FromStr for HeadRole {
     }
 }
 
-/// |X ∩ Y| / min(|X|, |Y|) of two sets of positions, each ascending without repeats; 0 where one is empty.
-#[must_use]
-pub fn overlap(x: &[u32], y: &[u32]) -> f64 {
-    let (mut rest, mut shared) = (y, 0usize);
-    for position in x {
-        rest = &rest[rest.partition_point(|other| other < position)..];
-        shared += usize::from(rest.first() == Some(position));
-    }
-    let least = x.len().min(y.len());
-    if least == 0 { 0.0 } else { shared as f64 / least as f64 }
-}
-
 /// The roles of the heads of one layer: `stability [h]` is how far the positions that a head attends to stay those
 /// of the end of the prompt, `similarity [h, h]` how far two heads attend to the same, both overlaps in [0, 1].
 ///

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::overlap::{median, overlap};
 use crate::{Error, Result, words};
 
 const KNOWN: &str = "once, step, N, drift:W with N and W of at least 1";
@@ -138,31 +139,6 @@ fn check_ascending(set: &[u32]) -> Result<()> {
     match set.windows(2).position(|pair| pair[0] >= pair[1]) {
         None => Ok(()),
         Some(before) => Err(Error::Ascending { index: before + 1 }),
-    }
-}
-
-/// |X ∩ Y| / min(|X|, |Y|) of ascending positions; 1 where one of them is empty.
-fn overlap(x: &[u32], y: &[u32]) -> f64 {
-    let (mut i, mut j, mut common) = (0, 0, 0);
-    while i < x.len() && j < y.len() {
-        let (a, b) = (x[i], y[j]);
-        common += usize::from(a == b);
-        i += usize::from(a <= b);
-        j += usize::from(b <= a);
-    }
-    match x.len().min(y.len()) {
-        0 => 1.0,
-        fewest => common as f64 / fewest as f64,
-    }
-}
-
-/// The median of at least one value, which are sorted by it.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() % 2 {
-        0 => (values[middle - 1] + values[middle]) / 2.0,
-        _ => values[middle],
     }
 }
 

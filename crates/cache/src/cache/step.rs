@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{KvCache, check_len, check_token};
 use crate::Result;
-use crate::head::HeadCache;
+use crate::head::{HeadCache, Stores};
 use crate::host_step::HostStep;
 use crate::select::{Group, HeadSelection};
 use crate::spec::CacheConfig;
@@ -58,13 +58,17 @@ impl KvCache {
             group.begin(head.coded(), queries, shape.sm_scale, precision);
         }
         let groups = &mut self.groups;
-        let is_watched = self.policy.as_ref().is_some_and(|policy| policy.watches_steps());
+        let wants = |(kv_head, head)| {
+            self.policy.as_ref().is_some_and(|policy| policy.wants(layer, kv_head, head))
+        };
+        let watched: Vec<bool> = heads.iter().enumerate().map(wants).collect();
         // The resident part and the scores of the coded keys do not need each other.
         let exact = exact_tasks(heads);
         let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
         let sum_exact = |task: &ExactTask<'_>| {
             let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
             let queries = &scaled[task.kv_head * group_len..][..group_len];
+            let is_watched = watched[task.kv_head];
             let mut scores =
                 vec![0.0; if is_watched { shape.group_size() * task.num_rows } else { 0 }];
             let wanted = is_watched.then_some((&mut scores[..], task.num_rows));
@@ -119,7 +123,7 @@ impl KvCache {
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
             out.copy_from_slice(state.out());
         }
-        if !is_watched {
+        if !watched.contains(&true) {
             return Ok(());
         }
         let start = Instant::now();
@@ -131,6 +135,9 @@ impl KvCache {
             .zip(groups.par_iter())
             .enumerate()
             .map(|(kv_head, (head, group))| {
+                if !watched[kv_head] {
+                    return Vec::new();
+                }
                 let exact =
                     scores.iter().filter(|(of, _)| *of == kv_head).map(|(_, scores)| *scores);
                 let mut rows = held_scores(shape, head, group, &exact.collect::<Vec<_>>());
@@ -144,7 +151,12 @@ impl KvCache {
             .collect();
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
         if let Some(policy) = &mut self.policy {
-            policy.observe(layer, heads, &weights)?;
+            policy.observe(layer, heads, &weights, self.host.as_ref())?;
+            if policy.waits() {
+                let level = self.level;
+                let stores = Stores { level, device: &self.device, host: None };
+                self.stats.host_bytes += policy.arrive(layer, heads, &stores)?;
+            }
         }
         self.times.policy += start.elapsed();
         Ok(())

@@ -4,7 +4,6 @@ use heterokv_offload::StoreShape;
 
 use super::{CachePlan, DeviceBytes, DevicePlan, host_shape};
 use crate::allotment::Allotment;
-use crate::eviction::Eviction;
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::select::scratch_bytes;
@@ -49,6 +48,7 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
 
 /// One (layer, KV head).
 struct HeadPlan<'a> {
+    place: (usize, usize),
     config: &'a HcaConfig,
     head_dim: usize,
     /// None where rows are exact.
@@ -61,11 +61,11 @@ impl<'a> HeadPlan<'a> {
             true => None,
             false => Some(DevicePlan::new(config.keys.format(place), config, shape)?),
         };
-        Ok(Self { config, head_dim: shape.heads.head_dim, coded })
+        Ok(Self { place, config, head_dim: shape.heads.head_dim, coded })
     }
 
     fn evidence(&self, held: usize) -> usize {
-        let has_evidence = self.config.evict.as_ref().is_some_and(Eviction::has_evidence);
+        let has_evidence = self.config.evict.as_ref().is_some_and(|e| e.has_evidence(self.place));
         if has_evidence { Held::evidence_bytes(held) } else { 0 }
     }
 

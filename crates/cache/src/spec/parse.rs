@@ -11,7 +11,7 @@ use crate::presets::{self, Preset};
 use crate::{Error, Result};
 
 const OPTIONS: &str = "keys, values, rescore, select, min, max, union, renorm, sinks, recent, evict, observe, pool, \
-     gqa, budget, keep, every, heads, refresh (see `--help`)";
+     gqa, budget, keep, every, heads, tau, refresh (see `--help`)";
 
 /// Stands before the path of a mix of formats.
 const MIX: &str = "mix:";
@@ -129,6 +129,12 @@ fn parse_option(word: &str) -> Result<Setting> {
         "keep" => Setting::Forget(Forget::Keep(value.parse::<Keep>()?)),
         "every" => Setting::Forget(Forget::Every(value.parse()?)),
         "heads" => Setting::Forget(Forget::Heads(value.into())),
+        "tau" => {
+            let tau = value.parse().ok().filter(|tau: &f64| *tau > 0.0 && *tau <= 1.0);
+            let tau =
+                tau.ok_or_else(|| unknown("overlap", word, "a number above 0 and up to 1"))?;
+            Setting::Forget(Forget::Tau(tau))
+        }
         "refresh" => Setting::Forget(Forget::Refresh(match value {
             "async" => Refresh::Async,
             "sync" => Refresh::Sync,

@@ -103,11 +103,3 @@ fn roles_are_those_of_what_heads_attend_to() {
     let steps = [Anchor, Volatile, Volatile, Pivot, Satellite { pivot: 3 }];
     assert_eq!(roles(SimilarityAt::Steps), steps);
 }
-
-#[test]
-fn the_median_is_the_middle_one() {
-    assert_eq!(median(vec![]), 0.0);
-    assert_eq!(median(vec![0.3]), 0.3);
-    assert_eq!(median(vec![0.9, 0.1, 0.2]), 0.2);
-    assert_eq!(median(vec![0.5, 0.0, 1.0, 0.25]), 0.375);
-}

@@ -141,18 +141,6 @@ proptest! {
             }
         }
     }
-
-    #[test]
-    fn overlap_is_that_of_sets(
-        x in prop::collection::btree_set(0u32..40, 0..30),
-        y in prop::collection::btree_set(0u32..40, 0..30),
-    ) {
-        let [a, b] = [&x, &y].map(|set| set.iter().copied().collect::<Vec<u32>>());
-        let least = x.len().min(y.len());
-        let expected = if least == 0 { 0.0 } else { x.intersection(&y).count() as f64 / least as f64 };
-        prop_assert_eq!(overlap(&a, &b), expected);
-        prop_assert_eq!(overlap(&b, &a), expected);
-    }
 }
 
 #[test]

@@ -50,17 +50,6 @@ fn set() -> impl Strategy<Value = Vec<u32>> {
 
 proptest! {
     #[test]
-    fn overlap_is_its_definition(x in set(), y in set()) {
-        let common = x.iter().filter(|token| y.contains(token)).count();
-        let expected = match x.len().min(y.len()) {
-            0 => 1.0,
-            fewest => common as f64 / fewest as f64,
-        };
-        prop_assert_eq!(overlap(&x, &y), expected);
-        prop_assert_eq!(overlap(&y, &x), expected);
-    }
-
-    #[test]
     fn drift_is_a_median_below_the_bar(
         reference in set(),
         sets in prop::collection::vec(set(), 0..20),
