@@ -5,6 +5,7 @@ mod copies;
 mod disk;
 mod drift;
 mod exact;
+mod forgetting;
 mod head_profiles;
 mod mixes;
 mod profiles;
