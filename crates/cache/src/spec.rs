@@ -133,6 +133,8 @@ enum Forget {
     Every(Schedule),
     /// The file of a profile of heads, not read yet.
     Heads(PathBuf),
+    /// A profile of heads.
+    Profile(Heads),
     Refresh(Refresh),
     Tau(f64),
 }
@@ -214,6 +216,13 @@ impl CacheSpec {
             }
             _ => None,
         }
+    }
+
+    /// The same by a profile of heads that is at hand, whatever file the spec names.
+    #[must_use]
+    pub fn with_heads(mut self, heads: Heads) -> Self {
+        self.overrides.push(Setting::Forget(Forget::Profile(heads)));
+        self
     }
 
     /// Fits the spec to a model. The file of a mix is read here, and held against the model's `fingerprint` where
@@ -377,6 +386,7 @@ impl Eviction {
             Forget::Keep(keep) => self.keep = *keep,
             Forget::Every(schedule) => self.schedule = *schedule,
             Forget::Heads(file) => self.heads = Some(Heads::load(file)?),
+            Forget::Profile(heads) => self.heads = Some(heads.clone()),
             Forget::Refresh(refresh) => self.refresh = *refresh,
             Forget::Tau(tau) => self.tau = Some(*tau),
         }
