@@ -261,6 +261,22 @@ impl CacheSpec {
 }
 
 impl CacheConfig {
+    /// The options of a cache that codes keys; none where all rows are exact ones on the device.
+    pub(crate) fn coded(&self) -> Option<&HcaConfig> {
+        match self {
+            Self::Hca(hca) if !hca.is_exact() => Some(hca),
+            _ => None,
+        }
+    }
+
+    /// The options of a cache that forgets tokens, and how.
+    pub(crate) fn forgetting(&self) -> Option<(&HcaConfig, &Eviction)> {
+        match self {
+            Self::Full => None,
+            Self::Hca(hca) => hca.evict.as_ref().map(|eviction| (hca, eviction)),
+        }
+    }
+
     /// Whether rows of values are on the device.
     pub(crate) fn keeps_rows_on_device(&self) -> bool {
         matches!(self, Self::Hca(hca) if !hca.is_exact() && hca.values_on == Place::Device)
