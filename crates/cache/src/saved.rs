@@ -73,27 +73,14 @@ pub(crate) struct SavedHead {
     pub(crate) tables: Option<Vec<usize>>,
 }
 
-impl CacheConfig {
-    /// Refuses a cache that is not [saved](KvCache::save), before a text is read into it.
-    ///
-    /// # Errors
-    /// [`Error::Forgetful`].
-    pub fn check_saved(&self) -> Result<()> {
-        let cannot = "is not saved, since nothing saved says which tokens are left; use a cache that keeps all tokens, or \
-                      leave the session out";
-        if self.forgetting().is_some() { Err(Error::Forgetful { cannot }) } else { Ok(()) }
-    }
-}
-
 impl KvCache {
     /// Saves the cache under a name in the folder of its store, in the place of what was saved there before, with bytes of
     /// the caller's beside it. When this returns, both survive whatever happens to the process and the machine; until then,
     /// and where it fails, what was saved before does. What is counted of reads is not saved.
     ///
     /// # Errors
-    /// [`Error::Forgetful`], [`Error::MidToken`], and what the store refuses: one without a disk, a name, a disk that is full.
+    /// [`Error::MidToken`], and what the store refuses: one without a disk, a name, a disk that is full.
     pub fn save(&mut self, name: &str, companion: &[u8]) -> Result<()> {
-        self.config().check_saved()?;
         let heads = self.saved_heads()?;
         let header = Header::new(&self.shape(), self.config(), companion.len(), heads);
         let (heads, _, host) = self.parts_mut();

@@ -98,7 +98,7 @@ impl Session {
     /// cache. Rows of the host go to the folder beyond `ram_budget_bytes`, and are read from it as `files` say.
     ///
     /// # Errors
-    /// As [`CacheConfig::check_saved`]; [`Error::SessionFolder`] for what is no folder for a session, and [`Error::Session`] for a session of something
+    /// [`Error::SessionFolder`] for what is no folder for a session, and [`Error::Session`] for a session of something
     /// else, one that is damaged, and a folder that cannot be used.
     pub fn open(
         folder: &Path,
@@ -108,7 +108,6 @@ impl Session {
         ram_budget_bytes: usize,
         files: OsFiles,
     ) -> Result<Self> {
-        config.check_saved()?;
         prepare(folder)?;
         let model = SessionModel::of(checkpoint);
         let options = StoreOptions {

@@ -218,15 +218,6 @@ fn paths_that_cannot_be_a_session() {
     assert_eq!(generate(&taken, "Call me", "full")["session_tokens"], 7);
 }
 
-/// Nothing saved would say which tokens are left.
-#[test]
-fn what_forgets_tokens_is_no_session() {
-    let session = fresh("forgetting");
-    let args = arguments(&session, "Who?", "snapkv:25%");
-    refuses(&args, &["a cache that forgets tokens", "leave the session out"]);
-    assert!(!Path::new(&session).exists(), "nothing was made");
-}
-
 #[test]
 fn a_session_that_is_cut_or_changed_is_one_line_and_no_panic() {
     let text = prose(300);
