@@ -25,6 +25,8 @@ struct HeadCost {
     has_evidence: bool,
     /// Tokens that it holds in any case: sinks, recent ones, those to fit tables on, and a batch that is forgotten.
     least_tokens: usize,
+    /// Whether bytes are a bound at every length, also before there are tables.
+    is_bound_always: bool,
 }
 
 /// What a cache may hold.
@@ -33,6 +35,8 @@ pub(crate) struct Allotment {
     shape: KvShape,
     keep: Keep,
     budget: Budget,
+    /// Whether tokens are forgotten behind the prompt too.
+    goes_on: bool,
     /// Last tokens that stay in any case.
     recent: usize,
     /// `[num_layers, num_kv_heads]`.
@@ -60,7 +64,8 @@ impl Allotment {
                 + eviction.batch_tokens().unwrap_or(0);
             let head_dim = shape.heads.head_dim;
             let has_evidence = eviction.has_evidence(place);
-            Ok(HeadCost { head_dim, plan, values, has_evidence, least_tokens })
+            let is_bound_always = matches!(eviction.keep, Keep::Bytes(_));
+            Ok(HeadCost { head_dim, plan, values, has_evidence, least_tokens, is_bound_always })
         };
         let costs: Vec<HeadCost> = shape.places().map(cost).collect::<Result<_>>()?;
         let weight = |place: (usize, usize)| match eviction.budget {
@@ -82,6 +87,7 @@ impl Allotment {
             shape: *shape,
             keep: eviction.keep,
             budget: eviction.budget,
+            goes_on: eviction.batch_tokens().is_some(),
             recent: eviction.recent(config.recent),
             is_whole: shape.places().map(|place| eviction.is_whole(place)).collect(),
             weights: shape.places().map(weight).collect::<Result<_>>()?,
@@ -177,32 +183,61 @@ impl Allotment {
 
     /// The shares of all heads at a length, by `weights [num_layers, num_kv_heads]`.
     fn shares_by(&self, num_tokens: usize, weights: &[f64]) -> Result<Vec<usize>> {
-        let least = self.least_shares(num_tokens);
-        let most: Vec<usize> =
-            (0..self.costs.len()).map(|head| self.share(head, num_tokens)).collect();
-        let mut total = self.total(num_tokens);
-        if matches!(self.keep, Keep::Ratio(_)) {
-            // A text too short for its ratio goes on with what it must have.
-            total = total.max(least.iter().sum());
-        }
-        let least: Vec<usize> = least.iter().zip(&most).map(|(l, m)| *l.min(m)).collect();
+        let (least, most) = self.bounds(num_tokens);
+        let total = self.total_at(num_tokens);
         Ok(apportion(total, weights, &least, &most, self.unit())?)
     }
 
+    /// The least and the most that heads can be given at a length.
+    fn bounds(&self, num_tokens: usize) -> (Vec<usize>, Vec<usize>) {
+        let most: Vec<usize> =
+            (0..self.costs.len()).map(|head| self.share(head, num_tokens)).collect();
+        let least = self.least_shares(num_tokens);
+        (least.iter().zip(&most).map(|(least, most)| *least.min(most)).collect(), most)
+    }
+
+    /// What is shared out at a length: a text too short for its ratio goes on with what it must have.
+    fn total_at(&self, num_tokens: usize) -> usize {
+        let total = self.total(num_tokens);
+        match self.keep {
+            Keep::Ratio(_) => total.max(self.least_shares(num_tokens).iter().sum()),
+            _ => total,
+        }
+    }
+
     fn shares(&self, num_tokens: usize) -> Result<Vec<usize>> {
-        let Budget::Pyramid(beta) = self.budget else {
-            return self.shares_by(num_tokens, &self.weights);
+        let (beta, counts_window) = match self.budget {
+            Budget::Pyramid(beta) => (beta, false),
+            Budget::PyramidWithin(beta) => (beta, true),
+            Budget::Adaptive(_) => return self.shares_within_layers(num_tokens),
+            _ => return self.shares_by(num_tokens, &self.weights),
         };
         // The shape depends on the mean, which is that of equal shares.
         let equal = self.shares_by(num_tokens, &self.weights)?;
         let tokens = |(head, &share)| self.tokens(head, share, num_tokens);
         let tokens: usize = equal.iter().enumerate().map(tokens).sum();
         let mean = tokens as f64 / self.costs.len() as f64;
-        let pyramid = Pyramid { beta, window: self.recent, counts_window: false };
+        let pyramid = Pyramid { beta, window: self.recent, counts_window };
         let of_layers = pyramid.shares(mean, self.shape.num_layers, num_tokens)?;
         let num_kv_heads = self.shape.heads.num_kv_heads;
         let weights = of_layers.iter().flat_map(|&share| std::iter::repeat_n(share, num_kv_heads));
         self.shares_by(num_tokens, &weights.collect::<Vec<_>>())
+    }
+
+    /// The shares of heads that compete within their layer: each layer has what equal shares of all would give it.
+    fn shares_within_layers(&self, num_tokens: usize) -> Result<Vec<usize>> {
+        let num_kv_heads = self.shape.heads.num_kv_heads;
+        let equal = self.shares_by(num_tokens, &vec![1.0; self.costs.len()])?;
+        let (least, most) = self.bounds(num_tokens);
+        let of_layer = |layer: usize| {
+            let span = layer * num_kv_heads..(layer + 1) * num_kv_heads;
+            let total = equal[span.clone()].iter().sum();
+            let (weights, least) = (&self.weights[span.clone()], &least[span.clone()]);
+            apportion(total, weights, least, &most[span], self.unit())
+        };
+        let layers: Vec<Vec<usize>> =
+            (0..self.shape.num_layers).map(of_layer).collect::<Result<_, _>>()?;
+        Ok(layers.concat())
     }
 
     /// The most tokens of a head for a share.
@@ -231,6 +266,33 @@ impl Allotment {
             .enumerate()
             .map(|(i, share)| self.limit(i, share, num_tokens))
             .collect())
+    }
+
+    /// The most device bytes of so many tokens. Where nothing is forgotten behind the prompt, they are all held; where heads
+    /// share tokens and not evenly, each can have all that the others leave.
+    pub(crate) fn most_bytes(&self, num_tokens: usize) -> Result<usize> {
+        let most = |tokens: &[usize]| -> usize {
+            let heads = self.costs.iter().zip(tokens);
+            heads.map(|(cost, &tokens)| cost.most_bytes(tokens.min(num_tokens))).sum()
+        };
+        match (self.keep, self.budget) {
+            _ if self.keep == Keep::Own || !self.goes_on => {
+                Ok(most(&vec![num_tokens; self.costs.len()]))
+            }
+            (_, Budget::Uniform) => Ok(most(&self.limits(num_tokens)?)),
+            (Keep::Tokens(_), _) => {
+                let (total, least) = (self.total_at(num_tokens), self.bounds(num_tokens).0);
+                let all: usize = least.iter().sum();
+                let left = |least: &usize| total.saturating_sub(all - least);
+                Ok(most(&least.iter().map(left).collect::<Vec<_>>()))
+            }
+            _ => Ok(self.total_at(num_tokens)),
+        }
+    }
+
+    /// Whether some heads hold all tokens, so that the others have less at every length.
+    pub(crate) fn has_whole_heads(&self) -> bool {
+        self.is_whole.contains(&true)
     }
 
     /// Tokens that the heads of a layer have together, which a budget then shares out anew among them.
@@ -273,21 +335,43 @@ impl HeadCost {
         Self { plan: None, values: None, ..*self }.bytes(KEPT_PAGE_TOKENS)
     }
 
-    /// The most device bytes that so many tokens take.
+    /// The most device bytes that a share of so many tokens takes.
     fn bytes(&self, num_held: usize) -> usize {
-        let rows = match &self.plan {
-            None => ExactRows::bytes(self.head_dim, KEPT_PAGE_TOKENS, num_held),
-            Some(plan) => plan.most_bytes(num_held),
+        if self.is_bound_always { self.most_bytes(num_held) } else { self.bytes_at(num_held) }
+    }
+
+    /// The most device bytes that any number of tokens up to this one takes: those that tables are to be fitted on are exact
+    /// until there are enough of them.
+    fn most_bytes(&self, num_held: usize) -> usize {
+        let exact = self.plan.as_ref().map_or(0, |plan| plan.coded_from_tokens() - 1);
+        self.bytes_at(num_held).max(self.bytes_at(num_held.min(exact)))
+    }
+
+    /// Bytes of so many tokens, wherever the window begins in its pages, and with as many that wait for their group as
+    /// there can be.
+    fn bytes_at(&self, num_held: usize) -> usize {
+        let Some(plan) = &self.plan else {
+            let rows = ExactRows::bytes(self.head_dim, KEPT_PAGE_TOKENS, num_held);
+            return rows + self.evidence_bytes(num_held);
         };
-        let coded = self.plan.as_ref().map_or(0, |plan| plan.coded_after_prompt(num_held));
-        let values = self.values.map_or(0, |values| values.bytes(coded));
-        let evidence = if self.has_evidence { Held::evidence_bytes(num_held) } else { 0 };
-        rows + values + evidence
+        let rows = match plan.coded_after_prompt(num_held) {
+            0 => plan.after_prompt(num_held).total(),
+            coded => {
+                let values = self.values.map_or(0, |values| values.bytes(coded));
+                plan.most_bytes(plan.sinks + plan.recent + coded) + values
+            }
+        };
+        rows + self.evidence_bytes(num_held)
+    }
+
+    fn evidence_bytes(&self, num_held: usize) -> usize {
+        if self.has_evidence { Held::evidence_bytes(num_held) } else { 0 }
     }
 
     /// The most tokens, `num_tokens` at most, that take no more than `bytes`.
     fn most_tokens(&self, bytes: usize, num_tokens: usize) -> usize {
-        let (mut fits, mut too_many) = (0, num_tokens + 1);
+        // The least fits; what is exact until there are tables may not.
+        let (mut fits, mut too_many) = (self.least_tokens.min(num_tokens), num_tokens + 1);
         while too_many - fits > 1 {
             let middle = fits.midpoint(too_many);
             if self.bytes(middle) <= bytes {

@@ -329,7 +329,9 @@ impl KvCache {
     /// their format, counted from the first behind the sinks.
     ///
     /// What is left of the window stays exact and is shorter than `recent` until further tokens have come; a token that
-    /// was coded stays coded. Tables stay, and so does what was seen of queries where there are none yet.
+    /// was coded stays coded. Tables stay, and so does what was seen of queries where there are none yet. A cache that
+    /// forgets tokens holds, until the next one comes, what it held of those that are left: of a ratio of fewer tokens
+    /// that can be more.
     pub fn truncate(&mut self, num_tokens: usize) -> usize {
         let mut left = num_tokens;
         loop {

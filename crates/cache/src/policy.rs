@@ -62,6 +62,9 @@ impl Policy {
         num_tokens: usize,
         evidence: &mut LayerEvidence,
     ) -> Result<Vec<Vec<u32>>> {
+        if num_tokens == 0 {
+            return Ok(vec![Vec::new(); self.num_kv_heads]);
+        }
         self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
         let scoring = self.eviction.scoring;
@@ -133,7 +136,9 @@ impl Policy {
         let scores: Vec<Vec<f32>> =
             heads.iter().map(|head| self.scores(head)).collect::<Result<_>>()?;
         let limits = self.allotment.limits(num_tokens)?;
-        let total = limits.iter().map(|&limit| limit.min(num_tokens)).sum();
+        // What hangs over a page of one head is a page.
+        let pages = |&limit: &usize| limit.min(num_tokens).next_multiple_of(KEPT_PAGE_TOKENS);
+        let total = limits.iter().map(pages).sum();
         let wanted = global(&slices(&scores), total, KEPT_PAGE_TOKENS, self.sinks, self.recent)?;
         self.allotment.share_all(&wanted);
         Ok(())
@@ -164,7 +169,9 @@ impl Policy {
             return Ok(());
         }
         let is_over = |place: usize| heads[place].num_held() >= self.limits[place];
-        if !span.clone().any(is_over) {
+        // Heads that hold all tokens leave less to the others with every one.
+        let is_due = layer == 0 && self.allotment.has_whole_heads();
+        if !is_due && !span.clone().any(is_over) {
             return Ok(());
         }
         // Layers that lag behind the first will have as many tokens.
@@ -180,7 +187,12 @@ impl Policy {
                 return Ok(());
             }
             let least = policy.allotment.least_tokens(first + index).saturating_sub(batch);
-            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))
+            policy.cut(head, stores, (limit - 1).min(limit.saturating_sub(batch).max(least)))?;
+            if policy.eviction.scoring.scorer == Scorer::Window {
+                // The window of queries that come next.
+                head.evidence_mut().fill(0.0);
+            }
+            Ok(())
         })
     }
 
@@ -213,12 +225,7 @@ impl Policy {
         if over > 0 {
             kept = keep_best(&scores, kept.len() - over, sinks, recent)?;
         }
-        head.keep(stores, &kept)?;
-        if self.eviction.scoring.scorer == Scorer::Window {
-            // The window of queries that come next.
-            head.evidence_mut().fill(0.0);
-        }
-        Ok(())
+        head.keep(stores, &kept)
     }
 
     /// Leaves the tokens of a head that were voted for of late.
@@ -227,10 +234,11 @@ impl Policy {
         let window = self.eviction.scoring.window;
         let mut kept = keep_voted(head.evidence(), head.num_tokens(), window, sinks, recent)?;
         let over = head.part_of_group(&kept);
-        if over > 0 {
-            // Coded tokens go by whole groups: a few with votes, the oldest of them, go with those without.
-            kept.drain(sinks..sinks + over);
+        // Coded tokens go by whole groups: a few with votes, the oldest of them, go with those without, or all wait.
+        if sinks + over + recent > kept.len() {
+            return Ok(());
         }
+        kept.drain(sinks..sinks + over);
         if kept.len() < head.num_held() { head.keep(stores, &kept) } else { Ok(()) }
     }
 
@@ -334,6 +342,10 @@ impl Policy {
     /// Forgets what depends on tokens that are gone.
     pub(crate) fn reset(&mut self) {
         self.limits_at = 0;
+        // There is room for fewer; beside heads that hold all tokens, limits are made anew with every token anyway.
+        if !self.allotment.has_whole_heads() {
+            self.limits.fill(0);
+        }
         if let Some(drift) = &mut self.drift {
             drift.reset();
         }
@@ -375,3 +387,6 @@ fn mean_limit(limits: &[usize]) -> usize {
 fn slices(rows: &[Vec<f32>]) -> Vec<&[f32]> {
     rows.iter().map(Vec::as_slice).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -216,20 +216,17 @@ impl Preset {
 
     /// Reads what stands behind a preset's name and a colon.
     pub(crate) fn parse_amount(self, word: &str) -> Result<Keep> {
-        let keep = word.parse::<Keep>()?;
-        let is_known = match keep {
+        let is_known = |keep: &Keep| match keep {
             Keep::Own => false,
             Keep::Ratio(_) => true,
             Keep::Tokens(_) | Keep::Bytes(_) => matches!(self, Self::Forgetting(_)),
         };
-        if is_known {
-            return Ok(keep);
-        }
         let known = match self {
             Self::Forgetting(_) => "25%, 1024 (tokens of each head), 64MiB",
             Self::Hca | Self::HcaRescore => "a percentage above 0 and up to 100, as in hca:12.5%",
         };
-        Err(Error::UnknownWord { what: "amount", word: word.to_owned(), known })
+        let unknown = || Error::UnknownWord { what: "amount", word: word.to_owned(), known };
+        word.parse::<Keep>().ok().filter(is_known).ok_or_else(unknown)
     }
 
     /// Refuses an amount or a key format that the preset has no use for, and asks for what it lacks.

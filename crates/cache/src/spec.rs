@@ -59,7 +59,7 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | observe=N|all | pool=none|mean:K|max:K | gqa=mean|max|sum|sum-squares
                                               queries of the prompt that are looked at; smoothing over neighbours;
                                               query heads of a group together
-       | budget=uniform|pyramid:B|adaptive:F|global|norm-drop:T|norm-drop-tail:T|votes|stability|profile
+       | budget=uniform|pyramid:B|pyramid-within:B|adaptive:F|global|norm-drop:T|norm-drop-tail:T|votes|stability|profile
                                               how what is kept is shared out among layers and heads
        | keep=R%|N|SIZE|own                   how much is kept: device bytes, tokens of each head, bytes
        | every=once|step|N|drift:W            when tokens are forgotten: behind the prompt only, in steps of N
@@ -374,8 +374,11 @@ impl HcaConfig {
                 conflict: "renorm=off keeps the coded normaliser, which rescore replaces; use one of them",
             });
         }
-        if self.recent == 0 {
-            return Err(Error::Conflict { conflict: "recent must be at least 1" });
+        // Where all rows are exact, a token that has just come is looked at before it can be forgotten.
+        if self.recent == 0 && !self.is_exact() {
+            return Err(Error::Conflict {
+                conflict: "recent must be at least 1 where keys are coded",
+            });
         }
         if self.rescore.is_some() && self.values_on == Place::Device {
             return Err(Error::Conflict {

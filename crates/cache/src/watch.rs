@@ -174,6 +174,10 @@ impl Watch {
             let head_dim = self.shape.head_dim;
             evidence.heads.push(match &head.gathered[index] {
                 Gathered::Attention(gathered) => gathered.clone().finish(),
+                // Of sinks alone nothing is expected.
+                Gathered::Queries(_) if self.num_tokens <= sinks => {
+                    vec![f32::INFINITY; self.num_tokens]
+                }
                 Gathered::Queries(queries) => {
                     let (expected, scores) = queries.expect(keys, values, self.num_tokens)?;
                     evidence.expected.push(expected);

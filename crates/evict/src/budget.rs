@@ -32,8 +32,8 @@ pub use pyramid::Pyramid;
 
 /// How a budget is shared over layers and heads.
 ///
-/// As words: `uniform`, `pyramid:BETA`, `adaptive:FLOOR`, `global`, `norm-drop:THETA`,
-/// `norm-drop-tail:THETA`, `votes`, `stability`, `profile`.
+/// As words: `uniform`, `pyramid:BETA`, `pyramid-within:BETA`, `adaptive:FLOOR`, `global`,
+/// `norm-drop:THETA`, `norm-drop-tail:THETA`, `votes`, `stability`, `profile`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
     /// The same for all heads.
@@ -41,6 +41,9 @@ pub enum Budget {
     /// More in lower layers, the widest to the narrowest by this much, at least 1 (PyramidKV, arXiv
     /// 2406.02069: 20).
     Pyramid(f64),
+    /// [`Budget::Pyramid`] with the last tokens, which every layer keeps, counted within what falls from layer to
+    /// layer, as NVIDIA kvpress does.
+    PyramidWithin(f64),
     /// Within a layer to the heads with the highest scores, each at least this part of an equal share, in
     /// [0, 1] (Ada-KV, arXiv 2407.11550: 0.2).
     Adaptive(f64),
@@ -69,13 +72,14 @@ const PLAIN: [(&str, Budget); 5] = [
     ("profile", Budget::Profile),
 ];
 
-const KNOWN: &str = "uniform, pyramid:BETA, adaptive:FLOOR, global, norm-drop:THETA, norm-drop-tail:THETA, \
-                     votes, stability, profile";
+const KNOWN: &str = "uniform, pyramid:BETA, pyramid-within:BETA, adaptive:FLOOR, global, norm-drop:THETA, \
+                     norm-drop-tail:THETA, votes, stability, profile";
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pyramid(beta) => write!(f, "pyramid:{beta}"),
+            Self::PyramidWithin(beta) => write!(f, "pyramid-within:{beta}"),
             Self::Adaptive(floor) => write!(f, "adaptive:{floor}"),
             Self::NormDrop(theta) => write!(f, "norm-drop:{theta}"),
             Self::NormDropTail(theta) => write!(f, "norm-drop-tail:{theta}"),
@@ -94,9 +98,10 @@ impl FromStr for Budget {
         };
         let number = words::number("budget", word, number, KNOWN)?;
         match name {
-            "pyramid" => {
+            "pyramid" | "pyramid-within" => {
                 pyramid::check_beta(number)?;
-                Ok(Self::Pyramid(number))
+                let of = if name == "pyramid" { Self::Pyramid } else { Self::PyramidWithin };
+                Ok(of(number))
             }
             "adaptive" => Ok(Self::Adaptive(share("floor", number)?)),
             "norm-drop" => Ok(Self::NormDrop(share("norm drop", number)?)),

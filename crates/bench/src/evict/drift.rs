@@ -25,19 +25,13 @@ const MEDIAN_STEPS: usize = 8;
 /// First token of the first chapter's passage that is said once more.
 const SAID_FIRST: usize = 500;
 
-/// Columns of the table.
-const COLUMNS: [&str; 10] = [
-    "context",
-    "behind the change",
-    "selection",
-    "cache",
-    "ratio",
-    "KL before",
-    "KL behind",
-    "top-1 behind",
-    "back after",
-    "tok/s",
-];
+/// Columns of the table before and behind the running medians.
+const COLUMNS: [&str; 7] =
+    ["context", "behind the change", "selection", "cache", "ratio", "KL before", "KL behind"];
+const LAST_COLUMNS: [&str; 3] = ["top-1 behind", "back after", "tok/s"];
+
+/// Steps behind the change at which the running median is shown.
+const SHOWN_STEPS: [usize; 4] = [8, 16, 32, 128];
 
 /// The caches of --drift, and when one is back.
 #[derive(Args, Clone, Debug)]
@@ -270,6 +264,12 @@ impl Track {
     }
 }
 
+/// The running median: of the first [`MEDIAN_STEPS`] steps, of those from the second on, and so on.
+fn medians(steps: &[f64]) -> Vec<f64> {
+    let windows = steps.windows(MEDIAN_STEPS);
+    windows.map(|window| window.iter().copied().collect::<Samples>().median()).collect()
+}
+
 /// Steps after which the median of the last [`MEDIAN_STEPS`] is at most `within` times that of `fresh`, and stays so for as
 /// many steps or to the end: as many as it takes at least. None where that does not come.
 fn back_after(own: &[f64], fresh: &[f64], within: f64) -> Option<usize> {
@@ -304,7 +304,9 @@ fn bars(tracks: &[Track], terms: &DriftArgs) -> Vec<Bar> {
 }
 
 fn table(title: String, tracks: &[Track]) -> Sheet {
-    let mut sheet = Sheet::new(title, &COLUMNS);
+    let shown = SHOWN_STEPS.map(|step| format!("at {step}"));
+    let columns = COLUMNS.into_iter().chain(shown.iter().map(String::as_str)).chain(LAST_COLUMNS);
+    let mut sheet = Sheet::new(title, &columns.collect::<Vec<_>>());
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     for track in tracks {
         let top1: Vec<f64> =
@@ -313,7 +315,12 @@ fn table(title: String, tracks: &[Track]) -> Sheet {
             Some(steps) => Cell::Number(steps as f64, 0),
             None => Cell::text("never"),
         };
-        sheet.push(vec![
+        let medians = medians(track.behind());
+        let at = |step: usize| {
+            let median = step.checked_sub(MEDIAN_STEPS).and_then(|first| medians.get(first));
+            median.map_or(Cell::text(""), |&median| Cell::Scientific(median))
+        };
+        let mut cells = vec![
             Cell::Number(track.context as f64, 0),
             Cell::text(format!("the first {}", track.behind)),
             Cell::text(track.selects.words()),
@@ -321,10 +328,14 @@ fn table(title: String, tracks: &[Track]) -> Sheet {
             Cell::Number(100.0 * track.ratio, 1),
             Cell::Scientific(mean(&track.steps.kl[..track.change])),
             Cell::Scientific(mean(track.behind())),
+        ];
+        cells.extend(SHOWN_STEPS.map(at));
+        cells.extend([
             Cell::Number(100.0 * mean(&top1), 1),
             back,
             Cell::Number(1.0 / track.seconds.median(), 1),
         ]);
+        sheet.push(cells);
     }
     sheet
 }

@@ -4,15 +4,13 @@ use heterokv_offload::StoreShape;
 
 use super::{CachePlan, DeviceBytes, DevicePlan, host_shape};
 use crate::allotment::Allotment;
-use crate::eviction::Keep;
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::select::scratch_bytes;
 use crate::spec::{HcaConfig, Place};
 use crate::{KvShape, Result};
 
-/// Adds what the heads hold. Where what is kept depends on the text, the budget is shared out evenly, and the most is what the
-/// budget allows; one that depends on nothing else can come to all tokens.
+/// Adds what the heads hold. Where what is kept depends on the text, the budget is shared out evenly.
 pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> Result<()> {
     let num_tokens = plan.num_tokens;
     let eviction = config.evict.as_ref();
@@ -21,18 +19,14 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
         Some(allotment) => allotment.limits(num_tokens)?,
         None => vec![usize::MAX; shape.places().count()],
     };
-    // What is held behind a prompt of which nothing is forgotten later grows with every token.
-    let is_bounded = eviction.is_some_and(|e| e.batch_tokens().is_some() && e.keep != Keep::Own);
     let store = host_shape(config, shape);
     let store = StoreShape { num_layers: 1, num_kv_heads: 1, ..store };
     let mut most_coded = 0;
     for (place, limit) in shape.places().zip(limits) {
         let held = limit.min(num_tokens);
-        let most = if is_bounded { held } else { num_tokens };
         let head = HeadPlan::new(place, config, shape)?;
         let (device, coded) = head.after_prompt(held, &store);
         plan.device.add(device);
-        plan.most_device_bytes += head.most_bytes(most, &store);
         let on_host = match eviction {
             Some(eviction) if eviction.has_satellite(place) => num_tokens,
             _ if config.values_on == Place::Host => coded,
@@ -44,6 +38,10 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
         plan.coded_from_tokens = plan.coded_from_tokens.max(head.coded_from_tokens());
         most_coded = most_coded.max(coded);
     }
+    plan.most_device_bytes = match &allotment {
+        Some(allotment) => allotment.most_bytes(num_tokens)?,
+        None => plan.device.total(),
+    };
     plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded);
     Ok(())
 }
@@ -89,17 +87,6 @@ impl<'a> HeadPlan<'a> {
         }
         bytes.evidence = self.evidence(held);
         (bytes, coded)
-    }
-
-    fn most_bytes(&self, held: usize, store: &StoreShape) -> usize {
-        let rows = match &self.coded {
-            None => self.exact_bytes(held),
-            Some(plan) if self.config.values_on == Place::Device => {
-                plan.most_bytes(held) + store.bytes(plan.coded_after_prompt(held))
-            }
-            Some(plan) => plan.most_bytes(held),
-        };
-        rows + self.evidence(held)
     }
 
     fn coded_from_tokens(&self) -> usize {

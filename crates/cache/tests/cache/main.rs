@@ -3,7 +3,9 @@
 mod bytes;
 mod copies;
 mod disk;
+mod drift;
 mod exact;
+mod forgetting;
 mod head_profiles;
 mod mixes;
 mod profiles;

@@ -113,7 +113,7 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
         ("keys=f16,select=top-p", "top-p:T"),
         ("keys=f16,select=top-p:x", "top-p:T"),
         ("keys=f16,select=top-k:-1", "top-k:N"),
-        ("keys=f16,select=threshold:x", "threshold:T"),
+        ("keys=f16,select=threshold:x", "threshold:W"),
         ("keys=f16,select=best", "top-k:N"),
         ("keys=f16,min=none", "whole numbers"),
         ("keys=f16,max=1.5", "whole numbers"),

@@ -11,6 +11,7 @@ fn words_go_both_ways() {
         ("uniform", Budget::Uniform),
         ("pyramid:20", Budget::Pyramid(20.0)),
         ("pyramid:1.5", Budget::Pyramid(1.5)),
+        ("pyramid-within:2", Budget::PyramidWithin(2.0)),
         ("adaptive:0.2", Budget::Adaptive(0.2)),
         ("global", Budget::Global),
         ("norm-drop:0.05", Budget::NormDrop(0.05)),
@@ -30,6 +31,7 @@ fn words_go_both_ways() {
     }
     for word in [
         "pyramid:0.9",
+        "pyramid-within:0.9",
         "pyramid:nan",
         "pyramid:inf",
         "adaptive:1.1",
