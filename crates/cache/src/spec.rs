@@ -158,6 +158,7 @@ pub struct RatioPromise {
 }
 
 /// How a cache is made, with nothing left open.
+#[expect(clippy::large_enum_variant, reason = "there is one of a cache, and mostly the large one")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum CacheConfig {
     /// Keys and values of every token exact, f16, on the device.

@@ -32,6 +32,11 @@ pub struct BudgetGrid {
     pub lambdas: Vec<f64>,
 }
 
+/// What budgets cost, given the weights `[num_layers, num_kv_heads]` of several at once, so that one pass over a sample
+/// can serve all: what it loses, its perplexity or divergence, where head i of a cache has `weights[i]` of a budget per
+/// head.
+pub type Objective<'a> = &'a mut dyn FnMut(&[Vec<f64>]) -> Result<Vec<f64>>;
+
 /// The budget that costs least.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetChoice {
@@ -191,19 +196,13 @@ impl HeadImportance {
         Ok(weights)
     }
 
-    /// The budget for which `objective` gives least, of equals the first: equal weights, and those of `grid`. It is
-    /// asked once, for the weights `[num_layers, num_kv_heads]` of all different budgets, so that one pass over a sample
-    /// can serve all; for each it gives what the sample loses, its perplexity or divergence, where head i of a cache has
-    /// `weights[i]` of a budget per head.
+    /// The budget for which `objective`, asked once, gives least, of equals the first: equal weights, and those of
+    /// `grid`.
     ///
     /// # Errors
     /// What `objective` gives, [`Error::Budget`] for a loss that is no number, [`Error::Cache`] for another number of
     /// losses, and as [`HeadImportance::budget_weights`].
-    pub fn search(
-        &self,
-        grid: &BudgetGrid,
-        objective: &mut dyn FnMut(&[Vec<f64>]) -> Result<Vec<f64>>,
-    ) -> Result<BudgetChoice> {
+    pub fn search(&self, grid: &BudgetGrid, objective: Objective<'_>) -> Result<BudgetChoice> {
         let mut points = vec![([1.0; NUM_CLASSES], 0.0)];
         let mut budgets = vec![vec![1.0; self.heads.len()]];
         for (&multipliers, &lambda) in

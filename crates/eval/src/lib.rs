@@ -49,7 +49,9 @@ pub use error::{Error, Result};
 pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use gate::{Gate, Gated, Regression};
-pub use head_importance::{BudgetChoice, BudgetGrid, HeadImportance, measure_importance};
+pub use head_importance::{
+    BudgetChoice, BudgetGrid, HeadImportance, Objective, measure_importance,
+};
 pub use head_roles::measure_heads;
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};

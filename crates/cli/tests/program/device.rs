@@ -114,12 +114,24 @@ fn what_is_forgotten_on_a_device_is_what_the_cpu_forgets() {
         let bytes = |object: &Value| object["device_bytes"].as_f64().unwrap();
         assert!(bytes(&on_device) < 0.5 * bytes(&full), "{on_device}");
     }
-    let args = [&on("gpu:software")[..], &["--cache", "snapkv:30%,recent=16"]].concat();
-    let output = run(&args);
-    // Drivers say things too.
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("behind the prompt only on a GPU; add every=once"), "{stderr}");
+    let session = folder().join("device-forgets");
+    let session = ["--session", session.to_str().unwrap()];
+    for (more, part) in [
+        (
+            &["--cache", "snapkv:30%,recent=16"][..],
+            "behind the prompt only on a GPU; add every=once",
+        ),
+        (
+            &[&session[..], &["--cache", "snapkv:30%,every=once"]].concat(),
+            "leave --session or --device out",
+        ),
+    ] {
+        let output = run(&[&on("gpu:software")[..], more].concat());
+        // Drivers say things too.
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
 }
 
 #[test]

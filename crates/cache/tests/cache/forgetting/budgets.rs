@@ -194,7 +194,8 @@ fn budgets_of_profiles_hold() {
 /// Ways at random, few tokens among them.
 fn ways() -> impl Strategy<Value = (Way, KvShape, [usize; 2], u64)> {
     let layout = prop_oneof![Just(EXACT), prop::sample::select(CODED.to_vec())];
-    let parts = (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
+    let parts =
+        (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
     let scoring = (
         prop::sample::select(vec!["1", "5", "20", "all"]),
         prop::sample::select(vec!["none", "mean:5", "max:3"]),
