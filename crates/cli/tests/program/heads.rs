@@ -132,7 +132,7 @@ fn budgets_are_searched_for_and_kept() {
     let with = |options: &[&str], parts: &[&str]| refuses(&[&profile[..], options].concat(), parts);
     with(&["--ratio", "50"], &["required arguments", "--budgets"]);
     with(&["--budgets", "--ratio", "0"], &["above 0 and up to 100"]);
-    with(&["--budgets", "--ratio", "0.1"], &["0.1 %"]);
+    with(&["--budgets", "--ratio", "0.1"], &["cannot keep 0.10 %"]);
     refuses(
         &["profile", "--budgets", "--model", model(), "--corpus", &corpus, "--out", &out],
         &["required arguments", "--heads"],
