@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use heterokv_cache::{
     AttentionCache, CacheSpec, DeviceCache, DeviceCachePlan, Error, HeadMeasure, HeadProfile,
-    HeadRole, HeadShape, KvShape, Reservation, SimilarityAt,
+    HeadRole, HeadShape, KvShape, Level, PromptOnDevice, Reservation, SimilarityAt,
 };
 
 use crate::cache::{Case, EXACT, LAYERS, STEPS, Tokens, distance, distinct_places, goes_on, run};
@@ -137,6 +137,25 @@ fn what_is_left_goes_to_a_device() {
             let reached = distance(&found, &expected);
             assert!(reached <= EXACT, "{}: {reached}", case.spec);
             assert!(matches!(cache.download(), Err(Error::Forgetful { .. })), "{}", case.spec);
+            // A prompt at which nobody looked says nothing of what is to be held.
+            let config = host.config().clone();
+            let mut unseen = DeviceCache::new(
+                Arc::clone(&place),
+                host.shape(),
+                config,
+                Level::detect(),
+                None,
+                reservation,
+            )
+            .unwrap();
+            let prompt = PromptOnDevice {
+                num_tokens: 0,
+                segment_tokens: 256,
+                segments: &[],
+                query_energy: &vec![0.0; heads.kv_row_len()],
+            };
+            let error = unseen.store_prompt(0, &prompt, None).unwrap_err();
+            assert!(matches!(error, Error::NotWatched { layer: 0 }), "{error}");
         }
     }
 }
