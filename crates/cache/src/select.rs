@@ -165,12 +165,14 @@ impl Group {
         for taken in self.taken[num_coded..].chunks_exact(num_coded) {
             any.iter_mut().zip(taken).for_each(|(any, taken)| *any |= taken);
         }
-        let mut positions = vec![0; num_coded];
-        let mut count = 0;
+        let count = any.iter().filter(|&&is_taken| is_taken).count();
+        // A place more for what is written and not counted.
+        let mut positions = vec![0; count + 1];
+        let mut next = 0;
         // No branch foretells which are.
         for (token, &is_taken) in any.iter().enumerate() {
-            positions[count] = token as u32;
-            count += usize::from(is_taken);
+            positions[next] = token as u32;
+            next += usize::from(is_taken);
         }
         positions.truncate(count);
         positions

@@ -2,19 +2,19 @@
 //!
 //! HCAttention (arXiv 2507.19823, §3.3) sorts the weights in falling order and keeps the smallest set
 //! whose mass reaches τ. Here nothing is sorted: the bits of a non-negative float are ordered like the
-//! float, so the upper bits sort tokens into bins, a walk over the bins finds the one in which the set
-//! is completed, and only that bin's members are looked at one by one. The result is the exact set,
+//! float, so its upper bits put tokens into bins, a walk over the bins finds the one in which the set
+//! is completed, and that bin's members alone go on to the next bits. The result is the exact set,
 //! down to the boundary token; among equal weights the lower position is kept.
 
 use std::fmt;
 
 use crate::{Error, Result};
 
-/// The bits of an f32 that choose its bin: exponent and three bits of mantissa.
-const BIN_SHIFT: u32 = 20;
+/// The digits of a non-negative f32, from the heaviest on: the bit at which one begins, and its bits.
+const DIGITS: [(u32, u32); 3] = [(20, 11), (9, 11), (0, 9)];
 
-/// Bins of the non-negative floats.
-const NUM_BINS: usize = 1 << (31 - BIN_SHIFT);
+/// Bins of the longest digit.
+const NUM_BINS: usize = 1 << 11;
 
 /// Which tokens a query head takes, before floor and cap.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,19 +84,13 @@ pub struct Enough {
 pub struct SelectScratch {
     counts: Vec<u32>,
     masses: Vec<f64>,
-    /// Tokens of some weight.
+    /// Tokens of which some are to be taken, ascending.
     candidates: Vec<u32>,
-    boundary: Vec<u32>,
 }
 
 impl Default for SelectScratch {
     fn default() -> Self {
-        Self {
-            counts: vec![0; NUM_BINS],
-            masses: vec![0.0; NUM_BINS],
-            candidates: Vec::new(),
-            boundary: Vec::new(),
-        }
+        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], candidates: Vec::new() }
     }
 }
 
@@ -179,84 +173,85 @@ impl Selector {
         // What all tokens of less weight than this have together may be missing, so that they are hardly ever looked at.
         let left_out = 1.0 - f64::from(mass);
         let faint = (left_out / weights.len().max(1) as f64) as f32;
-        let found = match mass.is_finite() && faint > 0.0 {
-            true => scratch.walk(weights, faint, done),
-            false => None,
-        };
-        let walk = match found {
-            Some(walk) => walk,
-            None => scratch.walk(weights, 0.0, done).unwrap_or_default(),
-        };
-        let Walk { mut count, mut mass, full } = walk;
-        let boundary = &mut scratch.boundary;
-        boundary.clear();
-        for &token in &scratch.candidates {
-            let bin = bin_of(weights[token as usize]);
-            taken[token as usize] |= bin >= full;
-            if bin + 1 == full {
-                boundary.push(token);
+        if mass.is_finite() && faint > 0.0 {
+            scratch.find(weights, faint);
+            if scratch.holds(weights, done) {
+                return Ok(scratch.take(weights, done, taken));
             }
         }
-        let weight = |token: &u32| weights[*token as usize];
-        boundary.sort_unstable_by(|a, b| weight(b).total_cmp(&weight(a)).then(a.cmp(b)));
-        for token in boundary.iter() {
-            if done(count, mass) {
-                break;
-            }
-            taken[*token as usize] = true;
-            count += 1;
-            mass += f64::from(weight(token));
-        }
-        Ok(count)
+        scratch.find(weights, 0.0);
+        Ok(scratch.take(weights, done, taken))
     }
 }
 
-/// How far a walk over the bins has come, from the heaviest down.
-#[derive(Clone, Copy, Default)]
-struct Walk {
-    count: usize,
-    mass: f64,
-    /// Bins from this one up are taken whole; the boundary lies inside the bin below it.
-    full: usize,
-}
-
 impl SelectScratch {
-    /// Sorts the tokens of at least some weight into bins and walks over these until enough is taken. None where it is not
-    /// enough, and lighter ones were left out.
-    fn walk(
-        &mut self,
-        weights: &[f32],
-        least: f32,
-        done: impl Fn(usize, f64) -> bool,
-    ) -> Option<Walk> {
-        let Self { counts, masses, candidates, .. } = self;
-        counts.fill(0);
-        masses.fill(0.0);
-        candidates.resize(weights.len(), 0);
-        let mut num_candidates = 0;
+    /// Finds the tokens of at least some weight.
+    fn find(&mut self, weights: &[f32], least: f32) {
+        self.candidates.resize(weights.len(), 0);
+        let mut count = 0;
         // No branch foretells which are.
         for (token, &weight) in weights.iter().enumerate() {
-            candidates[num_candidates] = token as u32;
-            num_candidates += usize::from(weight >= least);
+            self.candidates[count] = token as u32;
+            count += usize::from(weight >= least);
         }
-        candidates.truncate(num_candidates);
-        for &token in &*candidates {
-            let weight = weights[token as usize];
-            let bin = bin_of(weight);
-            counts[bin] += 1;
-            masses[bin] += f64::from(weight);
-        }
-        let mut walk = Walk { full: NUM_BINS, ..Walk::default() };
-        while walk.full > 0 && !done(walk.count, walk.mass) {
-            let (more, heavier) = (counts[walk.full - 1] as usize, masses[walk.full - 1]);
-            if more > 0 && done(walk.count + more, walk.mass + heavier) {
-                return Some(walk);
+        self.candidates.truncate(count);
+    }
+
+    /// Whether all that was found is enough.
+    fn holds(&self, weights: &[f32], done: impl Fn(usize, f64) -> bool) -> bool {
+        let mass = self.candidates.iter().map(|&token| f64::from(weights[token as usize])).sum();
+        done(self.candidates.len(), mass)
+    }
+
+    /// Takes the heaviest of what was found until it is enough, and says how many.
+    fn take(
+        &mut self,
+        weights: &[f32],
+        done: impl Fn(usize, f64) -> bool,
+        taken: &mut [bool],
+    ) -> usize {
+        let (mut count, mut mass) = (0, 0.0);
+        for (shift, bits) in DIGITS {
+            if done(count, mass) {
+                return count;
             }
-            walk.count += more;
-            walk.mass += heavier;
-            walk.full -= 1;
+            let digit = |token: u32| {
+                let bits_of = weights[token as usize].to_bits() & 0x7FFF_FFFF;
+                (bits_of >> shift) as usize & ((1 << bits) - 1)
+            };
+            let (counts, masses) = (&mut self.counts[..1 << bits], &mut self.masses[..1 << bits]);
+            counts.fill(0);
+            masses.fill(0.0);
+            for &token in &self.candidates {
+                counts[digit(token)] += 1;
+                masses[digit(token)] += f64::from(weights[token as usize]);
+            }
+            let mut whole = 1 << bits;
+            while whole > 0 {
+                let (more, heavier) = (counts[whole - 1] as usize, masses[whole - 1]);
+                if more > 0 && done(count + more, mass + heavier) {
+                    break;
+                }
+                count += more;
+                mass += heavier;
+                whole -= 1;
+            }
+            self.candidates.retain(|&token| {
+                let digit = digit(token);
+                taken[token as usize] |= digit >= whole;
+                digit + 1 == whole
+            });
         }
-        (done(walk.count, walk.mass) || num_candidates == weights.len()).then_some(walk)
+        // These weigh the same.
+        for &token in &self.candidates {
+            if done(count, mass) {
+                break;
+            }
+            taken[token as usize] = true;
+            count += 1;
+            mass += f64::from(weights[token as usize]);
+        }
+        count
     }
 }
 
@@ -271,11 +266,6 @@ pub(crate) fn check(weights: &[f32]) -> Result<()> {
         None => Ok(()),
         Some(token) => Err(Error::Weight { token, weight: weights[token] }),
     }
-}
-
-/// The bin of a weight of at least 0; −0 counts as 0.
-fn bin_of(weight: f32) -> usize {
-    ((weight.to_bits() & 0x7FFF_FFFF) >> BIN_SHIFT) as usize
 }
 
 #[cfg(test)]
