@@ -2,6 +2,7 @@
 
 mod attention;
 mod budgets;
+mod saved;
 mod sequences;
 
 use heterokv_attn::reference::subset_attention;
