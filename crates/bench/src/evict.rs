@@ -135,7 +135,8 @@ pub(crate) fn run(arguments: &EvictArgs) -> Result<bool> {
         is_held &= part.is_held;
         if arguments.test {
             let rows: usize = part.tables.iter().map(|table| table.sheet.num_rows()).sum();
-            println!("evict {}: {rows} rows, every answer right", part.name);
+            let verdict = if part.is_held { "every answer right" } else { "FAILED" };
+            println!("evict {}: {rows} rows, {verdict}", part.name);
             continue;
         }
         for table in &part.tables {

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use heterokv_attn::HeadShape;
-use heterokv_cache::{KvCache, KvShape, PromptLayer};
+use heterokv_cache::{CacheConfig, KvCache, KvShape, PromptLayer};
 use heterokv_model::Model;
 use heterokv_quant::Level;
 
@@ -15,7 +15,10 @@ use crate::synthetic;
 /// Tokens at the beginning of a prompt whose queries tell coders which channels matter.
 const FIRST_QUERIES: usize = 256;
 
-/// Tokens at the end of a prompt whose queries are asked.
+/// Tokens at the end of a prompt whose queries tell caches that forget which tokens matter.
+const WINDOW_QUERIES: usize = 64;
+
+/// Those of them whose queries are asked.
 const LAST_QUERIES: usize = 8;
 
 /// A prompt in every layer.
@@ -57,7 +60,7 @@ impl PromptRows {
         let shape = model.kv_shape();
         let row_len = shape.heads.qo_row_len();
         let mut layers = vec![LayerRows::default(); shape.num_layers];
-        let last = tokens.len().saturating_sub(LAST_QUERIES);
+        let last = tokens.len().saturating_sub(WINDOW_QUERIES);
         let hidden = model.prefill_observed(tokens, &mut [], &mut |block| {
             let layer = &mut layers[block.layer];
             if block.first == 0 {
@@ -88,7 +91,7 @@ impl PromptRows {
             rows.flat_map(|row| &row[..row_len]).copied().collect()
         };
         let queries = join(group * dim, |rows| &rows.queries);
-        let last = num_tokens.saturating_sub(LAST_QUERIES) * heads.qo_row_len();
+        let last = num_tokens.saturating_sub(WINDOW_QUERIES) * heads.qo_row_len();
         let first = num_tokens.min(FIRST_QUERIES) * heads.qo_row_len();
         let layer = LayerRows {
             keys: rounded(&join(dim, |rows| &rows.keys)),
@@ -107,7 +110,9 @@ impl PromptRows {
 
     /// Queries of the last tokens in `layer`, each `[num_qo_heads, head_dim]`.
     pub(crate) fn queries(&self, layer: usize) -> impl Iterator<Item = &[f32]> {
-        self.layers[layer].last_queries.chunks_exact(self.shape.heads.qo_row_len())
+        let queries = self.layers[layer].last_queries.chunks_exact(self.shape.heads.qo_row_len());
+        let skipped = queries.len().saturating_sub(LAST_QUERIES);
+        queries.skip(skipped)
     }
 
     /// `num_tokens` tokens of `layer`: the prompt, or its beginning, or the prompt over and over.
@@ -138,15 +143,20 @@ impl Context<'_> {
     pub(crate) fn store(&self, caches: &mut [KvCache], layer: usize, level: Level) -> Result<()> {
         ensure!(!self.keys.is_empty(), "a context has a token at least");
         let num_tokens = self.keys.len() / self.heads.kv_row_len();
-        let mut prompt = PromptLayer::new(self.heads, level, &self.keys, &self.values)?;
-        // Only to show the queries: the first ones, whose attention over so few tokens costs nothing, and, to caches that
-        // choose by the end of a prompt, the last ones.
+        let prompt = PromptLayer::new(self.heads, level, &self.keys, &self.values)?;
+        let mut prompt = prompt.watch(caches, None)?;
+        // Only to show the queries: the first ones, whose attention over so few tokens costs nothing, and the last ones to
+        // caches that choose by them what they keep.
         let row_len = self.heads.qo_row_len();
         let first = &self.first_queries[..self.first_queries.len().min(num_tokens * row_len)];
         prompt.attend(0, first, &mut vec![0.0; first.len()])?;
-        let num_last = (num_tokens - first.len() / row_len).min(self.last_queries.len() / row_len);
-        let last = &self.last_queries[self.last_queries.len() - num_last * row_len..];
-        prompt.attend(num_tokens - num_last, last, &mut vec![0.0; last.len()])?;
+        let forgets = |cache: &KvCache| matches!(cache.config(), CacheConfig::Hca(hca) if hca.evict.is_some());
+        if caches.iter().any(forgets) {
+            let num_left = num_tokens - first.len() / row_len;
+            let num_last = num_left.min(self.last_queries.len() / row_len);
+            let last = &self.last_queries[self.last_queries.len() - num_last * row_len..];
+            prompt.attend(num_tokens - num_last, last, &mut vec![0.0; last.len()])?;
+        }
         Ok(prompt.store(caches, layer)?)
     }
 }
@@ -157,8 +167,6 @@ fn rounded(rows: &[f32]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use heterokv_cache::CacheConfig;
-
     use super::*;
     use crate::subject::Place;
 

@@ -67,11 +67,16 @@ fn bars(
                         ("KL", 1.0, (|l: Losses| l.plain) as fn(Losses) -> f64),
                         ("recall KL", recall_needed, |l| l.recall),
                     ] {
-                        let [own, other] = [own, other].map(|l| l.map_or(f64::NAN, of));
+                        let [own, other] = [own, other].map(|losses| losses.map(of));
+                        let shown = |kl: Option<f64>| {
+                            kl.map_or("not measured".to_owned(), |kl| format!("{kl:.5}"))
+                        };
+                        let [own, other] =
+                            [own, other].map(|kl| (kl.unwrap_or(f64::NAN), shown(kl)));
                         bars.push(Bar {
                             what: format!("{measure} of {name}:{ratio}% at {context} tokens"),
-                            by: format!("{}: {other:.5} against {own:.5}", rival.name),
-                            reached: other / own,
+                            by: format!("{}: {} against {}", rival.name, other.1, own.1),
+                            reached: other.0 / own.0,
                             limit: Limit::AtLeast(needed),
                         });
                     }

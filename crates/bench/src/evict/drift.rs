@@ -25,19 +25,14 @@ const MEDIAN_STEPS: usize = 8;
 /// First token of the first chapter's passage that is said once more.
 const SAID_FIRST: usize = 500;
 
-/// Columns of the table.
-const COLUMNS: [&str; 10] = [
-    "context",
-    "behind the change",
-    "selection",
-    "cache",
-    "ratio",
-    "KL before",
-    "KL behind",
-    "top-1 behind",
-    "back after",
-    "tok/s",
-];
+/// Columns of the table before and behind the running medians.
+const COLUMNS: [&str; 7] =
+    ["context", "behind the change", "selection", "cache", "ratio", "KL before", "KL behind"];
+const LAST_COLUMNS: [&str; 5] =
+    ["top-1 behind", "back after", "made anew before", "made anew behind", "tok/s"];
+
+/// Steps behind the change at which the running median is shown.
+const SHOWN_STEPS: [usize; 4] = [8, 16, 32, 128];
 
 /// The caches of --drift, and when one is back.
 #[derive(Args, Clone, Debug)]
@@ -118,6 +113,8 @@ struct Track {
     seconds: Samples,
     /// Steps behind the change after which it is back.
     back_after: Option<usize>,
+    /// Selections that drift has had made anew, before the change and behind it.
+    num_refreshes: [u64; 2],
 }
 
 /// Measures every context.
@@ -238,9 +235,10 @@ fn measure(
             change: turn.change,
             seconds: Samples::default(),
             back_after: None,
+            num_refreshes: [0; 2],
         })
         .collect();
-    for pair in turn.tokens.windows(2) {
+    for (step, pair) in turn.tokens.windows(2).enumerate() {
         let [fed, next] = *pair else { continue };
         let says = |cache: &mut KvCache| -> Result<Distribution> {
             let hidden = model.extend(&[fed], cache)?;
@@ -253,6 +251,8 @@ fn measure(
             track.seconds.push(start.elapsed().as_secs_f64());
             track.steps.push(&reference, &own, next)?;
             track.ratio = track.ratio.max(cache.ratio());
+            let before: u64 = track.num_refreshes.iter().sum();
+            track.num_refreshes[usize::from(step >= turn.change)] += cache.num_refreshes() - before;
         }
     }
     let fresh = tracks.iter().find(|track| track.selects == Selects::Always);
@@ -268,6 +268,12 @@ impl Track {
     fn behind(&self) -> &[f64] {
         &self.steps.kl[self.change..]
     }
+}
+
+/// The running median: of the first [`MEDIAN_STEPS`] steps, of those from the second on, and so on.
+fn medians(steps: &[f64]) -> Vec<f64> {
+    let windows = steps.windows(MEDIAN_STEPS);
+    windows.map(|window| window.iter().copied().collect::<Samples>().median()).collect()
 }
 
 /// Steps after which the median of the last [`MEDIAN_STEPS`] is at most `within` times that of `fresh`, and stays so for as
@@ -304,7 +310,9 @@ fn bars(tracks: &[Track], terms: &DriftArgs) -> Vec<Bar> {
 }
 
 fn table(title: String, tracks: &[Track]) -> Sheet {
-    let mut sheet = Sheet::new(title, &COLUMNS);
+    let shown = SHOWN_STEPS.map(|step| format!("at {step}"));
+    let columns = COLUMNS.into_iter().chain(shown.iter().map(String::as_str)).chain(LAST_COLUMNS);
+    let mut sheet = Sheet::new(title, &columns.collect::<Vec<_>>());
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     for track in tracks {
         let top1: Vec<f64> =
@@ -313,7 +321,12 @@ fn table(title: String, tracks: &[Track]) -> Sheet {
             Some(steps) => Cell::Number(steps as f64, 0),
             None => Cell::text("never"),
         };
-        sheet.push(vec![
+        let medians = medians(track.behind());
+        let at = |step: usize| {
+            let median = step.checked_sub(MEDIAN_STEPS).and_then(|first| medians.get(first));
+            median.map_or(Cell::text(""), |&median| Cell::Scientific(median))
+        };
+        let mut cells = vec![
             Cell::Number(track.context as f64, 0),
             Cell::text(format!("the first {}", track.behind)),
             Cell::text(track.selects.words()),
@@ -321,10 +334,16 @@ fn table(title: String, tracks: &[Track]) -> Sheet {
             Cell::Number(100.0 * track.ratio, 1),
             Cell::Scientific(mean(&track.steps.kl[..track.change])),
             Cell::Scientific(mean(track.behind())),
+        ];
+        cells.extend(SHOWN_STEPS.map(at));
+        cells.extend([
             Cell::Number(100.0 * mean(&top1), 1),
             back,
+            Cell::Number(track.num_refreshes[0] as f64, 0),
+            Cell::Number(track.num_refreshes[1] as f64, 0),
             Cell::Number(1.0 / track.seconds.median(), 1),
         ]);
+        sheet.push(cells);
     }
     sheet
 }
@@ -380,6 +399,7 @@ mod tests {
             change: 0,
             seconds: Samples::default(),
             back_after,
+            num_refreshes: [0; 2],
         };
         let terms = DriftArgs::small();
         let is_held = |back_after| bars(&[track(back_after)], &terms).iter().all(Bar::is_held);

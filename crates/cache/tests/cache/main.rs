@@ -3,6 +3,7 @@
 mod bytes;
 mod copies;
 mod disk;
+mod drift;
 mod exact;
 mod forgetting;
 mod head_profiles;
