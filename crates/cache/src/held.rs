@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use heterokv_offload::{Arena, Attachment, Charge};
 
-use crate::saved::damaged;
 use crate::Result;
+use crate::saved::damaged;
 
 /// Tokens for whose numbers memory is taken at a time.
 pub(crate) const EVIDENCE_TOKENS: usize = 16;

@@ -249,7 +249,8 @@ impl SavedCache {
                 _ => None,
             };
             let of_rows = head.num_bytes(plan.as_ref(), shape.heads.head_dim);
-            let of_held = head.num_held_bytes(eviction.map(|eviction| eviction.has_evidence(place)));
+            let of_held =
+                head.num_held_bytes(eviction.map(|eviction| eviction.has_evidence(place)));
             let of_head = of_rows.zip(of_held).map(|(rows, held)| rows.saturating_add(held));
             let of_head = of_head.filter(|_| head.seen == num_tokens);
             let Some(of_head) = of_head else {

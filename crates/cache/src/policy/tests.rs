@@ -89,7 +89,8 @@ fn attention_is_over_the_decoded_keys_of_the_tokens_held() {
         ("keys=lm2,values=f16@device", 290, 3e-4),
         ("keys=alloc/4,values=f16@host", 290, 3e-4),
     ] {
-        for (i, scorer) in ["window", "accumulated", "key-diff", "position"].into_iter().enumerate() {
+        for (i, scorer) in ["window", "accumulated", "key-diff", "position"].into_iter().enumerate()
+        {
             let rows = Rows::new(i as u64);
             let mut cache = rows.cache(&format!(
                 "{layout},select=none,evict={scorer},observe=8,keep={keep},every=4,sinks=2,recent=8"

@@ -6,7 +6,9 @@ mod saved;
 mod sequences;
 
 use heterokv_attn::reference::subset_attention;
-use heterokv_cache::{CachePlan, Error, HeadMeasure, HeadProfile, HeadRole, PromptLayer, RotaryTurns, SimilarityAt};
+use heterokv_cache::{
+    CachePlan, Error, HeadMeasure, HeadProfile, HeadRole, PromptLayer, RotaryTurns, SimilarityAt,
+};
 
 use super::*;
 
@@ -136,10 +138,8 @@ const ANGLES: [f32; 8] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001];
 fn prefill(tokens: &Tokens, caches: &mut [KvCache], count: usize) {
     let heads = tokens.shape.heads;
     let (qo, kv) = (heads.qo_row_len(), heads.kv_row_len());
-    let turns = RotaryTurns {
-        inverse_frequencies: &ANGLES[..heads.head_dim / 2],
-        attention_factor: 1.0,
-    };
+    let turns =
+        RotaryTurns { inverse_frequencies: &ANGLES[..heads.head_dim / 2], attention_factor: 1.0 };
     for layer in 0..tokens.shape.num_layers {
         let (k, v) = (&tokens.k[layer][..count * kv], &tokens.v[layer][..count * kv]);
         let prompt = PromptLayer::new(heads, Level::detect(), k, v).expect("a prompt of a test");
@@ -183,7 +183,8 @@ fn distance(a: &[f32], b: &[f64]) -> f64 {
 fn check_positions(held: &[Vec<u32>], way: &Way, num_tokens: usize) {
     for positions in held {
         assert!(positions.is_sorted_by(|a, b| a < b), "{way:?}: {positions:?}");
-        let always = (0..way.sinks.min(num_tokens)).chain(num_tokens.saturating_sub(way.recent)..num_tokens);
+        let always =
+            (0..way.sinks.min(num_tokens)).chain(num_tokens.saturating_sub(way.recent)..num_tokens);
         for position in always {
             let is_held = positions.binary_search(&(position as u32)).is_ok();
             assert!(is_held, "{way:?}: {position} of {num_tokens} is not in {positions:?}");

@@ -80,10 +80,11 @@ fn round_trip(spec: &str) -> CacheConfig {
 fn presets_that_forget_are_written_out_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let heads = crate::forgetting::head_profile(folder.path(), &smollm2());
-    for (name, rest) in FORGETTING.iter().map(|&name| (name, String::new())).chain([
-        ("baklava", format!(",heads={heads}")),
-        ("heterocache", format!(",heads={heads}")),
-    ]) {
+    for (name, rest) in FORGETTING
+        .iter()
+        .map(|&name| (name, String::new()))
+        .chain([("baklava", format!(",heads={heads}")), ("heterocache", format!(",heads={heads}"))])
+    {
         let amounts: &[&str] = match name {
             "dbudget" | "corm" => &[""],
             "heterocache" => &[":80%"],
@@ -369,8 +370,7 @@ fn paths() -> impl Strategy<Value = String> {
 
 /// A spec that is right, or nearly.
 fn near_specs() -> impl Strategy<Value = String> {
-    let word =
-        "(full|hca|hca-rescore|snapkv|corm|keys|values|rescore|select|min|max|union|renorm|sinks|recent|evict|observe|pool|gqa|budget|keep|every|refresh|)";
+    let word = "(full|hca|hca-rescore|snapkv|corm|keys|values|rescore|select|min|max|union|renorm|sinks|recent|evict|observe|pool|gqa|budget|keep|every|refresh|)";
     let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|window|key-norm|all|mean:|pyramid:|global|once|step|drift:|sync|)";
     let end = "(@host|@disk|@device|[0-9.]{0,22}|)(%|)";
     let words = (word, rest, end).prop_map(|(word, rest, end)| word + &rest + &end);

@@ -103,7 +103,10 @@ fn reversed(tokens: &Tokens) -> Tokens {
     let KvShape { heads, .. } = tokens.shape;
     let turned = |rows: &Vec<f32>, len: usize| -> Vec<f32> {
         let row_len = heads.num_kv_heads * len;
-        rows.chunks_exact(row_len).flat_map(|row| row.chunks_exact(len).rev().flatten()).copied().collect()
+        rows.chunks_exact(row_len)
+            .flat_map(|row| row.chunks_exact(len).rev().flatten())
+            .copied()
+            .collect()
     };
     let group_len = heads.group_size() * heads.head_dim;
     Tokens {
@@ -125,7 +128,9 @@ fn heads_in_another_order_give_the_same_in_that_order() {
     for (i, budget) in budgets.enumerate() {
         for (j, scorer) in SCORERS.into_iter().enumerate() {
             // Votes and positions of tokens are often equal.
-            if budget.starts_with("adaptive") && (scorer.starts_with("votes") || scorer == "position") {
+            if budget.starts_with("adaptive")
+                && (scorer.starts_with("votes") || scorer == "position")
+            {
                 continue;
             }
             let layout = if (i + j) % 2 == 0 { EXACT } else { CODED[1] };
@@ -133,11 +138,14 @@ fn heads_in_another_order_give_the_same_in_that_order() {
             let there = trace(&tokens, &spec, 150);
             for (here, there) in trace(&turned, &spec, 150).into_iter().zip(there) {
                 let layers = there.1.chunks_exact(num_heads);
-                let positions: Vec<_> = layers.flat_map(|heads| heads.iter().rev()).cloned().collect();
+                let positions: Vec<_> =
+                    layers.flat_map(|heads| heads.iter().rev()).cloned().collect();
                 assert_eq!(here.1, positions, "{spec}");
                 let layers = there.0.chunks_exact(num_heads * group_len);
-                let out: Vec<u32> =
-                    layers.flat_map(|row| row.chunks_exact(group_len).rev().flatten()).copied().collect();
+                let out: Vec<u32> = layers
+                    .flat_map(|row| row.chunks_exact(group_len).rev().flatten())
+                    .copied()
+                    .collect();
                 assert!(here.0 == out, "{spec}");
             }
         }
@@ -153,9 +161,8 @@ fn what_was_not_watched_is_refused() {
         let spec = Way::new(EXACT, scorer, "uniform").spec(&tokens.shape).1;
         [cache(&spec, tokens.shape)]
     };
-    let prompt = || {
-        PromptLayer::new(heads, Level::detect(), &tokens.k[0], &tokens.v[0]).expect("a prompt")
-    };
+    let prompt =
+        || PromptLayer::new(heads, Level::detect(), &tokens.k[0], &tokens.v[0]).expect("a prompt");
     let error = prompt().watch(&caches("expected"), None).unwrap_err();
     assert!(matches!(error, Error::NoRotary), "{error}");
     let mut window = caches("window");

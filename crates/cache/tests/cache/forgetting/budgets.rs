@@ -180,7 +180,10 @@ fn budgets_of_profiles_hold() {
         ("stability", EXACT, Amount::Ratio(60.0)),
         ("stability", CODED[0], Amount::Ratio(60.0)),
     ] {
-        for every in ["once", "4"] {
+        for every in ["once", "4", "drift:3,refresh=sync"] {
+            if every.starts_with("drift") && (layout, budget) != (EXACT, "stability") {
+                continue;
+            }
             let way = Way { amount, ..Way::new(layout, "window", budget) };
             let way = Way { every: format!("{every},heads={heads}"), ..way };
             let cache = follow(&way, &tokens, 250);
@@ -194,7 +197,8 @@ fn budgets_of_profiles_hold() {
 /// Ways at random, few tokens among them.
 fn ways() -> impl Strategy<Value = (Way, KvShape, [usize; 2], u64)> {
     let layout = prop_oneof![Just(EXACT), prop::sample::select(CODED.to_vec())];
-    let parts = (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
+    let parts =
+        (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
     let scoring = (
         prop::sample::select(vec!["1", "5", "20", "all"]),
         prop::sample::select(vec!["none", "mean:5", "max:3"]),

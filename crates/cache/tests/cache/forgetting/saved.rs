@@ -46,7 +46,12 @@ fn goes_on(tokens: &Tokens, cache: &mut KvCache, further: std::ops::Range<usize>
     let step = |token: usize| {
         tokens.append(cache, token);
         let out = bits(&tokens.attend(cache, token));
-        format!("{out:?} {:?} {:?} {}", held(cache), cache.device_bytes(), cache.host_in_use_bytes())
+        format!(
+            "{out:?} {:?} {:?} {}",
+            held(cache),
+            cache.device_bytes(),
+            cache.host_in_use_bytes()
+        )
     };
     further.map(step).collect()
 }

@@ -121,7 +121,11 @@ impl Lives {
                 let kept = |positions: &Vec<u32>| -> Vec<u32> {
                     positions.iter().copied().filter(|&p| (p as usize) < left).collect()
                 };
-                assert_eq!(held(&life.cache), before.iter().map(kept).collect::<Vec<_>>(), "{way:?}");
+                assert_eq!(
+                    held(&life.cache),
+                    before.iter().map(kept).collect::<Vec<_>>(),
+                    "{way:?}"
+                );
                 assert!(life.cache.device_in_use_bytes() <= bytes, "{way:?}");
                 if left < life.history.len() {
                     life.history.truncate(left);
@@ -157,7 +161,8 @@ fn ways() -> impl Strategy<Value = (Way, u64)> {
         (0..3_000usize).prop_map(Amount::Bytes),
         (1.0..60.0).prop_map(Amount::Ratio),
     ];
-    let parts = (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
+    let parts =
+        (layout, prop::sample::select(SCORERS.to_vec()), prop::sample::select(BUDGETS.to_vec()));
     let every = prop::sample::select(vec!["once", "step", "7"]);
     (parts, amount, every, 0..4usize, 1..20usize, any::<u64>()).prop_map(
         |((layout, scorer, budget), amount, every, sinks, recent, seed)| {
@@ -214,7 +219,8 @@ fn the_store_is_empty_when_all_are_gone() {
     let mut lives = Lives::new(2, way, 200, Some(&store));
     let many = store.stats().ram.bytes;
     assert!(many > 0);
-    for event in [Event::Append(40), Event::Fork, Event::Append(9), Event::Turn, Event::Append(30)] {
+    for event in [Event::Append(40), Event::Fork, Event::Append(9), Event::Turn, Event::Append(30)]
+    {
         lives.live(&event);
     }
     assert_eq!(lives.lives.len(), 2);
