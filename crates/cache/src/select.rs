@@ -4,6 +4,7 @@ use heterokv_attn::HeadShape;
 use heterokv_attn::simd::exp::exp_weights;
 use heterokv_evict::{SelectScratch, Selector, Union};
 use heterokv_quant::{Level, Precision, PreparedQueries};
+use rayon::prelude::*;
 
 use crate::Result;
 use crate::coded::{CodedKeys, SCORE_TILE};
@@ -19,7 +20,7 @@ pub(crate) struct Group {
     scores: Vec<f32>,
     /// `[num_tiles, group_size]`: the largest score of each tile.
     maxima: Vec<f32>,
-    /// `[num_coded]`, of one query head at a time.
+    /// `[group_size, num_coded]`.
     weights: Vec<f32>,
     /// `[group_size, num_coded]`.
     taken: Vec<bool>,
@@ -28,7 +29,7 @@ pub(crate) struct Group {
 /// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens.
 pub(crate) fn scratch_bytes(shape: &HeadShape, num_coded: usize) -> usize {
     let tiles = 4 * num_coded.next_multiple_of(SCORE_TILE) * shape.group_size();
-    let weights = 4 * num_coded;
+    let weights = 4 * shape.group_size() * num_coded;
     let taken = shape.group_size() * num_coded;
     shape.num_kv_heads * (tiles + weights + taken)
 }
@@ -98,57 +99,99 @@ impl Group {
             .collect()
     }
 
-    /// Selects, given the log-sum-exp of the resident part of each query head.
+    /// Selects, given the log-sum-exp of the resident part of each query head; with scores where rows are summed under them.
     pub(crate) fn select(
         &mut self,
         level: Level,
         selector: &Selector,
         union: Union,
         resident_lse: &[f32],
-        scratch: &mut SelectScratch,
+        with_scores: bool,
     ) -> Result<HeadSelection> {
         let num_coded = self.num_coded;
+        if num_coded == 0 {
+            return Ok(HeadSelection {
+                full_lse: resident_lse.to_vec(),
+                ..HeadSelection::default()
+            });
+        }
         self.taken.clear();
         self.taken.resize(self.group_size * num_coded, false);
-        let mut full_lse = Vec::with_capacity(self.group_size);
-        for (head, &resident) in resident_lse.iter().enumerate() {
-            let lse = self.weigh(level, head, resident);
-            full_lse.push(lse);
-            let taken = &mut self.taken[head * num_coded..][..num_coded];
-            let resident_mass = f64::from(resident - lse).exp();
-            selector.select(&self.weights, resident_mass, scratch, taken)?;
+        let mut weights = std::mem::take(&mut self.weights);
+        weights.resize(self.group_size * num_coded, 0.0);
+        let heads = weights.par_chunks_exact_mut(num_coded).enumerate();
+        let weighed = heads.map(|(head, row)| self.weigh(level, head, resident_lse[head], row));
+        let full_lse: Vec<f32> = weighed.collect();
+        let selected = self.taken.par_chunks_exact_mut(num_coded).enumerate().map_init(
+            SelectScratch::default,
+            |scratch, (head, taken)| {
+                let weights = &weights[head * num_coded..][..num_coded];
+                let resident_mass = f64::from(resident_lse[head] - full_lse[head]).exp();
+                selector.select(weights, resident_mass, scratch, taken)
+            },
+        );
+        let selected = selected.collect::<Result<Vec<_>, _>>();
+        self.weights = weights;
+        selected?;
+        let positions = self.positions();
+        let len = self.group_size * positions.len();
+        let mut selection = HeadSelection { full_lse, ..HeadSelection::default() };
+        if with_scores {
+            selection.scores.reserve_exact(len);
         }
-        let any = |token: usize| (0..self.group_size).any(|h| self.taken[h * num_coded + token]);
-        let positions: Vec<u32> = (0..num_coded).filter(|&t| any(t)).map(|t| t as u32).collect();
-        let mut scores = Vec::with_capacity(self.group_size * positions.len());
-        let mut taken = Vec::with_capacity(self.group_size * positions.len());
+        let by_head = union == Union::Head;
         for head in 0..self.group_size {
-            for &token in &positions {
-                let own = self.taken[head * num_coded + token as usize];
-                let takes = own || union == Union::Group;
-                let score = self.score(head, token as usize);
-                scores.push(if takes { score } else { f32::NEG_INFINITY });
-                taken.push(takes);
+            let taken = &self.taken[head * num_coded..][..num_coded];
+            let takes = |token: &u32| !by_head || taken[*token as usize];
+            if with_scores {
+                let score = |token: &u32| match takes(token) {
+                    true => self.score(head, *token as usize),
+                    false => f32::NEG_INFINITY,
+                };
+                selection.scores.extend(positions.iter().map(score));
+            }
+            if by_head {
+                selection.taken.extend(positions.iter().map(takes));
             }
         }
-        Ok(HeadSelection { positions, scores, taken, full_lse })
+        selection.positions = positions;
+        Ok(selection)
+    }
+
+    /// The tokens that any query head takes, ascending.
+    fn positions(&self) -> Vec<u32> {
+        let num_coded = self.num_coded;
+        let mut any = self.taken[..num_coded].to_vec();
+        for taken in self.taken[num_coded..].chunks_exact(num_coded) {
+            any.iter_mut().zip(taken).for_each(|(any, taken)| *any |= taken);
+        }
+        let mut positions = vec![0; num_coded];
+        let mut count = 0;
+        // No branch foretells which are.
+        for (token, &is_taken) in any.iter().enumerate() {
+            positions[count] = token as u32;
+            count += usize::from(is_taken);
+        }
+        positions.truncate(count);
+        positions
     }
 
     /// Fills `weights [num_coded]` with the softmax weights of one query head under the normaliser of
     /// all tokens, whose log-sum-exp is returned.
-    fn weigh(&mut self, level: Level, head: usize, resident_lse: f32) -> f32 {
-        let mut weights = std::mem::take(&mut self.weights);
-        weights.clear();
-        self.extend_scores(head, &mut weights);
-        self.weights = weights;
+    fn weigh(&self, level: Level, head: usize, resident_lse: f32, weights: &mut [f32]) -> f32 {
+        let tiles = self.scores.chunks_exact(self.group_size * SCORE_TILE);
+        for (weights, tile) in weights.chunks_mut(SCORE_TILE).zip(tiles) {
+            weights.copy_from_slice(&tile[head * SCORE_TILE..][..weights.len()]);
+        }
         let maxima = self.maxima.iter().skip(head).step_by(self.group_size).copied();
         let max = maxima.fold(resident_lse, f32::max);
         if max == f32::NEG_INFINITY {
+            weights.fill(0.0);
             return max;
         }
-        let sum = exp_weights(level, &mut self.weights, max) + (resident_lse - max).exp();
+        let sum = exp_weights(level, weights, max) + (resident_lse - max).exp();
         let share = 1.0 / sum;
-        self.weights.iter_mut().for_each(|weight| *weight *= share);
+        weights.iter_mut().for_each(|weight| *weight *= share);
         max + sum.ln()
     }
 

@@ -84,12 +84,19 @@ pub struct Enough {
 pub struct SelectScratch {
     counts: Vec<u32>,
     masses: Vec<f64>,
+    /// Tokens of some weight.
+    candidates: Vec<u32>,
     boundary: Vec<u32>,
 }
 
 impl Default for SelectScratch {
     fn default() -> Self {
-        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], boundary: Vec::new() }
+        Self {
+            counts: vec![0; NUM_BINS],
+            masses: vec![0.0; NUM_BINS],
+            candidates: Vec::new(),
+            boundary: Vec::new(),
+        }
     }
 }
 
@@ -165,28 +172,29 @@ impl Selector {
             taken.fill(true);
             return Ok(weights.len());
         }
-        scratch.fill(weights)?;
+        check(weights)?;
         let done = |count: usize, mass: f64| {
             count >= at_most || (count >= at_least && mass >= wanted_mass)
         };
-        // Bins from `full` up are taken whole; the boundary lies inside the bin below it.
-        let (mut count, mut mass, mut full) = (0, 0.0, NUM_BINS);
-        while full > 0 && !done(count, mass) {
-            let (more, heavier) = (scratch.counts[full - 1] as usize, scratch.masses[full - 1]);
-            if more > 0 && done(count + more, mass + heavier) {
-                break;
-            }
-            count += more;
-            mass += heavier;
-            full -= 1;
-        }
+        // What all tokens of less weight than this have together may be missing, so that they are hardly ever looked at.
+        let left_out = 1.0 - f64::from(mass);
+        let faint = (left_out / weights.len().max(1) as f64) as f32;
+        let found = match mass.is_finite() && faint > 0.0 {
+            true => scratch.walk(weights, faint, done),
+            false => None,
+        };
+        let walk = match found {
+            Some(walk) => walk,
+            None => scratch.walk(weights, 0.0, done).unwrap_or_default(),
+        };
+        let Walk { mut count, mut mass, full } = walk;
         let boundary = &mut scratch.boundary;
         boundary.clear();
-        for (token, (&weight, taken)) in weights.iter().zip(taken.iter_mut()).enumerate() {
-            let bin = bin_of(weight);
-            *taken |= bin >= full;
+        for &token in &scratch.candidates {
+            let bin = bin_of(weights[token as usize]);
+            taken[token as usize] |= bin >= full;
             if bin + 1 == full {
-                boundary.push(token as u32);
+                boundary.push(token);
             }
         }
         let weight = |token: &u32| weights[*token as usize];
@@ -203,17 +211,52 @@ impl Selector {
     }
 }
 
+/// How far a walk over the bins has come, from the heaviest down.
+#[derive(Clone, Copy, Default)]
+struct Walk {
+    count: usize,
+    mass: f64,
+    /// Bins from this one up are taken whole; the boundary lies inside the bin below it.
+    full: usize,
+}
+
 impl SelectScratch {
-    fn fill(&mut self, weights: &[f32]) -> Result<()> {
-        self.counts.fill(0);
-        self.masses.fill(0.0);
-        check(weights)?;
-        for &weight in weights {
-            let bin = bin_of(weight);
-            self.counts[bin] += 1;
-            self.masses[bin] += f64::from(weight);
+    /// Sorts the tokens of at least some weight into bins and walks over these until enough is taken. None where it is not
+    /// enough, and lighter ones were left out.
+    fn walk(
+        &mut self,
+        weights: &[f32],
+        least: f32,
+        done: impl Fn(usize, f64) -> bool,
+    ) -> Option<Walk> {
+        let Self { counts, masses, candidates, .. } = self;
+        counts.fill(0);
+        masses.fill(0.0);
+        candidates.resize(weights.len(), 0);
+        let mut num_candidates = 0;
+        // No branch foretells which are.
+        for (token, &weight) in weights.iter().enumerate() {
+            candidates[num_candidates] = token as u32;
+            num_candidates += usize::from(weight >= least);
         }
-        Ok(())
+        candidates.truncate(num_candidates);
+        for &token in &*candidates {
+            let weight = weights[token as usize];
+            let bin = bin_of(weight);
+            counts[bin] += 1;
+            masses[bin] += f64::from(weight);
+        }
+        let mut walk = Walk { full: NUM_BINS, ..Walk::default() };
+        while walk.full > 0 && !done(walk.count, walk.mass) {
+            let (more, heavier) = (counts[walk.full - 1] as usize, masses[walk.full - 1]);
+            if more > 0 && done(walk.count + more, walk.mass + heavier) {
+                return Some(walk);
+            }
+            walk.count += more;
+            walk.mass += heavier;
+            walk.full -= 1;
+        }
+        (done(walk.count, walk.mass) || num_candidates == weights.len()).then_some(walk)
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use heterokv_attn::simd::exp_weights;
 use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows};
-use heterokv_evict::SelectScratch;
 use heterokv_quant::Precision;
 use rayon::prelude::*;
 
@@ -98,8 +97,9 @@ impl KvCache {
             let selections: Vec<HeadSelection> = groups
                 .par_iter_mut()
                 .zip(&states)
-                .map_init(SelectScratch::default, |scratch, (group, state)| {
-                    group.select(level, &selector, config.union, state.lse(), scratch)
+                .map(|(group, state)| {
+                    let with_scores = config.rescore.is_none();
+                    group.select(level, &selector, config.union, state.lse(), with_scores)
                 })
                 .collect::<Result<_>>()?;
             self.times.selection += start.elapsed();
