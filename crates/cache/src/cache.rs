@@ -361,7 +361,7 @@ impl KvCache {
     pub(crate) fn eviction(&self) -> Option<(&Eviction, usize)> {
         match &self.config {
             CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => hca.evict.as_ref().map(|eviction| (eviction, hca.sinks)),
+            CacheConfig::Hca(hca) => hca.evict.as_deref().map(|eviction| (eviction, hca.sinks)),
         }
     }
 

@@ -230,7 +230,7 @@ impl SavedCache {
         }
         let eviction = match config {
             CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => hca.evict.as_ref(),
+            CacheConfig::Hca(hca) => hca.evict.as_deref(),
         };
         let num_tokens = self.num_tokens();
         let of_policy = match (eviction, &self.header.policy) {

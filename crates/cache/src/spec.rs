@@ -190,7 +190,7 @@ pub struct HcaConfig {
     /// Last tokens, exact on the device.
     pub recent: usize,
     /// How tokens are forgotten; none: they are not.
-    pub evict: Option<Eviction>,
+    pub evict: Option<Box<Eviction>>,
 }
 
 impl CacheSpec {
@@ -243,7 +243,7 @@ impl CacheSpec {
         if let (Keys::Mix(mix), Some(fingerprint)) = (&config.keys, fingerprint) {
             mix.check_fingerprint(fingerprint)?;
         }
-        let heads = config.evict.as_ref().and_then(|eviction| eviction.heads.as_ref());
+        let heads = config.evict.as_deref().and_then(|eviction| eviction.heads.as_ref());
         if let (Some(heads), Some(fingerprint)) = (heads, fingerprint) {
             heads.profile.check_fingerprint(fingerprint)?;
         }
@@ -288,7 +288,7 @@ impl HcaConfig {
 
     /// Whether rows come back from the host when what heads look at has drifted.
     pub(crate) fn comes_back(&self) -> bool {
-        self.evict.as_ref().is_some_and(Eviction::is_on_drift)
+        self.evict.as_deref().is_some_and(Eviction::is_on_drift)
     }
 
     /// Tokens of a page of exact rows, where all are exact.
@@ -324,7 +324,8 @@ impl HcaConfig {
             Setting::Recent(recent) => self.recent = recent,
             Setting::Evict(None) => self.evict = None,
             Setting::Evict(Some(scorer)) => {
-                let eviction = self.evict.get_or_insert_with(|| presets::plain_eviction(scorer));
+                let eviction =
+                    self.evict.get_or_insert_with(|| presets::plain_eviction(scorer).into());
                 eviction.scoring.scorer = scorer;
             }
             Setting::Forget(ref option) => {
