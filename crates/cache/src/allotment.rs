@@ -78,7 +78,7 @@ impl Allotment {
                 let weight = heads.and_then(|heads| heads.profile.budget_weight(place.0, place.1));
                 weight.ok_or(Error::Conflict {
                     conflict: "budget=profile goes by budget weights, which this profile of heads has not; make them \
-                               with `heterokv profile --budgets`",
+                               with `heterokv profile --heads --budgets`",
                 })
             }
             _ => Ok(1.0),

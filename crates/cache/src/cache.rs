@@ -359,10 +359,7 @@ impl KvCache {
 
     /// How tokens are forgotten, and how many of the first stay; none where none are.
     pub(crate) fn eviction(&self) -> Option<(&Eviction, usize)> {
-        match &self.config {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => hca.evict.as_deref().map(|eviction| (eviction, hca.sinks)),
-        }
+        self.config.forgetting().map(|(hca, eviction)| (eviction, hca.sinks))
     }
 
     /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.

@@ -30,7 +30,7 @@ pub struct Eviction {
     pub tau: Option<f64>,
 }
 
-/// A profile of heads and the file that it was read from.
+/// A profile of heads and the file that it is in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heads {
     file: String,
@@ -65,13 +65,18 @@ pub enum Refresh {
 pub(crate) const BATCH_TOKENS: usize = 16;
 
 impl Heads {
+    /// A profile that `file` has, or will have.
+    #[must_use]
+    pub fn new(file: &Path, profile: HeadProfile) -> Self {
+        Self { file: file.display().to_string(), profile: Arc::new(profile) }
+    }
+
     /// Reads a profile of heads.
     ///
     /// # Errors
     /// As [`HeadProfile::load`].
     pub fn load(file: &Path) -> Result<Self> {
-        let profile = Arc::new(HeadProfile::load(file)?);
-        Ok(Self { file: file.display().to_string(), profile })
+        Ok(Self::new(file, HeadProfile::load(file)?))
     }
 }
 

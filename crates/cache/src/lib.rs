@@ -41,7 +41,9 @@ mod times;
 mod watch;
 
 pub use cache::{AttentionCache, KvCache, KvShape, ReadStats};
-pub use device::{DeviceCache, DeviceCachePlan, PromptOnDevice, Reservation, TokenOnDevice};
+pub use device::{
+    DeviceCache, DeviceCachePlan, PromptOnDevice, PromptWatch, Reservation, TokenOnDevice,
+};
 pub use error::{Error, Result};
 pub use eviction::{Eviction, Heads, Keep, Refresh};
 pub use head_profile::{HeadMeasure, HeadProfile, SimilarityAt};

@@ -72,18 +72,19 @@ impl Policy {
         self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
         let scoring = self.eviction.scoring;
-        let scores: Vec<Vec<f32>> = match &mut self.drift {
-            None => evidence.heads.iter().map(|evidence| scoring.scores(evidence)).collect(),
-            Some(drift) => {
-                let of_query =
-                    |last: &Vec<f32>| scoring.scores_of_query(last.len() / num_tokens.max(1), last);
-                let scores = evidence.last.iter().map(of_query).collect::<Result<Vec<_>, _>>()?;
-                self.limits = self.allotment.limits(num_tokens)?;
-                self.limits_at = num_tokens;
-                drift.begin(layer, &scores, mean_limit(&self.limits))?;
-                scores
+        let mut scores: Vec<Vec<f32>> =
+            evidence.heads.iter().map(|evidence| scoring.scores(evidence)).collect();
+        if let Some(drift) = &mut self.drift {
+            let of_query =
+                |last: &Vec<f32>| scoring.scores_of_query(last.len() / num_tokens.max(1), last);
+            let of_last = evidence.last.iter().map(of_query).collect::<Result<Vec<_>, _>>()?;
+            self.limits = self.allotment.limits(num_tokens)?;
+            self.limits_at = num_tokens;
+            drift.begin(layer, &of_last, mean_limit(&self.limits))?;
+            if scoring.scorer == Scorer::LastQuery {
+                scores = of_last;
             }
-        };
+        }
         let best = |limits: &[usize]| -> Result<Vec<Vec<u32>>> {
             let heads = scores.iter().zip(limits);
             heads.map(|(scores, &limit)| Ok(keep_best(scores, limit, sinks, recent)?)).collect()

@@ -228,10 +228,7 @@ impl SavedCache {
         if heads.len() != shape.places().count() {
             return Err(damaged("it is not of as many heads as its shape"));
         }
-        let eviction = match config {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => hca.evict.as_deref(),
-        };
+        let eviction = config.forgetting().map(|(_, eviction)| eviction);
         let num_tokens = self.num_tokens();
         let of_policy = match (eviction, &self.header.policy) {
             (None, None) => Some(0),

@@ -133,6 +133,8 @@ enum Forget {
     Every(Schedule),
     /// The file of a profile of heads, not read yet.
     Heads(PathBuf),
+    /// A profile of heads.
+    Profile(Heads),
     Refresh(Refresh),
     Tau(f64),
 }
@@ -156,6 +158,7 @@ pub struct RatioPromise {
 }
 
 /// How a cache is made, with nothing left open.
+#[expect(clippy::large_enum_variant, reason = "there is one of a cache, and mostly the large one")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum CacheConfig {
     /// Keys and values of every token exact, f16, on the device.
@@ -216,6 +219,13 @@ impl CacheSpec {
         }
     }
 
+    /// The same by a profile of heads that is at hand, whatever file the spec names.
+    #[must_use]
+    pub fn with_heads(mut self, heads: Heads) -> Self {
+        self.overrides.push(Setting::Forget(Forget::Profile(heads)));
+        self
+    }
+
     /// Fits the spec to a model. The file of a mix is read here, and held against the model's `fingerprint` where
     /// one is given; without one, as for plans of models of which only the shape is known, a mix of any model of
     /// that shape will do.
@@ -252,6 +262,22 @@ impl CacheSpec {
 }
 
 impl CacheConfig {
+    /// The options of a cache that codes keys; none where all rows are exact ones on the device.
+    pub(crate) fn coded(&self) -> Option<&HcaConfig> {
+        match self {
+            Self::Hca(hca) if !hca.is_exact() => Some(hca),
+            _ => None,
+        }
+    }
+
+    /// The options of a cache that forgets tokens, and how.
+    pub(crate) fn forgetting(&self) -> Option<(&HcaConfig, &Eviction)> {
+        match self {
+            Self::Full => None,
+            Self::Hca(hca) => hca.evict.as_deref().map(|eviction| (hca, eviction)),
+        }
+    }
+
     /// Whether rows of values are on the device.
     pub(crate) fn keeps_rows_on_device(&self) -> bool {
         matches!(self, Self::Hca(hca) if !hca.is_exact() && hca.values_on == Place::Device)
@@ -381,6 +407,7 @@ impl Eviction {
             Forget::Keep(keep) => self.keep = *keep,
             Forget::Every(schedule) => self.schedule = *schedule,
             Forget::Heads(file) => self.heads = Some(Heads::load(file)?),
+            Forget::Profile(heads) => self.heads = Some(heads.clone()),
             Forget::Refresh(refresh) => self.refresh = *refresh,
             Forget::Tau(tau) => self.tau = Some(*tau),
         }

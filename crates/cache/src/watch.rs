@@ -103,15 +103,27 @@ impl Watch {
         Ok(Self { shape, num_tokens, scorings, wants_last, heads })
     }
 
+    /// The first token whose attention is looked at; `usize::MAX` where that of none is.
+    fn first_weights(&self) -> usize {
+        let of_scorings = self.scorings.iter().map(|(scoring, _)| scoring);
+        let of_scorings = of_scorings.filter(|scoring| scoring.scorer.sees_attention());
+        let of_scorings = of_scorings.map(|scoring| scoring.first_query(self.num_tokens));
+        let of_last = self.wants_last.then(|| self.num_tokens.saturating_sub(1));
+        of_scorings.chain(of_last).min().unwrap_or(usize::MAX)
+    }
+
+    /// The first token whose queries are looked at; `usize::MAX` where those of none are.
+    pub(crate) fn first_query(&self) -> usize {
+        let is_of_queries = |(scoring, _): &(Scoring, usize)| scoring.scorer == Scorer::Expected;
+        if self.scorings.iter().any(is_of_queries) { 0 } else { self.first_weights() }
+    }
+
     /// Looks at a block of post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on.
     pub(crate) fn look(&mut self, first: usize, q: &[f32]) -> Result<()> {
-        let Self { shape, num_tokens, ref scorings, wants_last, ref mut heads } = *self;
+        let earliest = self.first_weights().max(first);
+        let Self { shape, num_tokens, wants_last, ref mut heads, .. } = *self;
         let row_len = shape.qo_row_len();
         let end = first + q.len() / row_len;
-        let of_scorings = scorings.iter().filter(|(scoring, _)| scoring.scorer.sees_attention());
-        let of_scorings = of_scorings.map(|(scoring, _)| scoring.first_query(num_tokens));
-        let of_last = wants_last.then(|| num_tokens.saturating_sub(1));
-        let earliest = of_scorings.chain(of_last).min().unwrap_or(usize::MAX).max(first);
         heads.par_iter_mut().enumerate().try_for_each(|(kv_head, head)| {
             let HeadWatch { keys, gathered, last } = head;
             if let Some(keys) = keys.as_ref().filter(|_| earliest < end) {

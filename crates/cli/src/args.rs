@@ -14,7 +14,9 @@ use heterokv_model::{ComputeType, SamplerSettings};
 
 pub(crate) use eval::{EvalArgs, ReportArgs, SampleArgs};
 pub(crate) use host::HostArgs;
-use quantity::{parse_bits, parse_bytes, parse_count, parse_seed, parse_threads, parse_tokens};
+use quantity::{
+    parse_bits, parse_bytes, parse_count, parse_ratio, parse_seed, parse_threads, parse_tokens,
+};
 
 /// Answer from contexts that do not fit the GPU: keys stay on the device as a few bits each, values live
 /// in host memory
@@ -356,6 +358,20 @@ pub(crate) struct MeasureArgs {
     /// Where two heads are held against each other: prompt, at its last token; steps, the median over all of them
     #[arg(long, value_name = "WHERE", default_value = "prompt", requires = "heads")]
     pub(crate) similarity: SimilarityAt,
+    /// Search for budgets by the importance of heads too (BaKlaVa): those with which the text behind the prompt diverges
+    /// least from what a full cache says
+    #[arg(long, requires = "heads")]
+    pub(crate) budgets: bool,
+    /// What the caches keep with which budgets are tried, in percent of the bytes of a full one
+    #[arg(
+        long,
+        value_name = "R",
+        default_value = "25",
+        value_parser = parse_ratio,
+        allow_negative_numbers = true,
+        requires = "budgets"
+    )]
+    pub(crate) ratio: f64,
 }
 
 /// `heterokv mix`.

@@ -114,6 +114,11 @@ fn on_device(
     let Plans { config: resolved, reservation, at_end } = plans;
     let config = opened.checkpoint.config();
     let shape = kv_shape(config)?;
+    let forgets = matches!(&resolved, CacheConfig::Hca(hca) if hca.evict.is_some());
+    ensure!(
+        !(forgets && matches!(host, HostPlace::Session(_))),
+        "a cache that forgets tokens does not come back from a GPU into a session; leave --session or --device out"
+    );
     let budget_bytes = args.place.device_memory;
     let gpu = Gpu::open(OpenOptions { budget_bytes, ..OpenOptions::new(choice) })?;
     let is_software = gpu.summary().kind == DeviceKind::Software;
@@ -136,6 +141,7 @@ fn on_device(
     // plays it or shares its memory.
     let is_in_ram = matches!(gpu.summary().kind, DeviceKind::Software | DeviceKind::Integrated);
     let on_device = if is_in_ram { planned.peak_bytes() } else { 0 };
+    // A cache that forgets has the keys of a layer there, and those of each head.
     let on_host = match resolved {
         CacheConfig::Full => 0,
         CacheConfig::Hca(_) => prefill_bytes(config, reservation.prompt_tokens).keys_and_values,

@@ -6,7 +6,7 @@
 //! budget by class; which budgets, a search over a few finds by what they cost.
 
 use heterokv_cache::{KvShape, PromptLayer};
-use heterokv_model::{Model, Progress};
+use heterokv_model::Model;
 
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ pub struct HeadImportance {
     layers: Vec<f64>,
 }
 
-/// The budgets that are tried.
+/// The budgets that are tried beside equal ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetGrid {
     /// What a head of each class has, the most important first, in relation to each other.
@@ -32,26 +32,34 @@ pub struct BudgetGrid {
     pub lambdas: Vec<f64>,
 }
 
-/// The budget of a grid that costs least.
+/// What budgets cost, given the weights `[num_layers, num_kv_heads]` of several at once, so that one pass over a sample
+/// can serve all: what it loses, its perplexity or divergence, where head i of a cache has `weights[i]` of a budget per
+/// head.
+pub type Objective<'a> = &'a mut dyn FnMut(&[Vec<f64>]) -> Result<Vec<f64>>;
+
+/// The budget that costs least.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BudgetChoice {
     /// What each head has of a budget per head `[num_layers, num_kv_heads]`; the mean is 1.
     pub weights: Vec<f64>,
-    /// The multipliers by which it is made.
+    /// The multipliers by which it is made; all 1 where no budget costs less than equal ones.
     pub multipliers: [f64; NUM_CLASSES],
     /// The power of the layers.
     pub lambda: f64,
     /// What it costs.
     pub loss: f64,
+    /// What equal budgets cost.
+    pub equal_loss: f64,
+    /// Budgets that were tried, equal ones among them.
+    pub num_tried: usize,
 }
 
 impl Default for BudgetGrid {
-    /// From equal budgets to ones of which the first class has ten times what the last has, and layers that do not
-    /// count, count less than heads, or as much.
+    /// Up to budgets of which the first class has ten times what the last has, and layers that do not count, count less
+    /// than heads, or as much.
     fn default() -> Self {
         Self {
             multipliers: vec![
-                [1.0, 1.0, 1.0, 1.0],
                 [1.25, 1.1, 0.9, 0.75],
                 [1.5, 1.2, 0.8, 0.5],
                 [1.75, 1.25, 0.7, 0.3],
@@ -188,39 +196,48 @@ impl HeadImportance {
         Ok(weights)
     }
 
-    /// The budget of `grid` for which `objective` gives least, of equals the first: what a sample loses, its
-    /// perplexity or divergence, where head i of a cache has `weights[i]` of a budget per head. It is asked once for
-    /// equal weights.
+    /// The budget for which `objective`, asked once, gives least, of equals the first: equal weights, and those of
+    /// `grid`.
     ///
     /// # Errors
-    /// What `objective` gives, [`Error::Budget`] for a grid of nothing, for a loss that is no number, and as
-    /// [`HeadImportance::budget_weights`].
-    pub fn search(
-        &self,
-        grid: &BudgetGrid,
-        objective: &mut dyn FnMut(&[f64]) -> Result<f64>,
-        mut progress: Option<Progress<'_>>,
-    ) -> Result<BudgetChoice> {
-        let mut tried: Vec<BudgetChoice> = Vec::new();
-        let points = grid.multipliers.iter().flat_map(|m| grid.lambdas.iter().map(move |l| (m, l)));
-        let total = grid.multipliers.len() * grid.lambdas.len();
-        for (done, (&multipliers, &lambda)) in points.enumerate() {
+    /// What `objective` gives, [`Error::Budget`] for a loss that is no number, [`Error::Cache`] for another number of
+    /// losses, and as [`HeadImportance::budget_weights`].
+    pub fn search(&self, grid: &BudgetGrid, objective: Objective<'_>) -> Result<BudgetChoice> {
+        let mut points = vec![([1.0; NUM_CLASSES], 0.0)];
+        let mut budgets = vec![vec![1.0; self.heads.len()]];
+        for (&multipliers, &lambda) in
+            grid.multipliers.iter().flat_map(|m| grid.lambdas.iter().map(move |l| (m, l)))
+        {
             let weights = self.budget_weights(&multipliers, lambda)?;
-            if !tried.iter().any(|choice| choice.weights == weights) {
-                let loss = objective(&weights)?;
-                if loss.is_nan() {
-                    let (what, range) = ("the loss of a budget", "a number");
-                    return Err(Error::Budget { what, range, value: loss });
-                }
-                tried.push(BudgetChoice { weights, multipliers, lambda, loss });
-            }
-            if let Some(progress) = &mut progress {
-                progress(done + 1, total);
+            if !budgets.contains(&weights) {
+                points.push((multipliers, lambda));
+                budgets.push(weights);
             }
         }
-        let best = tried.into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss));
-        let (what, range) = ("the points of a grid", "at least 1");
-        best.ok_or(Error::Budget { what, range, value: 0.0 })
+        let losses = objective(&budgets)?;
+        let (actual, expected) = (losses.len(), budgets.len());
+        if actual != expected {
+            Err(heterokv_cache::Error::Length { tensor: "losses", actual, expected })?;
+        }
+        if let Some(&value) = losses.iter().find(|loss| loss.is_nan()) {
+            let (what, range) = ("the loss of a budget", "a number");
+            return Err(Error::Budget { what, range, value });
+        }
+        let mut best = 0;
+        for (index, loss) in losses.iter().enumerate() {
+            if *loss < losses[best] {
+                best = index;
+            }
+        }
+        let (multipliers, lambda) = points[best];
+        Ok(BudgetChoice {
+            weights: budgets.swap_remove(best),
+            multipliers,
+            lambda,
+            loss: losses[best],
+            equal_loss: losses[0],
+            num_tried: losses.len(),
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 //! What a key format costs in the attention of a single head is measured too ([`ExactAttention`]), and by it
 //! formats are chosen head by head ([`measure_sensitivity`]). Tables are fitted on texts longer than a context
 //! ([`fit_profile`]). What a head attends to says what it is to a cache ([`measure_heads`]), and what it changes how
-//! much of one it should have ([`measure_importance`]).
+//! much of one it should have ([`measure_importance`]); which budgets cost least is tried ([`mean_divergences`]).
 //!
 //! Programs of others are measured on the same windows by a process of their own ([`Peer`]).
 //!
@@ -27,6 +27,7 @@ mod head_importance;
 mod head_roles;
 mod heads;
 mod logits;
+mod mean_divergence;
 mod metric;
 mod peer;
 mod projected;
@@ -48,10 +49,13 @@ pub use error::{Error, Result};
 pub use evaluate::{Engine, Job, Watcher, evaluate, inputs_digest};
 pub use fit::{FitRows, Pieces, fit_profile, visit_fit_rows};
 pub use gate::{Gate, Gated, Regression};
-pub use head_importance::{BudgetChoice, BudgetGrid, HeadImportance, measure_importance};
+pub use head_importance::{
+    BudgetChoice, BudgetGrid, HeadImportance, Objective, measure_importance,
+};
 pub use head_roles::measure_heads;
 pub use heads::{ExactTokens, HeadRows, HeadSample, LayerRows, relative_energy, visit_layers};
 pub use logits::{LogitsReport, LogitsRow, logits_report};
+pub use mean_divergence::mean_divergences;
 pub use metric::Metric;
 pub use peer::{
     InstalledPeers, Peer, PeerEngine, PeerError, PeerInfo, PeerLine, PeerQuality, PeerRequest,

@@ -14,32 +14,38 @@ use crate::devices::places_or_skip;
 use crate::sites::upload;
 
 /// Steps behind the prompt.
-const STEPS: usize = 12;
+pub(crate) const STEPS: usize = 12;
 
 /// What the outputs may differ by, relative to the largest: rounding of queries to 16 bits and of rows to f16 on one
 /// side; and where tokens are chosen by their mass, some at the threshold, which scores rounded to 7 bits choose by
 /// themselves (`Precision::Select`, where rows are re-scored).
-const EXACT: f32 = 2e-4;
+pub(crate) const EXACT: f32 = 2e-4;
 const CHOSEN: f32 = 2e-2;
 
 /// Layers, of which the first takes tokens from the host and the second those that are on the device.
-const LAYERS: usize = 2;
+pub(crate) const LAYERS: usize = 2;
 
 /// Of each kind of frame, and two heads of one format.
 const MIX: [&str; 6] = ["alloc/3", "int8-token", "pq/4x256", "lm2", "int4-channel/32", "lm2"];
 
-struct Case {
+pub(crate) struct Case {
     /// Without its keys where these are a mix.
-    spec: &'static str,
+    pub(crate) spec: String,
     /// Formats by layer and KV head, or none.
-    mix: &'static [&'static str],
-    heads: (usize, usize, usize),
-    prompt_tokens: usize,
-    bar: f32,
+    pub(crate) mix: &'static [&'static str],
+    pub(crate) heads: (usize, usize, usize),
+    pub(crate) prompt_tokens: usize,
+    pub(crate) bar: f32,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |spec, heads, prompt_tokens, bar| Case { spec, mix: &[], heads, prompt_tokens, bar };
+    let case = |spec: &str, heads, prompt_tokens, bar| Case {
+        spec: spec.to_owned(),
+        mix: &[],
+        heads,
+        prompt_tokens,
+        bar,
+    };
     vec![
         // Heads of several formats in a layer: sets of keys that are scored one after the other in the same memory.
         Case {
@@ -144,14 +150,14 @@ fn cases() -> Vec<Case> {
 }
 
 /// One layer of a prompt and what follows it, with keys that differ in their channels and a few that stand out.
-struct Tokens {
+pub(crate) struct Tokens {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
 }
 
 impl Tokens {
-    fn new(seed: u64, shape: HeadShape, num_tokens: usize) -> Self {
+    pub(crate) fn new(seed: u64, shape: HeadShape, num_tokens: usize) -> Self {
         let mut inputs = Inputs::new(seed);
         let kv_len = shape.kv_row_len();
         let mut k = inputs.gaussian_rows(num_tokens, kv_len, 1.0);
@@ -185,12 +191,16 @@ fn energy_of(q: &[f32], heads: HeadShape) -> Vec<f64> {
 }
 
 /// Outputs of all steps behind a prompt `[STEPS, LAYERS, num_qo_heads, head_dim]`, and the two caches.
-fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvCache, DeviceCache) {
+pub(crate) fn run(
+    device: &Arc<Device>,
+    case: &Case,
+    seed: u64,
+) -> (Vec<f32>, Vec<f32>, KvCache, DeviceCache) {
     let (qo, kv, dim) = case.heads;
     let heads = HeadShape::new(qo, kv, dim).unwrap();
     let shape = KvShape { num_layers: LAYERS, heads };
     let folder = tempfile::tempdir().unwrap();
-    let mut spec = case.spec.to_owned();
+    let mut spec = case.spec.clone();
     if !case.mix.is_empty() {
         let path = folder.path().join("parity.mix");
         let formats = case.mix.iter().map(|name| name.parse().unwrap()).collect();
@@ -229,7 +239,12 @@ fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvC
             segments: &segments,
             query_energy: &energy_of(q, heads),
         };
-        cache.store_prompt(layer, &prompt).unwrap();
+        let mut watch = cache.watch_prompt(layer, &prompt, None).unwrap();
+        if let Some(watch) = &mut watch {
+            let first = watch.first_query().min(n);
+            watch.look(first, &q[first * qo_len..]).unwrap();
+        }
+        cache.store_prompt(layer, &prompt, watch).unwrap();
     }
     let (mut expected, mut actual) = (Vec::new(), Vec::new());
     for token in n..n + STEPS {
@@ -257,7 +272,7 @@ fn run(device: &Arc<Device>, case: &Case, seed: u64) -> (Vec<f32>, Vec<f32>, KvC
     (expected, actual, host, cache)
 }
 
-fn distance(actual: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn distance(actual: &[f32], expected: &[f32]) -> f32 {
     let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     assert!(actual.iter().all(|x| x.is_finite()));
     let pairs = actual.iter().zip(expected);
@@ -290,7 +305,11 @@ fn cache_on_device() {
 }
 
 /// What caches that hold the same give for the same further tokens.
-fn goes_on(cache: &mut dyn AttentionCache, layers: &[Tokens], heads: HeadShape) -> Vec<f32> {
+pub(crate) fn goes_on(
+    cache: &mut dyn AttentionCache,
+    layers: &[Tokens],
+    heads: HeadShape,
+) -> Vec<f32> {
     let (qo_len, kv_len) = (heads.qo_row_len(), heads.kv_row_len());
     let mut outs = Vec::new();
     for token in 0..3 {
@@ -378,7 +397,7 @@ fn cache_takes_what_is_planned() {
 }
 
 /// Each adapter with its own limits and with the smallest: reductions do not matter here.
-fn distinct_places() -> Vec<Arc<Device>> {
+pub(crate) fn distinct_places() -> Vec<Arc<Device>> {
     if places_or_skip().is_empty() {
         return Vec::new();
     }

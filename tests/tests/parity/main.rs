@@ -18,6 +18,7 @@ mod cuda;
 mod devices;
 mod encode;
 mod faults;
+mod forgetting;
 mod groups;
 mod key_scores;
 mod layers;

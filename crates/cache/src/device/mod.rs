@@ -14,7 +14,8 @@
 //! and its queries where rows are re-scored; up the host's state, and lists of pages and of keys to code, or codes where
 //! keys are coded on the host. None of it grows with the context but for what is selected.
 //!
-//! `full` stays on the device altogether, and nothing waits for the host.
+//! `full` stays on the device altogether, and nothing waits for the host. So does a cache of exact rows that forgets tokens
+//! behind the prompt ([`PromptWatch`]): each KV head has the rows that the host has chosen for it.
 
 mod coded;
 mod lists;
@@ -27,6 +28,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,9 +39,11 @@ use heterokv_offload::{Sequence, Stats, Store};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::cache::{ReadStats, check, check_token};
+use crate::eviction::{Eviction, Keep};
 use crate::head::normalised;
 use crate::hints::Hints;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
+use crate::policy::Policy;
 use crate::spec::CacheConfig;
 use crate::{AttentionCache, Error, KvShape, Profile, Result};
 
@@ -50,6 +54,7 @@ pub use prompt::PromptOnDevice;
 use rows::{RowPool, RowRun};
 use scratch::{Scratch, ScratchShape};
 pub use step::TokenOnDevice;
+pub use watch::PromptWatch;
 
 /// A KV cache of one sequence on a GPU.
 #[derive(Debug)]
@@ -61,6 +66,8 @@ pub struct DeviceCache {
     rows: RowPool,
     layers: Vec<Layer>,
     host: Option<Sequence>,
+    /// What decides which tokens of a prompt are held; none where all are.
+    policy: Option<Policy>,
     hints: Hints,
     states: States,
     /// None where nothing is coded.
@@ -97,12 +104,14 @@ struct Layer {
 /// One (layer, KV head).
 #[derive(Debug)]
 struct Head {
-    /// None where the cache is `full`.
+    /// None where all rows are exact.
     plan: Option<DevicePlan>,
     /// Its coded keys: a set, and a member of it.
     place: (usize, usize),
     /// Exact rows that stay.
     resident: RowRun,
+    /// Tokens of the prompt that were forgotten.
+    num_forgotten: usize,
     window: RowRun,
     /// Keys and values of the window as f16 holds them, for when they leave it.
     window_rows: VecDeque<[Vec<f32>; 2]>,
@@ -111,8 +120,9 @@ struct Head {
 }
 
 impl DeviceCache {
-    /// An empty cache with room for what `reservation` says, more is made as it is needed, and a host store in RAM. With
-    /// a `profile`, its tables are used and nothing is fitted on the prompt.
+    /// An empty cache with room for what `reservation` says, more is made as it is needed, and a host store in RAM. How much
+    /// a budget keeps that finds it on the text is not known before, and room for its rows is made layer by layer. With a
+    /// `profile`, its tables are used and nothing is fitted on the prompt.
     ///
     /// # Errors
     /// As [`KvCache::new`](crate::KvCache::new); [`Error::NotOnDevice`] for keys that have no kernels; and what the device
@@ -126,9 +136,9 @@ impl DeviceCache {
         reservation: Reservation,
     ) -> Result<Self> {
         check(&shape, &config, profile)?;
-        let host = match &config {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
+        let host = match config.coded() {
+            None => None,
+            Some(hca) => Some(Store::in_ram(host_shape(hca, &shape))?.sequence()),
         };
         Self::with_host(device, shape, config, level, profile, host, reservation)
     }
@@ -146,7 +156,10 @@ impl DeviceCache {
         let gpu = device.gpu();
         let plan = DeviceCachePlan::new(&config, &shape, gpu.limits(), reservation)?;
         let mut rows = RowPool::new(gpu, shape.heads.head_dim, plan.page_tokens)?;
-        rows.reserve(gpu, plan.row_pages)?;
+        let is_known = |(_, eviction): (_, &Eviction)| eviction.keep != Keep::Own;
+        if config.forgetting().is_none_or(is_known) {
+            rows.reserve(gpu, plan.row_pages)?;
+        }
         let mut layers = Vec::with_capacity(shape.num_layers);
         for index in 0..shape.num_layers {
             let mut layer = Layer::new(gpu, &config, &shape, &plan, index)?;
@@ -159,6 +172,7 @@ impl DeviceCache {
             }
             layers.push(layer);
         }
+        let policy = config.forgetting().map(|(hca, eviction)| Policy::new(hca, eviction, &shape));
         let heads = shape.heads;
         let row_bytes = 4 * heads.qo_row_len() as u64;
         let states = States::new(gpu, heads, plan.states)?;
@@ -166,6 +180,7 @@ impl DeviceCache {
             rows,
             layers,
             host,
+            policy: policy.transpose()?,
             hints: Hints::new(shape.num_layers),
             states,
             scratch: plan.scratch.map(|size| Scratch::new(gpu, heads, size)).transpose()?,
@@ -208,11 +223,9 @@ impl DeviceCache {
     pub fn device_bytes(&self) -> DeviceBytes {
         let page_bytes = RowPool::page_bytes(self.shape.heads.head_dim, self.rows.page_tokens());
         let heads = self.layers.iter().flat_map(|layer| &layer.heads);
-        let resident = match &self.config {
-            CacheConfig::Full => self.rows.num_bytes(),
-            CacheConfig::Hca(_) => {
-                heads.map(|head| head.resident.num_pages() as u64 * page_bytes).sum()
-            }
+        let resident = match self.config.coded() {
+            None => self.rows.num_bytes(),
+            Some(_) => heads.map(|head| head.resident.num_pages() as u64 * page_bytes).sum(),
         };
         let sets = || self.layers.iter().flat_map(|layer| &layer.sets);
         let lists: u64 = self.layers.iter().map(|layer| layer.lists.num_bytes()).sum();
@@ -225,10 +238,11 @@ impl DeviceCache {
         }
     }
 
-    /// Bytes of the pages in the host store.
+    /// Bytes of the pages in the host store, and of what is kept beside them.
     #[must_use]
     pub fn host_in_use_bytes(&self) -> usize {
-        self.host.as_ref().map_or(0, Sequence::in_use_bytes)
+        let rows = self.host.as_ref().map_or(0, Sequence::in_use_bytes);
+        rows + self.policy.as_ref().map_or(0, Policy::host_bytes)
     }
 
     /// What the host store holds and has done, where there is one.
@@ -242,7 +256,7 @@ impl DeviceCache {
     pub fn needs_query_energy(&self) -> bool {
         let lacks_tables =
             |layer: &Layer| (0..layer.heads.len()).any(|head| !layer.has_coder(head));
-        self.config != CacheConfig::Full && self.layers.iter().any(lacks_tables)
+        self.config.coded().is_some() && self.layers.iter().any(lacks_tables)
     }
 
     /// The device that it is on.
@@ -321,16 +335,15 @@ impl Layer {
             sets.push(set);
         }
         let head = |(kv_head, place): (usize, (usize, usize))| {
-            let plan = match config {
-                CacheConfig::Full => None,
-                CacheConfig::Hca(hca) => {
-                    Some(DevicePlan::new(hca.keys.format((index, kv_head)), hca, shape)?)
-                }
+            let plan = match config.coded() {
+                None => None,
+                Some(hca) => Some(DevicePlan::new(hca.keys.format((index, kv_head)), hca, shape)?),
             };
             Ok(Head {
                 plan,
                 place,
                 resident: RowRun::default(),
+                num_forgotten: 0,
                 window: RowRun::default(),
                 window_rows: VecDeque::new(),
                 query_energy: vec![0.0; head_dim],
@@ -346,10 +359,10 @@ impl Layer {
         self.sets.get(set).map_or(0, |set| set.num_tokens(member))
     }
 
-    /// Tokens of a KV head.
+    /// Tokens that a KV head has taken in.
     fn num_tokens(&self, kv_head: usize) -> usize {
         let head = &self.heads[kv_head];
-        head.resident.len() + head.window.len() + self.num_coded(kv_head)
+        head.num_forgotten + head.resident.len() + head.window.len() + self.num_coded(kv_head)
     }
 
     /// Whether a KV head has its tables.

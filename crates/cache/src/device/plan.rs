@@ -2,6 +2,7 @@
 
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{Device, KeySpan, RowPart, RowSlot, ScoreRow, SelectScratch};
+use heterokv_evict::{Budget, Schedule};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
 
@@ -10,6 +11,7 @@ use super::lists::GrowingList;
 use super::prompt::STORED_ROWS;
 use super::rows::{PART_TOKENS, RowPool};
 use super::scratch::ScratchShape;
+use crate::allotment::Allotment;
 use crate::coded::CODE_PAGE_TOKENS;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::plan::{DevicePlan, WINDOW_PAGE_TOKENS};
@@ -63,7 +65,7 @@ const MAX_TOKENS: usize = 1 << 32;
 fn check_shape(config: &CacheConfig, shape: &KvShape, tokens: usize) -> Result<()> {
     let HeadShape { head_dim, .. } = shape.heads;
     let group_size = shape.heads.group_size();
-    let is_coded = matches!(config, CacheConfig::Hca(_));
+    let is_coded = config.coded().is_some();
     let refused = |what, value, remedy| Err(Error::DeviceShape { what, value, remedy });
     if !head_dim.is_multiple_of(4) || head_dim > Device::MAX_HEAD_DIM {
         return refused("a head_dim", head_dim, "whole fours up to 256; use the CPU");
@@ -80,6 +82,41 @@ fn check_shape(config: &CacheConfig, shape: &KvShape, tokens: usize) -> Result<(
     Ok(())
 }
 
+/// Refuses rows that no kernel reads or moves.
+fn check_rows(config: &CacheConfig) -> Result<()> {
+    let refused = |cannot| Err(Error::Forgetful { cannot });
+    if matches!(config.coded(), Some(hca) if hca.evict.is_some() || hca.values_on == Place::Device)
+    {
+        return refused(
+            "and codes keys, is not on a GPU here; leave --device out, or use exact rows, \
+             keys=f16,values=f16@device",
+        );
+    }
+    match config.forgetting() {
+        Some((_, eviction)) if eviction.schedule != Schedule::Once => refused(
+            "can do so behind the prompt only on a GPU; add every=once, or leave --device out",
+        ),
+        Some((_, eviction)) if eviction.budget == Budget::Global => refused(
+            "cannot share its rows out over all layers on a GPU; use another budget than global, or leave \
+             --device out",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The most tokens of a prompt that each head of a cache of exact rows holds, `[num_layers, num_kv_heads]`.
+fn kept_of_prompt(
+    config: &CacheConfig,
+    shape: &KvShape,
+    prompt_tokens: usize,
+) -> Result<Vec<usize>> {
+    let limits = match config.forgetting() {
+        None => vec![prompt_tokens; shape.places().count()],
+        Some((hca, eviction)) => Allotment::new(hca, eviction, shape)?.limits(prompt_tokens)?,
+    };
+    Ok(limits.into_iter().map(|limit| limit.min(prompt_tokens)).collect())
+}
+
 impl DeviceCachePlan {
     /// Of a cache of `config` on a device with these limits.
     ///
@@ -93,13 +130,14 @@ impl DeviceCachePlan {
         reservation: Reservation,
     ) -> Result<Self> {
         let heads = shape.heads;
-        let num_heads = shape.num_layers * heads.num_kv_heads;
-        let page_tokens = match config {
-            CacheConfig::Full => EXACT_PAGE_TOKENS,
-            CacheConfig::Hca(_) => WINDOW_PAGE_TOKENS,
+        let page_tokens = match (config, config.coded()) {
+            (_, Some(_)) => WINDOW_PAGE_TOKENS,
+            (CacheConfig::Hca(hca), None) => hca.exact_page_tokens(),
+            (CacheConfig::Full, None) => EXACT_PAGE_TOKENS,
         };
         let total_tokens = reservation.total_tokens.max(reservation.prompt_tokens);
         check_shape(config, shape, total_tokens)?;
+        check_rows(config)?;
         let mut plan = Self {
             row_bytes: 0,
             code_bytes: 0,
@@ -116,20 +154,18 @@ impl DeviceCachePlan {
         };
         // Of the head that has most.
         let mut most_rows = 0;
-        match config {
-            CacheConfig::Full => {
-                most_rows = total_tokens;
-                plan.row_pages = (num_heads * total_tokens.div_ceil(page_tokens)) as u64;
+        match config.coded() {
+            None => {
+                let behind = total_tokens - reservation.prompt_tokens;
+                let kept = kept_of_prompt(config, shape, reservation.prompt_tokens)?;
+                most_rows = kept.iter().max().map_or(0, |most| most + behind);
+                let pages = kept.iter().map(|kept| (kept + behind).div_ceil(page_tokens) as u64);
+                plan.row_pages = pages.sum();
                 let rows = (reservation.prompt_tokens * heads.num_kv_heads).min(STORED_ROWS);
                 plan.prompt_bytes = GrowingList::<RowSlot>::bytes(rows) as u64;
             }
-            CacheConfig::Hca(hca) => {
+            Some(hca) => {
                 hca.keys.check(shape)?;
-                if hca.evict.is_some() || hca.values_on == Place::Device {
-                    return Err(Error::Forgetful {
-                        cannot: "is not on a GPU here; leave --device out, or use full, hca or hca-rescore",
-                    });
-                }
                 hca.selector()?.enough()?;
                 let (mut most_coded, mut most_words, mut most_spans) = (0, 0, 0);
                 let counts = hca.keys.counts(shape);
@@ -227,7 +263,7 @@ impl DeviceCachePlan {
         shape: &KvShape,
         layer: usize,
     ) -> Vec<(KeyFormat, Vec<usize>)> {
-        let CacheConfig::Hca(hca) = config else { return Vec::new() };
+        let Some(hca) = config.coded() else { return Vec::new() };
         let mut sets: Vec<(KeyFormat, Vec<usize>)> = Vec::new();
         for kv_head in 0..shape.heads.num_kv_heads {
             let format = hca.keys.format((layer, kv_head));
@@ -248,7 +284,7 @@ impl DeviceCachePlan {
         shape: &KvShape,
         format: KeyFormat,
     ) -> Result<usize> {
-        let CacheConfig::Hca(hca) = config else { return Ok(0) };
+        let Some(hca) = config.coded() else { return Ok(0) };
         Ok(DevicePlan::new(format, hca, shape)?.coded_after_prompt(self.total_tokens))
     }
 }

@@ -10,9 +10,9 @@ use heterokv_quant::RowFormat;
 
 use super::coded::{KeySource, KeyStretch, KeysToCode};
 use super::lists::RowLists;
-use super::{DeviceCache, Layer};
+use super::{DeviceCache, Layer, PromptWatch};
 use crate::cache::{check_finite, check_len};
-use crate::{CacheConfig, Error, Result};
+use crate::{Error, Result};
 
 /// Rows whose places are listed at a time.
 pub(super) const STORED_ROWS: usize = 1 << 16;
@@ -55,33 +55,24 @@ impl PromptOnDevice<'_> {
 
 impl DeviceCache {
     /// Stores the prompt of a layer that holds nothing yet. The rows of an `hca` cache come to the host for that; those of
-    /// `full` do not.
+    /// exact rows do not. A cache that forgets holds of each head what it makes of what `watch` has seen.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::NotEmpty`], [`Error::Length`], rows that come to the host and are not finite, and
-    /// what the device lacks.
-    pub fn store_prompt(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+    /// [`Error::NoSuchLayer`], [`Error::NotEmpty`], [`Error::Length`], [`Error::NotWatched`], rows that come to the host and
+    /// are not finite, and what the device lacks.
+    pub fn store_prompt(
+        &mut self,
+        layer: usize,
+        prompt: &PromptOnDevice<'_>,
+        watch: Option<PromptWatch>,
+    ) -> Result<()> {
         let HeadShape { num_kv_heads, head_dim, .. } = self.shape.heads;
-        self.check_layer(layer)?;
-        let num_tokens = self.layers[layer].num_tokens(0);
-        if num_tokens > 0 {
-            return Err(Error::NotEmpty { layer, num_tokens });
-        }
+        self.check_prompt(layer, prompt)?;
         check_len("query_energy", prompt.query_energy.len(), num_kv_heads * head_dim)?;
-        let num_segments = prompt.num_tokens.div_ceil(prompt.segment_tokens.max(1));
-        check_len("segments", prompt.segments.len(), num_segments)?;
-        for (index, segment) in prompt.segments.iter().enumerate() {
-            let expected = prompt.tokens_of(index) * num_kv_heads * head_dim;
-            for (tensor, rows) in [("k", &segment[0]), ("v", &segment[1])] {
-                let actual = rows.num_bytes() as usize / 4;
-                if actual < expected {
-                    return Err(Error::Length { tensor, actual, expected });
-                }
-            }
-        }
         let entered = self.enter()?;
-        if self.config == CacheConfig::Full {
-            self.store_full(layer, prompt)?;
+        if self.config.coded().is_none() {
+            let kept = self.kept_of_prompt(layer, prompt, watch)?;
+            self.store_exact(layer, prompt, kept.as_deref())?;
             self.leave(entered);
             return Ok(());
         }
@@ -101,6 +92,27 @@ impl DeviceCache {
         }
         self.code_prompt(layer, prompt, &|kv_head| of_head(&keys, kv_head))?;
         self.leave(entered);
+        Ok(())
+    }
+
+    /// Refuses a prompt that a layer cannot take.
+    pub(super) fn check_prompt(&self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+        self.check_layer(layer)?;
+        let num_tokens = self.layers[layer].num_tokens(0);
+        if num_tokens > 0 {
+            return Err(Error::NotEmpty { layer, num_tokens });
+        }
+        let num_segments = prompt.num_tokens.div_ceil(prompt.segment_tokens.max(1));
+        check_len("segments", prompt.segments.len(), num_segments)?;
+        for (index, segment) in prompt.segments.iter().enumerate() {
+            let expected = prompt.tokens_of(index) * self.shape.heads.kv_row_len();
+            for (tensor, rows) in [("k", &segment[0]), ("v", &segment[1])] {
+                let actual = rows.num_bytes() as usize / 4;
+                if actual < expected {
+                    return Err(Error::Length { tensor, actual, expected });
+                }
+            }
+        }
         Ok(())
     }
 
@@ -142,7 +154,7 @@ impl DeviceCache {
     }
 
     /// Keys (0) or values (1) of a prompt `[num_tokens, num_kv_heads, head_dim]`, on the host.
-    fn rows_of(&self, prompt: &PromptOnDevice<'_>, which: usize) -> Result<Vec<f32>> {
+    pub(super) fn rows_of(&self, prompt: &PromptOnDevice<'_>, which: usize) -> Result<Vec<f32>> {
         let gpu = self.device.gpu();
         let row_bytes = 4 * self.shape.heads.kv_row_len();
         let mut rows = Vec::with_capacity(prompt.num_tokens * self.shape.heads.kv_row_len());
@@ -195,21 +207,42 @@ impl DeviceCache {
         Ok(())
     }
 
-    fn store_full(&mut self, layer: usize, prompt: &PromptOnDevice<'_>) -> Result<()> {
+    /// Stores exact rows: of each KV head those at `kept`, ascending, or all.
+    fn store_exact(
+        &mut self,
+        layer: usize,
+        prompt: &PromptOnDevice<'_>,
+        kept: Option<&[Vec<u32>]>,
+    ) -> Result<()> {
         let device = Arc::clone(&self.device);
         let gpu = device.gpu();
         let shape = self.shape.heads;
         let step_tokens = (STORED_ROWS / shape.num_kv_heads).max(1);
         let Self { rows, layers, .. } = self;
         let own = &mut layers[layer];
+        let of_head = |kv_head: usize| kept.map_or(prompt.num_tokens, |kept| kept[kv_head].len());
+        let pages = (0..own.heads.len()).map(|head| of_head(head).div_ceil(rows.page_tokens()));
+        rows.make_room(gpu, pages.sum())?;
         // Longer than those of a step, and used once.
         let mut lists = RowLists::new(gpu)?;
         for (index, [k, v]) in prompt.segments.iter().enumerate() {
-            let tokens = prompt.tokens_of(index);
+            let (tokens, start) = (prompt.tokens_of(index), index * prompt.segment_tokens);
             for first in (0..tokens).step_by(step_tokens) {
+                let span = first..tokens.min(first + step_tokens);
                 let mut slots: Vec<(usize, RowSlot)> = Vec::new();
                 for (kv_head, head) in own.heads.iter_mut().enumerate() {
-                    for token in first..tokens.min(first + step_tokens) {
+                    let held: Vec<usize> = match kept {
+                        None => span.clone().collect(),
+                        Some(kept) => {
+                            let place = |token| {
+                                kept[kv_head].partition_point(|&t| (t as usize) < start + token)
+                            };
+                            let held = &kept[kv_head][place(span.start)..place(span.end)];
+                            held.iter().map(|&token| token as usize - start).collect()
+                        }
+                    };
+                    head.num_forgotten += span.len() - held.len();
+                    for token in held {
                         let place = rows.push(gpu, &mut head.resident)?;
                         slots.push(rows.slot(place, token, kv_head));
                     }

@@ -74,6 +74,12 @@ impl RowPool {
         Ok(self.paged.reserve(gpu, num_pages)?)
     }
 
+    /// Makes sure that so many pages can be given out without more memory.
+    pub(super) fn make_room(&mut self, gpu: &Gpu, num_pages: usize) -> Result<()> {
+        let unused = (num_pages as u64).saturating_sub(self.free.len() as u64);
+        self.reserve(gpu, self.num_used + unused)
+    }
+
     /// Whether so many pages can be given out without more memory.
     pub(super) fn has_room(&self, num_pages: usize) -> bool {
         let unused = self.paged.num_pages() - self.num_used;

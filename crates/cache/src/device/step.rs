@@ -18,7 +18,7 @@ use crate::Result;
 use crate::cache::{check_finite, check_len};
 use crate::host_step::HostStep;
 use crate::select::HeadSelection;
-use crate::spec::{CacheConfig, HcaConfig};
+use crate::spec::HcaConfig;
 
 /// Room for selected tokens in a landing comes in multiples of this.
 pub(super) const EXPECTED_STEP: usize = 64;
@@ -153,10 +153,7 @@ impl DeviceCache {
         let device = Arc::clone(&self.device);
         let gpu = commands.gpu();
         let shape = self.shape.heads;
-        let config = match self.config.clone() {
-            CacheConfig::Full => None,
-            CacheConfig::Hca(config) => Some(config),
-        };
+        let config = self.config.coded().cloned();
         self.make_scratch(layer)?;
         let Self { rows, layers, states, scratch, buffers, landing, .. } = self;
         let own = &mut layers[layer];

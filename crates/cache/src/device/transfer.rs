@@ -31,11 +31,13 @@ impl DeviceCache {
         let Self { device, rows, layers, .. } = &mut own;
         let gpu = device.gpu();
         for ((layer, kv_head), head) in shape.places().zip(heads) {
+            let num_forgotten = head.num_tokens() - head.num_held();
             let HeadContents { resident, window, coder, energy, pages, num_coded } =
                 head.contents();
             let own: &mut Layer = &mut layers[layer];
             let head = &mut own.heads[kv_head];
             rows.extend(gpu, &mut head.resident, &resident[0], &resident[1])?;
+            head.num_forgotten = num_forgotten;
             rows.extend(gpu, &mut head.window, &window[0], &window[1])?;
             let head_dim = shape.heads.head_dim;
             let keys = window[0].chunks_exact(head_dim);
@@ -54,10 +56,15 @@ impl DeviceCache {
     /// A cache in RAM with what this one holds; it shares the pages of the host store.
     ///
     /// # Errors
-    /// [`Error::Broken`], and what the device or the machine's memory refuse.
+    /// [`Error::Broken`], [`Error::Forgetful`] for a cache that has forgotten tokens, and what the device or the machine's memory refuse.
     pub fn download(&self) -> Result<KvCache> {
         if self.is_broken {
             return Err(Error::Broken);
+        }
+        if self.config.forgetting().is_some() {
+            let cannot =
+                "does not come back from a GPU, where nothing says which tokens its rows are of";
+            return Err(Error::Forgetful { cannot });
         }
         let gpu: &Gpu = self.device.gpu();
         let (shape, config) = (self.shape, self.config.clone());

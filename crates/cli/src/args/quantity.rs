@@ -26,6 +26,12 @@ pub(super) fn parse_samples(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| "expected a whole number from 1 to 10000".to_owned())
 }
 
+/// Reads a share of a full cache's bytes, in percent.
+pub(super) fn parse_ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|&ratio: &f64| ratio > 0.0 && ratio <= 100.0);
+    ratio.ok_or_else(|| "expected a number of percent above 0 and up to 100".to_owned())
+}
+
 /// Reads a place in a text, in percent.
 pub(super) fn parse_depth(text: &str) -> Result<f64, String> {
     let depth = text.parse().ok().filter(|depth| (0.0..=100.0).contains(depth));
@@ -82,6 +88,14 @@ mod tests {
         assert_eq!(["2.25", "1"].map(parse_bits), [Ok(2.25), Ok(1.0)]);
         for wrong in ["0", "-1", "nan", "inf", "65", "two", ""] {
             assert!(parse_bits(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ratios() {
+        assert_eq!(["0.5", "25", "100"].map(parse_ratio), [Ok(0.5), Ok(25.0), Ok(100.0)]);
+        for wrong in ["0", "-1", "100.1", "nan", "inf", "25%", ""] {
+            assert!(parse_ratio(wrong).is_err(), "{wrong}");
         }
     }
 

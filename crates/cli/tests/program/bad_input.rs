@@ -41,7 +41,7 @@ fn unknown_words() {
             &["unknown option 'frobs' in a cache spec; known are keys, values"][..],
         ),
         ("hcc:12.5%", &["unknown preset 'hcc:12.5%'", "full, hca, hca-rescore"]),
-        ("hca:0%", &["unknown ratio", "as in hca:12.5%"]),
+        ("hca:0%", &["unknown amount", "as in hca:12.5%"]),
         ("hca", &["a preset needs a ratio, as in hca:12.5%"]),
         ("full,recent=3", &["full takes no options"]),
     ] {

@@ -90,6 +90,50 @@ fn a_session_goes_from_the_cpu_to_a_device_and_back() {
     }
 }
 
+/// Tokens are forgotten there as here, behind the prompt, by what its queries attend to and by what is expected of others.
+#[test]
+fn what_is_forgotten_on_a_device_is_what_the_cpu_forgets() {
+    if let Some(why) = missing(&run(&on("gpu:software"))) {
+        return println!("{why}");
+    }
+    let book = file("device-forgets.txt", &prose(600));
+    let reply = |spec: &str, device: &str| {
+        let args = ["generate", "--model", model(), "--file", &book, "--max-tokens", "12"];
+        let more = ["--json", "--compute", "f16", "--cache", spec, "--device", device];
+        json_of(&[&args[..], &more].concat()).remove(0)
+    };
+    let full = reply("full", "gpu:software");
+    for spec in ["snapkv:30%,recent=16,every=once", "expected:30%,recent=16,every=once"] {
+        let [host, on_device] = ["cpu", "gpu:software"].map(|device| reply(spec, device));
+        for field in ["text", "tokens", "cached_tokens", "host_bytes"] {
+            assert_eq!(host[field], on_device[field], "{spec}: {field}");
+        }
+        assert_ne!(full["text"], on_device["text"], "{spec}: other tokens are held");
+        // Nothing waits for the host while tokens come: of each an id comes back.
+        assert!(on_device["to_host_bytes_per_token"].as_f64().unwrap() < 5.0, "{on_device}");
+        let bytes = |object: &Value| object["device_bytes"].as_f64().unwrap();
+        assert!(bytes(&on_device) < 0.5 * bytes(&full), "{on_device}");
+    }
+    let session = folder().join("device-forgets");
+    let session = ["--session", session.to_str().unwrap()];
+    for (more, part) in [
+        (
+            &["--cache", "snapkv:30%,recent=16"][..],
+            "behind the prompt only on a GPU; add every=once",
+        ),
+        (
+            &[&session[..], &["--cache", "snapkv:30%,every=once"]].concat(),
+            "leave --session or --device out",
+        ),
+    ] {
+        let output = run(&[&on("gpu:software")[..], more].concat());
+        // Drivers say things too.
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
+}
+
 #[test]
 fn a_chat_on_a_device() {
     if let Some(why) = missing(&run(&on("gpu:software"))) {

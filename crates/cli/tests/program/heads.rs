@@ -71,6 +71,75 @@ fn heads_are_measured_and_kept() {
 }
 
 #[test]
+fn budgets_are_searched_for_and_kept() {
+    let (corpus, out) = (file("budgets.txt", &prose(1024)), file("budgets.heads", ""));
+    let profile = ["profile", "--heads", "--model", model(), "--corpus", &corpus, "--out", &out];
+    let measure = ["--tokens", "900", "--steps", "60"];
+    let with_budgets = [&profile[..], &measure, &["--budgets"]].concat();
+    let stdout = stdout_of(&with_budgets);
+    let line = stdout.lines().rev().nth(1).unwrap();
+    assert!(line.contains("; baklava:25% behind 900 tokens, mean over 60 steps"), "{line}");
+    assert!(line.ends_with("the best of 5 on this text"), "{line}");
+    let weights: Vec<Vec<f64>> =
+        serde_json::from_value(kept(&out)["budget_weights"].clone()).unwrap();
+    let weights = weights.concat();
+    assert!((weights.iter().sum::<f64>() - 2.0).abs() < 1e-9, "{weights:?}");
+    // What is printed is what caches do: the same divergence comes of the file by `eval`.
+    let number = |word: &str| -> f64 {
+        let rest = line.split(word).nth(1).unwrap();
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        rest[..end].parse().unwrap()
+    };
+    let eval = |cache: &str| -> f64 {
+        let rows = crate::fixture::json_of(&[
+            "eval",
+            "--model",
+            model(),
+            "--task",
+            "kl",
+            "--corpus",
+            &corpus,
+            "--context",
+            "900",
+            "--continuation",
+            "60",
+            "--cache",
+            cache,
+            "--json",
+        ]);
+        let row = rows.iter().find(|row| row["cache"] == cache).unwrap();
+        row["outcome"]["summary"]["kl_mean"].as_f64().unwrap()
+    };
+    let found = number("a KL of ");
+    let by_file = eval(&format!("baklava:25%,heads={out}"));
+    assert!((found - by_file).abs() < 1e-5, "{line} {by_file}");
+    let equal = eval("snapkv:25%");
+    if line.starts_with("by importance") {
+        assert!(found < equal && (number("equal budgets ") - equal).abs() < 1e-5, "{line} {equal}");
+        assert!(weights.iter().any(|&weight| weight != 1.0), "{weights:?}");
+    } else {
+        assert!((found - equal).abs() < 1e-5, "{line} {equal}");
+        assert_eq!(weights, [1.0, 1.0]);
+    }
+    assert_eq!(stdout_of(&with_budgets), stdout, "the same text gives the same budgets");
+
+    // Roles are the same without, and no budgets are there.
+    stdout_of(&[&profile[..], &measure].concat());
+    generate_refuses(
+        &["--cache", &format!("baklava:25%,heads={out}")],
+        &["which this profile of heads has not", "`heterokv profile --heads --budgets`"],
+    );
+    let with = |options: &[&str], parts: &[&str]| refuses(&[&profile[..], options].concat(), parts);
+    with(&["--ratio", "50"], &["required arguments", "--budgets"]);
+    with(&["--budgets", "--ratio", "0"], &["above 0 and up to 100"]);
+    with(&["--budgets", "--ratio", "0.1"], &["cannot keep 0.10 %"]);
+    refuses(
+        &["profile", "--budgets", "--model", model(), "--corpus", &corpus, "--out", &out],
+        &["required arguments", "--heads"],
+    );
+}
+
+#[test]
 fn heads_that_cannot_be_measured() {
     let (corpus, out) = (file("heads-short.txt", &prose(500)), file("never.heads", ""));
     let profile = ["profile", "--heads", "--model", model(), "--corpus", &corpus, "--out", &out];

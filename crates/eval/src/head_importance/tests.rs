@@ -46,41 +46,47 @@ fn the_search_finds_what_costs_least() {
     let importance = importance();
     let grid = BudgetGrid::default();
     // What is looked for is in the grid: a loss of 0 there, and of more everywhere else.
-    let wanted = importance.budget_weights(&grid.multipliers[3], 0.5).unwrap();
-    let mut asked = Vec::new();
+    let wanted = importance.budget_weights(&grid.multipliers[2], 0.5).unwrap();
     let distance = |weights: &[f64]| -> f64 {
         weights.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum()
     };
-    let mut objective = |weights: &[f64]| {
-        asked.push(weights.to_vec());
-        Ok(distance(weights))
+    let mut asked = Vec::new();
+    let mut objective = |budgets: &[Vec<f64>]| {
+        asked.extend_from_slice(budgets);
+        Ok(budgets.iter().map(|weights| distance(weights)).collect())
     };
-    let mut seen = Vec::new();
-    let mut progress = |done, total| seen.push((done, total));
-    let choice = importance.search(&grid, &mut objective, Some(&mut progress)).unwrap();
-    assert_eq!((choice.weights, choice.multipliers), (wanted.clone(), grid.multipliers[3]));
-    assert_eq!((choice.loss, choice.lambda), (0.0, 0.5));
-    assert_eq!(seen.last(), Some(&(15, 15)));
-    // Equal budgets are the same whatever layers count.
-    assert_eq!(asked.iter().filter(|weights| **weights == vec![1.0; 8]).count(), 1);
+    let choice = importance.search(&grid, &mut objective).unwrap();
+    assert_eq!((&choice.weights, choice.multipliers), (&wanted, grid.multipliers[2]));
+    assert_eq!((choice.loss, choice.lambda, choice.num_tried), (0.0, 0.5, asked.len()));
+    assert_eq!(choice.equal_loss, distance(&[1.0; 8]));
+    // Equal budgets come first and once, also where the grid has them, and no other comes twice.
+    assert_eq!(asked[0], [1.0; 8]);
+    let equals = BudgetGrid { multipliers: vec![[3.0; 4]], lambdas: vec![0.0, 1.0] };
+    let mut loss_of = |budgets: &[Vec<f64>]| Ok(vec![7.0; budgets.len()]);
+    assert_eq!(importance.search(&equals, &mut loss_of).unwrap().num_tried, 1);
+    let repeated = |(i, weights)| asked[..i].contains(weights);
+    assert!(!asked.iter().enumerate().any(repeated));
     // Of equal losses the first; and the worst is not what is found.
-    let equal = importance.search(&grid, &mut |_| Ok(1.0), None).unwrap();
-    assert_eq!(equal.weights, [1.0; 8]);
-    let mut away = |weights: &[f64]| Ok(-distance(weights));
-    assert_ne!(importance.search(&grid, &mut away, None).unwrap().weights, wanted);
+    let equal = importance.search(&grid, &mut loss_of).unwrap();
+    assert_eq!((equal.weights, equal.multipliers), (vec![1.0; 8], [1.0; 4]));
+    let mut away = |budgets: &[Vec<f64>]| Ok(budgets.iter().map(|w| -distance(w)).collect());
+    assert_ne!(importance.search(&grid, &mut away).unwrap().weights, wanted);
 }
 
 #[test]
 fn what_cannot_be_searched_is_an_error() {
-    let importance = importance();
-    let error = importance.search(&BudgetGrid::default(), &mut |_| Ok(f64::NAN), None);
+    let (importance, grid) = (importance(), BudgetGrid::default());
+    let mut last_is_none = |budgets: &[Vec<f64>]| {
+        let mut losses = vec![0.0; budgets.len() - 1];
+        losses.push(f64::NAN);
+        Ok(losses)
+    };
+    let error = importance.search(&grid, &mut last_is_none);
     assert!(matches!(error, Err(Error::Budget { what: "the loss of a budget", .. })), "{error:?}");
-    let error =
-        importance.search(&BudgetGrid::default(), &mut |_| Err(Error::NoContinuation), None);
+    let error = importance.search(&grid, &mut |_| Err(Error::NoContinuation));
     assert!(matches!(error, Err(Error::NoContinuation)), "{error:?}");
-    let empty = BudgetGrid { multipliers: Vec::new(), lambdas: vec![0.0] };
-    let error = importance.search(&empty, &mut |_| Ok(0.0), None).unwrap_err();
-    assert_eq!(error.to_string(), "the points of a grid must be at least 1, not 0");
+    let error = importance.search(&grid, &mut |_| Ok(vec![0.0])).unwrap_err();
+    assert!(error.to_string().contains("losses"), "{error}");
     for value in [f64::NAN, 0.0, -1.0, f64::INFINITY] {
         let error = importance.budget_weights(&[1.0, value, 1.0, 1.0], 0.0).unwrap_err();
         assert!(matches!(error, Error::Budget { what: "a multiplier of a budget", .. }), "{error}");

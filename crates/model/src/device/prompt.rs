@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use heterokv_attn::device::{Embed, Prefill, QueryEnergy};
-use heterokv_cache::{DeviceCache, PromptOnDevice};
+use heterokv_cache::{DeviceCache, PromptOnDevice, PromptWatch};
 use heterokv_gpu::{Bound, Buffer, Commands};
 
 use super::plan::energy_bytes;
@@ -40,6 +40,7 @@ impl DeviceModel {
         self.check_cache(cache)?;
         let prompt = self.begin(tokens)?;
         let needs_energy = cache.needs_query_energy();
+        let no_energy = vec![0.0; self.shape.heads.kv_row_len()];
         let steps = self.layers.len() * tokens.len();
         let mut done = 0;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -47,8 +48,18 @@ impl DeviceModel {
             for block in 0..prompt.hidden.len() {
                 self.keys_and_values(layer, &prompt, block)?;
             }
+            let of_layer = PromptOnDevice {
+                num_tokens: prompt.num_tokens,
+                segment_tokens: prompt.segment_tokens,
+                segments: &prompt.segments,
+                query_energy: &no_energy,
+            };
+            let mut watch = cache.watch_prompt(index, &of_layer, Some(self.rope.rotary_turns()))?;
             for block in 0..prompt.hidden.len() {
                 self.attend_block(layer, &prompt, block, needs_energy)?;
+                if let Some(watch) = &mut watch {
+                    self.show_queries(&prompt, block, watch)?;
+                }
                 done += prompt.tokens_of(block);
                 if let Some(progress) = &mut progress {
                     self.device.gpu().wait()?;
@@ -56,16 +67,14 @@ impl DeviceModel {
                 }
             }
             let energy = match needs_energy {
-                true => self.energy_of(&prompt)?,
-                false => vec![0.0; self.shape.heads.kv_row_len()],
+                true => &self.energy_of(&prompt)?,
+                false => &no_energy,
             };
-            let of_layer = PromptOnDevice {
-                num_tokens: prompt.num_tokens,
-                segment_tokens: prompt.segment_tokens,
-                segments: &prompt.segments,
-                query_energy: &energy,
-            };
-            cache.store_prompt(index, &of_layer)?;
+            cache.store_prompt(
+                index,
+                &PromptOnDevice { query_energy: energy, ..of_layer },
+                watch,
+            )?;
         }
         if let Some(hidden) = prompt.hidden.last() {
             self.keep_last(hidden, prompt.tokens_of(prompt.hidden.len() - 1))?;
@@ -204,6 +213,20 @@ impl DeviceModel {
         }
         self.finish_layer(&mut commands, layer, tokens, hidden)?;
         Ok(commands.submit()?)
+    }
+
+    /// Shows the queries of a block, which were worked out last, to a cache that forgets, as far as it looks at them.
+    fn show_queries(&self, prompt: &Prompt, block: usize, watch: &mut PromptWatch) -> Result<()> {
+        let first = block * BLOCK_TOKENS;
+        let tokens = prompt.tokens_of(block);
+        let left_out = watch.first_query().saturating_sub(first).min(tokens);
+        if left_out < tokens {
+            let row_bytes = 4 * self.shape.heads.qo_row_len();
+            let span = [left_out, tokens - left_out].map(|rows| (rows * row_bytes) as u64);
+            let bytes = self.device.gpu().read(&self.work.q, span[0], span[1])?;
+            watch.look(first + left_out, &bytemuck::pod_collect_to_vec::<u8, f32>(&bytes))?;
+        }
+        Ok(())
     }
 
     /// Query energies of the layer at hand `[num_kv_heads, head_dim]`, added up in f64.

@@ -1,5 +1,7 @@
 //! `heterokv profile --heads`: what each KV head is to its cache, measured on a text and kept in a file.
 
+mod budgets;
+
 use anyhow::Result;
 use heterokv_cache::{HeadMeasure, HeadProfile, HeadRole};
 use heterokv_eval::measure_heads;
@@ -10,6 +12,7 @@ use crate::output::{bytes, count, percent, print_line, say, table, tokens as cou
 use crate::progress::Bar;
 use crate::prompt::{encode_plain, stretch};
 use crate::requirement::check_memory;
+use budgets::BudgetSearch;
 
 /// Tokens of the prompt where none are asked for, and the positions of it that a query attends to, as published.
 const PROMPT_TOKENS: usize = 5000;
@@ -19,6 +22,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     HeadProfile::check_writable(&args.out)?;
     let opened = Opened::new(&args.model)?;
     let config = opened.checkpoint.config();
+    let search = args.measure.budgets.then_some(BudgetSearch { ratio: args.measure.ratio });
     let limit_tokens = config.max_context_tokens;
     let measure = measure(args, limit_tokens);
     measure.check()?;
@@ -29,17 +33,25 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     }
     let tokens = encode_plain(&opened.text()?, &read_text(&args.corpus)?)?;
     let text = stretch(&args.corpus, &tokens, args.token_offset, num_tokens, "fewer --tokens")?;
-    check_memory(config, opened.weight_bytes()?, &[], num_tokens)?;
+    let plans = search.as_ref().map_or(Ok(vec![]), |search| search.plans(&opened, num_tokens))?;
+    check_memory(config, opened.weight_bytes()?, &plans, num_tokens)?;
     say(&opened.first_line());
     let model = opened.load()?;
-    let profile = {
+    let mut profile = {
         let bar = Bar::new("measuring the heads");
         let mut show = |done, total| bar.set(done, total);
         measure_heads(&model, text, &measure, &opened.fingerprint(), Some(&mut show))?
     };
+    let mut found = None;
+    if let Some(search) = search {
+        let (with_budgets, line) =
+            search.run(&model, text.split_at(held_tokens).into(), profile, &args.out)?;
+        (profile, found) = (with_budgets, Some(line));
+    }
     profile.save(&args.out)?;
     print_line(&format!("{}\n", roles(&profile)))?;
     print_line(&floor(&profile))?;
+    found.map_or(Ok(()), |line| print_line(&line))?;
     print_line(&format!(
         "{}: heads of {}, measured on a prompt of {} and {} steps by its {} heaviest, {}",
         args.out.display(),
