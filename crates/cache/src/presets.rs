@@ -295,7 +295,7 @@ impl Preset {
                     rule: Rule::All,
                     sinks,
                     recent,
-                    evict: Some(evict.into()),
+                    evict: Some(evict),
                     ..HcaConfig::PLAIN
                 }
             }

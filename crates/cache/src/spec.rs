@@ -193,7 +193,7 @@ pub struct HcaConfig {
     /// Last tokens, exact on the device.
     pub recent: usize,
     /// How tokens are forgotten; none: they are not.
-    pub evict: Option<Box<Eviction>>,
+    pub evict: Option<Eviction>,
 }
 
 impl CacheSpec {
@@ -253,7 +253,7 @@ impl CacheSpec {
         if let (Keys::Mix(mix), Some(fingerprint)) = (&config.keys, fingerprint) {
             mix.check_fingerprint(fingerprint)?;
         }
-        let heads = config.evict.as_deref().and_then(|eviction| eviction.heads.as_ref());
+        let heads = config.evict.as_ref().and_then(|eviction| eviction.heads.as_ref());
         if let (Some(heads), Some(fingerprint)) = (heads, fingerprint) {
             heads.profile.check_fingerprint(fingerprint)?;
         }
@@ -274,7 +274,7 @@ impl CacheConfig {
     pub(crate) fn forgetting(&self) -> Option<(&HcaConfig, &Eviction)> {
         match self {
             Self::Full => None,
-            Self::Hca(hca) => hca.evict.as_deref().map(|eviction| (hca, eviction)),
+            Self::Hca(hca) => hca.evict.as_ref().map(|eviction| (hca, eviction)),
         }
     }
 
@@ -314,7 +314,7 @@ impl HcaConfig {
 
     /// Whether rows come back from the host when what heads look at has drifted.
     pub(crate) fn comes_back(&self) -> bool {
-        self.evict.as_deref().is_some_and(Eviction::is_on_drift)
+        self.evict.as_ref().is_some_and(Eviction::is_on_drift)
     }
 
     /// Tokens of a page of exact rows, where all are exact.
@@ -350,8 +350,7 @@ impl HcaConfig {
             Setting::Recent(recent) => self.recent = recent,
             Setting::Evict(None) => self.evict = None,
             Setting::Evict(Some(scorer)) => {
-                let eviction =
-                    self.evict.get_or_insert_with(|| presets::plain_eviction(scorer).into());
+                let eviction = self.evict.get_or_insert_with(|| presets::plain_eviction(scorer));
                 eviction.scoring.scorer = scorer;
             }
             Setting::Forget(ref option) => {

@@ -13,7 +13,7 @@ use crate::{KvShape, Result};
 /// Adds what the heads hold. Where what is kept depends on the text, the budget is shared out evenly.
 pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> Result<()> {
     let num_tokens = plan.num_tokens;
-    let eviction = config.evict.as_deref();
+    let eviction = config.evict.as_ref();
     let allotment = eviction.map(|eviction| Allotment::new(config, eviction, shape)).transpose()?;
     let limits = match &allotment {
         Some(allotment) => allotment.limits(num_tokens)?,
@@ -65,7 +65,7 @@ impl<'a> HeadPlan<'a> {
     }
 
     fn evidence(&self, held: usize) -> usize {
-        let has_evidence = self.config.evict.as_deref().is_some_and(|e| e.has_evidence(self.place));
+        let has_evidence = self.config.evict.as_ref().is_some_and(|e| e.has_evidence(self.place));
         if has_evidence { Held::evidence_bytes(held) } else { 0 }
     }
 
