@@ -44,7 +44,7 @@ pub(crate) struct Allotment {
     /// Heads that hold all tokens.
     is_whole: Vec<bool>,
     /// Shares of the others.
-    weights: Vec<f64>,
+    pub(crate) weights: Vec<f64>,
 }
 
 impl Allotment {

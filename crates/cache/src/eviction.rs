@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use heterokv_evict::{Budget, HeadRole, Schedule, Scorer, Scoring};
 
+use crate::plan::MAX_EXACT_TOKENS;
 use crate::{Error, HeadProfile, KvShape, Result};
 
 /// How a cache forgets tokens. What is forgotten is gone, except where the schedule is to bring it back on drift: then the
@@ -164,6 +165,11 @@ impl Eviction {
             return Err(Error::Conflict {
                 conflict: "the budgets norm-drop, norm-drop-tail and votes find on the text how much they keep; leave \
                            keep out",
+            });
+        }
+        if self.recent(0).max(self.batch_tokens().unwrap_or(0)) > MAX_EXACT_TOKENS {
+            return Err(Error::Conflict {
+                conflict: "the tokens of evict=window's observe=N, which stay, and of every=N must be at most 16,777,216",
             });
         }
         if self.budget == Budget::Votes && self.scoring.scorer != Scorer::Votes {

@@ -1,9 +1,9 @@
 //! The device side of one (layer, KV head): sinks, recent window, coded keys.
 
-use std::io::{self, Write};
+mod saved;
 
 use heterokv_attn::ResidentRows;
-use heterokv_offload::{Arena, Attachment, Sequence};
+use heterokv_offload::{Arena, Sequence};
 use heterokv_quant::{FitInput, KeyCoder, Level};
 
 use crate::Result;
@@ -11,7 +11,6 @@ use crate::coded::CodedKeys;
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
-use crate::saved::{SavedHead, write_tables};
 
 /// One (layer, KV head). A token goes to the resident rows while there is room for sinks, then to the
 /// window; what leaves the window is coded on the device and its exact row goes to the host.
@@ -429,56 +428,9 @@ impl HeadCache {
         self.resident.truncate(num_rows);
     }
 
-    /// What is saved of the head, in numbers.
-    pub(crate) fn saved(&self) -> SavedHead {
-        let tail = self.tail.as_ref();
-        SavedHead {
-            resident: self.resident.len(),
-            window: tail.map_or(0, |tail| tail.window.len()),
-            window_start: tail.map_or(0, |tail| tail.window.start()),
-            coded: tail.map_or(0, Tail::num_coded),
-            tables: self
-                .tables()
-                .map(|coder| coder.tables().iter().map(|(_, table)| table.len()).collect()),
-        }
-    }
-
     /// The coder, whether anything is coded yet or not.
     pub(crate) fn tables(&self) -> Option<&KeyCoder> {
         self.tail.as_ref().and_then(|tail| tail.coded.as_ref()).map(CodedKeys::coder)
-    }
-
-    /// Writes what is saved of the head.
-    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        self.resident.write(out)?;
-        let Some(tail) = &self.tail else { return Ok(()) };
-        tail.window.write(out)?;
-        match &tail.coded {
-            None => tail.query_energy.iter().try_for_each(|sum| out.write_all(&sum.to_le_bytes())),
-            Some(keys) => {
-                write_tables(keys.coder(), out)?;
-                keys.write(out)
-            }
-        }
-    }
-
-    /// Reads what was written of a head into one that is empty and has no tables.
-    pub(crate) fn read(
-        &mut self,
-        saved: &SavedHead,
-        device: &Arena,
-        data: &mut Attachment,
-    ) -> Result<()> {
-        self.resident.read(device, (0, saved.resident), data)?;
-        let Some(tail) = &mut self.tail else { return Ok(()) };
-        tail.window.read(device, (saved.window_start, saved.window), data)?;
-        match saved.read_coder(tail.plan.format, self.head_dim, data)? {
-            None => saved.read_energy(&mut tail.query_energy, data),
-            Some(coder) => {
-                let keys = tail.coded.insert(CodedKeys::new(coder, device)?);
-                keys.read(device, saved.coded, data)
-            }
-        }
     }
 
     /// A copy of what it holds.

@@ -1,8 +1,11 @@
 //! What a head that forgets tokens knows of those that it still holds.
 
-use heterokv_offload::{Arena, Charge};
+use std::io::{self, Write};
+
+use heterokv_offload::{Arena, Attachment, Charge};
 
 use crate::Result;
+use crate::saved::damaged;
 
 /// Tokens for whose numbers memory is taken at a time.
 pub(crate) const EVIDENCE_TOKENS: usize = 16;
@@ -130,6 +133,51 @@ impl Held {
         self.seen = self.seen.min(num_tokens);
         self.positions.truncate(left);
         self.evidence.truncate(left);
+    }
+
+    /// Bytes that are written of so many tokens.
+    pub(crate) fn saved_bytes(num_tokens: usize, has_evidence: bool) -> usize {
+        num_tokens * if has_evidence { 8 } else { 4 }
+    }
+
+    /// Writes the positions and the evidence.
+    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let positions = self.positions.iter().map(|position| position.to_le_bytes());
+        let mut numbers = positions.chain(self.evidence.iter().map(|x| x.to_le_bytes()));
+        numbers.try_for_each(|bytes| out.write_all(&bytes))
+    }
+
+    /// Reads what was written so of `len` of `seen` tokens.
+    pub(crate) fn read(
+        &mut self,
+        device: &Arena,
+        (seen, len): (usize, usize),
+        data: &mut Attachment,
+    ) -> Result<()> {
+        let mut word = || -> Result<[u8; 4]> {
+            let mut bytes = [0; 4];
+            data.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        for _ in 0..len {
+            let position = u32::from_le_bytes(word()?);
+            let is_next = self.positions.last().is_none_or(|&last| last < position);
+            if !is_next || position as usize >= seen {
+                return Err(damaged("positions of tokens do not ascend to their number"));
+            }
+            self.positions.push(position);
+        }
+        if self.charge.is_some() {
+            for _ in 0..len {
+                let evidence = f32::from_le_bytes(word()?);
+                if evidence.is_nan() {
+                    return Err(damaged("what is known of a token is not a number"));
+                }
+                self.evidence.push(evidence);
+            }
+        }
+        self.seen = seen;
+        self.recharge(device)
     }
 
     fn recharge(&mut self, device: &Arena) -> Result<()> {

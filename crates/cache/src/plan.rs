@@ -21,7 +21,7 @@ pub(crate) const KEPT_PAGE_TOKENS: usize = 16;
 pub(crate) const FIT_TOKENS: usize = 256;
 
 /// Most sinks and most recent tokens: beyond any context, and sums of them cannot overflow.
-const MAX_EXACT_TOKENS: usize = 1 << 24;
+pub(crate) const MAX_EXACT_TOKENS: usize = 1 << 24;
 
 /// Device bytes of a cache by component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,5 +1,7 @@
 //! A cache's forgetting: which tokens of a prompt stay, and which make room for those that come.
 
+mod saved;
+
 use heterokv_evict::{
     Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff,
     key_norm, norm_drop,
@@ -15,6 +17,8 @@ use crate::plan::KEPT_PAGE_TOKENS;
 use crate::spec::HcaConfig;
 use crate::watch::LayerEvidence;
 use crate::{KvShape, Result};
+
+pub(crate) use saved::SavedPolicy;
 
 /// What decides in a cache that forgets.
 #[derive(Debug)]

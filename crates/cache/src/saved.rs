@@ -1,8 +1,9 @@
 //! A cache on disk: its state beside the rows of its host store, read back to the bit.
 //!
 //! What is attached to the saved sequence: the length of a header (4 bytes, little-endian), the header in JSON, the
-//! companion's bytes, and head by head the exact rows that stay, those of the window, and the tables and pages of the
-//! codes, or what was seen of queries where there are none yet. The header implies how long all of it is, so that no
+//! companion's bytes, head by head the exact rows that stay, those of the window, and the tables and pages of the codes,
+//! or what was seen of queries where there are none yet, with the positions of the tokens and what is known of them where
+//! some are forgotten, and then what decides which. The header implies how long all of it is, so that no
 //! count in it decides an allocation.
 
 use std::io::{self, Write};
@@ -15,12 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{KvCache, check};
 use crate::coded::{CODE_PAGE_TOKENS, page_bytes};
+use crate::held::Held;
 use crate::plan::DevicePlan;
+use crate::policy::SavedPolicy;
 use crate::spec::CacheConfig;
 use crate::{Error, Keys, KvShape, Profile, Result};
 
 /// Version of all that is attached.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Most bytes of a header: some times what the most heads of any model take.
 const MAX_HEADER_BYTES: usize = 64 << 20;
@@ -52,6 +55,8 @@ struct Header {
     companion_bytes: u64,
     /// `[num_layers, num_kv_heads]`.
     heads: Vec<SavedHead>,
+    /// What decides which tokens are forgotten; none where none are.
+    policy: Option<SavedPolicy>,
 }
 
 /// The one field of every version.
@@ -63,6 +68,8 @@ struct Versioned {
 /// One (layer, KV head), in numbers of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SavedHead {
+    /// Tokens taken in, forgotten ones included.
+    pub(crate) seen: usize,
     /// Exact rows that stay.
     pub(crate) resident: usize,
     pub(crate) window: usize,
@@ -79,15 +86,21 @@ impl KvCache {
     /// and where it fails, what was saved before does. What is counted of reads is not saved.
     ///
     /// # Errors
-    /// [`Error::MidToken`], and what the store refuses: one without a disk, a name, a disk that is full.
+    /// [`Error::MidToken`], [`Error::Forgetful`] where rows come back on drift, and what the store refuses: one without a
+    /// disk, a name, a disk that is full.
     pub fn save(&mut self, name: &str, companion: &[u8]) -> Result<()> {
         let heads = self.saved_heads()?;
-        let header = Header::new(&self.shape(), self.config(), companion.len(), heads);
-        let (heads, _, host) = self.parts_mut();
-        let host = host.as_mut().ok_or(heterokv_offload::Error::NoDisk)?;
+        let mut header = Header::new(&self.shape(), self.config(), companion.len(), heads);
+        let (policy, heads, stores) = self.policy_mut();
+        if let Some(policy) = &policy {
+            policy.check_saved()?;
+            header.policy = Some(policy.saved());
+        }
+        let host = stores.host.ok_or(heterokv_offload::Error::NoDisk)?;
         let saved = host.save_with(name, |out| {
             header.write(companion, out)?;
-            heads.iter().try_for_each(|head| head.write(out))
+            heads.iter().try_for_each(|head| head.write(out))?;
+            policy.as_ref().map_or(Ok(()), |policy| policy.write(out))
         });
         Ok(saved?)
     }
@@ -148,7 +161,7 @@ impl SavedCache {
     /// Tokens of the cache.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
-        self.header.heads.first().map_or(0, SavedHead::num_tokens)
+        self.header.heads.first().map_or(0, |head| head.seen)
     }
 
     /// Refuses another shape and another config than those of what is saved.
@@ -195,6 +208,10 @@ impl SavedCache {
             }
             check_tables(head.tables(), profile.map(|profile| profile.coder(place)))?;
         }
+        if let ((Some(policy), ..), Some(saved)) = (cache.policy_mut(), &self.header.policy) {
+            policy.check_saved()?;
+            policy.read(saved, &shape, &mut data)?;
+        }
         Ok(cache)
     }
 
@@ -211,14 +228,28 @@ impl SavedCache {
         if heads.len() != shape.places().count() {
             return Err(damaged("it is not of as many heads as its shape"));
         }
-        let mut num_bytes = 0u64;
+        let eviction = config.forgetting().map(|(_, eviction)| eviction);
+        let num_tokens = self.num_tokens();
+        let of_policy = match (eviction, &self.header.policy) {
+            (None, None) => Some(0),
+            (Some(_), Some(policy)) => policy.num_bytes(shape, num_tokens),
+            _ => None,
+        };
+        let Some(mut num_bytes) = of_policy else {
+            return Err(damaged("the numbers of what decides which tokens are forgotten are none"));
+        };
         for (place, head) in shape.places().zip(heads) {
             let plan = match config {
-                CacheConfig::Full => None,
-                CacheConfig::Hca(hca) => Some(DevicePlan::new(hca.keys.format(place), hca, shape)?),
+                CacheConfig::Hca(hca) if !hca.is_exact() => {
+                    Some(DevicePlan::new(hca.keys.format(place), hca, shape)?)
+                }
+                _ => None,
             };
-            let of_head = head.num_bytes(plan.as_ref(), shape.heads.head_dim);
-            let of_head = of_head.filter(|_| head.num_tokens() == self.num_tokens());
+            let of_rows = head.num_bytes(plan.as_ref(), shape.heads.head_dim);
+            let of_held =
+                head.num_held_bytes(eviction.map(|eviction| eviction.has_evidence(place)));
+            let of_head = of_rows.zip(of_held).map(|(rows, held)| rows.saturating_add(held));
+            let of_head = of_head.filter(|_| head.seen == num_tokens);
             let Some(of_head) = of_head else {
                 let (layer, kv_head) = place;
                 let reason =
@@ -268,6 +299,7 @@ impl Header {
             options,
             companion_bytes: companion_bytes as u64,
             heads,
+            policy: None,
         }
     }
 
@@ -289,14 +321,29 @@ impl Header {
 }
 
 impl SavedHead {
-    fn num_tokens(&self) -> usize {
+    /// Tokens held.
+    pub(crate) fn num_held(&self) -> usize {
         self.resident.saturating_add(self.window).saturating_add(self.coded)
     }
 
-    /// Bytes of the head, of a `full` one without a plan; none where its counts are no head's.
+    /// Bytes of what is known of tokens held, with a number of each or without, where some are forgotten; none where the
+    /// counts are no head's.
+    fn num_held_bytes(&self, has_evidence: Option<bool>) -> Option<u64> {
+        let num_held = self.num_held();
+        // Positions are u32, and as many tokens can come again.
+        let is_counted = i32::try_from(self.seen).is_ok() && num_held <= self.seen;
+        match has_evidence {
+            None => (num_held == self.seen).then_some(0),
+            Some(has_evidence) => {
+                is_counted.then(|| Held::saved_bytes(num_held, has_evidence) as u64)
+            }
+        }
+    }
+
+    /// Bytes of the rows of the head, of one of exact rows alone without a plan; none where its counts are no head's.
     fn num_bytes(&self, plan: Option<&DevicePlan>, head_dim: usize) -> Option<u64> {
         let rows = self.resident.checked_add(self.window)?.checked_mul(4 * head_dim)?;
-        let is_counted = u32::try_from(self.num_tokens()).is_ok();
+        let is_counted = u32::try_from(self.num_held()).is_ok();
         let Some(plan) = plan else {
             let is_full = self.window == 0 && self.coded == 0 && self.tables.is_none();
             return (is_full && is_counted).then_some(rows as u64);
@@ -369,7 +416,7 @@ fn check_tables(found: Option<&KeyCoder>, of_profile: Option<&KeyCoder>) -> Resu
     Err(other("tables", found, "those of the profile"))
 }
 
-fn damaged(reason: &str) -> Error {
+pub(crate) fn damaged(reason: &str) -> Error {
     Error::DamagedSave { reason: reason.to_owned() }
 }
 

@@ -4,6 +4,8 @@
 //! PyramidKV, TOVA's last token, the sinks of expected attention. Here these are asked for by number
 //! ([`Scoring::own_recent`]) or infinite, so that their scores are not compared, only that they are kept.
 
+mod cache;
+
 use heterokv_evict::{
     ExpectedQueries, Gqa, Pool, PromptEvidence, Pyramid, RotaryTurns, Scorer, Scoring, apportion,
     keep_best, key_diff, key_norm, per_query,
@@ -230,22 +232,31 @@ impl Run<'_> {
             let seen = compare(&own.scores[middle.clone()], &scores[middle.clone()], SCORES);
             worst = seen.map_err(|mismatch| mismatch.to_string())?.worst_share * SCORES.relative;
         }
-        let is_kept = |token: &usize| kept.contains(&(*token as u32));
-        let last = middle.clone().filter(is_kept).map(|t| scores[t]).fold(f64::INFINITY, f64::min);
-        let next = middle.filter(|token| !is_kept(token)).map(|t| scores[t]);
-        let next = next.fold(f64::NEG_INFINITY, f64::max);
-        if own.kept.len() != kept.len() {
-            return Err(format!("{} tokens kept, not {}", own.kept.len(), kept.len()));
-        }
-        let is_near = |token: u32, bound: f64| {
-            (scores[token as usize] - bound).abs() <= UNDECIDED * bound.abs()
-        };
-        let taken = own.kept.iter().find(|token| !kept.contains(token) && !is_near(**token, last));
-        let left = kept.iter().find(|token| !own.kept.contains(token) && !is_near(**token, next));
-        match (taken, left) {
-            (None, None) => Ok(worst),
-            (taken, left) => Err(format!("token {taken:?} is kept, {left:?} is not")),
-        }
+        check_kept(&own.kept, middle, scores, kept).map(|()| worst)
+    }
+}
+
+/// Whether `own` is what the reference keeps, wherever its scores of the tokens in `middle` decide.
+fn check_kept(
+    own: &[u32],
+    middle: std::ops::Range<usize>,
+    scores: &[f64],
+    kept: &[u32],
+) -> Result<(), String> {
+    let is_kept = |token: &usize| kept.contains(&(*token as u32));
+    let last = middle.clone().filter(is_kept).map(|t| scores[t]).fold(f64::INFINITY, f64::min);
+    let next = middle.filter(|token| !is_kept(token)).map(|t| scores[t]);
+    let next = next.fold(f64::NEG_INFINITY, f64::max);
+    if own.len() != kept.len() {
+        return Err(format!("{} tokens kept, not {}", own.len(), kept.len()));
+    }
+    let is_near =
+        |token: u32, bound: f64| (scores[token as usize] - bound).abs() <= UNDECIDED * bound.abs();
+    let taken = own.iter().find(|token| !kept.contains(token) && !is_near(**token, last));
+    let left = kept.iter().find(|token| !own.contains(token) && !is_near(**token, next));
+    match (taken, left) {
+        (None, None) => Ok(()),
+        (taken, left) => Err(format!("token {taken:?} is kept, {left:?} is not")),
     }
 }
 

@@ -116,7 +116,7 @@ impl KvCache {
                 }
             }
             self.times.host += start.elapsed();
-            self.stats.count_rows(heads.iter().map(HeadCache::num_tokens), &selections, &step);
+            self.stats.count_rows(heads.iter().map(HeadCache::num_held), &selections, &step);
             full_lse = selections.into_iter().map(|selection| selection.full_lse).collect();
         }
         self.stats.steps += 1;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod budgets;
+mod saved;
 mod sequences;
 
 use heterokv_attn::reference::subset_attention;
@@ -193,7 +194,7 @@ fn check_positions(held: &[Vec<u32>], way: &Way, num_tokens: usize) {
 }
 
 /// A profile of heads of a shape: the first head of a layer is a pivot, the second its satellite, others anchors.
-fn head_profile(folder: &std::path::Path, shape: &KvShape) -> String {
+pub(crate) fn head_profile(folder: &std::path::Path, shape: &KvShape) -> String {
     let num_kv_heads = shape.heads.num_kv_heads;
     let num_heads = shape.num_layers * num_kv_heads;
     let role = |head: usize| match head % num_kv_heads {
@@ -201,7 +202,7 @@ fn head_profile(folder: &std::path::Path, shape: &KvShape) -> String {
         1 => HeadRole::Satellite { pivot: 0 },
         _ => HeadRole::Anchor,
     };
-    let stability = (0..num_heads).map(|head| 0.5 + 0.04 * head as f64).collect();
+    let stability = (0..num_heads).map(|head| 0.5 + 0.004 * head as f64).collect();
     let measure = HeadMeasure {
         prompt_tokens: 200,
         top_k: 32,

@@ -1,6 +1,6 @@
 //! Specs: what is written is what is read, and what is not known is named with what is.
 
-use heterokv_cache::{Error, KeyMix, SPEC_GRAMMAR};
+use heterokv_cache::{CachePlan, Error, KeyMix, SPEC_GRAMMAR};
 use proptest::prelude::*;
 
 use super::*;
@@ -48,6 +48,124 @@ fn specs_are_shown_as_given_and_configs_written_out() {
         " keys=f16 , sinks=3 ".parse::<CacheSpec>().unwrap().to_string(),
         "keys=f16 , sinks=3"
     );
+}
+
+/// Presets that forget tokens and need no file.
+const FORGETTING: [&str; 12] = [
+    "snapkv",
+    "pyramidkv",
+    "adakv",
+    "h2o",
+    "tova",
+    "streamingllm",
+    "knorm",
+    "keydiff",
+    "expected",
+    "kvcompress",
+    "dbudget",
+    "corm",
+];
+
+/// What a spec comes to, which written out comes to the same.
+fn round_trip(spec: &str) -> CacheConfig {
+    let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
+    assert_eq!(parsed.to_string(), spec);
+    let config = parsed.resolve(&smollm2(), None).unwrap_or_else(|e| panic!("{spec}: {e}"));
+    assert_eq!(super::config(&config.to_string(), smollm2()), config, "{spec}: {config}");
+    config
+}
+
+#[test]
+fn presets_that_forget_are_written_out_and_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let heads = crate::forgetting::head_profile(folder.path(), &smollm2());
+    for (name, rest) in FORGETTING
+        .iter()
+        .map(|&name| (name, String::new()))
+        .chain([("baklava", format!(",heads={heads}")), ("heterocache", format!(",heads={heads}"))])
+    {
+        let amounts: &[&str] = match name {
+            "dbudget" | "corm" => &[""],
+            "heterocache" => &[":80%"],
+            _ => &[":25%", ":1024", ":64MiB", ":64MB"],
+        };
+        for amount in amounts {
+            round_trip(&format!("{name}{amount}{rest}"));
+            round_trip(&format!("{name}{amount}{rest},sinks=9,recent=90"));
+            if name != "heterocache" {
+                round_trip(&format!("{name}{amount}{rest},keys=int4-channel/64,values=int8@host"));
+                round_trip(&format!("{name}{amount}{rest},keys=lm2,values=int8@device,renorm=off"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_option_of_forgetting_reaches_the_config() {
+    let CacheConfig::Hca(plain) = round_trip("snapkv:25%") else { panic!("not full") };
+    for option in [
+        "evict=accumulated",
+        "observe=9",
+        "observe=all,evict=h",
+        "pool=max:7",
+        "pool=none",
+        "gqa=sum-squares",
+        "budget=pyramid:3",
+        "budget=pyramid-within:3",
+        "budget=adaptive:0.5",
+        "budget=global",
+        "keep=12.5%",
+        "keep=777",
+        "keep=9000000B",
+        "every=once",
+        "every=step",
+        "every=7",
+        "refresh=sync",
+    ] {
+        let option = option.replace("evict=h", "evict=accumulated");
+        let CacheConfig::Hca(changed) = round_trip(&format!("snapkv:25%,{option}")) else {
+            panic!("not full")
+        };
+        assert_ne!(plain, changed, "{option}");
+        let words = option.split(',').all(|word| changed.to_string().contains(word));
+        assert!(words, "{option} in {changed}");
+    }
+    // Rows that are all exact need no window.
+    round_trip("keys=f16,values=f16@device,evict=key-norm,keep=40,every=once,sinks=0,recent=0");
+}
+
+#[test]
+fn a_ratio_is_promised_where_it_is_kept_to() {
+    for (spec, promised) in [
+        ("snapkv:25%", Some((25.0, 4_096))),
+        ("h2o:4%", Some((4.0, 32_768))),
+        ("tova:25%,keys=int8-token,values=f16@device,every=7", Some((25.0, 4_096))),
+        ("snapkv:1024", None),
+        ("snapkv:64MiB", None),
+        ("snapkv:25%,every=once", None),
+        ("snapkv:25%,keep=12.5%", None),
+        ("dbudget", None),
+        ("keys=f16,values=f16@device,evict=window,keep=25%", None),
+    ] {
+        let promise = spec.parse::<CacheSpec>().unwrap().promise();
+        assert_eq!(promise.map(|p| (p.percent, p.min_tokens)), promised, "{spec}");
+    }
+}
+
+#[test]
+fn budgets_below_what_every_head_holds_are_refused_with_the_least() {
+    for (spec, says) in [
+        ("snapkv:83", "83 tokens of each head are fewer than the 84 "),
+        ("tova:1", "1 tokens of each head are fewer than the 2 "),
+        ("snapkv:1MiB", " bytes of each head are fewer than the "),
+        ("snapkv:2%,recent=20000", "cannot keep 2.00 % from 32768 tokens on"),
+        ("snapkv:0.1%", "the least it can keep is "),
+    ] {
+        let error = spec.parse::<CacheSpec>().unwrap().resolve(&smollm2(), None).unwrap_err();
+        assert!(error.to_string().contains(says), "{spec}: {error}");
+    }
+    round_trip("snapkv:84");
+    round_trip("tova:2");
 }
 
 #[test]
@@ -120,10 +238,25 @@ fn words_that_are_not_known_are_named_with_those_that_are() {
         ("keys=f16,sinks=99999999999999999999", "whole numbers"),
         ("keys=f16,union=all", "group, head"),
         ("keys=f16,renorm=yes", "on, off"),
+        ("hca:1024", "a percentage"),
+        ("hca:64MiB", "a percentage"),
+        ("snapkv:own", "25%, 1024 (tokens of each head), 64MiB"),
+        ("snapkv:0", "25%, 1024 (tokens of each head), 64MiB"),
+        ("snapkv:18446744073709551615GiB", "25%, 1024 (tokens of each head), 64MiB"),
+        ("snapkv:25%,keep=half", "a share of a full cache's bytes"),
+        ("snapkv:25%,evict=luck", "key-norm, key-diff"),
+        ("snapkv:25%,pool=mean:4", "mean:N, max:N with odd N"),
+        ("snapkv:25%,gqa=median", "mean, max, sum, sum-squares"),
+        ("snapkv:25%,budget=pyramid", "pyramid:BETA, pyramid-within:BETA, adaptive:FLOOR"),
+        ("snapkv:25%,every=0", "once, step, N, drift:W"),
+        ("snapkv:25%,observe=none", "whole numbers"),
+        ("snapkv:25%,refresh=never", "async, sync"),
     ] {
         let error = spec.parse::<CacheSpec>().unwrap_err();
         assert!(error.to_string().contains(known), "{spec}: {error}");
-        assert!(matches!(error, Error::UnknownWord { .. } | Error::Quant(_)), "{spec}: {error:?}");
+        let is_typed =
+            matches!(error, Error::UnknownWord { .. } | Error::Quant(_) | Error::Evict(_));
+        assert!(is_typed, "{spec}: {error:?}");
     }
 }
 
@@ -137,7 +270,16 @@ fn a_format_has_one_spelling() {
 
 #[test]
 fn options_that_do_not_go_together_are_refused() {
-    for spec in ["full,recent=3", "hca", "hca-rescore,recent=64", "recent=64"] {
+    for spec in [
+        "full,recent=3",
+        "hca",
+        "hca-rescore,recent=64",
+        "recent=64",
+        "snapkv",
+        "heterocache",
+        "dbudget:25%",
+        "corm:1024",
+    ] {
         let error = spec.parse::<CacheSpec>().unwrap_err();
         assert!(matches!(error, Error::Conflict { .. }), "{spec}: {error}");
     }
@@ -155,6 +297,25 @@ fn options_that_do_not_go_together_are_refused() {
         "keys=f16,sinks=18446744073709551615",
         "hca:25%,recent=18446744073709551615",
         "keys=f16,sinks=9223372036854775807,recent=9223372036854775809",
+        "keys=lm2,values=f16@device,rescore=f16@host",
+        "snapkv:25%,keys=lm2,rescore=int8@host",
+        "snapkv:25%,keys=lm2,recent=0,evict=none",
+        "snapkv:25%,evict=none,keep=25%",
+        "keys=f16,keep=25%",
+        "keys=f16,values=f16@device,evict=window",
+        "keys=f16,values=f16@device,evict=window,keep=own",
+        "keys=f16,values=f16@device,evict=window,observe=all,keep=100",
+        "keys=f16,values=f16@device,evict=window,keep=100,every=18446744073709551615",
+        "keys=f16,values=f16@device,evict=window,keep=25%,budget=votes",
+        "keys=f16,values=f16@device,evict=window,budget=votes",
+        "dbudget,keep=25%",
+        "corm,keep=1024",
+        "corm,evict=window",
+        "snapkv:25%,budget=norm-drop:0.1",
+        "snapkv:25%,budget=profile",
+        "baklava:25%",
+        "heterocache:50%",
+        "snapkv:25%,every=drift:5",
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert!(parsed.resolve(&smollm2(), None).is_err(), "{spec}");
@@ -208,10 +369,9 @@ fn paths() -> impl Strategy<Value = String> {
 
 /// A spec that is right, or nearly.
 fn near_specs() -> impl Strategy<Value = String> {
-    let word =
-        "(full|hca|hca-rescore|keys|values|rescore|select|min|max|union|renorm|sinks|recent|)";
-    let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|)";
-    let end = "(@host|@disk|[0-9.]{0,22}|)(%|)";
+    let word = "(full|hca|hca-rescore|snapkv|corm|keys|values|rescore|select|min|max|union|renorm|sinks|recent|evict|observe|pool|gqa|budget|keep|every|refresh|)";
+    let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|window|key-norm|all|mean:|pyramid:|global|once|step|drift:|sync|)";
+    let end = "(@host|@disk|@device|[0-9.]{0,22}|)(%|)";
     let words = (word, rest, end).prop_map(|(word, rest, end)| word + &rest + &end);
     prop::collection::vec(words, 1..6).prop_map(|words| words.join(","))
 }
@@ -228,6 +388,9 @@ proptest! {
     fn no_near_spec_panics_and_what_resolves_is_written_out_and_read_back(text in near_specs()) {
         let Ok(spec) = text.parse::<CacheSpec>() else { return Ok(()) };
         let Ok(config) = spec.resolve(&smollm2(), None) else { return Ok(()) };
+        for num_tokens in [0, 1, 5_000] {
+            let _ = CachePlan::new(&config, &smollm2(), num_tokens);
+        }
         let again = config.to_string().parse::<CacheSpec>().unwrap().resolve(&smollm2(), None).unwrap();
         prop_assert_eq!(again, config);
     }

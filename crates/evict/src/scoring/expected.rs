@@ -86,9 +86,43 @@ impl ExpectedScores {
     /// Bytes that it takes.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        let numbers =
-            |head: &Normalised| head.expectation.mean.len() + head.expectation.quadratic.len() + 2;
-        self.heads.iter().map(numbers).sum::<usize>() * size_of::<f64>()
+        Self::num_numbers(self.heads.len(), self.head_dim) * size_of::<f64>()
+    }
+
+    /// The numbers that it is, of a group of `group_size` query heads.
+    #[must_use]
+    pub fn num_numbers(group_size: usize, head_dim: usize) -> usize {
+        group_size * (head_dim + head_dim * (head_dim + 1) / 2 + 2)
+    }
+
+    /// All of them, by which [`ExpectedScores::from_numbers`] makes the same.
+    pub fn numbers(&self) -> impl Iterator<Item = f64> {
+        self.heads.iter().flat_map(|head| {
+            let Normalised { expectation: Expectation { mean, quadratic }, largest, scale } = head;
+            mean.iter().chain(quadratic).chain([largest, scale]).copied()
+        })
+    }
+
+    /// What has these `numbers`.
+    ///
+    /// # Errors
+    /// [`Error::Zero`] for heads of no channels, [`Error::Length`] where they are not those of whole heads.
+    pub fn from_numbers(head_dim: usize, numbers: &[f64]) -> Result<Self> {
+        if head_dim == 0 {
+            return Err(Error::Zero { what: "channels of a head" });
+        }
+        let of_head = Self::num_numbers(1, head_dim);
+        if !numbers.len().is_multiple_of(of_head) {
+            let (actual, expected) = (numbers.len(), numbers.len().next_multiple_of(of_head));
+            return Err(Error::Length { what: "expected scores", actual, expected });
+        }
+        let head = |numbers: &[f64]| {
+            let (mean, rest) = numbers.split_at(head_dim);
+            let (quadratic, last) = rest.split_at(rest.len() - 2);
+            let expectation = Expectation { mean: mean.to_vec(), quadratic: quadratic.to_vec() };
+            Normalised { expectation, largest: last[0], scale: last[1] }
+        };
+        Ok(Self { heads: numbers.chunks_exact(of_head).map(head).collect(), head_dim })
     }
 }
 

@@ -180,7 +180,10 @@ fn budgets_of_profiles_hold() {
         ("stability", EXACT, Amount::Ratio(60.0)),
         ("stability", CODED[0], Amount::Ratio(60.0)),
     ] {
-        for every in ["once", "4"] {
+        for every in ["once", "4", "drift:3,refresh=sync"] {
+            if every.starts_with("drift") && (layout, budget) != (EXACT, "stability") {
+                continue;
+            }
             let way = Way { amount, ..Way::new(layout, "window", budget) };
             let way = Way { every: format!("{every},heads={heads}"), ..way };
             let cache = follow(&way, &tokens, 250);

@@ -206,3 +206,24 @@ fn bad_input_is_refused_by_name() {
     assert!(matches!(scores(&queries, 36, 30), Err(Error::Length { .. })));
     assert!(matches!(scores(&queries, 35, 35), Err(Error::Rows { .. })));
 }
+
+#[test]
+fn expected_scores_are_their_numbers() {
+    let case = Case::new(1.0, 4, 40, 2);
+    let flat =
+        |rows: &[Vec<f64>]| -> Vec<f32> { rows.concat().iter().map(|&x| x as f32).collect() };
+    let (keys, values) = (flat(&case.keys), flat(&case.values));
+    let (expected, _) = case.expected_queries().expect(&keys, &values, 40).unwrap();
+    let mut numbers: Vec<f64> = expected.numbers().collect();
+    assert_eq!(numbers.len(), ExpectedScores::num_numbers(2, HEAD_DIM));
+    assert_eq!(expected.num_bytes(), 8 * numbers.len());
+    let score = |of: &ExpectedScores| of.score(&keys[..HEAD_DIM], &values[..HEAD_DIM]).unwrap();
+    let same = ExpectedScores::from_numbers(HEAD_DIM, &numbers).unwrap();
+    assert_eq!(score(&same).to_bits(), score(&expected).to_bits());
+    assert!(matches!(ExpectedScores::from_numbers(0, &numbers), Err(Error::Zero { .. })));
+    let cut = ExpectedScores::from_numbers(HEAD_DIM, &numbers[1..]);
+    assert!(matches!(cut, Err(Error::Length { .. })));
+    numbers[0] += 1.0;
+    let other = ExpectedScores::from_numbers(HEAD_DIM, &numbers).unwrap();
+    assert_ne!(score(&other), score(&expected));
+}
