@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Rule, SelectScratch, Selector};
 
 /// The tokens that stay, of one KV head: `num_keep` indices into `scores [n]`, ascending; all of them where
 /// there are no more.
@@ -42,7 +42,15 @@ pub fn keep_best(scores: &[f32], num_keep: usize, sinks: usize, recent: usize) -
 /// # Errors
 /// [`Error::NotANumber`].
 pub fn top_positions(scores: &[f32], count: usize) -> Result<Vec<u32>> {
-    keep_best(scores, count, 0, 0)
+    let is_weight = |score: &f32| (*score >= 0.0) & (*score <= f32::MAX);
+    if count == 0 || !scores.iter().fold(true, |all, score| all & is_weight(score)) {
+        return keep_best(scores, count, 0, 0);
+    }
+    // Of numbers that are ordered like their bits, without comparing them.
+    let mut taken = vec![false; scores.len()];
+    let heaviest = Selector::new(Rule::TopK(count), 0, usize::MAX)?;
+    heaviest.select(scores, 0.0, &mut SelectScratch::default(), &mut taken)?;
+    Ok((0..scores.len() as u32).filter(|&token| taken[token as usize]).collect())
 }
 
 /// The tokens that stay where a vote decides (CORM, arXiv 2404.15949, §3): the first `sinks`, the last

@@ -48,7 +48,11 @@ pub(super) struct DriftArgs {
     #[arg(long, value_name = "SPEC", default_values = ["heterocache:50%", "heterocache:50%,refresh=sync"])]
     refreshed: Vec<String>,
     /// The cache whose selection is made anew at every step: what can be recovered
-    #[arg(long, value_name = "SPEC", default_value = "heterocache:50%,every=drift:1,refresh=sync")]
+    #[arg(
+        long,
+        value_name = "SPEC",
+        default_value = "heterocache:50%,every=drift:1,tau=1,refresh=sync"
+    )]
     fresh: String,
     /// A cache is back where the running median of its KL is at most so many times that of --fresh
     #[arg(long, value_name = "TIMES", default_value_t = 2.0, value_parser = times)]

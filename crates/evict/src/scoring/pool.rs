@@ -27,25 +27,44 @@ impl Pool {
     /// Pools `values [n]`; a value that is not a number makes its neighbours so too. Empty: empty.
     #[must_use]
     pub fn apply(&self, values: &[f32]) -> Vec<f32> {
-        let pooled = |kernel: usize, pool: &dyn Fn(&[f32]) -> f32| {
-            let reach = kernel / 2;
-            let around = |at: usize| {
-                &values[at.saturating_sub(reach)..values.len().min(at.saturating_add(reach + 1))]
-            };
-            (0..values.len()).map(|at| pool(around(at))).collect()
-        };
         match *self {
             Self::None => values.to_vec(),
-            Self::Mean(kernel) => pooled(kernel, &|around| {
-                let sum: f64 = around.iter().map(|&x| f64::from(x)).sum();
-                (sum / (kernel / 2 * 2 + 1) as f64) as f32
-            }),
-            Self::Max(kernel) => pooled(kernel, &|around| {
-                around.iter().copied().fold(f32::NEG_INFINITY, |most, x| {
-                    if x > most || x.is_nan() { x } else { most }
-                })
-            }),
+            Self::Mean(kernel) => {
+                let mut sums = vec![0.0_f64; values.len()];
+                for_neighbours(kernel, values, &mut sums, |sum, &x| *sum += f64::from(x));
+                let width = (kernel / 2 * 2 + 1) as f64;
+                sums.into_iter().map(|sum| (sum / width) as f32).collect()
+            }
+            Self::Max(kernel) => {
+                let mut most = vec![f32::NEG_INFINITY; values.len()];
+                for_neighbours(kernel, values, &mut most, |most, &x| {
+                    if x > *most || x.is_nan() {
+                        *most = x;
+                    }
+                });
+                most
+            }
         }
+    }
+}
+
+/// Shows every place the values around it that the kernel reaches, from the first to the last: one distance after the other for
+/// all places.
+fn for_neighbours<T>(
+    kernel: usize,
+    values: &[f32],
+    places: &mut [T],
+    mut show: impl FnMut(&mut T, &f32),
+) {
+    let (reach, n) = (kernel / 2, values.len());
+    for distance in (1..=reach.min(n)).rev() {
+        let behind = places[distance..].iter_mut().zip(values);
+        behind.for_each(|(place, x)| show(place, x));
+    }
+    places.iter_mut().zip(values).for_each(|(place, x)| show(place, x));
+    for distance in 1..=reach.min(n) {
+        let before = places.iter_mut().zip(&values[distance..]);
+        before.for_each(|(place, x)| show(place, x));
     }
 }
 
