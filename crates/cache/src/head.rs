@@ -232,11 +232,13 @@ impl HeadCache {
         value: &[f32],
         evidence: f32,
     ) -> Result<()> {
-        if let Some(held) = &mut self.held {
-            held.extend(stores.device, &[evidence])?;
-        }
         self.complete(stores, key, value)?;
-        self.append(stores, key, value)
+        self.append(stores, key, value)?;
+        // Last, so that a row that could not be stored is not counted as held.
+        match &mut self.held {
+            Some(held) => held.extend(stores.device, &[evidence]),
+            None => Ok(()),
+        }
     }
 
     /// Sends rows to the host whose head has all of them there.
@@ -367,11 +369,12 @@ impl HeadCache {
             None => self.resident.keep(kept),
             Some(tail) => {
                 debug_assert_eq!(kept.len(), self.resident.len() + coded.len() + tail.window.len());
-                if let Some(keys) = &mut tail.coded {
-                    keys.keep(stores.level, &coded)?;
-                }
+                // What can fail for want of room comes first, and leaves everything as it was.
                 if let Some(host) = &mut stores.host {
                     host.keep(self.layer, self.kv_head, &coded)?;
+                }
+                if let Some(keys) = &mut tail.coded {
+                    keys.keep(stores.level, &coded)?;
                 }
             }
         }
