@@ -49,7 +49,8 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
     let mut tally = check(workspace, &["--test"])?;
     tally += check(workspace, &["quant", "--test"])?;
     tally += check(workspace, &["quant", "--quality", "--test"])?;
-    tally += check(workspace, &["evict", "--quality", "--drift", "--latency", "--test"])?;
+    tally +=
+        check(workspace, &["evict", "--quality", "--drift", "--latency", "--hybrid", "--test"])?;
     tally += check(workspace, &["load", "--test"])?;
     tally += check(workspace, &["offload", "--test"])?;
     if !process::succeeds(Command::new("dd").arg("--version")) {

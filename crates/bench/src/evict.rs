@@ -1,9 +1,10 @@
 //! Caches that leave tokens out: what they lose and what they find, what they hold and how fast they are; what a change of
-//! topic does to a selection; and what selecting takes of a step.
+//! topic does to a selection; what selecting takes of a step; and what roles of heads are worth to coded keys.
 
 mod bars;
 mod drift;
 mod grid;
+mod hybrid;
 mod latency;
 mod quality;
 mod subject;
@@ -30,7 +31,7 @@ const CONTEXTS: [usize; 2] = [4096, 7900];
 
 /// What to measure of caches that leave tokens out.
 #[derive(Args, Clone, Debug)]
-#[group(id = "part", required = true, multiple = true, args = ["quality", "bars", "drift", "latency"])]
+#[group(id = "part", required = true, multiple = true, args = ["quality", "bars", "drift", "latency", "hybrid"])]
 pub(crate) struct EvictArgs {
     /// Every preset at every ratio: KL on what follows and on what is said once more, answers, bytes, tokens per second.
     /// A run that was stopped goes on where it was
@@ -45,13 +46,16 @@ pub(crate) struct EvictArgs {
     /// Where the time of a step goes: scores, selection, rows, and what is noted for later
     #[arg(long)]
     latency: bool,
+    /// The bytes of coded keys shared out among heads by their roles and stability, and what selections of each role miss
+    #[arg(long)]
+    hybrid: bool,
     /// Each part small and on a tiny model, to see that it runs and its answers are right
     #[arg(long, conflicts_with_all = ["splice", "check"])]
     test: bool,
     /// Fail where --drift or --latency misses its bar, too
     #[arg(long)]
     check: bool,
-    /// Put the tables into docs/evict.md
+    /// Put the tables into docs/evict.md, those of --hybrid into docs/methods/hybrid.md
     #[arg(long)]
     splice: bool,
     /// These presets only, by name
@@ -66,10 +70,10 @@ pub(crate) struct EvictArgs {
     /// Roles and weights of heads (`heterokv profile --heads`), for the presets that go by them
     #[arg(long, value_name = "FILE")]
     heads: Option<PathBuf>,
-    /// Tokens in the caches [default: 4096 and 7900; of --latency 131072]
+    /// Tokens in the caches [default: 4096 and 7900; of --latency 131072, of --hybrid 4096]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = at_least_one)]
     contexts: Vec<usize>,
-    /// Tokens of the text at which the contexts of --quality begin
+    /// Tokens of the text at which the contexts of --quality and --hybrid begin
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [45_000, 120_000])]
     offsets: Vec<usize>,
     /// What the caches of --quality may take at a time, MiB: the more, the fewer times a context is read
@@ -148,7 +152,7 @@ pub(crate) fn run(arguments: &EvictArgs) -> Result<bool> {
             let sheets = on_page.map(|table| table.sheet.markdown());
             let markdown: Vec<String> =
                 std::iter::once(environment.markdown()).chain(sheets).collect();
-            page::splice(&page_path(), part.name, &markdown.join("\n"))?;
+            page::splice(&page_path(part.name), part.name, &markdown.join("\n"))?;
         }
     }
     if !arguments.test {
@@ -158,8 +162,9 @@ pub(crate) fn run(arguments: &EvictArgs) -> Result<bool> {
     Ok(is_held)
 }
 
-fn page_path() -> PathBuf {
-    page::docs("evict.md")
+/// The page of a part.
+fn page_path(part: &str) -> PathBuf {
+    page::docs(if part == "hybrid" { "methods/hybrid.md" } else { "evict.md" })
 }
 
 /// Refuses what is named twice: a row has one name.
@@ -182,7 +187,7 @@ struct Suite<'a> {
 
 impl Suite<'_> {
     fn run(&self) -> Result<Vec<Part>> {
-        let EvictArgs { quality, bars, drift, latency, .. } = *self.arguments;
+        let EvictArgs { quality, bars, drift, latency, hybrid, .. } = *self.arguments;
         let mut parts = Vec::new();
         if quality || bars {
             parts.extend(quality::run(self)?);
@@ -192,6 +197,9 @@ impl Suite<'_> {
         }
         if latency {
             parts.push(latency::run(self)?);
+        }
+        if hybrid {
+            parts.push(hybrid::run(self)?);
         }
         Ok(parts)
     }
@@ -261,15 +269,15 @@ mod tests {
     fn every_part_runs_small_and_leaves_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let out = folder.path().to_str().expect("it is text");
-        let words = ["--quality", "--drift", "--latency", "--test", "--out", out];
+        let words = ["--quality", "--drift", "--latency", "--hybrid", "--test", "--out", out];
         assert!(run(&parse(&words).expect("it is valid")).expect("every answer is right"));
         assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0);
     }
 
     #[test]
     fn the_page_has_its_marks() {
-        let page = std::fs::read_to_string(page_path()).expect("it is there");
-        for name in ["quality", "bars", "drift", "latency"] {
+        for name in ["quality", "bars", "drift", "latency", "hybrid"] {
+            let page = std::fs::read_to_string(page_path(name)).expect("it is there");
             let marks = ["begin", "end"].map(|end| format!("<!-- {end}: {name} -->"));
             assert!(marks.iter().all(|mark| page.contains(mark)), "{name}");
         }

@@ -57,7 +57,7 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Vec<Part>> {
         false => (&arguments.offsets[..], NUM_STEPS),
     };
     let contexts = suite.contexts(&CONTEXTS, &[520, 600]);
-    let jobs = jobs(suite, &contexts, offsets, num_steps)?;
+    let jobs = jobs(suite, &TASKS, &contexts, offsets, num_steps)?;
     let scratch = tempfile::tempdir()?;
     let path = match arguments.test {
         true => scratch.path().join(RESULTS),
@@ -90,9 +90,10 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// The samples of all tasks, contexts in order.
-fn jobs(
+/// The samples of these tasks, contexts in order.
+pub(super) fn jobs(
     suite: &Suite<'_>,
+    tasks: &[&str],
     contexts: &[usize],
     offsets: &[usize],
     num_steps: usize,
@@ -115,7 +116,7 @@ fn jobs(
     };
     let mut jobs = Vec::new();
     for &context in contexts {
-        for name in TASKS {
+        for &name in tasks {
             let samples = task(name)?.samples(&inputs, context)?;
             jobs.extend(samples.into_iter().map(|sample| Job::new(name, sample)));
         }

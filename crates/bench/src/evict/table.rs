@@ -110,6 +110,12 @@ impl<'a> Board<'a> {
         Some(Losses { plain: mean(&figures.plain)?, recall: mean(&figures.recall)? })
     }
 
+    /// The most bytes on the device over those of a full cache, where the samples of `kl` were measured.
+    pub(super) fn ratio(&self, entry: &Entry, context: usize) -> Option<f64> {
+        let figures = self.figures(entry, context)?;
+        (!figures.plain.is_empty()).then_some(figures.ratio)
+    }
+
     /// Whether every cache that can be measured was.
     pub(super) fn is_complete(&self) -> bool {
         let mut all = self.entries.iter().zip(&self.figures);

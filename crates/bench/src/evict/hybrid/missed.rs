@@ -1,0 +1,238 @@
+//! What selections miss of attention, by the role of the head: the rows of its own scores at several top-p, and for satellites
+//! the rows that their pivot reads.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use heterokv_cache::{HeadProfile, HeadRole};
+use heterokv_eval::{HeadRows, exact_scores, visit_layers};
+use heterokv_evict::{Rule, SelectScratch, Selector};
+use heterokv_model::Model;
+use rayon::prelude::*;
+
+use super::ASKED_TOKENS;
+use crate::sheet::{Cell, Sheet};
+
+/// First and last tokens that are exact anyway, and the least rows of a query head: those of `hca-rescore` below 20 %.
+const SINKS: usize = 4;
+const RECENT: usize = 32;
+const MIN_ROWS: usize = 128;
+
+/// Shares of attention at which a selection is complete.
+const TOP_P: [f32; 4] = [0.9, 0.93, 0.96, 0.98];
+
+/// Whose rows heads of a role read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reads {
+    Volatile,
+    Pivot,
+    Anchor,
+    Satellite,
+    /// Satellites the rows of their pivot.
+    OfPivot,
+}
+
+impl Reads {
+    fn words(self) -> [&'static str; 2] {
+        match self {
+            Self::Volatile => ["volatile", "own"],
+            Self::Pivot => ["pivot", "own"],
+            Self::Anchor => ["anchor", "own"],
+            Self::Satellite => ["satellite", "own"],
+            Self::OfPivot => ["satellite", "the pivot's"],
+        }
+    }
+}
+
+/// Sums over layers and heads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    num_heads: usize,
+    /// Means over the queries of a head, in [0, 1]: rows read of those that are not exact anyway, and attention that they
+    /// leave out.
+    read: f64,
+    missed: f64,
+}
+
+/// What selections miss, by whose rows are read and the place of the top-p.
+#[derive(Debug, Default)]
+pub(super) struct Missed(BTreeMap<(Reads, usize), Sums>);
+
+/// Attention of the last tokens' queries over the tokens that are not exact anyway.
+struct Asked {
+    /// `[num_steps][group_size]`.
+    steps: Vec<Vec<Query>>,
+}
+
+/// One query's.
+struct Query {
+    /// `[num_coded]`.
+    weights: Vec<f32>,
+    /// Of the tokens that are exact anyway.
+    exact_mass: f64,
+}
+
+impl Missed {
+    /// Adds the heads of a model on a text, of which the last tokens ask.
+    ///
+    /// # Errors
+    /// What the model refuses, and attention that is not finite.
+    pub(super) fn add(&mut self, model: &Model, text: &[u32], heads: &HeadProfile) -> Result<()> {
+        let mut failure = None;
+        visit_layers(model, &[text], &mut |rows| {
+            let asked: Vec<Asked> = rows.heads.par_iter().map(Asked::of).collect();
+            let roles: Vec<HeadRole> =
+                (0..asked.len()).map(|kv_head| heads.role(rows.layer, kv_head)).collect();
+            if let Err(error) = self.add_layer(&asked, &roles) {
+                failure = Some(error);
+            }
+            Ok(())
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn add_layer(&mut self, asked: &[Asked], roles: &[HeadRole]) -> Result<()> {
+        for (place, &top_p) in TOP_P.iter().enumerate() {
+            let selector = Selector::new(Rule::TopP(top_p), MIN_ROWS, usize::MAX)?;
+            let taken = asked.par_iter().map(|asked| asked.taken(&selector));
+            let taken: Vec<Vec<Vec<bool>>> = taken.collect::<Result<_>>()?;
+            for (kv_head, &role) in roles.iter().enumerate() {
+                let mut add = |reads, rows: &[Vec<bool>]| {
+                    let sums = self.0.entry((reads, place)).or_default();
+                    let [read, missed] = asked[kv_head].read_and_missed(rows);
+                    sums.num_heads += 1;
+                    sums.read += read;
+                    sums.missed += missed;
+                };
+                let own = &taken[kv_head];
+                match role {
+                    HeadRole::Volatile => add(Reads::Volatile, own),
+                    HeadRole::Pivot => add(Reads::Pivot, own),
+                    HeadRole::Anchor => add(Reads::Anchor, own),
+                    HeadRole::Satellite { pivot } => {
+                        add(Reads::Satellite, own);
+                        add(Reads::OfPivot, &taken[pivot]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn sheet(&self, model: &str) -> Sheet {
+        let title = format!("What selections by exact scores miss of attention, on {model}");
+        let columns = ["heads", "number", "rows", "top-p", "rows read, %", "attention missed, %"];
+        let mut sheet = Sheet::new(title, &columns);
+        for (&(reads, place), sums) in &self.0 {
+            let [heads, rows] = reads.words();
+            let mean = |sum: f64| 100.0 * sum / sums.num_heads as f64;
+            sheet.push(vec![
+                Cell::text(heads),
+                Cell::Number(sums.num_heads as f64, 0),
+                Cell::text(rows),
+                Cell::Number(f64::from(TOP_P[place]), 2),
+                Cell::Number(mean(sums.read), 1),
+                Cell::Number(mean(sums.missed), 2),
+            ]);
+        }
+        sheet
+    }
+}
+
+impl Asked {
+    fn of(rows: &HeadRows) -> Self {
+        let HeadRows { head_dim, group_size, sm_scale, .. } = *rows;
+        let num_tokens = rows.keys.len() / head_dim;
+        let group_len = group_size * head_dim;
+        let step = |position: usize| {
+            let seen = position + 1;
+            let queries = &rows.queries[position * group_len..][..group_len];
+            let scores = exact_scores(head_dim, sm_scale, queries, &rows.keys[..seen * head_dim]);
+            scores.chunks_exact(seen).map(Query::of).collect()
+        };
+        let first = num_tokens.saturating_sub(ASKED_TOKENS);
+        Self { steps: (first..num_tokens).map(step).collect() }
+    }
+
+    /// The rows that any query head of the group takes, of each step `[num_coded]`.
+    fn taken(&self, selector: &Selector) -> Result<Vec<Vec<bool>>> {
+        let mut scratch = SelectScratch::default();
+        let union = |queries: &Vec<Query>| {
+            let mut all = vec![false; queries.first().map_or(0, |query| query.weights.len())];
+            for Query { weights, exact_mass } in queries {
+                let mut taken = vec![false; weights.len()];
+                selector.select(weights, *exact_mass, &mut scratch, &mut taken)?;
+                all.iter_mut().zip(taken).for_each(|(all, taken)| *all |= taken);
+            }
+            Ok(all)
+        };
+        self.steps.iter().map(union).collect()
+    }
+
+    /// The share of rows taken, and the attention that they leave out: means over all queries.
+    fn read_and_missed(&self, taken: &[Vec<bool>]) -> [f64; 2] {
+        let (mut read, mut missed, mut num_queries) = (0.0, 0.0, 0);
+        for (queries, taken) in self.steps.iter().zip(taken) {
+            let share =
+                taken.iter().filter(|&&taken| taken).count() as f64 / taken.len().max(1) as f64;
+            for query in queries {
+                read += share;
+                let left = query.weights.iter().zip(taken).filter(|(_, taken)| !**taken);
+                missed += left.map(|(&weight, _)| f64::from(weight)).sum::<f64>();
+                num_queries += 1;
+            }
+        }
+        [read, missed].map(|sum| sum / f64::from(num_queries.max(1)))
+    }
+}
+
+impl Query {
+    /// Of scores of all tokens that it sees.
+    fn of(scores: &[f64]) -> Self {
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let coded = SINKS.min(weights.len())..weights.len().saturating_sub(RECENT).max(SINKS);
+        let coded = coded.start..coded.end.min(weights.len());
+        let weights: Vec<f32> = weights[coded].iter().map(|w| (w / sum) as f32).collect();
+        let exact_mass = 1.0 - weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
+        Self { weights, exact_mass }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A head that attends to two of 400 tokens only, half each; a query.
+    fn asked(first: usize, second: usize) -> Asked {
+        let score = |token| if token == first || token == second { 50.0 } else { 0.0 };
+        let scores: Vec<f64> = (0..400).map(score).collect();
+        Asked { steps: vec![vec![Query::of(&scores)]] }
+    }
+
+    #[test]
+    fn a_satellite_misses_what_its_pivot_does_not_look_at() {
+        // They share one of two tokens, behind those that every head reads, and half of the attention.
+        let heads = [asked(200, 210), asked(200, 300)];
+        let mut missed = Missed::default();
+        let roles = [HeadRole::Pivot, HeadRole::Satellite { pivot: 0 }];
+        missed.add_layer(&heads, &roles).expect("they are finite");
+        let of = |reads| missed.0[&(reads, 2)];
+        assert!(of(Reads::Pivot).missed < 1e-6 && of(Reads::Satellite).missed < 1e-6);
+        let by_pivot = of(Reads::OfPivot);
+        assert!((by_pivot.missed - 0.5).abs() < 1e-6, "{by_pivot:?}");
+        assert_eq!(by_pivot.read, of(Reads::Pivot).read);
+        assert_eq!(missed.sheet("x").num_rows(), 3 * TOP_P.len());
+    }
+
+    #[test]
+    fn what_is_exact_anyway_is_neither_read_nor_missed() {
+        let head = asked(1, 399);
+        let Query { weights, exact_mass } = &head.steps[0][0];
+        assert_eq!(weights.len(), 400 - SINKS - RECENT);
+        assert!(*exact_mass > 1.0 - 1e-6);
+        let few = Query::of(&[0.0; 10]);
+        assert!(few.weights.is_empty() && few.exact_mass == 1.0);
+    }
+}
