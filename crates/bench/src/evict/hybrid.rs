@@ -269,16 +269,25 @@ impl Hybrid<'_> {
         let spec = &parent.entry.name;
         let mut family = fit.specs(std::slice::from_ref(spec))?;
         let promise = family[0].candidate().and_then(|candidate| candidate.promise);
+        let config = CacheConfig::Hca(parent.config.clone());
+        let most_bytes = CachePlan::new(&config, self.shape, self.context)?.most_device_bytes;
         for share in Share::ALL {
             let formats = self.formats(share, parent)?;
             let file = self.folder.path().join(format!("{}.mix", self.num_mixes));
             self.num_mixes += 1;
             let mix = KeyMix::create(&file, self.fingerprint, self.shape, formats)?;
             let config = HcaConfig { keys: Keys::Mix(Arc::new(mix)), ..parent.config.clone() };
+            let config = CacheConfig::Hca(config);
+            let own = CachePlan::new(&config, self.shape, self.context)?.most_device_bytes;
+            ensure!(
+                own <= most_bytes,
+                "{spec} {} takes {own} bytes, not {most_bytes}",
+                share.words()
+            );
             let candidate = Candidate {
                 name: format!("{spec} {}", share.words()),
                 promise,
-                config: CacheConfig::Hca(config),
+                config,
                 profile: None,
                 replace: None,
             };
