@@ -32,7 +32,7 @@ const CONTEXT: usize = 4096;
 /// Caches whose bytes are shared out.
 const SPECS: [&str; 3] = ["hca:12.5%", "hca,keys=alloc/2,recent=32", "hca-rescore:6.25%"];
 
-/// The other parent, beside them.
+/// The other parent, beside them; where it cannot be so small, its row says how small it can be.
 const OTHER: &str = "heterocache:25%";
 
 /// The same of a test.
