@@ -165,7 +165,7 @@ const FORGETTING: [Forgetting; 14] = [
     },
     Forgetting {
         name: "heterocache",
-        scoring: scoring(Scorer::LastQuery, 1, Pool::Mean(5), Gqa::Max),
+        scoring: SNAPKV,
         budget: Budget::Stability,
         sinks: 4,
         recent: 64,

@@ -341,7 +341,7 @@ pub(crate) struct MeasureArgs {
     #[arg(
         long,
         value_name = "T",
-        default_value_t = 0.5,
+        default_value_t = 0.55,
         allow_negative_numbers = true,
         requires = "heads"
     )]
@@ -350,7 +350,7 @@ pub(crate) struct MeasureArgs {
     #[arg(
         long,
         value_name = "T",
-        default_value_t = 0.5,
+        default_value_t = 0.8,
         allow_negative_numbers = true,
         requires = "heads"
     )]

@@ -19,47 +19,55 @@ use crate::outcome::Table;
 use crate::samples::Samples;
 use crate::sheet::{Cell, Sheet};
 
-/// Steps of a running median, and so many of them in a row have to be low.
-const MEDIAN_STEPS: usize = 8;
-
 /// First token of the first chapter's passage that is said once more.
 const SAID_FIRST: usize = 500;
 
-/// Columns of the table before and behind the running medians.
-const COLUMNS: [&str; 7] =
-    ["context", "behind the change", "selection", "cache", "ratio", "KL before", "KL behind"];
-const LAST_COLUMNS: [&str; 5] =
-    ["top-1 behind", "back after", "made anew before", "made anew behind", "tok/s"];
+/// Columns of the table.
+const COLUMNS: [&str; 12] = [
+    "context",
+    "behind the change",
+    "selection",
+    "cache",
+    "ratio",
+    "KL before",
+    "KL at first",
+    "KL later",
+    "top-1 later",
+    "made anew before",
+    "made anew behind",
+    "tok/s",
+];
 
-/// Steps behind the change at which the running median is shown.
-const SHOWN_STEPS: [usize; 4] = [8, 16, 32, 128];
-
-/// The caches of --drift, and when one is back.
+/// The caches of --drift, and what counts as recovered.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Drift")]
 pub(super) struct DriftArgs {
     /// The chapters of the text, by their numbers: the context ends with the second, and the first comes back
     #[arg(long, value_name = "A,B", default_value = "16,32", value_parser = two_numbers)]
     chapters: Chapters,
-    /// The cache whose selection is made once
-    #[arg(long, value_name = "SPEC", default_value = "heterocache:50%,every=once")]
+    /// The cache whose selection is never made anew
+    #[arg(long, value_name = "SPEC", default_value = "heterocache:45%,tau=0.001")]
     frozen: String,
     /// A cache whose selection is made anew on drift; may be repeated
-    #[arg(long, value_name = "SPEC", default_values = ["heterocache:50%", "heterocache:50%,refresh=sync"])]
+    #[arg(long, value_name = "SPEC", default_values = ["heterocache:45%,tau=0.8", "heterocache:45%,tau=0.8,refresh=sync"])]
     refreshed: Vec<String>,
     /// The cache whose selection is made anew at every step: what can be recovered
     #[arg(
         long,
         value_name = "SPEC",
-        default_value = "heterocache:50%,every=drift:1,tau=1,refresh=sync"
+        default_value = "heterocache:45%,every=drift:1,tau=1,refresh=sync"
     )]
     fresh: String,
-    /// A cache is back where the running median of its KL is at most so many times that of --fresh
-    #[arg(long, value_name = "TIMES", default_value_t = 2.0, value_parser = times)]
-    within: f64,
-    /// Steps behind the change by which --refreshed has to be back
+    /// Steps behind the change within which --refreshed has to recover; `later` are those that follow
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = at_least_one)]
     by: usize,
+    /// Recovered is what later has at most so many times the KL of --fresh
+    #[arg(long, value_name = "TIMES", default_value_t = 1.1, value_parser = times)]
+    within: f64,
+    /// Lost is what later has at least so many times the KL of --fresh, as --frozen must where the first chapter is said once
+    /// more
+    #[arg(long, value_name = "TIMES", default_value_t = 1.25, value_parser = times)]
+    lost: f64,
 }
 
 /// Numbers of two chapters.
@@ -95,9 +103,25 @@ impl Selects {
     }
 }
 
+/// How the first chapter comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Return {
+    GoesOn,
+    IsSaidOnceMore,
+}
+
+impl Return {
+    fn words(self) -> &'static str {
+        match self {
+            Self::GoesOn => "goes on",
+            Self::IsSaidOnceMore => "is said once more",
+        }
+    }
+}
+
 /// What is fed behind a context, of the first chapter in the end.
 struct Turn {
-    words: &'static str,
+    first_chapter: Return,
     context: Vec<u32>,
     /// One more than there are steps.
     tokens: Vec<u32>,
@@ -108,15 +132,13 @@ struct Turn {
 /// A cache behind a context, step by step.
 struct Track {
     context: usize,
-    behind: &'static str,
+    first_chapter: Return,
     selects: Selects,
     name: String,
     ratio: f64,
     steps: Steps,
     change: usize,
     seconds: Samples,
-    /// Steps behind the change after which it is back.
-    back_after: Option<usize>,
     /// Selections that drift has had made anew, before the change and behind it.
     num_refreshes: [u64; 2],
 }
@@ -136,23 +158,31 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Part> {
     let entries = terms.entries(Fit { shape: &shape, fingerprint: &fingerprint, heads })?;
     let model = suite.opened.model(suite.level)?;
     let num_steps = if suite.arguments.test { 40 } else { NUM_STEPS };
+    let num_behind = num_steps - num_steps / 2;
+    ensure!(
+        terms.by < num_behind,
+        "there are {num_behind} steps behind the change; give --by fewer"
+    );
     let mut tracks = Vec::new();
     for context in suite.contexts(&CONTEXTS, &[1400]) {
         let half = context / 2;
         let chapters = suite.opened.chapters(terms.chapters, half + num_steps / 2 + 1)?;
         for turn in turns(&chapters, half, num_steps)? {
-            suite.say(&format!("drift: {context} tokens, the first chapter {}", turn.words));
-            tracks.extend(measure(&model, &turn, &entries, terms.within)?);
+            suite.say(&format!(
+                "drift: {context} tokens, the first chapter {}",
+                turn.first_chapter.words()
+            ));
+            tracks.extend(measure(&model, &turn, &entries)?);
         }
     }
     let bars = bars(&tracks, &terms);
     let is_held = !suite.arguments.check || bars.iter().all(Bar::is_held);
     let title = format!(
-        "Chapters {} and {} on {}: steps until the KL is within {} times that of a selection at every step",
-        terms.chapters[0], terms.chapters[1], suite.opened.name, terms.within
+        "Chapters {} and {} on {}: KL(full || cache) before the change, in {} steps behind it, and later",
+        terms.chapters[0], terms.chapters[1], suite.opened.name, terms.by
     );
     let tables = vec![
-        Table::new("evict-drift", table(title, &tracks)),
+        Table::new("evict-drift", table(title, &tracks, terms.by)),
         Table::new("evict-drift-bars", sheet("Bars of drift", &bars)),
     ];
     Ok(Part { name: "drift", tables, is_held })
@@ -169,8 +199,9 @@ impl DriftArgs {
             frozen: spec("top-k:2"),
             refreshed: vec![spec("top-p:0.9")],
             fresh: spec("none"),
-            within: 2.0,
-            by: 20,
+            by: 8,
+            within: 1.1,
+            lost: 1.25,
         }
     }
 
@@ -203,23 +234,18 @@ fn turns(chapters: &[Vec<u32>; 2], half: usize, num_steps: usize) -> Result<[Tur
     );
     let [first, second] = chapters;
     let context = [&first[..half], &second[..half]].concat();
-    let turn = |words, behind: &[u32]| Turn {
-        words,
+    let turn = |first_chapter, behind: &[u32]| Turn {
+        first_chapter,
         context: context.clone(),
         tokens: [&second[half..half + change], behind].concat(),
         change,
     };
     let goes_on = &first[half..half + num_steps - change + 1];
-    Ok([turn("goes on", goes_on), turn("is said once more", &first[said])])
+    Ok([turn(Return::GoesOn, goes_on), turn(Return::IsSaidOnceMore, &first[said])])
 }
 
 /// Puts the turn to `full` and to every cache, side by side.
-fn measure(
-    model: &Model,
-    turn: &Turn,
-    entries: &[(Selects, Entry)],
-    within: f64,
-) -> Result<Vec<Track>> {
+fn measure(model: &Model, turn: &Turn, entries: &[(Selects, Entry)]) -> Result<Vec<Track>> {
     let new = |config| KvCache::new(model.kv_shape(), config, model.level(), None);
     let mut caches = vec![new(heterokv_cache::CacheConfig::Full)?];
     for candidate in entries.iter().filter_map(|(_, entry)| entry.candidate()) {
@@ -231,14 +257,13 @@ fn measure(
         .iter()
         .map(|(selects, entry)| Track {
             context: turn.context.len(),
-            behind: turn.words,
+            first_chapter: turn.first_chapter,
             selects: *selects,
             name: entry.name.clone(),
             ratio: 0.0,
             steps: Steps::default(),
             change: turn.change,
             seconds: Samples::default(),
-            back_after: None,
             num_refreshes: [0; 2],
         })
         .collect();
@@ -259,95 +284,76 @@ fn measure(
             track.num_refreshes[usize::from(step >= turn.change)] += cache.num_refreshes() - before;
         }
     }
-    let fresh = tracks.iter().find(|track| track.selects == Selects::Always);
-    let fresh = fresh.map(|track| track.behind().to_vec()).unwrap_or_default();
-    for track in &mut tracks {
-        track.back_after = back_after(track.behind(), &fresh, within);
-    }
     Ok(tracks)
 }
 
 impl Track {
-    /// KL of the steps behind the change.
-    fn behind(&self) -> &[f64] {
-        &self.steps.kl[self.change..]
+    /// Mean KL of the steps before the change.
+    fn before(&self) -> f64 {
+        mean(&self.steps.kl[..self.change])
+    }
+
+    /// Mean KL of the first steps behind the change.
+    fn at_first(&self, by: usize) -> f64 {
+        mean(&self.steps.kl[self.change..][..by])
+    }
+
+    /// Mean KL of those that follow.
+    fn later(&self, by: usize) -> f64 {
+        mean(&self.steps.kl[self.change + by..])
     }
 }
 
-/// The running median: of the first [`MEDIAN_STEPS`] steps, of those from the second on, and so on.
-fn medians(steps: &[f64]) -> Vec<f64> {
-    let windows = steps.windows(MEDIAN_STEPS);
-    windows.map(|window| window.iter().copied().collect::<Samples>().median()).collect()
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Steps after which the median of the last [`MEDIAN_STEPS`] is at most `within` times that of `fresh`, and stays so for as
-/// many steps or to the end: as many as it takes at least. None where that does not come.
-fn back_after(own: &[f64], fresh: &[f64], within: f64) -> Option<usize> {
-    let medians = |steps: &[f64]| -> Vec<f64> {
-        steps
-            .windows(MEDIAN_STEPS)
-            .map(|w| w.iter().copied().collect::<Samples>().median())
-            .collect()
-    };
-    let is_low: Vec<bool> = medians(own)
-        .iter()
-        .zip(medians(fresh))
-        .map(|(own, fresh)| *own <= within * fresh)
-        .collect();
-    let stays = |&begin: &usize| is_low[begin..].iter().take(MEDIAN_STEPS).all(|&is_low| is_low);
-    (0..is_low.len()).find(stays).map(|begin| begin + MEDIAN_STEPS)
-}
-
-/// Who selects anew on drift is back in time; who does not is shown beside it, and holds no bar.
+/// Who selects anew on drift recovers what can be; who does not loses where what it has forgotten is said once more. Otherwise
+/// it is shown beside the others, and holds no bar.
 fn bars(tracks: &[Track], terms: &DriftArgs) -> Vec<Bar> {
-    let refreshed = tracks.iter().filter(|track| track.selects == Selects::OnDrift);
-    let bar = |track: &Track| Bar {
-        what: format!(
-            "steps until it is back, {} tokens, the first {}",
-            track.context, track.behind
-        ),
-        by: track.name.clone(),
-        reached: track.back_after.map_or(f64::INFINITY, |steps| steps as f64),
-        limit: Limit::AtMost(terms.by as f64),
+    let bar = |track: &Track| {
+        let is_same_turn = |other: &&Track| {
+            (other.context, other.first_chapter) == (track.context, track.first_chapter)
+        };
+        let fresh = tracks.iter().filter(is_same_turn).find(|t| t.selects == Selects::Always)?;
+        let is_said = track.first_chapter == Return::IsSaidOnceMore;
+        let (what, limit) = match track.selects {
+            Selects::OnDrift => {
+                ("KL later over that of a fresh selection", Limit::AtMost(terms.within))
+            }
+            Selects::Once if is_said => ("the loss without", Limit::AtLeast(terms.lost)),
+            Selects::Once | Selects::Always => return None,
+        };
+        let words = track.first_chapter.words();
+        Some(Bar {
+            what: format!("{what}, {} tokens, the first {words}", track.context),
+            by: track.name.clone(),
+            reached: track.later(terms.by) / fresh.later(terms.by),
+            limit,
+        })
     };
-    refreshed.map(bar).collect()
+    tracks.iter().filter_map(bar).collect()
 }
 
-fn table(title: String, tracks: &[Track]) -> Sheet {
-    let shown = SHOWN_STEPS.map(|step| format!("at {step}"));
-    let columns = COLUMNS.into_iter().chain(shown.iter().map(String::as_str)).chain(LAST_COLUMNS);
-    let mut sheet = Sheet::new(title, &columns.collect::<Vec<_>>());
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+fn table(title: String, tracks: &[Track], by: usize) -> Sheet {
+    let mut sheet = Sheet::new(title, &COLUMNS);
     for track in tracks {
-        let top1: Vec<f64> =
-            track.steps.top1[track.change..].iter().map(|&t| f64::from(t)).collect();
-        let back = match track.back_after {
-            Some(steps) => Cell::Number(steps as f64, 0),
-            None => Cell::text("never"),
-        };
-        let medians = medians(track.behind());
-        let at = |step: usize| {
-            let median = step.checked_sub(MEDIAN_STEPS).and_then(|first| medians.get(first));
-            median.map_or(Cell::text(""), |&median| Cell::Scientific(median))
-        };
-        let mut cells = vec![
+        let top1 = &track.steps.top1[track.change + by..];
+        let top1: Vec<f64> = top1.iter().map(|&is_same| f64::from(is_same)).collect();
+        sheet.push(vec![
             Cell::Number(track.context as f64, 0),
-            Cell::text(format!("the first {}", track.behind)),
+            Cell::text(format!("the first {}", track.first_chapter.words())),
             Cell::text(track.selects.words()),
             Cell::text(&track.name),
             Cell::Number(100.0 * track.ratio, 1),
-            Cell::Scientific(mean(&track.steps.kl[..track.change])),
-            Cell::Scientific(mean(track.behind())),
-        ];
-        cells.extend(SHOWN_STEPS.map(at));
-        cells.extend([
+            Cell::Scientific(track.before()),
+            Cell::Scientific(track.at_first(by)),
+            Cell::Scientific(track.later(by)),
             Cell::Number(100.0 * mean(&top1), 1),
-            back,
             Cell::Number(track.num_refreshes[0] as f64, 0),
             Cell::Number(track.num_refreshes[1] as f64, 0),
             Cell::Number(1.0 / track.seconds.median(), 1),
         ]);
-        sheet.push(cells);
     }
     sheet
 }
@@ -372,41 +378,39 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_ends_is_told_from_one_that_stays() {
-        let fresh = [0.01; 100];
-        let with = |lost: std::ops::Range<usize>| {
-            let mut own = fresh;
-            own[lost].fill(1.0);
-            back_after(&own, &fresh, 2.0)
-        };
-        assert_eq!(with(0..0), Some(8));
-        // Four of eight steps are low: the median is half way, and one later it is low.
-        assert_eq!(with(0..20), Some(25));
-        assert_eq!(with(0..100), None);
-        // A single good stretch is no return.
-        let mut own = [1.0; 100];
-        own[30..38].fill(0.01);
-        assert_eq!(back_after(&own, &fresh, 2.0), None);
-        assert_eq!(back_after(&[f64::NAN; 100], &fresh, 2.0), None);
-        assert_eq!(back_after(&[0.0; 7], &fresh, 2.0), None, "too few steps for a median");
-    }
-
-    #[test]
-    fn who_never_comes_back_misses_the_bar() {
-        let track = |back_after| Track {
+    fn who_recovers_and_who_loses_is_told_by_the_later_steps() {
+        let track = |selects, first_chapter, at_first: f64, later: f64| Track {
             context: 4096,
-            behind: "goes on",
-            selects: Selects::OnDrift,
+            first_chapter,
+            selects,
             name: "x".to_owned(),
             ratio: 0.5,
-            steps: Steps::default(),
-            change: 0,
+            steps: Steps {
+                kl: [vec![0.5; 4], vec![at_first; 8], vec![later; 20]].concat(),
+                ..Steps::default()
+            },
+            change: 4,
             seconds: Samples::default(),
-            back_after,
             num_refreshes: [0; 2],
         };
         let terms = DriftArgs::small();
-        let is_held = |back_after| bars(&[track(back_after)], &terms).iter().all(Bar::is_held);
-        assert!(is_held(Some(20)) && !is_held(Some(21)) && !is_held(None));
+        let held = |selects, first_chapter, later| -> Vec<bool> {
+            let own = track(selects, first_chapter, 9.0, later);
+            // Of the other turn, which is nobody's measure here.
+            let other = track(Selects::Always, Return::GoesOn, 0.0, 1000.0);
+            let fresh = track(Selects::Always, Return::IsSaidOnceMore, 0.01, 1.0);
+            bars(&[own, other, fresh], &terms).iter().map(Bar::is_held).collect()
+        };
+        let said = Return::IsSaidOnceMore;
+        assert_eq!(
+            held(Selects::OnDrift, said, 1.09),
+            [true],
+            "what is lost at first is no matter"
+        );
+        assert_eq!(held(Selects::OnDrift, said, 1.11), [false]);
+        assert_eq!(held(Selects::OnDrift, said, f64::NAN), [false]);
+        assert_eq!(held(Selects::Once, said, 1.26), [true]);
+        assert_eq!(held(Selects::Once, said, 1.24), [false], "a loss that cannot be seen");
+        assert!(held(Selects::Once, Return::GoesOn, 1.0).is_empty(), "there is none to be shown");
     }
 }
