@@ -1,6 +1,7 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 mod step;
+mod weigh;
 
 use std::time::Instant;
 
@@ -110,6 +111,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
+    /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks at.
+    weights: Vec<Vec<f32>>,
     /// What decides which tokens are forgotten; none where none are.
     policy: Option<Policy>,
     stats: ReadStats,
@@ -205,7 +208,21 @@ impl KvCache {
             }
         };
         let times = StepTimes::default();
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats, times })
+        let weights = vec![Vec::new(); shape.heads.num_kv_heads];
+        Ok(Self {
+            shape,
+            config,
+            level,
+            device,
+            host,
+            hints,
+            heads,
+            groups,
+            weights,
+            policy,
+            stats,
+            times,
+        })
     }
 
     /// The shape this cache was made for.
@@ -319,9 +336,10 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
+        let weights = vec![Vec::new(); self.weights.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
-        Ok(Self { config, heads: heads?, host, hints, device, groups, policy, ..*self })
+        Ok(Self { config, heads: heads?, host, hints, device, groups, weights, policy, ..*self })
     }
 
     /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how
