@@ -36,6 +36,8 @@ pub(crate) struct Drift {
     roles: Vec<HeadRole>,
     /// Of pivots, once there was something to hold coming steps against.
     monitors: Vec<Option<DriftMonitor>>,
+    /// Working memory: scores of the candidates.
+    scores: Vec<f32>,
     /// Of satellites: rows that are on their way.
     coming: Vec<Option<Coming>>,
     /// Times that satellites were chosen anew.
@@ -81,6 +83,7 @@ impl Drift {
             sinks,
             recent,
             monitors: roles.iter().map(|_| None).collect(),
+            scores: Vec::new(),
             coming: roles.iter().map(|_| None).collect(),
             roles,
             num_refreshes: 0,
@@ -135,8 +138,8 @@ impl Drift {
             if !self.wants(place) {
                 self.monitors[place].iter_mut().for_each(DriftMonitor::pass);
             } else if !weights.is_empty() {
-                let scores = self.candidate_scores(weights)?;
-                let set = top_positions(&scores, top_k)?;
+                self.score_candidates(weights)?;
+                let set = top_positions(&self.scores, top_k)?;
                 let Some(monitor) = &mut self.monitors[place] else {
                     let monitor = DriftMonitor::new(set, self.steps, self.tau_stable)?;
                     self.monitors[place] = Some(monitor);
@@ -144,34 +147,33 @@ impl Drift {
                 };
                 if monitor.observe(set)? {
                     self.num_refreshes += 1;
-                    self.choose((layer, kv_head), &scores, lengths, host)?;
+                    self.choose((layer, kv_head), lengths, host)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The scores of the tokens that count as what a pivot attends to, of softmax weights `[group_size, held]`.
-    fn candidate_scores(&self, weights: &[f32]) -> Result<Vec<f32>> {
-        let num_held = weights.len() / self.group_size;
-        let mut scores = vec![0.0; num_held.saturating_sub(self.recent)];
-        let parts = scores.par_chunks_mut(PART_TOKENS).enumerate();
+    /// Scores the tokens that count as what a pivot attends to, by softmax weights `[group_size, held]`.
+    fn score_candidates(&mut self, weights: &[f32]) -> Result<()> {
+        let Self { scoring, group_size, .. } = *self;
+        let num_held = weights.len() / group_size;
+        self.scores.resize(num_held.saturating_sub(self.recent), 0.0);
+        let parts = self.scores.par_chunks_mut(PART_TOKENS).enumerate();
         parts.try_for_each(|(part, scores)| {
-            self.scoring.scores_from(part * PART_TOKENS, self.group_size, weights, scores)
-        })?;
-        Ok(scores)
+            Ok(scoring.scores_from(part * PART_TOKENS, group_size, weights, scores)?)
+        })
     }
 
-    /// Has the rows fetched that a pivot's satellites are to hold, by its scores of the candidates.
+    /// Has the rows fetched that a pivot's satellites are to hold, by the scores of the candidates.
     fn choose(
         &mut self,
         (layer, pivot): (usize, usize),
-        scores: &[f32],
         lengths: &[usize],
         host: &Sequence,
     ) -> Result<()> {
         let first = layer * self.num_kv_heads;
-        let end = scores.len();
+        let (scores, end) = (&self.scores[..], self.scores.len());
         for (index, &length) in lengths.iter().enumerate() {
             if self.roles[first + index] != (HeadRole::Satellite { pivot }) {
                 continue;
@@ -232,6 +234,7 @@ impl Drift {
             coming: coming.collect(),
             roles: self.roles.clone(),
             monitors: self.monitors.clone(),
+            scores: Vec::new(),
             ..*self
         }
     }

@@ -88,8 +88,10 @@ pub(super) fn weigh_held(
 ) {
     let mut parts = Vec::new();
     for ((head, lse), weights) in heads.iter().zip(lse).zip(weights) {
-        weights.clear();
-        let Some(head) = head else { continue };
+        let Some(head) = head else {
+            weights.clear();
+            continue;
+        };
         let num_tokens = head.num_tokens();
         weights.resize(head.group_size * num_tokens, 0.0);
         let rows = weights.chunks_exact_mut(num_tokens.max(1)).zip(lse).enumerate();
