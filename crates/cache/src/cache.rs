@@ -1,7 +1,10 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
+mod layers;
 mod step;
 mod weigh;
+
+pub use layers::AttentionCache;
 
 use std::time::Instant;
 
@@ -465,39 +468,6 @@ pub(crate) fn check(
             hca.check(shape)?;
             profile.map_or(Ok(()), |profile| profile.check(shape, &hca.keys))
         }
-    }
-}
-
-/// What the layers of a model ask of a cache of one sequence, token by token. [`KvCache`] is one; what stands in
-/// front of one, to count or to disturb, is another.
-pub trait AttentionCache {
-    /// Tokens held by the first layer: the position of the next one.
-    fn num_tokens(&self) -> usize;
-
-    /// As [`KvCache::append`].
-    ///
-    /// # Errors
-    /// As there.
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()>;
-
-    /// As [`KvCache::attend`].
-    ///
-    /// # Errors
-    /// As there.
-    fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()>;
-}
-
-impl AttentionCache for KvCache {
-    fn num_tokens(&self) -> usize {
-        Self::num_tokens(self)
-    }
-
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        Self::append(self, layer, k, v)
-    }
-
-    fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
-        Self::attend(self, layer, q, out)
     }
 }
 
