@@ -1,6 +1,10 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
+mod layers;
 mod step;
+mod weigh;
+
+pub use layers::AttentionCache;
 
 use std::time::Instant;
 
@@ -110,6 +114,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
+    /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks at.
+    weights: Vec<Vec<f32>>,
     /// What decides which tokens are forgotten; none where none are.
     policy: Option<Policy>,
     stats: ReadStats,
@@ -205,7 +211,21 @@ impl KvCache {
             }
         };
         let times = StepTimes::default();
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats, times })
+        let weights = vec![Vec::new(); shape.heads.num_kv_heads];
+        Ok(Self {
+            shape,
+            config,
+            level,
+            device,
+            host,
+            hints,
+            heads,
+            groups,
+            weights,
+            policy,
+            stats,
+            times,
+        })
     }
 
     /// The shape this cache was made for.
@@ -319,9 +339,10 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
+        let weights = vec![Vec::new(); self.weights.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
-        Ok(Self { config, heads: heads?, host, hints, device, groups, policy, ..*self })
+        Ok(Self { config, heads: heads?, host, hints, device, groups, weights, policy, ..*self })
     }
 
     /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how
@@ -447,39 +468,6 @@ pub(crate) fn check(
             hca.check(shape)?;
             profile.map_or(Ok(()), |profile| profile.check(shape, &hca.keys))
         }
-    }
-}
-
-/// What the layers of a model ask of a cache of one sequence, token by token. [`KvCache`] is one; what stands in
-/// front of one, to count or to disturb, is another.
-pub trait AttentionCache {
-    /// Tokens held by the first layer: the position of the next one.
-    fn num_tokens(&self) -> usize;
-
-    /// As [`KvCache::append`].
-    ///
-    /// # Errors
-    /// As there.
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()>;
-
-    /// As [`KvCache::attend`].
-    ///
-    /// # Errors
-    /// As there.
-    fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()>;
-}
-
-impl AttentionCache for KvCache {
-    fn num_tokens(&self) -> usize {
-        Self::num_tokens(self)
-    }
-
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        Self::append(self, layer, k, v)
-    }
-
-    fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
-        Self::attend(self, layer, q, out)
     }
 }
 

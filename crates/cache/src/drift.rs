@@ -8,6 +8,7 @@
 
 use heterokv_evict::{DriftMonitor, HeadRole, Scoring, keep_best, top_positions};
 use heterokv_offload::{Fetch, Sequence};
+use rayon::prelude::*;
 
 use crate::eviction::{Eviction, Refresh};
 use crate::head::{HeadCache, Stores};
@@ -15,6 +16,9 @@ use crate::{KvShape, Result};
 
 /// Where a profile does not say how stable the positions of a head must be: the threshold of most of those published.
 const TAU_STABLE: f64 = 0.5;
+
+/// Tokens that one thread scores at a time.
+const PART_TOKENS: usize = 1 << 14;
 
 /// The pivots and satellites of a cache.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub(crate) struct Drift {
     tau_stable: f64,
     refresh: Refresh,
     num_kv_heads: usize,
+    group_size: usize,
     /// First tokens that stay, and last ones that are no candidates.
     sinks: usize,
     recent: usize,
@@ -31,6 +36,8 @@ pub(crate) struct Drift {
     roles: Vec<HeadRole>,
     /// Of pivots, once there was something to hold coming steps against.
     monitors: Vec<Option<DriftMonitor>>,
+    /// Working memory: scores of the candidates.
+    scores: Vec<f32>,
     /// Of satellites: rows that are on their way.
     coming: Vec<Option<Coming>>,
     /// Times that satellites were chosen anew.
@@ -72,9 +79,11 @@ impl Drift {
             tau_stable: eviction.tau.unwrap_or(of_profile),
             refresh: eviction.refresh,
             num_kv_heads: shape.heads.num_kv_heads,
+            group_size: shape.heads.group_size(),
             sinks,
             recent,
             monitors: roles.iter().map(|_| None).collect(),
+            scores: Vec::new(),
             coming: roles.iter().map(|_| None).collect(),
             roles,
             num_refreshes: 0,
@@ -87,8 +96,13 @@ impl Drift {
     }
 
     /// Whether a head says when what others hold has aged.
-    pub(crate) fn is_watched(&self, place: usize) -> bool {
+    fn is_watched(&self, place: usize) -> bool {
         self.roles[place] == HeadRole::Pivot
+    }
+
+    /// Whether what a head attends to in the coming step can still say so.
+    pub(crate) fn wants(&self, place: usize) -> bool {
+        self.is_watched(place) && self.monitors[place].as_ref().is_none_or(DriftMonitor::needs_set)
     }
 
     /// Takes note of what the last query of a prompt attends to, by scores `[num_kv_heads][num_tokens]` of a layer.
@@ -96,7 +110,8 @@ impl Drift {
         for (kv_head, scores) in scores.iter().enumerate() {
             let place = layer * self.num_kv_heads + kv_head;
             if self.is_watched(place) {
-                let reference = self.candidates(scores, top_k)?;
+                let end = scores.len().saturating_sub(self.recent);
+                let reference = top_positions(&scores[..end], top_k)?;
                 self.monitors[place] =
                     Some(DriftMonitor::new(reference, self.steps, self.tau_stable)?);
             }
@@ -104,42 +119,67 @@ impl Drift {
         Ok(())
     }
 
-    /// The positions that count as what a query attends to.
-    fn candidates(&self, scores: &[f32], top_k: usize) -> Result<Vec<u32>> {
-        let end = scores.len().saturating_sub(self.recent);
-        Ok(top_positions(&scores[..end], top_k)?)
-    }
-
-    /// Looks at the softmax weights `[group_size, held]` of a step of a pivot, and has its satellites' rows fetched where they have
-    /// drifted; `lengths` are the tokens that each head of the layer is to choose.
+    /// Looks at the softmax weights `[num_kv_heads][group_size, held]` of a step of a layer, of the pivots that were
+    /// [wanted](Self::wants), and has their satellites' rows fetched where they have drifted; `lengths` are the tokens that each
+    /// head of the layer is to choose.
     pub(crate) fn observe(
         &mut self,
-        (layer, kv_head): (usize, usize),
-        heads: &mut [HeadCache],
-        weights: &[f32],
+        layer: usize,
+        weights: &[Vec<f32>],
         (top_k, lengths): (usize, &[usize]),
         host: &Sequence,
     ) -> Result<()> {
         let first = layer * self.num_kv_heads;
-        let group_size = weights.len() / heads[kv_head].num_held().max(1);
-        let scores = self.scoring.scores_of_query(group_size, weights)?;
-        let set = self.candidates(&scores, top_k)?;
-        let Some(monitor) = &mut self.monitors[first + kv_head] else {
-            let monitor = DriftMonitor::new(set, self.steps, self.tau_stable)?;
-            self.monitors[first + kv_head] = Some(monitor);
-            return Ok(());
-        };
-        if !monitor.observe(set)? {
-            return Ok(());
+        for (kv_head, weights) in weights.iter().enumerate() {
+            let place = first + kv_head;
+            if !self.is_watched(place) {
+                continue;
+            }
+            if !self.wants(place) {
+                self.monitors[place].iter_mut().for_each(DriftMonitor::pass);
+            } else if !weights.is_empty() {
+                self.score_candidates(weights)?;
+                let set = top_positions(&self.scores, top_k)?;
+                let Some(monitor) = &mut self.monitors[place] else {
+                    let monitor = DriftMonitor::new(set, self.steps, self.tau_stable)?;
+                    self.monitors[place] = Some(monitor);
+                    continue;
+                };
+                if monitor.observe(set)? {
+                    self.num_refreshes += 1;
+                    self.choose((layer, kv_head), lengths, host)?;
+                }
+            }
         }
-        self.num_refreshes += 1;
-        let end = scores.len().saturating_sub(self.recent);
+        Ok(())
+    }
+
+    /// Scores the tokens that count as what a pivot attends to, by softmax weights `[group_size, held]`.
+    fn score_candidates(&mut self, weights: &[f32]) -> Result<()> {
+        let Self { scoring, group_size, .. } = *self;
+        let num_held = weights.len() / group_size;
+        self.scores.resize(num_held.saturating_sub(self.recent), 0.0);
+        let parts = self.scores.par_chunks_mut(PART_TOKENS).enumerate();
+        parts.try_for_each(|(part, scores)| {
+            Ok(scoring.scores_from(part * PART_TOKENS, group_size, weights, scores)?)
+        })
+    }
+
+    /// Has the rows fetched that a pivot's satellites are to hold, by the scores of the candidates.
+    fn choose(
+        &mut self,
+        (layer, pivot): (usize, usize),
+        lengths: &[usize],
+        host: &Sequence,
+    ) -> Result<()> {
+        let first = layer * self.num_kv_heads;
+        let (scores, end) = (&self.scores[..], self.scores.len());
         for (index, &length) in lengths.iter().enumerate() {
-            if self.roles[first + index] != (HeadRole::Satellite { pivot: kv_head }) {
+            if self.roles[first + index] != (HeadRole::Satellite { pivot }) {
                 continue;
             }
             let length = length.max(self.sinks).min(end);
-            let positions = keep_best(&scores[..end], length, self.sinks.min(end), 0)?;
+            let positions = keep_best(scores, length, self.sinks.min(end), 0)?;
             let scores = positions.iter().map(|&token| scores[token as usize]).collect();
             let fetch = host.rows(layer, index).fetch(positions.clone());
             let chosen = Chosen { positions, scores, end };
@@ -157,24 +197,24 @@ impl Drift {
         stores: &Stores<'_>,
     ) -> Result<u64> {
         let first = layer * self.num_kv_heads;
-        let mut num_bytes = 0;
-        for (head, coming) in heads.iter_mut().zip(&mut self.coming[first..]) {
-            let Some(Coming { mut fetch, chosen }) = coming.take() else { continue };
-            let rows = match self.refresh {
+        let refresh = self.refresh;
+        let arrived = heads.par_iter_mut().zip(&mut self.coming[first..]).map(|(head, coming)| {
+            let Some(Coming { mut fetch, chosen }) = coming.take() else { return Ok(0) };
+            let rows = match refresh {
                 Refresh::Sync => fetch.wait()?,
                 Refresh::Async => match fetch.try_take() {
                     Some(rows) => rows?,
                     None => {
                         *coming = Some(Coming { fetch, chosen });
-                        continue;
+                        return Ok(0);
                     }
                 },
             };
-            num_bytes += rows.len() as u64;
             let Chosen { positions, scores, end } = chosen;
             head.replace_before(stores.device, end, &positions, &scores, &rows)?;
-        }
-        Ok(num_bytes)
+            Ok(rows.len() as u64)
+        });
+        arrived.sum()
     }
 
     /// Forgets what is on its way and what was held against, since tokens are gone.
@@ -194,6 +234,7 @@ impl Drift {
             coming: coming.collect(),
             roles: self.roles.clone(),
             monitors: self.monitors.clone(),
+            scores: Vec::new(),
             ..*self
         }
     }

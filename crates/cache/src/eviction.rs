@@ -96,6 +96,13 @@ impl Eviction {
         self.batch_tokens().is_some() && self.scoring.scorer.sees_attention()
     }
 
+    /// Whether the attention of decode steps over what a (layer, KV head) holds is looked at.
+    pub(crate) fn may_watch(&self, place: (usize, usize)) -> bool {
+        let is_pivot = |heads: &Heads| heads.profile.role(place.0, place.1) == HeadRole::Pivot;
+        self.is_on_drift() && self.heads.as_ref().is_some_and(is_pivot)
+            || self.watches_steps() && self.has_evidence(place)
+    }
+
     /// Last tokens that stay in any case, of a config that names so many.
     pub(crate) fn recent(&self, recent: usize) -> usize {
         recent.max(self.scoring.own_recent())

@@ -60,15 +60,19 @@ impl ExactRows {
 
     /// Where key and value of the next token go.
     fn place(&mut self, arena: &Arena) -> Result<(&mut [u8], &mut [u8])> {
-        let slot = (self.start + self.len) % self.page_tokens;
         if self.start + self.len == self.pages.len() * self.page_tokens {
             self.pages.push_back(arena.allocate(4 * self.head_dim * self.page_tokens)?);
         }
-        let row_bytes = 2 * self.head_dim;
-        let page = self.pages.back_mut().expect("a page was just made sure of").bytes_mut();
+        Ok(self.row_mut(self.len))
+    }
+
+    /// Key and value of a token, for which there is a page.
+    fn row_mut(&mut self, index: usize) -> (&mut [u8], &mut [u8]) {
+        let (index, row_bytes) = (self.start + index, 2 * self.head_dim);
+        let page = self.pages[index / self.page_tokens].bytes_mut();
         let (keys, values) = page.split_at_mut(self.page_tokens * row_bytes);
-        let row = slot * row_bytes..(slot + 1) * row_bytes;
-        Ok((&mut keys[row.clone()], &mut values[row]))
+        let row = index % self.page_tokens * row_bytes;
+        (&mut keys[row..][..row_bytes], &mut values[row..][..row_bytes])
     }
 
     /// Writes the rows, of each token the key and the value.
@@ -140,17 +144,22 @@ impl ExactRows {
 
     /// Puts rows, of each token the key and the value, in the place of the first `count`.
     pub(crate) fn replace_front(&mut self, arena: &Arena, count: usize, rows: &[u8]) -> Result<()> {
-        let mut behind = Vec::with_capacity((self.len - count) * 4 * self.head_dim);
-        self.write(&mut behind).expect("memory takes all that is written");
-        behind.drain(..count * 4 * self.head_dim);
-        self.truncate(0);
-        for row in
-            rows.chunks_exact(4 * self.head_dim).chain(behind.chunks_exact(4 * self.head_dim))
-        {
-            let (from_key, from_value) = row.split_at(2 * self.head_dim);
-            let (key, value) = self.place(arena)?;
-            key.copy_from_slice(from_key);
-            value.copy_from_slice(from_value);
+        let token_bytes = 4 * self.head_dim;
+        let (in_place, more) = rows.split_at(rows.len().min(count * token_bytes));
+        let mut behind = Vec::new();
+        if rows.len() != count * token_bytes {
+            for index in count..self.len {
+                let (key, value) = self.row_mut(index);
+                behind.extend_from_slice(key);
+                behind.extend_from_slice(value);
+            }
+            self.truncate(in_place.len() / token_bytes);
+        }
+        for (index, row) in in_place.chunks_exact(token_bytes).enumerate() {
+            copy_row(row, self.row_mut(index));
+        }
+        for row in more.chunks_exact(token_bytes).chain(behind.chunks_exact(token_bytes)) {
+            copy_row(row, self.place(arena)?);
             self.len += 1;
         }
         Ok(())
@@ -199,4 +208,11 @@ impl ExactRows {
         let pages: Result<_, _> = self.pages.iter().map(|page| page.copy_to(arena)).collect();
         Ok(Self { pages: pages?, ..*self })
     }
+}
+
+/// Copies a row, the key and the value, to its place.
+fn copy_row(row: &[u8], (key, value): (&mut [u8], &mut [u8])) {
+    let (from_key, from_value) = row.split_at(key.len());
+    key.copy_from_slice(from_key);
+    value.copy_from_slice(from_value);
 }

@@ -1,16 +1,20 @@
 //! The device side of one (layer, KV head): sinks, recent window, coded keys.
 
 mod saved;
+mod tail;
 
 use heterokv_attn::ResidentRows;
 use heterokv_offload::{Arena, Sequence};
-use heterokv_quant::{FitInput, KeyCoder, Level};
+use heterokv_quant::{KeyCoder, Level};
 
 use crate::Result;
 use crate::coded::CodedKeys;
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::plan::{DeviceBytes, DevicePlan, WINDOW_PAGE_TOKENS, sink_page_tokens};
+use tail::Tail;
+
+pub(crate) use tail::normalised;
 
 /// One (layer, KV head). A token goes to the resident rows while there is room for sinks, then to the
 /// window; what leaves the window is coded on the device and its exact row goes to the host.
@@ -34,16 +38,6 @@ pub(crate) struct PromptTokens<'a> {
     pub(crate) kept: &'a [u32],
     /// What is known of every token of the prompt.
     pub(crate) evidence: &'a [f32],
-}
-
-/// What follows the resident rows.
-#[derive(Debug)]
-struct Tail {
-    plan: DevicePlan,
-    window: ExactRows,
-    coded: Option<CodedKeys>,
-    /// Sum of q² per channel over the queries seen so far; weighs errors when tables are fitted.
-    query_energy: Vec<f64>,
 }
 
 /// What a head holds, wherever it is.
@@ -475,68 +469,4 @@ impl HeadCache {
         let held = self.held.as_ref().map(|held| held.fork(device)).transpose()?;
         Ok(Self { resident: self.resident.fork(device)?, tail, held, ..*self })
     }
-}
-
-impl Tail {
-    fn num_coded(&self) -> usize {
-        self.coded.as_ref().map_or(0, CodedKeys::num_tokens)
-    }
-
-    /// Of a prompt, the tokens between sinks and window, in whole groups.
-    fn whole_groups(&self, num_tokens: usize) -> usize {
-        let candidates = num_tokens.saturating_sub(self.plan.sinks + self.plan.recent);
-        self.plan.whole_groups(candidates)
-    }
-
-    /// Tokens that have grown out of the window and can be coded now.
-    fn whole_groups_leaving(&self) -> usize {
-        self.plan.leaving(self.window.len(), self.coded.is_some())
-    }
-
-    /// Codes tokens on the device and sends their rows to the host; fits the tables first if need be.
-    fn code(
-        &mut self,
-        (layer, kv_head): (usize, usize),
-        stores: &mut Stores<'_>,
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
-        let head_dim = self.query_energy.len();
-        let coded = match &mut self.coded {
-            Some(coded) => coded,
-            none => {
-                let coder = KeyCoder::fit(
-                    self.plan.format,
-                    &FitInput {
-                        head_dim,
-                        keys,
-                        query_energy: &normalised(&self.query_energy),
-                        seed: (layer as u64) << 32 | kv_head as u64,
-                        level: stores.level,
-                    },
-                )?;
-                none.insert(CodedKeys::new(coder, stores.device)?)
-            }
-        };
-        coded.append(stores.level, stores.device, keys, head_dim)?;
-        if let Some(host) = &mut stores.host {
-            host.append(layer, kv_head, keys, values)?;
-        }
-        Ok(())
-    }
-
-    fn fork(&self, device: &Arena) -> Result<Self> {
-        Ok(Self {
-            plan: self.plan,
-            window: self.window.fork(device)?,
-            coded: self.coded.as_ref().map(|coded| coded.fork(device)).transpose()?,
-            query_energy: self.query_energy.clone(),
-        })
-    }
-}
-
-/// Energies over their mean; all ones where no query was seen.
-pub(crate) fn normalised(energy: &[f64]) -> Vec<f32> {
-    let mean = energy.iter().sum::<f64>() / energy.len() as f64;
-    energy.iter().map(|&e| if mean > 0.0 { (e / mean) as f32 } else { 1.0 }).collect()
 }

@@ -226,6 +226,16 @@ impl HeadProfile {
         self.budget_weights.as_ref().map(|weights| weights[index])
     }
 
+    /// What a cache takes from the profile, in words for each (layer, KV head): its role, its weight, and its budget's where there
+    /// is one.
+    pub(crate) fn said_of_heads(&self) -> Vec<String> {
+        let said = |(index, role): (usize, &HeadRole)| match &self.budget_weights {
+            None => format!("{role}/{}", self.weights[index]),
+            Some(weights) => format!("{role}/{}/{}", self.weights[index], weights[index]),
+        };
+        self.roles.iter().enumerate().map(said).collect()
+    }
+
     /// How far the positions that a head attends to stay those of the end of the prompt, in [0, 1]. None of a
     /// published file, which does not say it.
     #[must_use]

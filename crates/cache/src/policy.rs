@@ -286,7 +286,7 @@ impl Policy {
             self.eviction.scoring.scorer != Scorer::LastQuery
                 || head.num_held() >= self.limits[place]
         };
-        self.drift.as_ref().is_some_and(|drift| drift.is_watched(place)) || is_scored && is_due()
+        self.drift.as_ref().is_some_and(|drift| drift.wants(place)) || is_scored && is_due()
     }
 
     /// Takes note of the softmax weights of a step over what the heads of a layer hold, `[num_kv_heads][group_size, held]`; empty
@@ -314,13 +314,7 @@ impl Policy {
         let room = |&limit: &usize| limit.min(num_tokens).saturating_sub(self.recent + batch);
         let lengths: Vec<usize> =
             self.limits[first..][..self.num_kv_heads].iter().map(room).collect();
-        let top_k = mean_limit(&self.limits);
-        for (kv_head, weights) in weights.iter().enumerate() {
-            if drift.is_watched(first + kv_head) && !weights.is_empty() {
-                drift.observe((layer, kv_head), heads, weights, (top_k, &lengths), host)?;
-            }
-        }
-        Ok(())
+        drift.observe(layer, weights, (mean_limit(&self.limits), &lengths), host)
     }
 
     /// Whether a step waits for the rows that it has fetched.

@@ -19,7 +19,7 @@ use crate::coded::{CODE_PAGE_TOKENS, page_bytes};
 use crate::held::Held;
 use crate::plan::DevicePlan;
 use crate::policy::SavedPolicy;
-use crate::spec::CacheConfig;
+use crate::spec::{CacheConfig, HcaConfig};
 use crate::{Error, Keys, KvShape, Profile, Result};
 
 /// Version of all that is attached.
@@ -50,8 +50,11 @@ struct Header {
     shape: String,
     /// The format of the keys, or of a mix those of all heads with blanks between them; empty where none are coded.
     keys: String,
-    /// The other options of the spec.
+    /// The other options of the spec, but for the file of a profile of heads.
     options: String,
+    /// What that profile says of each head, with blanks between them; empty where there is none.
+    #[serde(default)]
+    roles: String,
     companion_bytes: u64,
     /// `[num_layers, num_kv_heads]`.
     heads: Vec<SavedHead>,
@@ -174,6 +177,7 @@ impl SavedCache {
             ("a cache", &self.header.options, &expected.options),
             ("keys", &self.header.keys, &expected.keys),
             ("a shape", &self.header.shape, &expected.shape),
+            ("roles and weights of heads", &self.header.roles, &expected.roles),
         ] {
             if found != expected {
                 let (found, expected) = (found.clone(), expected.clone());
@@ -273,8 +277,15 @@ impl Header {
         heads: Vec<SavedHead>,
     ) -> Self {
         let KvShape { num_layers, heads: of_layer } = shape;
+        let mut config = config.clone();
+        let mut roles = String::new();
+        if let CacheConfig::Hca(HcaConfig { evict: Some(eviction), .. }) = &mut config {
+            // A profile is what it says, not the file that it lies in.
+            let heads = eviction.heads.take();
+            roles = heads.map_or_else(String::new, |heads| heads.profile.said_of_heads().join(" "));
+        }
         let options = config.to_string();
-        let (keys, options) = match config {
+        let (keys, options) = match &config {
             CacheConfig::Full => (String::new(), options),
             CacheConfig::Hca(hca) => {
                 // A mix is what it chose, not the file that it lies in.
@@ -297,6 +308,7 @@ impl Header {
             ),
             keys,
             options,
+            roles,
             companion_bytes: companion_bytes as u64,
             heads,
             policy: None,

@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::{Error, Result, Rule, SelectScratch, Selector};
+use crate::{Error, Result};
+
+/// Leading bits of a score's place in the order by which scores are counted.
+const BIN_BITS: u32 = 11;
 
 /// The tokens that stay, of one KV head: `num_keep` indices into `scores [n]`, ascending; all of them where
 /// there are no more.
@@ -21,19 +24,12 @@ pub fn keep_best(scores: &[f32], num_keep: usize, sinks: usize, recent: usize) -
         Some(chosen) => chosen,
         None => return Err(Error::BudgetTooSmall { budget: num_keep, least: always }),
     };
-    // The last that is chosen, in falling order; whoever is not behind it is chosen too.
-    let mut order: Vec<u32> = (first as u32..end as u32).collect();
-    let compare = |a: &u32, b: &u32| falling(scores, *a, *b);
-    let last = match chosen {
-        0 => None,
-        _ => Some(*order.select_nth_unstable_by(chosen - 1, compare).1),
-    };
-    let is_kept = |token: &u32| {
-        let at = *token as usize;
-        let is_chosen = || last.is_some_and(|last| falling(scores, *token, last).is_le());
-        at < first || at >= end || is_chosen()
-    };
-    Ok((0..scores.len() as u32).filter(is_kept).collect())
+    let others = &scores[first..end];
+    let mut kept = Vec::with_capacity(always + chosen + 1);
+    kept.extend(0..first as u32);
+    Bar::new(others, chosen).extend_with_in(others, first, chosen, &mut kept);
+    kept.extend(end as u32..scores.len() as u32);
+    Ok(kept)
 }
 
 /// The `count` tokens of highest score, ascending, all where there are no more: [`keep_best`] without sinks
@@ -42,15 +38,77 @@ pub fn keep_best(scores: &[f32], num_keep: usize, sinks: usize, recent: usize) -
 /// # Errors
 /// [`Error::NotANumber`].
 pub fn top_positions(scores: &[f32], count: usize) -> Result<Vec<u32>> {
-    let is_weight = |score: &f32| (*score >= 0.0) & (*score <= f32::MAX);
-    if count == 0 || !scores.iter().fold(true, |all, score| all & is_weight(score)) {
-        return keep_best(scores, count, 0, 0);
+    keep_best(scores, count, 0, 0)
+}
+
+/// What a score must reach to be among the highest of some.
+#[derive(Clone, Copy, Debug)]
+struct Bar {
+    /// Place in the order of the last that is in.
+    place: u32,
+    /// Scores at this place that are in, the first ones.
+    num_equal: usize,
+}
+
+impl Bar {
+    /// The bar of the `count` highest of `scores`, which are numbers: all where there are no more.
+    fn new(scores: &[f32], count: usize) -> Self {
+        if count == 0 {
+            return Self { place: u32::MAX, num_equal: 0 };
+        }
+        if count >= scores.len() {
+            return Self { place: 0, num_equal: 0 };
+        }
+        // Neighbours are often alike: a count of its own for each of four in turn, so that none waits for the one before.
+        let mut counts = vec![[0u32; 4]; 1 << BIN_BITS];
+        let bin = |score: &f32| (place(*score) >> (32 - BIN_BITS)) as usize;
+        let mut fours = scores.chunks_exact(4);
+        for four in &mut fours {
+            for (turn, score) in four.iter().enumerate() {
+                counts[bin(score)][turn] += 1;
+            }
+        }
+        fours.remainder().iter().for_each(|score| counts[bin(score)][0] += 1);
+        let mut left = count;
+        let mut last = counts.len() - 1;
+        loop {
+            let here = counts[last].iter().sum::<u32>() as usize;
+            if here >= left {
+                break;
+            }
+            left -= here;
+            last -= 1;
+        }
+        let of_bin = scores.iter().filter(|score| bin(score) == last);
+        let mut places: Vec<u32> = of_bin.map(|&score| place(score)).collect();
+        let (higher, &mut place, _) = places.select_nth_unstable_by(left - 1, |a, b| b.cmp(a));
+        let num_equal = left - higher.iter().filter(|&&higher| higher > place).count();
+        Self { place, num_equal }
     }
-    // Of numbers that are ordered like their bits, without comparing them.
-    let mut taken = vec![false; scores.len()];
-    let heaviest = Selector::new(Rule::TopK(count), 0, usize::MAX)?;
-    heaviest.select(scores, 0.0, &mut SelectScratch::default(), &mut taken)?;
-    Ok((0..scores.len() as u32).filter(|&token| taken[token as usize]).collect())
+
+    /// Appends the indices of the `count` of `scores` that are in, counted from `first`.
+    fn extend_with_in(self, scores: &[f32], first: usize, count: usize, kept: &mut Vec<u32>) {
+        let (mut next, end) = (kept.len(), kept.len() + count);
+        // A place more for what is written and not counted.
+        kept.resize(end + 1, 0);
+        let mut num_equal = self.num_equal;
+        // No branch foretells which are in.
+        for (token, &score) in (first as u32..).zip(scores) {
+            let place = place(score);
+            let is_last = (place == self.place) & (num_equal > 0);
+            num_equal -= usize::from(is_last);
+            kept[next] = token;
+            next += usize::from((place > self.place) | is_last);
+        }
+        kept.truncate(end);
+    }
+}
+
+/// The place of a score in the order of scores that are numbers; −0 has that of 0.
+fn place(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits();
+    // Those below 0 are ordered against their bits.
+    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
 }
 
 /// The tokens that stay where a vote decides (CORM, arXiv 2404.15949, §3): the first `sinks`, the last
@@ -80,6 +138,10 @@ pub fn keep_voted(
 
 /// Whether every score is a number.
 pub(crate) fn check(scores: &[f32]) -> Result<()> {
+    // Without a way out of the loop, many are looked at together.
+    if !scores.iter().fold(false, |any, score| any | score.is_nan()) {
+        return Ok(());
+    }
     match scores.iter().position(|score| score.is_nan()) {
         None => Ok(()),
         Some(token) => Err(Error::NotANumber { token }),

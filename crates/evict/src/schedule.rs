@@ -70,7 +70,8 @@ impl FromStr for Schedule {
 /// with the reference set is held against `tau_stable`. Below it, the newest set becomes the reference, and the
 /// heads that follow the pivot are to be chosen anew (HeteroCache, arXiv 2601.13684, §3, and its code). The
 /// overlap of X and Y is |X ∩ Y| / min(|X|, |Y|), and of an even number of steps the median is the mean of
-/// the middle two.
+/// the middle two. Once more than half of the steps are on one side of `tau_stable`, so is the median whatever
+/// comes: sets that can change nothing any more need not be worked out ([`needs_set`](Self::needs_set)).
 ///
 /// ```
 /// use heterokv_evict::DriftMonitor;
@@ -88,6 +89,8 @@ pub struct DriftMonitor {
     reference: Vec<u32>,
     steps: usize,
     tau_stable: f64,
+    /// Steps since the last look, those that passed too.
+    num_seen: usize,
     overlaps: Vec<f64>,
 }
 
@@ -106,13 +109,33 @@ impl DriftMonitor {
             return Err(Error::Range { what, range, value: tau_stable });
         }
         check_ascending(&reference)?;
-        Ok(Self { reference, steps, tau_stable, overlaps: Vec::new() })
+        Ok(Self { reference, steps, tau_stable, num_seen: 0, overlaps: Vec::new() })
     }
 
     /// The set that coming ones are held against.
     #[must_use]
     pub fn reference(&self) -> &[u32] {
         &self.reference
+    }
+
+    /// Whether the coming step's set can change the decision, or is the reference if there is drift. Where not,
+    /// [`pass`](Self::pass) counts the step.
+    #[must_use]
+    pub fn needs_set(&self) -> bool {
+        match self.has_drifted() {
+            None => true,
+            Some(has_drifted) => has_drifted && self.num_seen + 1 == self.steps,
+        }
+    }
+
+    /// Counts a step whose set was not needed; where it is, the step does not count.
+    pub fn pass(&mut self) {
+        if !self.needs_set() {
+            self.num_seen += 1;
+            if self.num_seen == self.steps {
+                self.begin();
+            }
+        }
     }
 
     /// Takes the set of one step, ascending positions; true when it has drifted, and `set` is the reference from
@@ -123,15 +146,33 @@ impl DriftMonitor {
     pub fn observe(&mut self, set: Vec<u32>) -> Result<bool> {
         check_ascending(&set)?;
         self.overlaps.push(overlap(&self.reference, &set));
-        if self.overlaps.len() < self.steps {
+        self.num_seen += 1;
+        if self.num_seen < self.steps {
             return Ok(false);
         }
-        let has_drifted = median(&mut self.overlaps) < self.tau_stable;
-        self.overlaps.clear();
+        let has_drifted =
+            self.has_drifted().unwrap_or_else(|| median(&mut self.overlaps) < self.tau_stable);
+        self.begin();
         if has_drifted {
             self.reference = set;
         }
         Ok(has_drifted)
+    }
+
+    /// On which side the median is, whatever the rest of the steps say; none where that is open.
+    fn has_drifted(&self) -> Option<bool> {
+        let num_below = self.overlaps.iter().filter(|&&overlap| overlap < self.tau_stable).count();
+        let is_most = |count: usize| count > self.steps / 2;
+        match (is_most(num_below), is_most(self.overlaps.len() - num_below)) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.num_seen = 0;
+        self.overlaps.clear();
     }
 }
 

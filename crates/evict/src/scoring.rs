@@ -11,6 +11,9 @@ use std::str::FromStr;
 
 use crate::{Error, Result, words};
 
+/// Tokens that are worked on at a time, so that what comes between passes is near.
+const BLOCK_TOKENS: usize = 1024;
+
 mod evidence;
 mod expected;
 mod keys;
@@ -108,24 +111,16 @@ const GQAS: [(&str, Gqa); 4] =
     [("mean", Gqa::Mean), ("max", Gqa::Max), ("sum", Gqa::Sum), ("sum-squares", Gqa::SumSquares)];
 
 impl Gqa {
-    /// One number for each of `num_tokens`, of the `term` of what each head has for it in `heads [n]`; 0 of no heads.
-    fn aggregate<'a, T: Copy + Into<f64> + 'a>(
-        self,
-        num_tokens: usize,
-        heads: impl ExactSizeIterator<Item = &'a [T]>,
-        term: impl Fn(f64) -> f64,
-    ) -> Vec<f64> {
-        let mut all = vec![0.0; num_tokens];
-        let scale = if self == Self::Mean { 1.0 / heads.len().max(1) as f64 } else { 1.0 };
-        for head in heads {
-            let terms = all.iter_mut().zip(head.iter().map(|&x| term(x.into())));
-            match self {
-                Self::Mean | Self::Sum => terms.for_each(|(all, x)| *all += x * scale),
-                Self::Max => terms.for_each(|(all, x)| *all = if x > *all { x } else { *all }),
-                Self::SumSquares => terms.for_each(|(all, x)| *all += x * x),
-            }
+    /// Takes in what one of `num_heads` heads has for each token; `all [n]` is 0 before the first.
+    fn add(self, num_heads: usize, terms: impl Iterator<Item = f32>, all: &mut [f32]) {
+        let scale = 1.0 / num_heads as f32;
+        let pairs = all.iter_mut().zip(terms);
+        match self {
+            Self::Mean => pairs.for_each(|(all, x)| *all += x * scale),
+            Self::Sum => pairs.for_each(|(all, x)| *all += x),
+            Self::Max => pairs.for_each(|(all, x)| *all = if x > *all { x } else { *all }),
+            Self::SumSquares => pairs.for_each(|(all, x)| *all += x * x),
         }
-        all
     }
 }
 
@@ -210,11 +205,42 @@ impl Scoring {
     /// [`Error::Weight`]; [`Error::Zero`] and [`Error::Rows`] where there is not one row for each of the
     /// `group_size` query heads.
     pub fn scores_of_query(&self, group_size: usize, weights: &[f32]) -> Result<Vec<f32>> {
-        let n = evidence::tokens_of(group_size, weights)?;
-        let rows: Vec<Vec<f32>> =
-            weights.chunks_exact(n.max(1)).map(|row| self.pool.apply(row)).collect();
-        let scores = self.gqa.aggregate(n, rows.iter().map(Vec::as_slice), |x| x);
-        Ok(scores.into_iter().map(|score| score as f32).collect())
+        let mut scores = vec![0.0; evidence::len_of(group_size, weights)?];
+        for (block, scores) in scores.chunks_mut(BLOCK_TOKENS).enumerate() {
+            self.scores_from(block * BLOCK_TOKENS, group_size, weights, scores)?;
+        }
+        Ok(scores)
+    }
+
+    /// [`Scoring::scores_of_query`] of the tokens from `first` on, as many as `scores` has. Whoever asks for some thousands at a
+    /// time can ask on several threads; the scores are the same. Weights of other tokens are not checked.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Index`] for a token that there is not.
+    pub fn scores_from(
+        &self,
+        first: usize,
+        group_size: usize,
+        weights: &[f32],
+        scores: &mut [f32],
+    ) -> Result<()> {
+        let n = evidence::len_of(group_size, weights)?;
+        let end = first.saturating_add(scores.len());
+        if end > n {
+            return Err(Error::Index { what: "token", index: end - 1, count: n });
+        }
+        let mut pooled = [0.0; BLOCK_TOKENS];
+        let blocks = (first..end).step_by(BLOCK_TOKENS);
+        for (first, scores) in blocks.zip(scores.chunks_mut(BLOCK_TOKENS)) {
+            let pooled = &mut pooled[..scores.len()];
+            scores.fill(0.0);
+            for head in weights.chunks_exact(n) {
+                evidence::check_from(first, &head[first..][..scores.len()])?;
+                self.pool.apply_from(first, head, pooled);
+                self.gqa.add(group_size, pooled.iter().copied(), scores);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use heterokv_attn::simd::exp_weights;
-use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows};
+use heterokv_attn::{AttnState, GroupSum, ResidentRows};
 use heterokv_quant::Precision;
 use rayon::prelude::*;
 
+use super::weigh::{HeldScores, weigh_held};
 use super::{KvCache, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
 use crate::host_step::HostStep;
-use crate::select::{Group, HeadSelection};
+use crate::select::HeadSelection;
 use crate::spec::CacheConfig;
 use crate::times::timed;
 
@@ -123,61 +123,37 @@ impl KvCache {
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
             out.copy_from_slice(state.out());
         }
-        if !watched.contains(&true) {
-            return Ok(());
-        }
+        let Some(policy) = &mut self.policy else { return Ok(()) };
         let start = Instant::now();
-        let scores =
-            exact.iter().zip(&resident).map(|(task, (_, scores))| (task.kv_head, &scores[..]));
-        let scores: Vec<(usize, &[f32])> = scores.collect();
-        let weights: Vec<Vec<f32>> = heads
-            .par_iter()
-            .zip(groups.par_iter())
-            .enumerate()
-            .map(|(kv_head, (head, group))| {
-                if !watched[kv_head] {
-                    return Vec::new();
-                }
-                let exact =
-                    scores.iter().filter(|(of, _)| *of == kv_head).map(|(_, scores)| *scores);
-                let mut rows = held_scores(shape, head, group, &exact.collect::<Vec<_>>());
-                for (row, &lse) in
-                    rows.chunks_exact_mut(head.num_held().max(1)).zip(&full_lse[kv_head])
-                {
-                    let _ = exp_weights(level, row, lse);
-                }
-                rows
+        let coded: Vec<Vec<f32>> = groups
+            .iter()
+            .zip(&watched)
+            .map(|(group, &is_watched)| {
+                let mut scores = Vec::new();
+                let query_heads = if is_watched { 0..shape.group_size() } else { 0..0 };
+                query_heads.for_each(|query_head| group.extend_scores(query_head, &mut scores));
+                scores
             })
             .collect();
+        let held = heads.iter().enumerate().map(|(kv_head, head)| {
+            let of_head = exact.iter().zip(&resident).filter(|(task, _)| task.kv_head == kv_head);
+            let scores = of_head.map(|(_, (_, scores))| &scores[..]);
+            watched[kv_head].then(|| {
+                let (group_size, num_resident) = (shape.group_size(), head.num_resident());
+                HeldScores::new(group_size, num_resident, scores, &coded[kv_head])
+            })
+        });
+        let held: Vec<Option<HeldScores<'_>>> = held.collect();
+        weigh_held(level, &held, &full_lse, &mut self.weights);
         let heads = &mut self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
-        if let Some(policy) = &mut self.policy {
-            policy.observe(layer, heads, &weights, self.host.as_ref())?;
-            if policy.waits() {
-                let level = self.level;
-                let stores = Stores { level, device: &self.device, host: None };
-                self.stats.host_bytes += policy.arrive(layer, heads, &stores)?;
-            }
+        policy.observe(layer, heads, &self.weights, self.host.as_ref())?;
+        if policy.waits() {
+            let stores = Stores { level, device: &self.device, host: None };
+            self.stats.host_bytes += policy.arrive(layer, heads, &stores)?;
         }
         self.times.policy += start.elapsed();
         Ok(())
     }
-}
-
-/// The scores of the tokens that a head holds, in the order of their positions, `[group_size, num_held]`: of exact rows as
-/// tasks have them, each `[group_size, rows]`, with those of coded keys between the rows that stay and the window.
-fn held_scores(shape: HeadShape, head: &HeadCache, group: &Group, exact: &[&[f32]]) -> Vec<f32> {
-    let mut scores = Vec::with_capacity(shape.group_size() * head.num_held());
-    for query_head in 0..shape.group_size() {
-        let row = exact.iter().flat_map(|task| {
-            let len = task.len() / shape.group_size();
-            &task[query_head * len..][..len]
-        });
-        let mut row = row.copied();
-        scores.extend(row.by_ref().take(head.num_resident()));
-        group.extend_scores(query_head, &mut scores);
-        scores.extend(row);
-    }
-    scores
 }
 
 /// The exact rows of each KV head in tasks of bounded size.

@@ -21,7 +21,7 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
     };
     let store = host_shape(config, shape);
     let store = StoreShape { num_layers: 1, num_kv_heads: 1, ..store };
-    let mut most_coded = 0;
+    let (mut most_coded, mut most_watched) = (0, 0);
     for (place, limit) in shape.places().zip(limits) {
         let held = limit.min(num_tokens);
         let head = HeadPlan::new(place, config, shape)?;
@@ -37,12 +37,16 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
         plan.host_open_pages += usize::from(!on_host.is_multiple_of(store.page_size));
         plan.coded_from_tokens = plan.coded_from_tokens.max(head.coded_from_tokens());
         most_coded = most_coded.max(coded);
+        if eviction.is_some_and(|eviction| eviction.may_watch(place)) {
+            most_watched = most_watched.max(held);
+        }
     }
     plan.most_device_bytes = match &allotment {
         Some(allotment) => allotment.most_bytes(num_tokens)?,
         None => plan.device.total(),
     };
-    plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded);
+    let weights = size_of::<f32>() * shape.heads.num_qo_heads * most_watched;
+    plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded) + weights;
     Ok(())
 }
 

@@ -1,11 +1,18 @@
 //! Attention of caches that forget, held to what their codes say, and memory that is given back.
 
+use std::collections::BTreeSet;
+
 use heterokv_attn::HeadShape;
 use heterokv_attn::reference::subset_attention;
+use heterokv_evict::HeadRole;
 use heterokv_quant::Level;
 use heterokv_testkit::Inputs;
 
-use crate::{CacheSpec, KvCache, KvShape, PrefillInput, prefill_layer};
+use super::mean_limit;
+use crate::{
+    CacheSpec, HeadMeasure, HeadProfile, KvCache, KvShape, PrefillInput, SimilarityAt,
+    prefill_layer,
+};
 
 const PROMPT: usize = 330;
 const TOTAL: usize = 400;
@@ -129,4 +136,86 @@ fn the_arena_is_empty_when_all_are_gone() {
         drop((cache, fork));
         assert!(arenas.iter().all(|arena| arena.in_use_bytes() == 0), "{layout}");
     }
+}
+
+/// What the pivot of [`Rows`] attends to with a token's queries, by HeteroCache's definition (arXiv 2601.13684, §3): softmax
+/// weights, means over five neighbours, the larger of its two query heads, and of all tokens but the last `recent` the `top_k`
+/// highest.
+fn looked_at(rows: &Rows, token: usize, recent: usize, top_k: usize) -> BTreeSet<usize> {
+    let HeadShape { head_dim, sm_scale, .. } = shape().heads;
+    let num_tokens = token + 1;
+    let mut scores = vec![0.0f64; num_tokens];
+    for query in rows.query(token)[..2 * head_dim].chunks_exact(head_dim) {
+        let logit = |token: usize| -> f64 {
+            let key = &rows.k[token * shape().heads.kv_row_len()..][..head_dim];
+            let products = key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q));
+            f64::from(sm_scale) * products.sum::<f64>()
+        };
+        let weights: Vec<f64> = (0..num_tokens).map(|token| logit(token).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for (token, score) in scores.iter_mut().enumerate() {
+            let near = &weights[token.saturating_sub(2)..num_tokens.min(token + 3)];
+            *score = score.max(near.iter().sum::<f64>() / (5.0 * sum));
+        }
+    }
+    let mut order: Vec<usize> = (0..num_tokens.saturating_sub(recent)).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    order.into_iter().take(top_k).collect()
+}
+
+#[test]
+fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_must() {
+    const RECENT: usize = 8;
+    let measure = HeadMeasure {
+        prompt_tokens: PROMPT,
+        steps: 10,
+        top_k: 64,
+        tau_stable: 0.5,
+        tau_sim: 0.5,
+        similarity: SimilarityAt::Prompt,
+    };
+    let roles = vec![HeadRole::Pivot, HeadRole::Satellite { pivot: 0 }];
+    let profile = HeadProfile::new("rows", &shape(), measure, vec![0.8; 2], roles).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    profile.save(file.path()).unwrap();
+    let mut num_undrifted = 0;
+    // Queries of these rows have no topic: of what one looks at, the others look at some 40 %.
+    for (steps, seed, tau) in
+        [(1, 3, 0.42), (2, 4, 0.41), (4, 5, 0.4), (5, 6, 0.42), (5, 7, 0.4), (5, 8, 0.38)]
+    {
+        let rows = Rows::new(seed);
+        let heads = file.path().display();
+        let mut cache = rows.cache(&format!(
+            "heterocache:70%,sinks=2,recent={RECENT},every=drift:{steps},tau={tau},refresh=sync,heads={heads}"
+        ));
+        let top_k = |cache: &mut KvCache| mean_limit(&cache.policy_mut().0.unwrap().limits);
+        let mut reference = looked_at(&rows, PROMPT - 1, RECENT, top_k(&mut cache));
+        let (mut overlaps, mut expected, mut num_unlooked) = (Vec::new(), 0, 0);
+        for token in PROMPT..TOTAL {
+            rows.append(&mut cache, token);
+            let policy = cache.policy_mut().0.unwrap();
+            num_unlooked += usize::from(!policy.drift.as_ref().unwrap().wants(0));
+            let top_k = top_k(&mut cache);
+            let mut out = vec![0.0; rows.query(token).len()];
+            cache.attend(0, rows.query(token), &mut out).unwrap();
+            let set = looked_at(&rows, token, RECENT, top_k);
+            let least = set.len().min(reference.len());
+            overlaps.push(set.intersection(&reference).count() as f64 / least as f64);
+            if overlaps.len() == steps {
+                overlaps.sort_by(f64::total_cmp);
+                let median = (overlaps[(steps - 1) / 2] + overlaps[steps / 2]) / 2.0;
+                overlaps.clear();
+                if median < tau {
+                    (reference, expected) = (set, expected + 1);
+                } else {
+                    num_undrifted += 1;
+                }
+            }
+            assert_eq!(cache.num_refreshes(), expected, "every {steps} steps, at token {token}");
+        }
+        assert!(expected > 0, "every {steps} steps");
+        // Of one or two steps none decides alone; of five, three always do.
+        assert!(if steps < 3 { num_unlooked == 0 } else { num_unlooked > 0 || steps == 4 });
+    }
+    assert!(num_undrifted > 5, "{num_undrifted}: both come about");
 }

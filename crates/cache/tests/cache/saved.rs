@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use heterokv_cache::{Error, KeyMix, SavedCache};
+use heterokv_cache::{Error, HeadMeasure, HeadProfile, HeadRole, KeyMix, SavedCache, SimilarityAt};
 use heterokv_offload::{DiskOptions, Store, StoreOptions};
 use proptest::prelude::*;
 
@@ -187,12 +187,12 @@ struct Saved {
     _folder: tempfile::TempDir,
     store: Store,
     shape: KvShape,
-    spec: &'static str,
+    spec: String,
     bytes: Vec<u8>,
 }
 
 impl Saved {
-    fn new(tokens: &Tokens, spec: &'static str) -> Self {
+    fn new(tokens: &Tokens, spec: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store(folder.path(), spec, tokens.shape, usize::MAX);
         let mut cache = empty_in(&store, spec, tokens.shape);
@@ -201,7 +201,7 @@ impl Saved {
         let mut attachment = store.attachment(NAME).expect("it was saved");
         let mut bytes = vec![0; attachment.rest_bytes() as usize];
         attachment.read_exact(&mut bytes).expect("it is whole");
-        Self { _folder: folder, store, shape: tokens.shape, spec, bytes }
+        Self { _folder: folder, store, shape: tokens.shape, spec: spec.to_owned(), bytes }
     }
 
     /// The end of the header.
@@ -225,7 +225,7 @@ impl Saved {
         let mut rows = self.store.load(NAME).expect("it was saved");
         rows.save_with("changed", |out| out.write_all(bytes)).expect("a disk of a test");
         let saved = SavedCache::open(&self.store, "changed")?;
-        saved.load(self.shape, config(self.spec, self.shape), Level::detect(), None)
+        saved.load(self.shape, config(&self.spec, self.shape), Level::detect(), None)
     }
 }
 
@@ -265,7 +265,7 @@ fn another_spec_shape_version_or_profile_is_refused_with_what_differs() {
         assert_eq!(*told, field, "{error}");
         parts.iter().for_each(|part| assert!(error.to_string().contains(part), "{error}"));
     };
-    let (spec, own) = (saved.spec, saved.shape);
+    let (spec, own) = (&saved.spec[..], saved.shape);
     refusal("full", own, "a cache", ["not full", "recent=20"]);
     refusal("keys=pq/2x32,recent=20", own, "keys", ["keys pq/2x16, not pq/2x32", ""]);
     refusal("keys=pq/2x16,recent=21", own, "a cache", ["recent=20, not ", "recent=21"]);
@@ -301,6 +301,51 @@ fn another_spec_shape_version_or_profile_is_refused_with_what_differs() {
     let config = super::config("keys=lm2,values=int8@host", own);
     let foreign = KvCache::in_store(own, config, Level::detect(), None, &saved.store);
     assert!(matches!(foreign, Err(Error::OtherStore)));
+}
+
+#[test]
+fn a_profile_of_heads_is_what_it_says_wherever_its_file_is() {
+    let tokens = Tokens::new(12, shape(2, 4, 2, 16), 460);
+    let folder = tempfile::tempdir().expect("a folder");
+    let spec_of = |name: &str, stabilities: [f64; 4], first: HeadRole| {
+        let measure = HeadMeasure {
+            prompt_tokens: 400,
+            steps: 10,
+            top_k: 64,
+            tau_stable: 0.5,
+            tau_sim: 0.5,
+            similarity: SimilarityAt::Prompt,
+        };
+        let roles = vec![first, HeadRole::Anchor, HeadRole::Anchor, HeadRole::Anchor];
+        let profile =
+            HeadProfile::new("a model", &tokens.shape, measure, stabilities.to_vec(), roles);
+        let file = folder.path().join(name);
+        profile.expect("sound").save(&file).expect("a folder of a test");
+        format!(
+            "keys=int8-token,values=int8@host,select=none,evict=last-query,budget=stability,keep=70%,every=4,sinks=2,\
+             recent=8,heads={}",
+            file.display()
+        )
+    };
+    let stabilities = [0.4, 0.6, 0.7, 0.8];
+    let spec = spec_of("one", stabilities, HeadRole::Volatile);
+    let saved = Saved::new(&tokens, &spec);
+    let load = |spec: &str| {
+        let open = SavedCache::open(&saved.store, NAME).expect("it was saved");
+        open.load(saved.shape, config(spec, saved.shape), Level::detect(), None)
+    };
+    load(&spec).expect("its own");
+    load(&spec_of("two", stabilities, HeadRole::Volatile)).expect("the same, elsewhere");
+    for other in [
+        spec_of("one", stabilities, HeadRole::Anchor),
+        spec_of("one", [0.4, 0.6, 0.7, 0.9], HeadRole::Volatile),
+    ] {
+        let error = load(&other).unwrap_err();
+        let is_told =
+            matches!(&error, Error::OtherSave { field: "roles and weights of heads", .. });
+        assert!(is_told, "{error}");
+        assert!(error.to_string().contains("volatile/"), "{error}");
+    }
 }
 
 #[test]

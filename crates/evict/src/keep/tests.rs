@@ -47,6 +47,19 @@ proptest! {
     }
 
     #[test]
+    fn equals_the_definition_where_scores_lie_close(
+        seeds in prop::collection::vec(any::<u16>(), 1..3000),
+        spread in 1u16..20_000,
+        share in 0.0f64..1.0,
+    ) {
+        let scores: Vec<f32> =
+            seeds.iter().map(|seed| 0.1 * f32::from(seed % spread) / f32::from(spread) + 1.0).collect();
+        let num_keep = (share * scores.len() as f64) as usize;
+        let kept = keep_best(&scores, num_keep, 0, 0).unwrap();
+        prop_assert_eq!(kept, by_definition(&scores, num_keep, 0, 0));
+    }
+
+    #[test]
     fn sinks_and_recent_tokens_stay(
         scores in scores(),
         sinks in 0usize..20,

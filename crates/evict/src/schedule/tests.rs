@@ -72,6 +72,59 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn sets_that_are_not_needed_change_nothing(
+        reference in set(),
+        sets in prop::collection::vec(set(), 0..40),
+        steps in 1usize..8,
+        tau in (0u32..=8).prop_map(|x| f64::from(x) / 8.0),
+    ) {
+        let mut all = DriftMonitor::new(reference.clone(), steps, tau).unwrap();
+        let mut needed = DriftMonitor::new(reference, steps, tau).unwrap();
+        let mut num_passed = 0;
+        for set in sets {
+            let decided = match needed.needs_set() {
+                true => needed.observe(set.clone()).unwrap(),
+                false => {
+                    num_passed += 1;
+                    needed.pass();
+                    false
+                }
+            };
+            prop_assert_eq!(decided, all.observe(set).unwrap());
+            prop_assert_eq!(needed.reference(), all.reference());
+        }
+        prop_assert!(steps > 2 || num_passed == 0, "one of two steps decides nothing");
+    }
+}
+
+#[test]
+fn most_of_the_steps_decide() {
+    let mut monitor = DriftMonitor::new(vec![0, 1], 5, 0.5).unwrap();
+    for _ in 0..2 {
+        for _ in 0..3 {
+            assert!(monitor.needs_set());
+            monitor.pass();
+            assert_eq!(
+                monitor.observe(vec![0, 1]),
+                Ok(false),
+                "a step that is needed does not pass"
+            );
+        }
+        for _ in 0..2 {
+            assert!(!monitor.needs_set(), "three of five are as they were");
+            monitor.pass();
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(monitor.observe(vec![7, 8]), Ok(false));
+    }
+    assert!(!monitor.needs_set());
+    monitor.pass();
+    assert!(monitor.needs_set(), "the last is what is chosen by");
+    assert_eq!(monitor.observe(vec![8, 9]), Ok(true));
+    assert_eq!(monitor.reference(), [8, 9]);
 }
 
 #[test]

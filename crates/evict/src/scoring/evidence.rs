@@ -1,6 +1,6 @@
 //! Evidence from attention: of a prompt's queries, and of each step while generating.
 
-use super::{Gqa, Scorer, Scoring};
+use super::{BLOCK_TOKENS, Gqa, Scorer, Scoring};
 use crate::select::check;
 use crate::{Error, Result};
 
@@ -91,8 +91,11 @@ impl PromptEvidence {
             Scorer::Votes | Scorer::VotesSeen => Gqa::Max,
             _ => scoring.gqa,
         };
-        let evidence = gqa.aggregate(num_tokens, sums.chunks_exact(num_tokens.max(1)), |x| x);
-        evidence.into_iter().map(|x| x as f32).collect()
+        let mut evidence = vec![0.0; num_tokens];
+        for sums in sums.chunks_exact(num_tokens.max(1)) {
+            gqa.add(self.group_size, sums.iter().map(|&sum| sum as f32), &mut evidence);
+        }
+        evidence
     }
 }
 
@@ -120,25 +123,37 @@ impl Scoring {
         if !self.scorer.sees_attention() {
             return Err(Error::NoAttention { scorer: self.scorer });
         }
-        let n = tokens_of(group_size, weights)?;
+        let n = len_of(group_size, weights)?;
         if evidence.len() != n {
             return Err(Error::Length { what: "evidence", actual: evidence.len(), expected: n });
         }
-        let heads = weights.chunks_exact(n.max(1));
-        match self.scorer {
-            Scorer::LastQuery => {
-                let latest = self.gqa.aggregate(n, heads, |x| x);
-                evidence.iter_mut().zip(latest).for_each(|(evidence, x)| *evidence = x as f32);
+        weights.chunks_exact(n.max(1)).try_for_each(|head| check_from(0, head))?;
+        let mut block = [0.0; BLOCK_TOKENS];
+        let firsts = (0..n).step_by(BLOCK_TOKENS);
+        for (first, evidence) in firsts.zip(evidence.chunks_mut(BLOCK_TOKENS)) {
+            let terms = &mut block[..evidence.len()];
+            terms.fill(0.0);
+            for head in weights.chunks_exact(n) {
+                let weights = head[first..][..terms.len()].iter();
+                match self.scorer {
+                    Scorer::Votes | Scorer::VotesSeen => {
+                        Gqa::Max.add(group_size, weights.copied(), terms);
+                    }
+                    Scorer::Squared => self.gqa.add(group_size, weights.map(|x| x * x), terms),
+                    _ => self.gqa.add(group_size, weights.copied(), terms),
+                }
             }
-            Scorer::Votes | Scorer::VotesSeen => {
-                let tokens = if self.scorer == Scorer::Votes { n } else { step };
-                let share = 1.0 / tokens.max(1) as f64;
-                let most = Gqa::Max.aggregate(n, heads, |x| x);
-                let voted = evidence.iter_mut().zip(most).filter(|(_, x)| *x >= share);
-                voted.for_each(|(evidence, _)| *evidence = step as f32);
+            let pairs = evidence.iter_mut().zip(&*terms);
+            match self.scorer {
+                Scorer::LastQuery => evidence.copy_from_slice(terms),
+                Scorer::Votes | Scorer::VotesSeen => {
+                    let tokens = if self.scorer == Scorer::Votes { n } else { step };
+                    let share = 1.0 / tokens.max(1) as f64;
+                    let voted = pairs.filter(|(_, x)| f64::from(**x) >= share);
+                    voted.for_each(|(evidence, _)| *evidence = step as f32);
+                }
+                _ => pairs.for_each(|(evidence, x)| *evidence += x),
             }
-            Scorer::Squared => add(evidence, &self.gqa.aggregate(n, heads, |x| x * x)),
-            _ => add(evidence, &self.gqa.aggregate(n, heads, |x| x)),
         }
         Ok(())
     }
@@ -168,8 +183,8 @@ pub fn per_query(evidence: &[f32], positions: &[u32], num_seen: usize) -> Result
     evidence.iter().zip(positions).map(mean).collect()
 }
 
-/// The tokens of weights `[group_size, n]` that are sound.
-pub(super) fn tokens_of(group_size: usize, weights: &[f32]) -> Result<usize> {
+/// The tokens of weights `[group_size, n]`.
+pub(super) fn len_of(group_size: usize, weights: &[f32]) -> Result<usize> {
     if group_size == 0 {
         return Err(Error::Zero { what: "query heads of a group" });
     }
@@ -180,14 +195,13 @@ pub(super) fn tokens_of(group_size: usize, weights: &[f32]) -> Result<usize> {
             expected: weights.len() / group_size * group_size,
         });
     }
-    let n = weights.len() / group_size;
-    match check(weights) {
-        Err(Error::Weight { token, weight }) => Err(Error::Weight { token: token % n, weight }),
-        checked => checked.map(|()| n),
-    }
+    Ok(weights.len() / group_size)
 }
 
-fn add(evidence: &mut [f32], more: &[f64]) {
-    let sum = |(evidence, x): (&mut f32, &f64)| *evidence = (f64::from(*evidence) + x) as f32;
-    evidence.iter_mut().zip(more).for_each(sum);
+/// Refuses weights of the tokens from `first` on that are none.
+pub(super) fn check_from(first: usize, weights: &[f32]) -> Result<()> {
+    match check(weights) {
+        Err(Error::Weight { token, weight }) => Err(Error::Weight { token: first + token, weight }),
+        checked => checked,
+    }
 }

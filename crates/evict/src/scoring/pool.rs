@@ -8,6 +8,9 @@ use crate::{Error, Result, words};
 /// The widest kernel that a word may name: every token looks at that many.
 const MAX_KERNEL: usize = 255;
 
+/// Values that are pooled at a time, so that what comes between passes is near.
+const BLOCK: usize = 1024;
+
 const KNOWN: &str = "none, mean:N, max:N with odd N from 1 to 255";
 
 /// How the evidence of a token is spread over its neighbours, stride 1, as many values as before.
@@ -27,44 +30,61 @@ impl Pool {
     /// Pools `values [n]`; a value that is not a number makes its neighbours so too. Empty: empty.
     #[must_use]
     pub fn apply(&self, values: &[f32]) -> Vec<f32> {
+        let mut pooled = vec![0.0; values.len()];
+        self.apply_from(0, values, &mut pooled);
+        pooled
+    }
+
+    /// Pools `values [n]` around the places from `first` on, as many as `pooled` has, which lie within `values`.
+    pub(super) fn apply_from(&self, first: usize, values: &[f32], pooled: &mut [f32]) {
         match *self {
-            Self::None => values.to_vec(),
+            Self::None => pooled.copy_from_slice(&values[first..][..pooled.len()]),
             Self::Mean(kernel) => {
-                let mut sums = vec![0.0_f64; values.len()];
-                for_neighbours(kernel, values, &mut sums, |sum, &x| *sum += f64::from(x));
-                let width = (kernel / 2 * 2 + 1) as f64;
-                sums.into_iter().map(|sum| (sum / width) as f32).collect()
+                let share = 1.0 / (kernel / 2 * 2 + 1) as f32;
+                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK, values, pooled, |sum, x| sum + x);
+                    pooled.iter_mut().for_each(|sum| *sum *= share);
+                }
             }
             Self::Max(kernel) => {
-                let mut most = vec![f32::NEG_INFINITY; values.len()];
-                for_neighbours(kernel, values, &mut most, |most, &x| {
-                    if x > *most || x.is_nan() {
-                        *most = x;
-                    }
-                });
-                most
+                let larger = |most: f32, x: f32| if x > most || x.is_nan() { x } else { most };
+                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK, values, pooled, larger);
+                }
             }
         }
     }
 }
 
-/// Shows every place the values around it that the kernel reaches, from the first to the last: one distance after the other for
-/// all places.
-fn for_neighbours<T>(
-    kernel: usize,
+/// Gathers for every place from `first` on what `join` makes of the values at most `reach` away: for all places together, one
+/// distance after the other, except near the ends.
+fn gather(
+    reach: usize,
+    first: usize,
     values: &[f32],
-    places: &mut [T],
-    mut show: impl FnMut(&mut T, &f32),
+    places: &mut [f32],
+    join: impl Fn(f32, f32) -> f32,
 ) {
-    let (reach, n) = (kernel / 2, values.len());
-    for distance in (1..=reach.min(n)).rev() {
-        let behind = places[distance..].iter_mut().zip(values);
-        behind.for_each(|(place, x)| show(place, x));
+    let (n, len) = (values.len(), places.len());
+    let has_all = reach.saturating_sub(first).min(len)
+        ..n.saturating_sub(reach).saturating_sub(first).min(len);
+    for place in (0..has_all.start).chain(has_all.end.max(has_all.start)..len) {
+        let at = first + place;
+        let near = &values[at.saturating_sub(reach)..n.min(at.saturating_add(reach + 1))];
+        places[place] = near[1..].iter().fold(near[0], |joined, &x| join(joined, x));
     }
-    places.iter_mut().zip(values).for_each(|(place, x)| show(place, x));
-    for distance in 1..=reach.min(n) {
-        let before = places.iter_mut().zip(&values[distance..]);
-        before.for_each(|(place, x)| show(place, x));
+    if has_all.is_empty() {
+        return;
+    }
+    let at = first + has_all.start;
+    let places = &mut places[has_all];
+    let len = places.len();
+    places.copy_from_slice(&values[at..][..len]);
+    for distance in 1..=reach {
+        let (before, behind) = (&values[at - distance..][..len], &values[at + distance..][..len]);
+        for (place, (&before, &behind)) in places.iter_mut().zip(before.iter().zip(behind)) {
+            *place = join(join(*place, before), behind);
+        }
     }
 }
 

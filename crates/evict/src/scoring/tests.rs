@@ -188,6 +188,61 @@ fn pools_are_those_of_torch() {
     }
 }
 
+/// The definition of a pool, at one place.
+fn pooled_at(pool: Pool, values: &[f32], place: usize) -> f64 {
+    let around = |kernel: usize| {
+        let end = (place + kernel / 2 + 1).min(values.len());
+        values[place.saturating_sub(kernel / 2)..end].iter().map(|&x| f64::from(x))
+    };
+    match pool {
+        Pool::None => f64::from(values[place]),
+        Pool::Mean(kernel) => around(kernel).sum::<f64>() / (kernel / 2 * 2 + 1) as f64,
+        Pool::Max(kernel) => around(kernel).fold(f64::NEG_INFINITY, f64::max),
+    }
+}
+
+/// Of more tokens than are worked on at a time, wherever one begins.
+#[test]
+fn long_texts_are_scored_as_short_ones() {
+    let n = 2 * BLOCK_TOKENS + 77;
+    let weights: Vec<f32> = (0..3 * n).map(|i| (i * i % 1009) as f32 / 1009.0).collect();
+    for pool in [Pool::None, Pool::Mean(5), Pool::Mean(63), Pool::Max(7), Pool::Max(2 * n)] {
+        for (_, gqa) in GQAS {
+            let scoring = Scoring { pool, gqa, ..PLAIN };
+            let score = |place: usize| {
+                let heads = weights.chunks_exact(n).map(|head| pooled_at(pool, head, place));
+                match gqa {
+                    Gqa::Mean => heads.sum::<f64>() / 3.0,
+                    Gqa::Sum => heads.sum(),
+                    Gqa::Max => heads.fold(0.0, f64::max),
+                    Gqa::SumSquares => heads.map(|x| x * x).sum(),
+                }
+            };
+            let expected: Vec<f64> = (0..n).map(score).collect();
+            let scores = scoring.scores_of_query(3, &weights).unwrap();
+            for (token, (&score, &expected)) in scores.iter().zip(&expected).enumerate() {
+                let near = 1e-5 * expected;
+                assert!((f64::from(score) - expected).abs() <= near, "{pool} {gqa} at {token}");
+            }
+            for (first, len) in [(0, n), (1, 5), (700, 1400), (n - 1, 1), (n, 0)] {
+                let mut part = vec![f32::NAN; len];
+                scoring.scores_from(first, 3, &weights, &mut part).unwrap();
+                assert_eq!(part, scores[first..][..len], "{pool} {gqa}: the same from {first}");
+            }
+        }
+        let apart: Vec<f64> = (0..n).map(|place| pooled_at(pool, &weights[..n], place)).collect();
+        let pooled = Scoring { pool, ..PLAIN }.scores(&weights[..n]);
+        let is_near = |(x, e): (&f32, &f64)| (f64::from(*x) - e).abs() <= 1e-5 * e;
+        assert!(pooled.iter().zip(&apart).all(is_near), "{pool}");
+    }
+    let index = PLAIN.scores_from(n - 3, 3, &weights, &mut [0.0; 4]);
+    assert_eq!(index, Err(Error::Index { what: "token", index: n, count: n }));
+    let mut unsound = weights;
+    unsound[n + 1500] = f32::NAN;
+    let error = PLAIN.scores_of_query(3, &unsound).unwrap_err();
+    assert!(matches!(error, Error::Weight { token: 1500, .. }), "{error}");
+}
+
 #[test]
 fn small_keys_and_odd_keys_stay() {
     let keys = [3.0, 4.0, 1.0, 0.0, 0.0, 2.0];
