@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{Error, Result, Rule, SelectScratch, Selector};
+use crate::{Error, Result, Rule, SelectScratch, Selector, TokenSet};
 
 /// The tokens that stay, of one KV head: `num_keep` indices into `scores [n]`, ascending; all of them where
 /// there are no more.
@@ -47,10 +47,10 @@ pub fn top_positions(scores: &[f32], count: usize) -> Result<Vec<u32>> {
         return keep_best(scores, count, 0, 0);
     }
     // Of numbers that are ordered like their bits, without comparing them.
-    let mut taken = vec![false; scores.len()];
+    let mut taken = TokenSet::default();
     let heaviest = Selector::new(Rule::TopK(count), 0, usize::MAX)?;
     heaviest.select(scores, 0.0, &mut SelectScratch::default(), &mut taken)?;
-    Ok((0..scores.len() as u32).filter(|&token| taken[token as usize]).collect())
+    Ok(taken.positions())
 }
 
 /// The tokens that stay where a vote decides (CORM, arXiv 2404.15949, §3): the first `sinks`, the last

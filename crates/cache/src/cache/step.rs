@@ -93,14 +93,15 @@ impl KvCache {
             && !config.is_exact()
         {
             let start = Instant::now();
+            let weighed = groups.par_iter_mut().zip(&states);
+            weighed.for_each(|(group, state)| group.weigh(level, state.lse()));
+            self.times.scores += start.elapsed();
+            let start = Instant::now();
             let selector = config.selector()?;
+            let with_scores = config.rescore.is_none();
             let selections: Vec<HeadSelection> = groups
                 .par_iter_mut()
-                .zip(&states)
-                .map(|(group, state)| {
-                    let with_scores = config.rescore.is_none();
-                    group.select(level, &selector, config.union, state.lse(), with_scores)
-                })
+                .map(|group| group.select(&selector, config.union, with_scores))
                 .collect::<Result<_>>()?;
             self.times.selection += start.elapsed();
             let start = Instant::now();

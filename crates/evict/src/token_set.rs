@@ -1,0 +1,141 @@
+//! A set of tokens, a bit each.
+
+use crate::simd::{Form, WORD, mark, positions};
+
+/// Some of the first `num_tokens` tokens of a sequence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenSet {
+    /// Token `t` is bit `t % 64` of word `t / 64`; bits behind the last token are unset.
+    words: Vec<u64>,
+    num_tokens: usize,
+}
+
+impl TokenSet {
+    /// None of `num_tokens` tokens.
+    #[must_use]
+    pub fn none(num_tokens: usize) -> Self {
+        Self { words: vec![0; num_tokens.div_ceil(WORD)], num_tokens }
+    }
+
+    /// Bytes of a set of some of `num_tokens` tokens.
+    #[must_use]
+    pub fn bytes(num_tokens: usize) -> usize {
+        8 * num_tokens.div_ceil(WORD)
+    }
+
+    /// Tokens that can be in the set.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// Tokens in the set.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether a token is in the set. None from `num_tokens` on is.
+    #[must_use]
+    pub fn contains(&self, token: usize) -> bool {
+        self.words.get(token / WORD).is_some_and(|word| word >> (token % WORD) & 1 != 0)
+    }
+
+    /// The tokens in the set, ascending.
+    #[must_use]
+    pub fn positions(&self) -> Vec<u32> {
+        positions(Form::detect(), &self.words)
+    }
+
+    /// Adds the tokens of another set of as many tokens.
+    ///
+    /// # Panics
+    /// When the other is of another number of tokens.
+    pub fn add_all(&mut self, other: &Self) {
+        assert_eq!(self.num_tokens, other.num_tokens, "sets of as many tokens");
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+    }
+
+    /// Makes it all of `num_tokens` tokens.
+    pub(crate) fn fill(&mut self, num_tokens: usize) {
+        self.clear(num_tokens);
+        self.words.fill(u64::MAX);
+        if let (Some(last), rest @ 1..) = (self.words.last_mut(), num_tokens % WORD) {
+            *last = (1 << rest) - 1;
+        }
+    }
+
+    /// Makes it none of `num_tokens` tokens.
+    pub(crate) fn clear(&mut self, num_tokens: usize) {
+        self.words.clear();
+        self.words.resize(num_tokens.div_ceil(WORD), 0);
+        self.num_tokens = num_tokens;
+    }
+
+    /// Makes it the tokens of at least some weight.
+    pub(crate) fn mark(&mut self, weights: &[f32], least: f32) {
+        self.clear(weights.len());
+        mark(Form::detect(), weights, least, &mut self.words);
+    }
+
+    /// Removes the last `count` of the tokens in the set that `is_one` is true for, all where there are no more.
+    pub(crate) fn remove_last(&mut self, count: usize, is_one: impl Fn(usize) -> bool) {
+        let tokens = (0..self.num_tokens).rev();
+        let last = tokens.filter(|&token| self.contains(token) && is_one(token)).take(count);
+        for token in last.collect::<Vec<_>>() {
+            self.words[token / WORD] &= !(1 << (token % WORD));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those of every third token, and of every fifth.
+    fn sets(num_tokens: usize) -> [TokenSet; 2] {
+        [3, 5].map(|every| {
+            let is_in = |token: usize| f32::from(u8::from(token.is_multiple_of(every)));
+            let mut set = TokenSet::default();
+            set.mark(&(0..num_tokens).map(is_in).collect::<Vec<_>>(), 1.0);
+            set
+        })
+    }
+
+    #[test]
+    fn a_union_has_the_tokens_of_both() {
+        for num_tokens in [0, 1, 64, 65, 300] {
+            let [mut all, fifths] = sets(num_tokens);
+            all.add_all(&fifths);
+            let is_in = |token: &u32| token.is_multiple_of(3) || token.is_multiple_of(5);
+            let expected: Vec<u32> = (0..num_tokens as u32).filter(is_in).collect();
+            assert_eq!((all.count(), all.positions()), (expected.len(), expected.clone()));
+            for token in 0..num_tokens + 100 {
+                assert_eq!(all.contains(token), expected.contains(&(token as u32)), "{token}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_of_all_has_no_more() {
+        for num_tokens in [0, 1, 64, 65, 128] {
+            let mut set = sets(7)[0].clone();
+            set.fill(num_tokens);
+            assert_eq!(set.positions(), (0..num_tokens as u32).collect::<Vec<_>>());
+            assert!(!set.contains(num_tokens));
+            set.clear(num_tokens);
+            assert_eq!(set, TokenSet::none(num_tokens));
+            assert_eq!(TokenSet::bytes(num_tokens), 8 * set.words.len());
+        }
+    }
+
+    #[test]
+    fn the_last_ones_are_removed() {
+        let [mut set, _] = sets(150);
+        set.remove_last(2, |token| token.is_multiple_of(2));
+        assert!(!set.contains(144) && !set.contains(138) && set.contains(147) && set.contains(132));
+        assert_eq!(set.count(), 48);
+        set.remove_last(100, |token| token < 10);
+        assert_eq!(set.positions()[0], 12);
+    }
+}
