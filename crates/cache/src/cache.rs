@@ -110,6 +110,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
+    /// `[num_kv_heads]`: what the last step of a layer fetched.
+    selections: Vec<HeadSelection>,
     /// What decides which tokens are forgotten; none where none are.
     policy: Option<Policy>,
     stats: ReadStats,
@@ -196,6 +198,7 @@ impl KvCache {
         let heads: Result<_> = shape.places().map(head).collect();
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
+        let selections = vec![HeadSelection::default(); groups.len()];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
         let policy = match &config {
             CacheConfig::Full => None,
@@ -205,7 +208,20 @@ impl KvCache {
             }
         };
         let times = StepTimes::default();
-        Ok(Self { shape, config, level, device, host, hints, heads, groups, policy, stats, times })
+        Ok(Self {
+            shape,
+            config,
+            level,
+            device,
+            host,
+            hints,
+            heads,
+            groups,
+            selections,
+            policy,
+            stats,
+            times,
+        })
     }
 
     /// The shape this cache was made for.
@@ -319,9 +335,10 @@ impl KvCache {
         let heads: Result<_> = self.heads.iter().map(|head| head.fork(&device)).collect();
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
+        let selections = vec![HeadSelection::default(); groups.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
-        Ok(Self { config, heads: heads?, host, hints, device, groups, policy, ..*self })
+        Ok(Self { config, heads: heads?, host, hints, device, groups, selections, policy, ..*self })
     }
 
     /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how

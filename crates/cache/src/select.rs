@@ -22,6 +22,8 @@ pub(crate) struct Group {
     maxima: Vec<f32>,
     /// `[group_size]`.
     heads: Vec<QueryHead>,
+    /// What any query head takes.
+    any: TokenSet,
 }
 
 /// What belongs to one query head of a group.
@@ -35,11 +37,14 @@ struct QueryHead {
     scratch: SelectScratch,
 }
 
-/// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens.
+/// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens, with what they select.
 pub(crate) fn scratch_bytes(shape: &HeadShape, num_coded: usize) -> usize {
     let tiles = 4 * num_coded.next_multiple_of(SCORE_TILE) * shape.group_size();
-    let head = 4 * num_coded + TokenSet::bytes(num_coded) + SelectScratch::bytes(num_coded);
-    shape.num_kv_heads * (tiles + shape.group_size() * head)
+    let set = TokenSet::bytes(num_coded);
+    let head = 4 * num_coded + set + SelectScratch::bytes(num_coded);
+    // A position, and a score of each query head.
+    let selection = 4 * (1 + shape.group_size()) * num_coded;
+    shape.num_kv_heads * (tiles + shape.group_size() * head + set + selection)
 }
 
 /// One tile of scores to be computed.
@@ -51,8 +56,8 @@ pub(crate) struct ScoreTile<'a> {
     maxima: &'a mut [f32],
 }
 
-/// What a group fetches from the host.
-#[derive(Default)]
+/// What a group fetches from the host; on the CPU, reused from step to step and layer to layer.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct HeadSelection {
     /// Rows to fetch, ascending.
     pub(crate) positions: Vec<u32>,
@@ -73,6 +78,7 @@ impl Group {
             scores: Vec::new(),
             maxima: Vec::new(),
             heads: vec![QueryHead::default(); shape.group_size()],
+            any: TokenSet::default(),
         }
     }
 
@@ -113,8 +119,7 @@ impl Group {
             head.weights.resize(*num_coded, 0.0);
             let maxima = maxima.iter().skip(at).step_by(*group_size);
             let max = maxima.copied().fold(lse, f32::max);
-            let tiles = scores.chunks_exact(*group_size * SCORE_TILE);
-            let tiles = tiles.map(|tile| &tile[at * SCORE_TILE..][..SCORE_TILE]);
+            let tiles = tiles(scores, *group_size, at);
             head.lses = [lse, weigh(level, tiles, lse, max, &mut head.weights)];
         });
     }
@@ -125,54 +130,42 @@ impl Group {
         selector: &Selector,
         union: Union,
         with_scores: bool,
-    ) -> Result<HeadSelection> {
-        let full_lse = self.heads.iter().map(|head| head.lses[1]).collect();
-        let mut selection = HeadSelection { full_lse, ..HeadSelection::default() };
-        if self.num_coded == 0 {
-            return Ok(selection);
-        }
+        selection: &mut HeadSelection,
+    ) -> Result<()> {
+        let HeadSelection { positions, scores, taken, full_lse } = selection;
+        full_lse.clear();
+        full_lse.extend(self.heads.iter().map(|head| head.lses[1]));
         self.heads.par_iter_mut().try_for_each(|head| {
             let QueryHead { weights, lses: [resident, full], taken, scratch } = head;
             let resident_mass = f64::from(*resident - *full).exp();
             selector.select(weights, resident_mass, scratch, taken).map(drop)
         })?;
-        let mut any = TokenSet::none(self.num_coded);
-        self.heads.iter().for_each(|head| any.add_all(&head.taken));
-        let positions = any.positions();
-        let len = self.group_size * positions.len();
-        if with_scores {
-            selection.scores.reserve_exact(len);
-        }
-        let by_head = union == Union::Head;
+        self.any.clear(self.num_coded);
+        self.heads.iter().for_each(|head| self.any.add_all(&head.taken));
+        self.any.positions_into(positions);
+        scores.clear();
+        taken.clear();
         for (at, head) in self.heads.iter().enumerate() {
-            let takes = |token: &u32| !by_head || head.taken.contains(*token as usize);
+            let first = scores.len();
             if with_scores {
-                let score = |token: &u32| match takes(token) {
-                    true => self.score(at, *token as usize),
-                    false => f32::NEG_INFINITY,
-                };
-                selection.scores.extend(positions.iter().map(score));
+                self.any.pick(tiles(&self.scores, self.group_size, at), scores);
             }
-            if by_head {
-                selection.taken.extend(positions.iter().map(takes));
+            if union == Union::Head {
+                let takes = |token: &u32| head.taken.contains(*token as usize);
+                let not_taken = scores[first..].iter_mut().zip(&*positions).filter(|t| !takes(t.1));
+                not_taken.for_each(|(score, _)| *score = f32::NEG_INFINITY);
+                taken.extend(positions.iter().map(takes));
             }
         }
-        selection.positions = positions;
-        Ok(selection)
+        Ok(())
     }
 
     /// Appends the scores of all coded keys `[num_coded]` for one query head.
     pub(crate) fn extend_scores(&self, head: usize, scores: &mut Vec<f32>) {
         let end = scores.len() + self.num_coded;
-        for tile in self.scores.chunks_exact(self.group_size * SCORE_TILE) {
-            let row = &tile[head * SCORE_TILE..][..SCORE_TILE.min(end - scores.len())];
-            scores.extend_from_slice(row);
+        for tile in tiles(&self.scores, self.group_size, head) {
+            scores.extend_from_slice(&tile[..SCORE_TILE.min(end - scores.len())]);
         }
-    }
-
-    fn score(&self, head: usize, token: usize) -> f32 {
-        let tile = token / SCORE_TILE * self.group_size + head;
-        self.scores[tile * SCORE_TILE + token % SCORE_TILE]
     }
 }
 
@@ -180,6 +173,12 @@ impl ScoreTile<'_> {
     pub(crate) fn score(&mut self, level: Level) {
         self.coded.score_tile(level, self.prepared, self.tile, self.out, self.maxima);
     }
+}
+
+/// The scores of one query head, of `scores [num_tiles, group_size, SCORE_TILE]`.
+fn tiles(scores: &[f32], group_size: usize, head: usize) -> impl Iterator<Item = &[f32]> {
+    let tiles = scores.chunks_exact(group_size * SCORE_TILE);
+    tiles.map(move |tile| &tile[head * SCORE_TILE..][..SCORE_TILE])
 }
 
 /// Fills `weights [num_coded]` with the softmax weights of scores in tiles under the normaliser of all tokens, whose
@@ -191,14 +190,15 @@ fn weigh<'a>(
     max: f32,
     weights: &mut [f32],
 ) -> f32 {
-    for (weights, tile) in weights.chunks_mut(SCORE_TILE).zip(tiles) {
-        weights.copy_from_slice(&tile[..weights.len()]);
-    }
     if max == f32::NEG_INFINITY {
         weights.fill(0.0);
         return max;
     }
-    let sum = exp_weights(level, weights, max) + (resident_lse - max).exp();
+    let mut sum = (resident_lse - max).exp();
+    for (weights, tile) in weights.chunks_mut(SCORE_TILE).zip(tiles) {
+        weights.copy_from_slice(&tile[..weights.len()]);
+        sum += exp_weights(level, weights, max);
+    }
     let share = 1.0 / sum;
     weights.iter_mut().for_each(|weight| *weight *= share);
     max + sum.ln()

@@ -1,6 +1,6 @@
 //! A set of tokens, a bit each.
 
-use crate::simd::{Form, WORD, mark, positions};
+use crate::simd::{Form, LANES, WORD, mark, pick, positions};
 
 /// Some of the first `num_tokens` tokens of a sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,12 +11,6 @@ pub struct TokenSet {
 }
 
 impl TokenSet {
-    /// None of `num_tokens` tokens.
-    #[must_use]
-    pub fn none(num_tokens: usize) -> Self {
-        Self { words: vec![0; num_tokens.div_ceil(WORD)], num_tokens }
-    }
-
     /// Bytes of a set of some of `num_tokens` tokens.
     #[must_use]
     pub fn bytes(num_tokens: usize) -> usize {
@@ -44,7 +38,39 @@ impl TokenSet {
     /// The tokens in the set, ascending.
     #[must_use]
     pub fn positions(&self) -> Vec<u32> {
-        positions(Form::detect(), &self.words)
+        let mut positions = Vec::new();
+        self.positions_into(&mut positions);
+        positions
+    }
+
+    /// Makes `out` the tokens in the set, ascending.
+    pub fn positions_into(&self, out: &mut Vec<u32>) {
+        let count = self.count();
+        out.clear();
+        out.reserve_exact(count + LANES);
+        out.resize(count + LANES, 0);
+        positions(Form::detect(), &self.words, out);
+        out.truncate(count);
+    }
+
+    /// Appends the values of the tokens in the set, ascending, to `out`. `tiles` have a value for every token, in its
+    /// order, and tokens by whole 64, the last tile too.
+    ///
+    /// # Panics
+    /// When a tile is of another length, and when the tiles have no value for a token in the set.
+    pub fn pick<'a>(&self, tiles: impl Iterator<Item = &'a [f32]>, out: &mut Vec<f32>) {
+        let (mut next, count) = (out.len(), self.count());
+        let end = next + count;
+        out.reserve_exact(count + LANES);
+        out.resize(end + LANES, 0.0);
+        let mut words = &self.words[..];
+        for tile in tiles {
+            assert!(tile.len().is_multiple_of(WORD), "a tile has tokens by whole {WORD}");
+            let own = words.split_off(..words.len().min(tile.len() / WORD)).unwrap_or_default();
+            next += pick(Form::detect(), own, tile, &mut out[next..]);
+        }
+        assert_eq!(next, end, "a value for every token in the set");
+        out.truncate(end);
     }
 
     /// Adds the tokens of another set of as many tokens.
@@ -66,7 +92,7 @@ impl TokenSet {
     }
 
     /// Makes it none of `num_tokens` tokens.
-    pub(crate) fn clear(&mut self, num_tokens: usize) {
+    pub fn clear(&mut self, num_tokens: usize) {
         self.words.clear();
         self.words.resize(num_tokens.div_ceil(WORD), 0);
         self.num_tokens = num_tokens;
@@ -117,6 +143,24 @@ mod tests {
     }
 
     #[test]
+    fn values_of_tokens_are_picked_out_of_tiles() {
+        for num_tokens in [0, 1, 64, 200, 300] {
+            let [set, _] = sets(num_tokens);
+            let values: Vec<f32> = (0..384).map(|token| token as f32).collect();
+            let mut picked = vec![-1.0];
+            set.pick(values.chunks(128), &mut picked);
+            let expected = set.positions().into_iter().map(|token| token as f32);
+            assert_eq!(picked, [-1.0].into_iter().chain(expected).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    #[should_panic = "a value for every token in the set"]
+    fn a_token_without_a_value_is_refused() {
+        sets(200)[0].pick([&[0.0; 128][..]].into_iter(), &mut Vec::new());
+    }
+
+    #[test]
     fn a_set_of_all_has_no_more() {
         for num_tokens in [0, 1, 64, 65, 128] {
             let mut set = sets(7)[0].clone();
@@ -124,7 +168,7 @@ mod tests {
             assert_eq!(set.positions(), (0..num_tokens as u32).collect::<Vec<_>>());
             assert!(!set.contains(num_tokens));
             set.clear(num_tokens);
-            assert_eq!(set, TokenSet::none(num_tokens));
+            assert_eq!((set.count(), set.num_tokens()), (0, num_tokens));
             assert_eq!(TokenSet::bytes(num_tokens), 8 * set.words.len());
         }
     }

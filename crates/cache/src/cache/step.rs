@@ -11,7 +11,7 @@ use super::{KvCache, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
 use crate::host_step::HostStep;
-use crate::select::{Group, HeadSelection};
+use crate::select::Group;
 use crate::spec::CacheConfig;
 use crate::times::timed;
 
@@ -99,26 +99,26 @@ impl KvCache {
             let start = Instant::now();
             let selector = config.selector()?;
             let with_scores = config.rescore.is_none();
-            let selections: Vec<HeadSelection> = groups
-                .par_iter_mut()
-                .map(|group| group.select(&selector, config.union, with_scores))
-                .collect::<Result<_>>()?;
+            let selections = &mut self.selections;
+            groups.par_iter_mut().zip(&mut *selections).try_for_each(|(group, selection)| {
+                group.select(&selector, config.union, with_scores, selection)
+            })?;
             self.times.selection += start.elapsed();
             let start = Instant::now();
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
-            self.hints.before(host, layer, &selections);
-            step.add_rows(&mut states, &selections)?;
-            self.hints.after(host, layer, &selections);
+            self.hints.before(host, layer, selections);
+            step.add_rows(&mut states, selections)?;
+            self.hints.after(host, layer, selections);
             if !config.renormalise {
-                for (state, selection) in states.iter_mut().zip(&selections) {
+                for (state, selection) in states.iter_mut().zip(&*selections) {
                     for (head, &lse) in selection.full_lse.iter().enumerate() {
                         state.widen_normaliser(head, lse)?;
                     }
                 }
             }
             self.times.host += start.elapsed();
-            self.stats.count_rows(heads.iter().map(HeadCache::num_held), &selections, &step);
-            full_lse = selections.into_iter().map(|selection| selection.full_lse).collect();
+            self.stats.count_rows(heads.iter().map(HeadCache::num_held), selections, &step);
+            full_lse = selections.iter().map(|selection| selection.full_lse.clone()).collect();
         }
         self.stats.steps += 1;
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {

@@ -25,10 +25,8 @@ pub(super) fn split(chunks: &[[f32; WORD]], [least, heavy]: [f32; 2], between: &
         sums[1] = _mm512_add_pd(sums[1], _mm512_cvtps_pd(high));
         most_bits = _mm512_max_epu32(most_bits, _mm512_castps_si512(weights));
         seen.num_heavy += is_heavy.count_ones() as usize;
-        let out: &mut [f32] = &mut between[seen.num_between..][..LANES];
         let picked = _mm512_maskz_compress_ps(is_between, weights);
-        // SAFETY: the slice has the 64 bytes of this unaligned store.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), picked) };
+        store(&mut between[seen.num_between..], picked);
         seen.num_between += is_between.count_ones() as usize;
     }
     for (out, sums) in seen.sums.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
@@ -52,12 +50,9 @@ pub(super) fn mark(chunks: &[[f32; WORD]], least: f32, words: &mut [u64]) {
     }
 }
 
-/// Writes where bits are set in `words`, and behind the last of them up to [`LANES`] numbers more.
-///
-/// # Panics
-/// When `positions` has no room for as many.
+/// [`super::positions`].
 #[target_feature(enable = "avx512f,popcnt")]
-pub(super) fn positions(words: &[u64], positions: &mut [u32]) {
+pub(super) fn positions(words: &[u64], out: &mut [u32]) {
     let steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let mut next = 0;
     for (at, &word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
@@ -65,12 +60,38 @@ pub(super) fn positions(words: &[u64], positions: &mut [u32]) {
             let is_set = (word >> (LANES * part)) as u16;
             let first = _mm512_set1_epi32((WORD * at + LANES * part) as i32);
             let picked = _mm512_maskz_compress_epi32(is_set, _mm512_add_epi32(first, steps));
-            let out: &mut [u32] = &mut positions[next..][..LANES];
+            let out: &mut [u32] = &mut out[next..][..LANES];
             // SAFETY: the slice has the 64 bytes of this unaligned store.
             unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), picked) };
             next += is_set.count_ones() as usize;
         }
     }
+}
+
+/// [`super::pick`].
+#[target_feature(enable = "avx512f,popcnt")]
+pub(super) fn pick(words: &[u64], chunks: &[[f32; WORD]], out: &mut [f32]) -> usize {
+    let mut next = 0;
+    for (&word, chunk) in words.iter().zip(chunks).filter(|(word, _)| **word != 0) {
+        for (part, lanes) in chunk.as_chunks::<LANES>().0.iter().enumerate() {
+            let is_set = (word >> (LANES * part)) as u16;
+            store(&mut out[next..], _mm512_maskz_compress_ps(is_set, load(lanes)));
+            next += is_set.count_ones() as usize;
+        }
+    }
+    next
+}
+
+/// Writes to the front of `out`.
+///
+/// # Panics
+/// When it has no room for [`LANES`].
+#[inline]
+#[target_feature(enable = "avx512f,popcnt")]
+fn store(out: &mut [f32], values: __m512) {
+    let out = &mut out[..LANES];
+    // SAFETY: the slice has the 64 bytes of this unaligned store.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
 }
 
 #[inline]

@@ -162,23 +162,46 @@ fn mark_scalar(weights: &[f32], least: f32) -> u64 {
     weights.iter().rev().fold(0, |word, &weight| word << 1 | u64::from(weight >= least))
 }
 
-/// Where bits are set in `words`, ascending.
-pub(crate) fn positions(form: Form, words: &[u64]) -> Vec<u32> {
-    let count = words.iter().map(|word| word.count_ones() as usize).sum();
+/// Writes where bits are set in `words`, ascending; what is behind them in `out` means nothing.
+///
+/// # Panics
+/// When `out` is not longer than there are by [`LANES`].
+pub(crate) fn positions(form: Form, words: &[u64], out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if form == Form::Avx512 {
-        let mut positions = vec![0; count + LANES];
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        unsafe { avx512::positions(words, &mut positions) };
-        positions.truncate(count);
-        return positions;
+        return unsafe { avx512::positions(words, out) };
     }
     let _ = form;
-    let mut positions = Vec::with_capacity(count);
+    let mut next = 0;
     for (at, &word) in words.iter().enumerate() {
-        positions.extend(bits(word).map(|bit| (at * WORD + bit) as u32));
+        for bit in bits(word) {
+            out[next] = (WORD * at + bit) as u32;
+            next += 1;
+        }
     }
-    positions
+}
+
+/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out` means nothing.
+///
+/// # Panics
+/// When there is not a value for every bit, and when `out` is not longer than there are by [`LANES`].
+pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -> usize {
+    let chunks = &values.as_chunks::<WORD>().0[..words.len()];
+    #[cfg(target_arch = "x86_64")]
+    if form == Form::Avx512 {
+        // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
+        return unsafe { avx512::pick(words, chunks, out) };
+    }
+    let _ = form;
+    let mut next = 0;
+    for (&word, chunk) in words.iter().zip(chunks) {
+        for bit in bits(word) {
+            out[next] = chunk[bit];
+            next += 1;
+        }
+    }
+    next
 }
 
 /// The bits that are set in a word, ascending.

@@ -79,15 +79,23 @@ fn all_forms_mark_alike() {
 }
 
 #[test]
-fn all_forms_find_the_same_positions() {
+fn all_forms_find_and_pick_the_same_positions() {
     let sparse = [0, 1 << 63, 0, 1, 0];
     let dense = [u64::MAX, 0x5555_0000_FFFF_8001, u64::MAX];
     for words in [&[][..], &[0], &sparse, &dense] {
         let is_set =
             |token: &u32| words[*token as usize / WORD] >> (*token as usize % WORD) & 1 != 0;
         let expected: Vec<u32> = (0..(words.len() * WORD) as u32).filter(is_set).collect();
+        let values: Vec<f32> = (0..words.len() * WORD).map(|token| -(token as f32)).collect();
         for form in Form::available() {
-            assert_eq!(positions(form, words), expected, "{form:?} {words:x?}");
+            let count = expected.len();
+            let mut found = vec![u32::MAX; count + LANES];
+            positions(form, words, &mut found);
+            assert_eq!(found[..count], expected, "{form:?} {words:x?}");
+            let mut picked = vec![f32::NAN; count + LANES];
+            assert_eq!(pick(form, words, &values, &mut picked), count);
+            let is_right = |(value, token): (&f32, &u32)| *value == -(*token as f32);
+            assert!(picked.iter().zip(&expected).all(is_right), "{form:?} {words:x?}");
         }
     }
 }
