@@ -143,19 +143,17 @@ impl Group {
         self.any.clear(self.num_coded);
         self.heads.iter().for_each(|head| self.any.add_all(&head.taken));
         self.any.positions_into(positions);
-        scores.clear();
         taken.clear();
-        for (at, head) in self.heads.iter().enumerate() {
-            let first = scores.len();
-            if with_scores {
-                self.any.pick(tiles(&self.scores, self.group_size, at), scores);
+        if with_scores {
+            let rows = (0..self.group_size).map(|head| tiles(&self.scores, self.group_size, head));
+            self.any.pick(rows, scores);
+        }
+        if union == Union::Head {
+            for head in &self.heads {
+                taken.extend(positions.iter().map(|&token| head.taken.contains(token as usize)));
             }
-            if union == Union::Head {
-                let takes = |token: &u32| head.taken.contains(*token as usize);
-                let not_taken = scores[first..].iter_mut().zip(&*positions).filter(|t| !takes(t.1));
-                not_taken.for_each(|(score, _)| *score = f32::NEG_INFINITY);
-                taken.extend(positions.iter().map(takes));
-            }
+            let not_taken = scores.iter_mut().zip(&*taken).filter(|(_, is_taken)| !**is_taken);
+            not_taken.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
         Ok(())
     }

@@ -46,31 +46,33 @@ impl TokenSet {
     /// Makes `out` the tokens in the set, ascending.
     pub fn positions_into(&self, out: &mut Vec<u32>) {
         let count = self.count();
-        out.clear();
-        out.reserve_exact(count + LANES);
-        out.resize(count + LANES, 0);
+        resize(out, count + LANES);
         positions(Form::detect(), &self.words, out);
         out.truncate(count);
     }
 
-    /// Appends the values of the tokens in the set, ascending, to `out`. `tiles` have a value for every token, in its
-    /// order, and tokens by whole 64, the last tile too.
+    /// Makes `out [rows, count]` the values of the tokens in the set, ascending, row by row. Each row comes in tiles with a
+    /// value for every token, in its order, and tokens by whole 64, in the last tile too.
     ///
     /// # Panics
-    /// When a tile is of another length, and when the tiles have no value for a token in the set.
-    pub fn pick<'a>(&self, tiles: impl Iterator<Item = &'a [f32]>, out: &mut Vec<f32>) {
-        let (mut next, count) = (out.len(), self.count());
-        let end = next + count;
-        out.reserve_exact(count + LANES);
-        out.resize(end + LANES, 0.0);
-        let mut words = &self.words[..];
-        for tile in tiles {
-            assert!(tile.len().is_multiple_of(WORD), "a tile has tokens by whole {WORD}");
-            let own = words.split_off(..words.len().min(tile.len() / WORD)).unwrap_or_default();
-            next += pick(Form::detect(), own, tile, &mut out[next..]);
+    /// When a tile is of another length, and when the tiles of a row have no value for a token in the set.
+    pub fn pick<'a, R>(&self, rows: impl ExactSizeIterator<Item = R>, out: &mut Vec<f32>)
+    where
+        R: Iterator<Item = &'a [f32]>,
+    {
+        let (count, num_rows) = (self.count(), rows.len());
+        resize(out, num_rows * count + LANES);
+        for (row, tiles) in rows.enumerate() {
+            let (mut next, mut words) = (row * count, &self.words[..]);
+            for tile in tiles {
+                assert!(tile.len().is_multiple_of(WORD), "a tile has tokens by whole {WORD}");
+                let (own, rest) = words.split_at(words.len().min(tile.len() / WORD));
+                next += pick(Form::detect(), own, tile, &mut out[next..]);
+                words = rest;
+            }
+            assert_eq!(next, (row + 1) * count, "a value for every token in the set");
         }
-        assert_eq!(next, end, "a value for every token in the set");
-        out.truncate(end);
+        out.truncate(num_rows * count);
     }
 
     /// Adds the tokens of another set of as many tokens.
@@ -114,6 +116,12 @@ impl TokenSet {
     }
 }
 
+/// Makes it of this length, whatever is in it.
+fn resize<T: Copy + Default>(out: &mut Vec<T>, len: usize) {
+    out.reserve_exact(len.saturating_sub(out.len()));
+    out.resize(len, T::default());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,20 +152,24 @@ mod tests {
 
     #[test]
     fn values_of_tokens_are_picked_out_of_tiles() {
-        for num_tokens in [0, 1, 64, 200, 300] {
+        let mut picked = vec![-1.0];
+        for num_tokens in [300, 0, 1, 64, 200] {
             let [set, _] = sets(num_tokens);
-            let values: Vec<f32> = (0..384).map(|token| token as f32).collect();
-            let mut picked = vec![-1.0];
-            set.pick(values.chunks(128), &mut picked);
-            let expected = set.positions().into_iter().map(|token| token as f32);
-            assert_eq!(picked, [-1.0].into_iter().chain(expected).collect::<Vec<_>>());
+            let rows = [0.0, 1000.0];
+            let values = rows.map(|row| (0..384).map(|at| row + at as f32).collect::<Vec<_>>());
+            set.pick(values.iter().map(|row| row.chunks(128)), &mut picked);
+            let positions = set.positions();
+            let expected =
+                rows.iter().flat_map(|row| positions.iter().map(move |&at| row + at as f32));
+            assert_eq!(picked, expected.collect::<Vec<_>>());
         }
     }
 
     #[test]
     #[should_panic = "a value for every token in the set"]
     fn a_token_without_a_value_is_refused() {
-        sets(200)[0].pick([&[0.0; 128][..]].into_iter(), &mut Vec::new());
+        let tile = [0.0; 128];
+        sets(200)[0].pick([[&tile[..]].into_iter()].into_iter(), &mut Vec::new());
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn many_weights() -> impl Strategy<Value = Vec<f32>> {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as u32 % most
         };
-        let most = |token: usize| if token % every == 0 { apart } else { most };
+        let most = |token: usize| if token.is_multiple_of(every) { apart } else { most };
         (0..len).map(|token| below(most(token)) as f32 / (1u32 << 30) as f32).collect()
     })
 }
