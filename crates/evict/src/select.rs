@@ -276,18 +276,11 @@ impl SelectScratch {
     fn guess(&mut self, weights: &[f32], enough: &Enough) -> Bounds {
         // Odd, since texts and pages repeat themselves at round distances.
         let stride = (weights.len() / SAMPLE) | 1;
-        let (counts, masses) = (&mut self.counts[..], &mut self.masses[..]);
-        counts.fill(0);
-        masses.fill(0.0);
-        let mut num_sampled = 0;
-        for &weight in weights.iter().step_by(stride) {
-            let bin = (bits(weight) >> UPPER_SHIFT) as usize;
-            counts[bin] += 1;
-            masses[bin] += f64::from(weight);
-            num_sampled += 1;
-        }
-        let scale = weights.len() as f64 / f64::from(num_sampled.max(1));
-        let deviations = if stride == 1 { 0.0 } else { DEVIATIONS };
+        self.counts.fill(0);
+        let bin_of = |weight: f32| (bits(weight) >> UPPER_SHIFT) as usize;
+        weights.iter().step_by(stride).for_each(|&weight| self.counts[bin_of(weight)] += 1);
+        let num_sampled = weights.len().div_ceil(stride) as f64;
+        let scale = weights.len() as f64 / num_sampled.max(1.0);
         let left_out = 1.0 - f64::from(enough.mass);
         // Whether the tokens that are not light are enough, where the light ones are fewer and lighter by so much.
         let is_enough = |light: f64, light_mass: f64| {
@@ -296,27 +289,23 @@ impl SelectScratch {
                 || (count >= enough.at_least as f64 && light_mass <= left_out)
         };
         let mut bounds = [0, INFINITE];
-        let (mut light, mut light_mass) = (0, 0.0);
-        for bin in 0..INFINITE >> UPPER_SHIFT {
-            if counts[bin as usize] == 0 {
-                continue;
-            }
-            let edge = bin << UPPER_SHIFT;
-            let fewer = light.min(num_sampled - light) + 1;
-            let count_slack = deviations * f64::from(fewer).sqrt();
+        let (mut light, mut light_mass) = (0.0, 0.0);
+        let bins = self.counts.iter().zip(0u32..).filter(|(count, _)| **count > 0);
+        for (&count, bin) in bins {
+            let [edge, next] = [bin, bin + 1].map(|bin| f32::from_bits(bin << UPPER_SHIFT));
+            let count_slack = DEVIATIONS * (f64::min(light, num_sampled - light) + 1.0).sqrt();
             // No light weight is above the edge, and so no square of one above its product with the edge.
-            let mass_slack = deviations * (f64::from(f32::from_bits(edge)) * light_mass).sqrt();
-            let slack = [scale * count_slack, scale * mass_slack];
-            let (count, mass) = (scale * f64::from(light), scale * light_mass);
-            if is_enough(count + slack[0], mass + slack[1]) {
-                bounds[0] = edge;
+            let mass_slack = DEVIATIONS * (f64::from(edge) * light_mass).sqrt();
+            if is_enough(scale * (light + count_slack), scale * (light_mass + mass_slack)) {
+                bounds[0] = edge.to_bits();
             }
-            if !is_enough(count - slack[0], mass - slack[1]) {
-                bounds[1] = edge;
+            if !is_enough(scale * (light - count_slack), scale * (light_mass - mass_slack)) {
+                bounds[1] = edge.to_bits();
                 break;
             }
-            light += counts[bin as usize];
-            light_mass += masses[bin as usize];
+            light += f64::from(count);
+            // As if weights were in the middle of their bin.
+            light_mass += f64::from(count) * 0.5 * (f64::from(edge) + f64::from(next));
         }
         bounds
     }
