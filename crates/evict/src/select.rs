@@ -235,7 +235,7 @@ impl Selector {
                 return Ok(heavy.count);
             } else if let Some(last) = scratch.last(bounds, num_between, heavy, &wanted) {
                 taken.mark(weights, last.weight);
-                taken.remove_last(last.num_left, |token| weights[token] == last.weight);
+                taken.remove_last(last.num_left, weights, last.weight.next_up());
                 return Ok(last.count);
             } else if bounds[0] == 0 {
                 taken.fill(num_tokens);

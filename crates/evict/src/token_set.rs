@@ -106,12 +106,19 @@ impl TokenSet {
         mark(Form::detect(), weights, least, &mut self.words);
     }
 
-    /// Removes the last `count` of the tokens in the set that `is_one` is true for, all where there are no more.
-    pub(crate) fn remove_last(&mut self, count: usize, is_one: impl Fn(usize) -> bool) {
-        let tokens = (0..self.num_tokens).rev();
-        let last = tokens.filter(|&token| self.contains(token) && is_one(token)).take(count);
-        for token in last.collect::<Vec<_>>() {
-            self.words[token / WORD] &= !(1 << (token % WORD));
+    /// Removes the last `count` tokens in the set that weigh less than `above`, all where there are no more.
+    pub(crate) fn remove_last(&mut self, mut count: usize, weights: &[f32], above: f32) {
+        for (word, weights) in self.words.iter_mut().zip(weights.chunks(WORD)).rev() {
+            if count == 0 {
+                return;
+            }
+            let mut heavier = [0];
+            mark(Form::detect(), weights, above, &mut heavier);
+            let mut light = *word & !heavier[0];
+            while light != 0 && count > 0 {
+                let last = 1 << light.ilog2();
+                (light, *word, count) = (light ^ last, *word ^ last, count - 1);
+            }
         }
     }
 }
@@ -186,12 +193,16 @@ mod tests {
     }
 
     #[test]
-    fn the_last_ones_are_removed() {
-        let [mut set, _] = sets(150);
-        set.remove_last(2, |token| token.is_multiple_of(2));
-        assert!(!set.contains(144) && !set.contains(138) && set.contains(147) && set.contains(132));
-        assert_eq!(set.count(), 48);
-        set.remove_last(100, |token| token < 10);
-        assert_eq!(set.positions()[0], 12);
+    fn the_last_light_ones_are_removed() {
+        let weights: Vec<f32> = (0..150).map(|token| (1 + token % 2) as f32).collect();
+        let mut set = TokenSet::default();
+        set.mark(&weights, 1.0);
+        set.remove_last(40, &weights, 2.0);
+        let expected = (0..150).filter(|token| token % 2 == 1 || *token < 70);
+        assert_eq!(set.positions(), expected.collect::<Vec<u32>>());
+        set.remove_last(1, &weights, 3.0);
+        assert_eq!((set.contains(149), set.contains(147), set.count()), (false, true, 109));
+        set.remove_last(usize::MAX, &weights, 2.0);
+        assert_eq!(set.count(), 74);
     }
 }
