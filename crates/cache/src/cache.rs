@@ -116,6 +116,8 @@ pub struct KvCache {
     groups: Vec<Group>,
     /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks at.
     weights: Vec<Vec<f32>>,
+    /// `[num_kv_heads]`: what the last step of a layer fetched.
+    selections: Vec<HeadSelection>,
     /// What decides which tokens are forgotten; none where none are.
     policy: Option<Policy>,
     stats: ReadStats,
@@ -202,6 +204,7 @@ impl KvCache {
         let heads: Result<_> = shape.places().map(head).collect();
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
+        let selections = vec![HeadSelection::default(); groups.len()];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
         let policy = match &config {
             CacheConfig::Full => None,
@@ -222,6 +225,7 @@ impl KvCache {
             heads,
             groups,
             weights,
+            selections,
             policy,
             stats,
             times,
@@ -340,9 +344,22 @@ impl KvCache {
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
         let weights = vec![Vec::new(); self.weights.len()];
+        let selections = vec![HeadSelection::default(); groups.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
-        Ok(Self { config, heads: heads?, host, hints, device, groups, weights, policy, ..*self })
+        let heads = heads?;
+        Ok(Self {
+            config,
+            heads,
+            host,
+            hints,
+            device,
+            groups,
+            weights,
+            selections,
+            policy,
+            ..*self
+        })
     }
 
     /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how

@@ -2,7 +2,7 @@
 
 use heterokv_attn::HeadShape;
 use heterokv_attn::simd::exp::exp_weights;
-use heterokv_evict::{SelectScratch, Selector, Union};
+use heterokv_evict::{SelectScratch, Selector, TokenSet, Union};
 use heterokv_quant::{Level, Precision, PreparedQueries};
 use rayon::prelude::*;
 
@@ -20,18 +20,31 @@ pub(crate) struct Group {
     scores: Vec<f32>,
     /// `[num_tiles, group_size]`: the largest score of each tile.
     maxima: Vec<f32>,
-    /// `[group_size, num_coded]`.
-    weights: Vec<f32>,
-    /// `[group_size, num_coded]`.
-    taken: Vec<bool>,
+    /// `[group_size]`.
+    heads: Vec<QueryHead>,
+    /// What any query head takes.
+    any: TokenSet,
 }
 
-/// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens.
+/// What belongs to one query head of a group.
+#[derive(Clone, Debug, Default)]
+struct QueryHead {
+    /// `[num_coded]`: softmax weights under the normaliser of all tokens.
+    weights: Vec<f32>,
+    /// Log-sum-exp over the resident tokens, and over all.
+    lses: [f32; 2],
+    taken: TokenSet,
+    scratch: SelectScratch,
+}
+
+/// Bytes of the working memory of `num_kv_heads` groups over `num_coded` tokens, with what they select.
 pub(crate) fn scratch_bytes(shape: &HeadShape, num_coded: usize) -> usize {
     let tiles = 4 * num_coded.next_multiple_of(SCORE_TILE) * shape.group_size();
-    let weights = 4 * shape.group_size() * num_coded;
-    let taken = shape.group_size() * num_coded;
-    shape.num_kv_heads * (tiles + weights + taken)
+    let set = TokenSet::bytes(num_coded);
+    let head = 4 * num_coded + set + SelectScratch::bytes(num_coded);
+    // A position, and a score of each query head.
+    let selection = 4 * (1 + shape.group_size()) * num_coded;
+    shape.num_kv_heads * (tiles + shape.group_size() * head + set + selection)
 }
 
 /// One tile of scores to be computed.
@@ -43,8 +56,8 @@ pub(crate) struct ScoreTile<'a> {
     maxima: &'a mut [f32],
 }
 
-/// What a group fetches from the host.
-#[derive(Default)]
+/// What a group fetches from the host; on the CPU, reused from step to step and layer to layer.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct HeadSelection {
     /// Rows to fetch, ascending.
     pub(crate) positions: Vec<u32>,
@@ -64,8 +77,8 @@ impl Group {
             num_coded: 0,
             scores: Vec::new(),
             maxima: Vec::new(),
-            weights: Vec::new(),
-            taken: Vec::new(),
+            heads: vec![QueryHead::default(); shape.group_size()],
+            any: TokenSet::default(),
         }
     }
 
@@ -99,116 +112,58 @@ impl Group {
             .collect()
     }
 
-    /// Selects, given the log-sum-exp of the resident part of each query head; with scores where rows are summed under them.
+    /// Turns scores into softmax weights, given the log-sum-exp of the resident part of each query head.
+    pub(crate) fn weigh(&mut self, level: Level, resident_lse: &[f32]) {
+        let Self { group_size, num_coded, scores, maxima, heads, .. } = self;
+        heads.par_iter_mut().zip(resident_lse).enumerate().for_each(|(at, (head, &lse))| {
+            head.weights.resize(*num_coded, 0.0);
+            let maxima = maxima.iter().skip(at).step_by(*group_size);
+            let max = maxima.copied().fold(lse, f32::max);
+            let tiles = tiles(scores, *group_size, at);
+            head.lses = [lse, weigh(level, tiles, lse, max, &mut head.weights)];
+        });
+    }
+
+    /// Selects by the weights that [`Self::weigh`] has made; with scores where rows are summed under them.
     pub(crate) fn select(
         &mut self,
-        level: Level,
         selector: &Selector,
         union: Union,
-        resident_lse: &[f32],
         with_scores: bool,
-    ) -> Result<HeadSelection> {
-        let num_coded = self.num_coded;
-        if num_coded == 0 {
-            return Ok(HeadSelection {
-                full_lse: resident_lse.to_vec(),
-                ..HeadSelection::default()
-            });
-        }
-        self.taken.clear();
-        self.taken.resize(self.group_size * num_coded, false);
-        let mut weights = std::mem::take(&mut self.weights);
-        weights.resize(self.group_size * num_coded, 0.0);
-        let heads = weights.par_chunks_exact_mut(num_coded).enumerate();
-        let weighed = heads.map(|(head, row)| self.weigh(level, head, resident_lse[head], row));
-        let full_lse: Vec<f32> = weighed.collect();
-        let selected = self.taken.par_chunks_exact_mut(num_coded).enumerate().map_init(
-            SelectScratch::default,
-            |scratch, (head, taken)| {
-                let weights = &weights[head * num_coded..][..num_coded];
-                let resident_mass = f64::from(resident_lse[head] - full_lse[head]).exp();
-                selector.select(weights, resident_mass, scratch, taken)
-            },
-        );
-        let selected = selected.collect::<Result<Vec<_>, _>>();
-        self.weights = weights;
-        selected?;
-        let positions = self.positions();
-        let len = self.group_size * positions.len();
-        let mut selection = HeadSelection { full_lse, ..HeadSelection::default() };
+        selection: &mut HeadSelection,
+    ) -> Result<()> {
+        let HeadSelection { positions, scores, taken, full_lse } = selection;
+        full_lse.clear();
+        full_lse.extend(self.heads.iter().map(|head| head.lses[1]));
+        self.heads.par_iter_mut().try_for_each(|head| {
+            let QueryHead { weights, lses: [resident, full], taken, scratch } = head;
+            let resident_mass = f64::from(*resident - *full).exp();
+            selector.select(weights, resident_mass, scratch, taken).map(drop)
+        })?;
+        self.any.clear(self.num_coded);
+        self.heads.iter().for_each(|head| self.any.add_all(&head.taken));
+        self.any.positions_into(positions);
+        taken.clear();
         if with_scores {
-            selection.scores.reserve_exact(len);
+            let rows = (0..self.group_size).map(|head| tiles(&self.scores, self.group_size, head));
+            self.any.pick(rows, scores);
         }
-        let by_head = union == Union::Head;
-        for head in 0..self.group_size {
-            let taken = &self.taken[head * num_coded..][..num_coded];
-            let takes = |token: &u32| !by_head || taken[*token as usize];
-            if with_scores {
-                let score = |token: &u32| match takes(token) {
-                    true => self.score(head, *token as usize),
-                    false => f32::NEG_INFINITY,
-                };
-                selection.scores.extend(positions.iter().map(score));
+        if union == Union::Head {
+            for head in &self.heads {
+                taken.extend(positions.iter().map(|&token| head.taken.contains(token as usize)));
             }
-            if by_head {
-                selection.taken.extend(positions.iter().map(takes));
-            }
+            let not_taken = scores.iter_mut().zip(&*taken).filter(|(_, is_taken)| !**is_taken);
+            not_taken.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
-        selection.positions = positions;
-        Ok(selection)
-    }
-
-    /// The tokens that any query head takes, ascending.
-    fn positions(&self) -> Vec<u32> {
-        let num_coded = self.num_coded;
-        let mut any = self.taken[..num_coded].to_vec();
-        for taken in self.taken[num_coded..].chunks_exact(num_coded) {
-            any.iter_mut().zip(taken).for_each(|(any, taken)| *any |= taken);
-        }
-        let count = any.iter().filter(|&&is_taken| is_taken).count();
-        // A place more for what is written and not counted.
-        let mut positions = vec![0; count + 1];
-        let mut next = 0;
-        // No branch foretells which are.
-        for (token, &is_taken) in any.iter().enumerate() {
-            positions[next] = token as u32;
-            next += usize::from(is_taken);
-        }
-        positions.truncate(count);
-        positions
-    }
-
-    /// Fills `weights [num_coded]` with the softmax weights of one query head under the normaliser of
-    /// all tokens, whose log-sum-exp is returned.
-    fn weigh(&self, level: Level, head: usize, resident_lse: f32, weights: &mut [f32]) -> f32 {
-        let tiles = self.scores.chunks_exact(self.group_size * SCORE_TILE);
-        for (weights, tile) in weights.chunks_mut(SCORE_TILE).zip(tiles) {
-            weights.copy_from_slice(&tile[head * SCORE_TILE..][..weights.len()]);
-        }
-        let maxima = self.maxima.iter().skip(head).step_by(self.group_size).copied();
-        let max = maxima.fold(resident_lse, f32::max);
-        if max == f32::NEG_INFINITY {
-            weights.fill(0.0);
-            return max;
-        }
-        let sum = exp_weights(level, weights, max) + (resident_lse - max).exp();
-        let share = 1.0 / sum;
-        weights.iter_mut().for_each(|weight| *weight *= share);
-        max + sum.ln()
+        Ok(())
     }
 
     /// Appends the scores of all coded keys `[num_coded]` for one query head.
     pub(crate) fn extend_scores(&self, head: usize, scores: &mut Vec<f32>) {
         let end = scores.len() + self.num_coded;
-        for tile in self.scores.chunks_exact(self.group_size * SCORE_TILE) {
-            let row = &tile[head * SCORE_TILE..][..SCORE_TILE.min(end - scores.len())];
-            scores.extend_from_slice(row);
+        for tile in tiles(&self.scores, self.group_size, head) {
+            scores.extend_from_slice(&tile[..SCORE_TILE.min(end - scores.len())]);
         }
-    }
-
-    fn score(&self, head: usize, token: usize) -> f32 {
-        let tile = token / SCORE_TILE * self.group_size + head;
-        self.scores[tile * SCORE_TILE + token % SCORE_TILE]
     }
 }
 
@@ -216,4 +171,33 @@ impl ScoreTile<'_> {
     pub(crate) fn score(&mut self, level: Level) {
         self.coded.score_tile(level, self.prepared, self.tile, self.out, self.maxima);
     }
+}
+
+/// The scores of one query head, of `scores [num_tiles, group_size, SCORE_TILE]`.
+fn tiles(scores: &[f32], group_size: usize, head: usize) -> impl Iterator<Item = &[f32]> {
+    let tiles = scores.chunks_exact(group_size * SCORE_TILE);
+    tiles.map(move |tile| &tile[head * SCORE_TILE..][..SCORE_TILE])
+}
+
+/// Fills `weights [num_coded]` with the softmax weights of scores in tiles under the normaliser of all tokens, whose
+/// log-sum-exp is returned; `max` is the largest of the scores and of the resident tokens' log-sum-exp.
+fn weigh<'a>(
+    level: Level,
+    tiles: impl Iterator<Item = &'a [f32]>,
+    resident_lse: f32,
+    max: f32,
+    weights: &mut [f32],
+) -> f32 {
+    if max == f32::NEG_INFINITY {
+        weights.fill(0.0);
+        return max;
+    }
+    let mut sum = (resident_lse - max).exp();
+    for (weights, tile) in weights.chunks_mut(SCORE_TILE).zip(tiles) {
+        weights.copy_from_slice(&tile[..weights.len()]);
+        sum += exp_weights(level, weights, max);
+    }
+    let share = 1.0 / sum;
+    weights.iter_mut().for_each(|weight| *weight *= share);
+    max + sum.ln()
 }

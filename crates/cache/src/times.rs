@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 /// [`KvCache::attend`](crate::KvCache::attend): of what goes on side by side, each part has its share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTimes {
-    /// Scores of coded keys, with the tables of the queries for them.
+    /// Scores of coded keys, with the tables of the queries for them, and the softmax weights that the scores come to.
     pub scores: Duration,
     /// Attention over exact rows on the device.
     pub resident: Duration,
-    /// Softmax weights of coded tokens, and the choice of those that are read.
+    /// The choice of the coded tokens that are read, by their softmax weights.
     pub selection: Duration,
     /// Attention over rows of the host, with waiting for them, and hints for the next.
     pub host: Duration,

@@ -1,7 +1,7 @@
 //! Attention over the tokens that coded scores choose, under exact scores: what re-scoring leaves of the error
 //! of coded keys, in f64.
 
-use heterokv_evict::{SelectScratch, Selector};
+use heterokv_evict::{SelectScratch, Selector, TokenSet};
 
 use crate::Result;
 use crate::attention::ExactAttention;
@@ -13,12 +13,11 @@ impl ExactAttention {
     /// # Errors
     /// Weights that are not numbers.
     pub(crate) fn taken(&self, sample: &HeadSample, selector: &Selector) -> Result<Vec<usize>> {
-        let mut scratch = SelectScratch::default();
+        let (mut scratch, mut taken) = (SelectScratch::default(), TokenSet::default());
         let mut counts = Vec::new();
         for weights in self.weights.chunks_exact(sample.num_coded()) {
             let resident_mass = 1.0 - weights.iter().sum::<f64>();
             let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
-            let mut taken = vec![false; weights.len()];
             counts.push(selector.select(&weights, resident_mass, &mut scratch, &mut taken)?);
         }
         Ok(counts)

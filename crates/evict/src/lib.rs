@@ -13,6 +13,8 @@ mod roles;
 mod schedule;
 mod scoring;
 mod select;
+mod simd;
+mod token_set;
 mod words;
 
 pub use budget::{
@@ -28,3 +30,4 @@ pub use scoring::{
     key_diff, key_norm, per_query,
 };
 pub use select::{Enough, Rule, SelectScratch, Selector, Union};
+pub use token_set::TokenSet;

@@ -1,20 +1,35 @@
 //! Which coded tokens one query head reads: top-p, top-k, a threshold or all, with a floor and a cap.
 //!
 //! HCAttention (arXiv 2507.19823, §3.3) sorts the weights in falling order and keeps the smallest set
-//! whose mass reaches τ. Here nothing is sorted: the bits of a non-negative float are ordered like the
-//! float, so its upper bits put tokens into bins, a walk over the bins finds the one in which the set
-//! is completed, and that bin's members alone go on to the next bits. The result is the exact set,
-//! down to the boundary token; among equal weights the lower position is kept.
+//! whose mass reaches τ. Here nothing is sorted. A sample of the weights says between which two the
+//! lightest token that is taken probably weighs; one pass over all of them takes those above, and finds those
+//! between, which are few. The bits of a non-negative float are ordered like the float, so its upper bits put
+//! these into bins, a walk over the bins finds the one in which the set is completed, and that bin's
+//! members alone go on to the next bits. A sample that misled is found out by that one pass, and all tokens on
+//! the other side are gone through. The result is the exact set, down to the boundary token; among
+//! equal weights the lower position is kept.
 
 use std::fmt;
 
-use crate::{Error, Result};
+use crate::simd::{Form, LANES, Split, split};
+use crate::{Error, Result, TokenSet};
 
-/// The digits of a non-negative f32, from the heaviest on: the bit at which one begins, and its bits.
-const DIGITS: [(u32, u32); 3] = [(20, 11), (9, 11), (0, 9)];
+/// Bits by which tokens are put into bins at a time.
+const BIN_BITS: u32 = 11;
 
-/// Bins of the longest digit.
-const NUM_BINS: usize = 1 << 11;
+const NUM_BINS: usize = 1 << BIN_BITS;
+
+/// Bits of a non-negative f32 below its first [`BIN_BITS`].
+const UPPER_SHIFT: u32 = u32::BITS - 1 - BIN_BITS;
+
+/// Bits of a weight above every finite one.
+const INFINITE: u32 = f32::INFINITY.to_bits();
+
+/// Weights of a sample, about.
+const SAMPLE: usize = 4096;
+
+/// Standard deviations of a sample's sums that its bounds leave on either side.
+const DEVIATIONS: f64 = 4.0;
 
 /// Which tokens a query head takes, before floor and cap.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,14 +66,14 @@ impl fmt::Display for Union {
 /// A rule with a floor and a cap on the tokens of one query head.
 ///
 /// ```
-/// use heterokv_evict::{Rule, SelectScratch, Selector};
+/// use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 ///
 /// // Coded tokens weigh 0.7 together, resident ones 0.3: to reach 0.8, half is missing.
 /// let weights = [0.05, 0.4, 0.05, 0.2];
 /// let selector = Selector::new(Rule::TopP(0.8), 0, usize::MAX)?;
-/// let mut taken = [false; 4];
+/// let mut taken = TokenSet::default();
 /// let count = selector.select(&weights, 0.3, &mut SelectScratch::default(), &mut taken)?;
-/// assert_eq!((count, taken), (2, [false, true, false, true]));
+/// assert_eq!((count, taken.positions()), (2, vec![1, 3]));
 /// # Ok::<(), heterokv_evict::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,13 +99,49 @@ pub struct Enough {
 pub struct SelectScratch {
     counts: Vec<u32>,
     masses: Vec<f64>,
-    /// Tokens of which some are to be taken, ascending.
-    candidates: Vec<u32>,
+    /// Weights, of which some are to be taken.
+    between: Vec<f32>,
 }
 
 impl Default for SelectScratch {
     fn default() -> Self {
-        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], candidates: Vec::new() }
+        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], between: Vec::new() }
+    }
+}
+
+/// The lightest token that is taken weighs at least the first, and less than the second: bits of weights that are not
+/// negative, which are ordered like them.
+type Bounds = [u32; 2];
+
+/// Tokens that are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Taken {
+    count: usize,
+    mass: f64,
+}
+
+/// The last token that is taken.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    weight: f32,
+    /// Tokens of the same weight behind it.
+    num_left: usize,
+    /// All that are taken.
+    count: usize,
+}
+
+/// [`Enough`] of coded tokens alone.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    mass: f64,
+    at_least: usize,
+    at_most: usize,
+}
+
+impl Wanted {
+    fn is_met(&self, taken: Taken) -> bool {
+        let Taken { count, mass } = taken;
+        count >= self.at_most || (count >= self.at_least && mass >= self.mass)
     }
 }
 
@@ -133,126 +184,192 @@ impl Selector {
         Ok(Enough { mass, at_least: min, at_most })
     }
 
-    /// [`Selector::enough`] over these weights: the tokens at or above a threshold are the heaviest.
-    fn enough_of(&self, weights: &[f32]) -> Result<Enough> {
-        let Rule::Threshold(least) = self.rule else { return self.enough() };
-        let above = weights.iter().filter(|&&weight| weight >= least).count();
-        Self { rule: Rule::TopK(above), ..*self }.enough()
-    }
-
-    /// Marks the tokens that one query head takes: sets `taken[t]` where token `t` is taken, leaves the
-    /// rest, and returns how many it takes.
+    /// Makes `taken` the tokens that one query head takes, and returns how many these are.
     ///
     /// `weights [n]` are softmax weights of the coded tokens under the normaliser of **all** tokens,
     /// and `resident_mass` is what the resident tokens, always taken, add to them. No weights: none.
     ///
     /// # Errors
-    /// [`Error::Weight`] for a weight that is NaN, infinite or negative.
-    ///
-    /// # Panics
-    /// When `taken` is shorter than `weights`.
+    /// [`Error::Weight`] for a weight that is NaN, infinite or negative; `taken` then means nothing.
     pub fn select(
         &self,
         weights: &[f32],
         resident_mass: f64,
         scratch: &mut SelectScratch,
-        taken: &mut [bool],
+        taken: &mut TokenSet,
     ) -> Result<usize> {
-        let taken = &mut taken[..weights.len()];
-        let Enough { mass, at_least, at_most } = self.enough_of(weights)?;
-        let wanted_mass = f64::from(mass) - resident_mass;
-        if wanted_mass == f64::INFINITY && at_most >= weights.len() {
-            check(weights)?;
-            taken.fill(true);
-            return Ok(weights.len());
-        }
-        check(weights)?;
-        let done = |count: usize, mass: f64| {
-            count >= at_most || (count >= at_least && mass >= wanted_mass)
-        };
-        // What all tokens of less weight than this have together may be missing, so that they are hardly ever looked at.
-        let left_out = 1.0 - f64::from(mass);
-        let faint = (left_out / weights.len().max(1) as f64) as f32;
-        if mass.is_finite() && faint > 0.0 {
-            scratch.find(weights, faint);
-            if scratch.holds(weights, done) {
-                return Ok(scratch.take(weights, done, taken));
+        let num_tokens = weights.len();
+        let enough = match self.rule {
+            Rule::Threshold(least) => {
+                check(weights)?;
+                taken.mark(weights, least);
+                let above = taken.count();
+                if (self.min..=self.max).contains(&above) {
+                    return Ok(above);
+                }
+                // They are the heaviest.
+                Self { rule: Rule::TopK(above), ..*self }.enough()?
             }
+            _ => self.enough()?,
+        };
+        let Enough { mass, at_least, at_most } = enough;
+        let wanted = Wanted { mass: f64::from(mass) - resident_mass, at_least, at_most };
+        if wanted.mass == f64::INFINITY && at_most >= num_tokens {
+            check(weights)?;
+            taken.fill(num_tokens);
+            return Ok(num_tokens);
         }
-        scratch.find(weights, 0.0);
-        Ok(scratch.take(weights, done, taken))
+        if wanted.is_met(Taken::default()) {
+            check(weights)?;
+            taken.clear(num_tokens);
+            return Ok(0);
+        }
+        let (mut bounds, mut is_guess) = (scratch.guess(weights, &enough), true);
+        loop {
+            let (heavy, num_between) = scratch.split(weights, bounds)?;
+            if wanted.is_met(heavy) && is_guess {
+                bounds = [bounds[1], INFINITE];
+            } else if wanted.is_met(heavy) {
+                // Sums of the same weights in another order may differ in the last place.
+                taken.mark(weights, f32::from_bits(bounds[1]));
+                return Ok(heavy.count);
+            } else if let Some(last) = scratch.last(bounds, num_between, heavy, &wanted) {
+                taken.mark(weights, last.weight);
+                taken.remove_last(last.num_left, weights, last.weight.next_up());
+                return Ok(last.count);
+            } else if bounds[0] == 0 {
+                taken.fill(num_tokens);
+                return Ok(num_tokens);
+            } else {
+                bounds = [0, bounds[0]];
+            }
+            is_guess = false;
+        }
     }
 }
 
 impl SelectScratch {
-    /// Finds the tokens of at least some weight.
-    fn find(&mut self, weights: &[f32], least: f32) {
-        self.candidates.resize(weights.len(), 0);
-        let mut count = 0;
-        // No branch foretells which are.
-        for (token, &weight) in weights.iter().enumerate() {
-            self.candidates[count] = token as u32;
-            count += usize::from(weight >= least);
-        }
-        self.candidates.truncate(count);
+    /// Bytes of what a choice among `num_tokens` tokens works in.
+    #[must_use]
+    pub fn bytes(num_tokens: usize) -> usize {
+        12 * NUM_BINS + 4 * (num_tokens + LANES)
     }
 
-    /// Whether all that was found is enough.
-    fn holds(&self, weights: &[f32], done: impl Fn(usize, f64) -> bool) -> bool {
-        let mass = self.candidates.iter().map(|&token| f64::from(weights[token as usize])).sum();
-        done(self.candidates.len(), mass)
+    /// What is above the bounds, and how many weights are between them, which `between` begins with then.
+    fn split(&mut self, weights: &[f32], bounds: Bounds) -> Result<(Taken, usize)> {
+        if self.between.len() < weights.len() + LANES {
+            self.between.resize(weights.len() + LANES, 0.0);
+        }
+        let edges = bounds.map(f32::from_bits);
+        let found = split(Form::detect(), weights, edges, &mut self.between);
+        let Split { num_heavy, heavy_mass, num_between, is_sound } = found;
+        if !is_sound {
+            check(weights)?;
+        }
+        Ok((Taken { count: num_heavy, mass: heavy_mass }, num_between))
     }
 
-    /// Takes the heaviest of what was found until it is enough, and says how many.
-    fn take(
-        &mut self,
-        weights: &[f32],
-        done: impl Fn(usize, f64) -> bool,
-        taken: &mut [bool],
-    ) -> usize {
-        let (mut count, mut mass) = (0, 0.0);
-        for (shift, bits) in DIGITS {
-            if done(count, mass) {
-                return count;
+    /// Bounds that a sample makes likely: those of the first bits between which it is open, by [`DEVIATIONS`] of its
+    /// sums, whether a set is complete.
+    ///
+    /// What is left out is estimated, not what is taken: there no token weighs much, and a sample is the nearer for it.
+    fn guess(&mut self, weights: &[f32], enough: &Enough) -> Bounds {
+        // Odd, since texts and pages repeat themselves at round distances.
+        let stride = (weights.len() / SAMPLE) | 1;
+        self.counts.fill(0);
+        let bin_of = |weight: f32| (bits(weight) >> UPPER_SHIFT) as usize;
+        weights.iter().step_by(stride).for_each(|&weight| self.counts[bin_of(weight)] += 1);
+        let num_sampled = weights.len().div_ceil(stride) as f64;
+        let scale = weights.len() as f64 / num_sampled.max(1.0);
+        let left_out = 1.0 - f64::from(enough.mass);
+        // Whether the tokens that are not light are enough, where the light ones are fewer and lighter by so much.
+        let is_enough = |light: f64, light_mass: f64| {
+            let count = weights.len() as f64 - light;
+            count >= enough.at_most as f64
+                || (count >= enough.at_least as f64 && light_mass <= left_out)
+        };
+        let mut bounds = [0, INFINITE];
+        let (mut light, mut light_mass) = (0.0, 0.0);
+        let bins = self.counts.iter().zip(0u32..).filter(|(count, _)| **count > 0);
+        for (&count, bin) in bins {
+            let [edge, next] = [bin, bin + 1].map(|bin| f32::from_bits(bin << UPPER_SHIFT));
+            let count_slack = DEVIATIONS * (f64::min(light, num_sampled - light) + 1.0).sqrt();
+            // No light weight is above the edge, and so no square of one above its product with the edge.
+            let mass_slack = DEVIATIONS * (f64::from(edge) * light_mass).sqrt();
+            if is_enough(scale * (light + count_slack), scale * (light_mass + mass_slack)) {
+                bounds[0] = edge.to_bits();
             }
-            let digit = |token: u32| {
-                let bits_of = weights[token as usize].to_bits() & 0x7FFF_FFFF;
-                (bits_of >> shift) as usize & ((1 << bits) - 1)
-            };
-            let (counts, masses) = (&mut self.counts[..1 << bits], &mut self.masses[..1 << bits]);
-            counts.fill(0);
-            masses.fill(0.0);
-            for &token in &self.candidates {
-                counts[digit(token)] += 1;
-                masses[digit(token)] += f64::from(weights[token as usize]);
-            }
-            let mut whole = 1 << bits;
-            while whole > 0 {
-                let (more, heavier) = (counts[whole - 1] as usize, masses[whole - 1]);
-                if more > 0 && done(count + more, mass + heavier) {
-                    break;
-                }
-                count += more;
-                mass += heavier;
-                whole -= 1;
-            }
-            self.candidates.retain(|&token| {
-                let digit = digit(token);
-                taken[token as usize] |= digit >= whole;
-                digit + 1 == whole
-            });
-        }
-        // These weigh the same.
-        for &token in &self.candidates {
-            if done(count, mass) {
+            if !is_enough(scale * (light - count_slack), scale * (light_mass - mass_slack)) {
+                bounds[1] = edge.to_bits();
                 break;
             }
-            taken[token as usize] = true;
-            count += 1;
-            mass += f64::from(weights[token as usize]);
+            light += f64::from(count);
+            // As if weights were in the middle of their bin.
+            light_mass += f64::from(count) * 0.5 * (f64::from(edge) + f64::from(next));
         }
-        count
+        bounds
     }
+
+    /// The last token of a set to which those above the bounds belong, whose sum is not enough, and the heaviest of the
+    /// `num_between` between them; none where all of these together are not enough. They are used up.
+    fn last(
+        &mut self,
+        [mut least, mut end]: Bounds,
+        num_between: usize,
+        mut sum: Taken,
+        wanted: &Wanted,
+    ) -> Option<Last> {
+        let Self { counts, masses, between } = self;
+        let mut weights = &mut between[..num_between];
+        while end - least > 1 {
+            let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(BIN_BITS);
+            let bin = |weight: f32| ((bits(weight) - least) >> shift) as usize;
+            let num_bins = bin(f32::from_bits(end - 1)) + 1;
+            let (counts, masses) = (&mut counts[..num_bins], &mut masses[..num_bins]);
+            counts.fill(0);
+            masses.fill(0.0);
+            for &weight in weights.iter() {
+                counts[bin(weight)] += 1;
+                masses[bin(weight)] += f64::from(weight);
+            }
+            let bins = counts.iter().zip(masses).enumerate().rev();
+            let mut non_empty = bins.filter(|(_, (count, _))| **count > 0);
+            let last = non_empty.find_map(|(bin, (&count, &mut mass))| {
+                let more = Taken { count: sum.count + count as usize, mass: sum.mass + mass };
+                let is_last = wanted.is_met(more);
+                sum = if is_last { sum } else { more };
+                is_last.then_some(bin)
+            })?;
+            let mut count = 0;
+            for at in 0..weights.len() {
+                if bin(weights[at]) == last {
+                    weights[count] = weights[at];
+                    count += 1;
+                }
+            }
+            weights = &mut weights[..count];
+            let first = least + ((last as u32) << shift);
+            (least, end) = (first, end.min(first + (1 << shift)));
+        }
+        let weight = f32::from_bits(least);
+        for num_taken in 1..=weights.len() {
+            sum.count += 1;
+            sum.mass += f64::from(weight);
+            if wanted.is_met(sum) {
+                return Some(Last {
+                    weight,
+                    num_left: weights.len() - num_taken,
+                    count: sum.count,
+                });
+            }
+        }
+        None
+    }
+}
+
+/// The bits of a weight, those of 0 for −0.
+fn bits(weight: f32) -> u32 {
+    weight.to_bits() & (u32::MAX >> 1)
 }
 
 /// Whether all weights are finite and at least 0.

@@ -2,7 +2,7 @@
 
 use heterokv_attn::HeadShape;
 use heterokv_attn::device::{DeviceError, ScoreRow, Select, SelectScratch};
-use heterokv_evict::{Rule, SelectScratch as HostScratch, Selector, Union};
+use heterokv_evict::{Rule, SelectScratch as HostScratch, Selector, TokenSet, Union};
 use heterokv_testkit::Inputs;
 
 use crate::devices::places_or_skip;
@@ -200,13 +200,13 @@ fn check(
                 + f64::from(resident[head]).exp();
             let weight = |t: usize| f64::from(row[t]).exp() / total;
             let resident_mass = f64::from(resident[head]).exp() / total;
-            let taken: Vec<bool> = host(case, row, resident_mass, total);
+            let taken = host(case, row, resident_mass, total);
             let of_head = &found.scores[head];
             for (i, &position) in positions.iter().enumerate() {
                 let expected = row[position as usize];
                 if union == Union::Group {
                     assert_eq!(of_head[i], expected, "{label}: the score of a token");
-                    is_needed[i] |= taken[position as usize];
+                    is_needed[i] |= taken.contains(position as usize);
                 } else if of_head[i] != f32::NEG_INFINITY {
                     assert_eq!(of_head[i], expected, "{label}: the score of a token");
                     is_needed[i] = true;
@@ -214,7 +214,7 @@ fn check(
             }
             if union == Union::Group {
                 let has = |t: &u32| positions.binary_search(t).is_ok();
-                let lost = (0..row.len() as u32).filter(|t| taken[*t as usize] && !has(t)).count();
+                let lost = taken.positions().iter().filter(|t| !has(t)).count();
                 assert!(
                     lost <= 2 + positions.len() / 500,
                     "{label}: {lost} tokens of head {head} are lost"
@@ -251,7 +251,7 @@ fn check(
             if let (Some(last), Some(first)) = (last_own, first_left) {
                 assert!(*last < first, "{label}: {first} is left and {last} taken");
             }
-            let count = taken.iter().filter(|taken| **taken).count();
+            let count = taken.count();
             let differ = own.len().abs_diff(count);
             assert!(
                 differ <= 2 + count / 500,
@@ -264,9 +264,9 @@ fn check(
     }
 }
 
-fn host(case: &Case, row: &[f32], resident_mass: f64, total: f64) -> Vec<bool> {
+fn host(case: &Case, row: &[f32], resident_mass: f64, total: f64) -> TokenSet {
     let weights: Vec<f32> = row.iter().map(|&s| (f64::from(s).exp() / total) as f32).collect();
-    let mut taken = vec![false; row.len()];
+    let mut taken = TokenSet::default();
     case.selector.select(&weights, resident_mass, &mut HostScratch::default(), &mut taken).unwrap();
     taken
 }

@@ -55,6 +55,11 @@ pub fn exp_weight(x: f32) -> f32 {
 pub fn exp_weights(level: Level, scores: &mut [f32], max: f32) -> f32 {
     let reference = finite_reference(max);
     #[cfg(target_arch = "x86_64")]
+    if level.is_avx512() {
+        // SAFETY: a level for which `is_avx512` is true exists only on a CPU with AVX-512 F.
+        return unsafe { exp_weights_avx512(scores, reference) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: a level for which `is_avx2` is true exists only on a CPU with AVX2 and FMA.
         return unsafe { exp_weights_avx2(scores, reference) };
@@ -109,6 +114,44 @@ fn exp_weights_avx2(scores: &mut [f32], reference: f32) -> f32 {
         tail.copy_from_slice(&padded[..tail.len()]);
     }
     sum_avx2(sums)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn exp_weights_avx512(scores: &mut [f32], reference: f32) -> f32 {
+    let shift = _mm512_set1_ps(reference);
+    let mut sums = _mm512_setzero_ps();
+    for chunk in scores.chunks_mut(16) {
+        let mask = u16::MAX >> (16 - chunk.len());
+        // SAFETY: the mask lets in as many floats as the chunk has.
+        let scores = unsafe { _mm512_maskz_loadu_ps(mask, chunk.as_ptr()) };
+        let weights = _mm512_maskz_mov_ps(mask, exp_avx512(_mm512_sub_ps(scores, shift)));
+        sums = _mm512_add_ps(sums, weights);
+        // SAFETY: the mask lets out as many floats as the chunk has.
+        unsafe { _mm512_mask_storeu_ps(chunk.as_mut_ptr(), mask, weights) };
+    }
+    _mm512_reduce_add_ps(sums)
+}
+
+/// Sixteen [`exp_weight`]s.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp_avx512(x: __m512) -> __m512 {
+    let shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(LOG2_E), _mm512_set1_ps(ROUND));
+    let n = _mm512_sub_ps(shifted, _mm512_set1_ps(ROUND));
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
+    let mut q = _mm512_set1_ps(Q[4]);
+    for coefficient in [Q[3], Q[2], Q[1], Q[0]] {
+        q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(coefficient));
+    }
+    let power = _mm512_fmadd_ps(_mm512_mul_ps(r, r), q, r);
+    let power = _mm512_add_ps(power, _mm512_set1_ps(1.0));
+    let scale = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(shifted)));
+    // "Not less than" is true for NaN, which comes through.
+    let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(LOWEST));
+    _mm512_maskz_mul_ps(keep, power, scale)
 }
 
 /// Eight [`exp_weight`]s.

@@ -1,7 +1,7 @@
 //! The vector code of this crate and the one place of it that holds unsafe code.
 //!
 //! Which instructions run is a [`Level`](heterokv_quant::Level), chosen once by the caller and passed
-//! down. Every operation has a portable form, and the AVX2 forms are held to it and to f64 by tests.
+//! down. Every operation has a portable form, and the AVX2 and AVX-512 forms are held to it and to f64 by tests.
 //! All loads and stores go through slices whose lengths are asserted at the dispatching function.
 
 pub mod exp;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows, reference};
-use heterokv_evict::{Rule, SelectScratch, Selector};
+use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
 use heterokv_quant::{
     FitInput, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows, WeightedRows,
@@ -268,7 +268,7 @@ struct Select {
     selector: Selector,
     weights: Vec<f32>,
     scratch: SelectScratch,
-    taken: Vec<bool>,
+    taken: TokenSet,
     /// Tokens that were taken, as told; NaN before the first run.
     count: f32,
 }
@@ -280,14 +280,13 @@ impl Select {
         let sum: f32 = weights.iter().sum();
         let weights = weights.iter().map(|weight| weight / sum).collect();
         let selector = Selector::new(Rule::TopP(TOP_P as f32), 0, usize::MAX)?;
-        let scratch = SelectScratch::default();
-        Ok(Self { selector, weights, scratch, taken: vec![false; TOKENS], count: f32::NAN })
+        let (scratch, taken) = (SelectScratch::default(), TokenSet::default());
+        Ok(Self { selector, weights, scratch, taken, count: f32::NAN })
     }
 }
 
 impl Kernel for Select {
     fn run(&mut self, _: Level) {
-        self.taken.fill(false);
         let count = self.selector.select(&self.weights, 0.0, &mut self.scratch, &mut self.taken);
         // The check that follows fails on it.
         self.count = count.map_or(f32::NAN, |count| count as f32);
@@ -295,8 +294,8 @@ impl Kernel for Select {
 
     /// The share of all mass that was taken, and the share of tokens.
     fn answer(&self) -> Vec<f32> {
-        let mass = self.taken.iter().zip(&self.weights).filter(|(taken, _)| **taken);
-        let mass: f32 = mass.map(|(_, weight)| weight).sum();
+        let positions = self.taken.positions();
+        let mass: f32 = positions.into_iter().map(|token| self.weights[token as usize]).sum();
         vec![mass, self.count / TOKENS as f32]
     }
 

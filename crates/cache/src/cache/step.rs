@@ -11,7 +11,6 @@ use super::{KvCache, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
 use crate::host_step::HostStep;
-use crate::select::HeadSelection;
 use crate::spec::CacheConfig;
 use crate::times::timed;
 
@@ -93,31 +92,32 @@ impl KvCache {
             && !config.is_exact()
         {
             let start = Instant::now();
+            let weighed = groups.par_iter_mut().zip(&states);
+            weighed.for_each(|(group, state)| group.weigh(level, state.lse()));
+            self.times.scores += start.elapsed();
+            let start = Instant::now();
             let selector = config.selector()?;
-            let selections: Vec<HeadSelection> = groups
-                .par_iter_mut()
-                .zip(&states)
-                .map(|(group, state)| {
-                    let with_scores = config.rescore.is_none();
-                    group.select(level, &selector, config.union, state.lse(), with_scores)
-                })
-                .collect::<Result<_>>()?;
+            let with_scores = config.rescore.is_none();
+            let selections = &mut self.selections;
+            groups.par_iter_mut().zip(&mut *selections).try_for_each(|(group, selection)| {
+                group.select(&selector, config.union, with_scores, selection)
+            })?;
             self.times.selection += start.elapsed();
             let start = Instant::now();
             let step = HostStep { config, host, shape, level, layer, queries: &scaled };
-            self.hints.before(host, layer, &selections);
-            step.add_rows(&mut states, &selections)?;
-            self.hints.after(host, layer, &selections);
+            self.hints.before(host, layer, selections);
+            step.add_rows(&mut states, selections)?;
+            self.hints.after(host, layer, selections);
             if !config.renormalise {
-                for (state, selection) in states.iter_mut().zip(&selections) {
+                for (state, selection) in states.iter_mut().zip(&*selections) {
                     for (head, &lse) in selection.full_lse.iter().enumerate() {
                         state.widen_normaliser(head, lse)?;
                     }
                 }
             }
             self.times.host += start.elapsed();
-            self.stats.count_rows(heads.iter().map(HeadCache::num_held), &selections, &step);
-            full_lse = selections.into_iter().map(|selection| selection.full_lse).collect();
+            self.stats.count_rows(heads.iter().map(HeadCache::num_held), selections, &step);
+            full_lse = selections.iter().map(|selection| selection.full_lse.clone()).collect();
         }
         self.stats.steps += 1;
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {

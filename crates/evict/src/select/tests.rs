@@ -29,15 +29,34 @@ fn by_definition(rule: Rule, min: usize, max: usize, weights: &[f32], resident: 
 }
 
 fn select(selector: &Selector, weights: &[f32], resident: f64) -> Result<Vec<bool>> {
-    let mut taken = vec![false; weights.len()];
-    let count = selector.select(weights, resident, &mut SelectScratch::default(), &mut taken)?;
-    assert_eq!(count, taken.iter().filter(|&&taken| taken).count());
-    Ok(taken)
+    // What an earlier call left is of no meaning.
+    let (mut scratch, mut taken) = (SelectScratch::default(), TokenSet::default());
+    let everything = Selector::new(Rule::All, 0, usize::MAX)?;
+    everything.select(&[1.0; 70], 0.0, &mut scratch, &mut taken)?;
+    let count = selector.select(weights, resident, &mut scratch, &mut taken)?;
+    assert_eq!((count, taken.num_tokens()), (taken.count(), weights.len()));
+    Ok((0..weights.len()).map(|token| taken.contains(token)).collect())
 }
 
-/// Weights on a grid of 2⁻¹², whose sums are exact in any order, with many ties.
+/// Weights on a grid of 2⁻¹⁶, whose sums are exact in any order, with many ties.
 fn weights() -> impl Strategy<Value = Vec<f32>> {
     prop::collection::vec((0u32..64).prop_map(|x| (x * x) as f32 / 65_536.0), 0..300)
+}
+
+/// Weights whose sums are exact in any order, so many that a sample of them is looked at first: what one of every few
+/// weighs is drawn apart, so that the sample may be of the others, or of these alone.
+fn many_weights() -> impl Strategy<Value = Vec<f32>> {
+    let draw = |bits: std::ops::Range<u32>| bits.prop_map(|bits| (1u64 << bits) as u32);
+    let shape = (3 * SAMPLE..6 * SAMPLE, 1usize..12, draw(1..20), draw(1..20), any::<u64>());
+    shape.prop_map(|(len, every, most, apart, seed)| {
+        let mut state = seed | 1;
+        let mut below = |most: u32| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u32 % most
+        };
+        let most = |token: usize| if token.is_multiple_of(every) { apart } else { most };
+        (0..len).map(|token| below(most(token)) as f32 / (1u32 << 30) as f32).collect()
+    })
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
@@ -62,6 +81,33 @@ proptest! {
         let selector = Selector::new(rule, min, max).unwrap();
         let taken = select(&selector, &weights, resident).unwrap();
         prop_assert_eq!(taken, by_definition(rule, min, max, &weights, resident));
+    }
+
+    #[test]
+    fn equals_the_definition_where_a_sample_is_taken(
+        weights in many_weights(),
+        rule in prop_oneof![
+            (0.01f64..1.0).prop_map(|p| (Rule::TopP(1.0), p)),
+            (0.0f64..1.0).prop_map(|p| (Rule::TopK(1 + (p * 6.0 * SAMPLE as f64) as usize), p)),
+            (0.0f64..1.0).prop_map(|p| (Rule::Threshold(((p * 20.0).exp2() / 1e9) as f32), p)),
+        ],
+        (min, extra) in (0usize..6 * SAMPLE, prop_oneof![Just(usize::MAX), 0usize..SAMPLE]),
+        has_bounds in any::<bool>(),
+    ) {
+        let (rule, part) = rule;
+        let coded: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+        // Softmax weights, as far as it is for the resident tokens.
+        let resident = 1.0 - coded;
+        let rule = match rule {
+            // A multiple of what sums are exact in.
+            Rule::TopP(_) => Rule::TopP((resident.max(0.0) + part * coded) as f32),
+            rule => rule,
+        };
+        prop_assume!(!matches!(rule, Rule::TopP(p) if p <= 0.0 || p > 1.0));
+        let (min, max) = if has_bounds { (min, min.saturating_add(extra).max(1)) } else { (0, usize::MAX) };
+        let selector = Selector::new(rule, min, max).unwrap();
+        let taken = select(&selector, &weights, resident).unwrap();
+        prop_assert!(taken == by_definition(rule, min, max, &weights, resident));
     }
 
     #[test]
@@ -161,4 +207,50 @@ fn only_a_threshold_has_no_mass() {
     assert_eq!(enough(Rule::TopP(0.5)), Ok(top_p));
     let top_k = Enough { mass: f32::INFINITY, at_least: 2, at_most: 4 };
     assert_eq!(enough(Rule::TopK(4)), Ok(top_k));
+}
+
+/// A token in the place of another one of its set is seen.
+#[test]
+fn a_wrong_set_is_not_the_definitions() {
+    let weights: Vec<f32> = (1..=200u32).map(|x| x as f32 / 32_768.0).collect();
+    let rule = Rule::TopP(0.5);
+    let taken = select(&Selector::new(rule, 0, usize::MAX).unwrap(), &weights, 0.0).unwrap();
+    assert_eq!(taken, by_definition(rule, 0, usize::MAX, &weights, 0.0));
+    let last = taken.iter().position(|&taken| taken).unwrap();
+    let mut wrong = taken.clone();
+    wrong.swap(last, last - 1);
+    assert_ne!(wrong, by_definition(rule, 0, usize::MAX, &weights, 0.0));
+}
+
+/// Where all that a sample sees is light, the heavy tokens beside it are found, and the other way round.
+#[test]
+fn a_sample_that_misleads_is_found_out() {
+    let len = 5 * SAMPLE;
+    let stride = (len / SAMPLE) | 1;
+    for (sampled, others) in [(1.0f32, 1024.0), (1024.0, 1.0)] {
+        let weight = |token: usize| if token.is_multiple_of(stride) { sampled } else { others };
+        let sum: f64 = (0..len).map(|token| f64::from(weight(token))).sum();
+        let scale = f64::from(1u32 << 25);
+        let weights: Vec<f32> = (0..len).map(|token| weight(token) / scale as f32).collect();
+        let resident = 1.0 - sum / scale;
+        for share in [0.001, 0.25, 0.5, 0.75, 0.999] {
+            let wanted = (resident + share * sum / scale) as f32;
+            let count = 1 + (share * (len - 1) as f64) as usize;
+            for rule in [Rule::TopP(wanted), Rule::TopK(count)] {
+                let selector = Selector::new(rule, 0, usize::MAX).unwrap();
+                let taken = select(&selector, &weights, resident).unwrap();
+                let expected = by_definition(rule, 0, usize::MAX, &weights, resident);
+                assert!(taken == expected, "{sampled} {rule:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn minus_zero_weighs_nothing() {
+    let weights = [-0.0, 0.25, 0.0, -0.0, 0.5];
+    let select = |rule| select(&Selector::new(rule, 0, 9).unwrap(), &weights, 0.25).unwrap();
+    assert_eq!(select(Rule::TopP(0.9)), [false, true, false, false, true]);
+    assert_eq!(select(Rule::TopK(3)), [true, true, false, false, true]);
+    assert_eq!(select(Rule::TopK(4)), [true, true, true, false, true]);
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use heterokv_cache::{HeadProfile, HeadRole};
 use heterokv_eval::{HeadRows, exact_scores, visit_layers};
-use heterokv_evict::{Rule, SelectScratch, Selector};
+use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_model::Model;
 use rayon::prelude::*;
 
@@ -95,9 +95,9 @@ impl Missed {
         for (place, &top_p) in TOP_P.iter().enumerate() {
             let selector = Selector::new(Rule::TopP(top_p), MIN_ROWS, usize::MAX)?;
             let taken = asked.par_iter().map(|asked| asked.taken(&selector));
-            let taken: Vec<Vec<Vec<bool>>> = taken.collect::<Result<_>>()?;
+            let taken: Vec<Vec<TokenSet>> = taken.collect::<Result<_>>()?;
             for (kv_head, &role) in roles.iter().enumerate() {
-                let mut add = |reads, rows: &[Vec<bool>]| {
+                let mut add = |reads, rows: &[TokenSet]| {
                     let sums = self.0.entry((reads, place)).or_default();
                     let [read, missed] = asked[kv_head].read_and_missed(rows);
                     sums.num_heads += 1;
@@ -155,14 +155,14 @@ impl Asked {
     }
 
     /// The rows that any query head of the group takes, of each step `[num_coded]`.
-    fn taken(&self, selector: &Selector) -> Result<Vec<Vec<bool>>> {
+    fn taken(&self, selector: &Selector) -> Result<Vec<TokenSet>> {
         let mut scratch = SelectScratch::default();
         let union = |queries: &Vec<Query>| {
-            let mut all = vec![false; queries.first().map_or(0, |query| query.weights.len())];
+            let [mut all, mut taken] = [TokenSet::default(), TokenSet::default()];
+            all.clear(queries.first().map_or(0, |query| query.weights.len()));
             for Query { weights, exact_mass } in queries {
-                let mut taken = vec![false; weights.len()];
                 selector.select(weights, *exact_mass, &mut scratch, &mut taken)?;
-                all.iter_mut().zip(taken).for_each(|(all, taken)| *all |= taken);
+                all.add_all(&taken);
             }
             Ok(all)
         };
@@ -170,15 +170,14 @@ impl Asked {
     }
 
     /// The share of rows taken, and the attention that they leave out: means over all queries.
-    fn read_and_missed(&self, taken: &[Vec<bool>]) -> [f64; 2] {
+    fn read_and_missed(&self, taken: &[TokenSet]) -> [f64; 2] {
         let (mut read, mut missed, mut num_queries) = (0.0, 0.0, 0);
         for (queries, taken) in self.steps.iter().zip(taken) {
-            let share =
-                taken.iter().filter(|&&taken| taken).count() as f64 / taken.len().max(1) as f64;
+            let share = taken.count() as f64 / taken.num_tokens().max(1) as f64;
             for query in queries {
                 read += share;
-                let left = query.weights.iter().zip(taken).filter(|(_, taken)| !**taken);
-                missed += left.map(|(&weight, _)| f64::from(weight)).sum::<f64>();
+                let left = query.weights.iter().enumerate().filter(|(t, _)| !taken.contains(*t));
+                missed += left.map(|(_, &weight)| f64::from(weight)).sum::<f64>();
                 num_queries += 1;
             }
         }

@@ -1,0 +1,219 @@
+//! The vector code of this crate and the one place of it that holds unsafe code.
+//!
+//! Every kernel has a scalar form, which the others equal to the bit: sums are taken in [`LANES`] partial sums, whatever
+//! the width of a vector.
+
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector loads and stores, and the calls into vector code")
+)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// Tokens of a word of a set.
+pub(crate) const WORD: usize = u64::BITS as usize;
+
+/// Partial sums of a mass, by token, and what a vector that is stored whole may write too much.
+pub(crate) const LANES: usize = 16;
+
+/// The instructions that kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// What [`split`] finds of weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Split {
+    /// How many are heavy.
+    pub(crate) num_heavy: usize,
+    /// What the heavy ones come to.
+    pub(crate) heavy_mass: f64,
+    /// How many are between.
+    pub(crate) num_between: usize,
+    /// Whether all weights are finite and at least 0; false for −0 too.
+    pub(crate) is_sound: bool,
+}
+
+/// What has been seen of weights.
+#[derive(Default)]
+struct Seen {
+    num_heavy: usize,
+    num_between: usize,
+    /// Of the heavy ones.
+    sums: [f64; LANES],
+    /// The largest bits of a weight.
+    most_bits: u32,
+}
+
+impl Form {
+    /// The best of this CPU.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if has_avx512() {
+                return Self::Avx512;
+            }
+            if has_avx2() {
+                return Self::Avx2;
+            }
+        }
+        Self::Scalar
+    }
+
+    /// All of this CPU.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        let mut forms = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            forms.extend(has_avx2().then_some(Self::Avx2));
+            forms.extend(has_avx512().then_some(Self::Avx512));
+        }
+        forms
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
+}
+
+/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others that are at least
+/// `edges[0]` to the front of `between`, in their order; what is behind them there means nothing.
+///
+/// # Panics
+/// When `between` is not longer than `weights` by [`LANES`].
+pub(crate) fn split(form: Form, weights: &[f32], edges: [f32; 2], between: &mut [f32]) -> Split {
+    assert!(between.len() >= weights.len() + LANES, "room for every weight and a vector");
+    let (chunks, rest) = weights.as_chunks::<WORD>();
+    let mut seen = match form {
+        Form::Scalar => {
+            let mut seen = Seen::default();
+            chunks.iter().for_each(|chunk| seen.add(chunk, edges, between));
+            seen
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
+        Form::Avx2 => unsafe { avx2::split(chunks, edges, between) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
+        Form::Avx512 => unsafe { avx512::split(chunks, edges, between) },
+    };
+    seen.add(rest, edges, between);
+    Split {
+        num_heavy: seen.num_heavy,
+        heavy_mass: seen.sums.iter().sum(),
+        num_between: seen.num_between,
+        is_sound: seen.most_bits <= f32::MAX.to_bits(),
+    }
+}
+
+impl Seen {
+    /// Adds weights of a word.
+    fn add(&mut self, weights: &[f32], [least, heavy]: [f32; 2], between: &mut [f32]) {
+        for (at, &weight) in weights.iter().enumerate() {
+            let is_heavy = weight >= heavy;
+            self.num_heavy += usize::from(is_heavy);
+            self.sums[at % LANES] += if is_heavy { f64::from(weight) } else { 0.0 };
+            self.most_bits = self.most_bits.max(weight.to_bits());
+            // No branch foretells which are.
+            between[self.num_between] = weight;
+            self.num_between += usize::from(weight >= least && !is_heavy);
+        }
+    }
+}
+
+/// Makes the bits of `words` the weights that are at least `least`: those beyond the last weight are unset.
+///
+/// # Panics
+/// When there is not a word for every [`WORD`] weights or a part of them.
+pub(crate) fn mark(form: Form, weights: &[f32], least: f32, words: &mut [u64]) {
+    assert_eq!(words.len(), weights.len().div_ceil(WORD), "a word for every {WORD} weights");
+    let (chunks, rest) = weights.as_chunks::<WORD>();
+    let (whole, last) = words.split_at_mut(chunks.len());
+    match form {
+        Form::Scalar => {
+            chunks.iter().zip(whole).for_each(|(chunk, word)| *word = mark_scalar(chunk, least));
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
+        Form::Avx2 => unsafe { avx2::mark(chunks, least, whole) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
+        Form::Avx512 => unsafe { avx512::mark(chunks, least, whole) },
+    }
+    last.iter_mut().for_each(|word| *word = mark_scalar(rest, least));
+}
+
+fn mark_scalar(weights: &[f32], least: f32) -> u64 {
+    weights.iter().rev().fold(0, |word, &weight| word << 1 | u64::from(weight >= least))
+}
+
+/// Writes where bits are set in `words`, ascending; what is behind them in `out` means nothing.
+///
+/// # Panics
+/// When `out` is not longer than there are by [`LANES`].
+pub(crate) fn positions(form: Form, words: &[u64], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if form == Form::Avx512 {
+        // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
+        return unsafe { avx512::positions(words, out) };
+    }
+    let _ = form;
+    let mut next = 0;
+    for (at, &word) in words.iter().enumerate() {
+        for bit in bits(word) {
+            out[next] = (WORD * at + bit) as u32;
+            next += 1;
+        }
+    }
+}
+
+/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out` means nothing.
+///
+/// # Panics
+/// When there is not a value for every bit, and when `out` is not longer than there are by [`LANES`].
+pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -> usize {
+    let chunks = &values.as_chunks::<WORD>().0[..words.len()];
+    #[cfg(target_arch = "x86_64")]
+    if form == Form::Avx512 {
+        // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
+        return unsafe { avx512::pick(words, chunks, out) };
+    }
+    let _ = form;
+    let mut next = 0;
+    for (&word, chunk) in words.iter().zip(chunks) {
+        for bit in bits(word) {
+            out[next] = chunk[bit];
+            next += 1;
+        }
+    }
+    next
+}
+
+/// The bits that are set in a word, ascending.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros() as usize;
+        (word != 0).then(|| {
+            word &= word - 1;
+            bit
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;
