@@ -186,7 +186,8 @@ fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_mus
         let rows = Rows::new(seed);
         let heads = file.path().display();
         let mut cache = rows.cache(&format!(
-            "heterocache:70%,sinks=2,recent={RECENT},every=drift:{steps},tau={tau},refresh=sync,heads={heads}"
+            "heterocache:70%,evict=last-query,gqa=max,sinks=2,recent={RECENT},every=drift:{steps},tau={tau},refresh=sync,\
+             heads={heads}"
         ));
         let top_k = |cache: &mut KvCache| mean_limit(&cache.policy_mut().0.unwrap().limits);
         let mut reference = looked_at(&rows, PROMPT - 1, RECENT, top_k(&mut cache));
