@@ -159,28 +159,70 @@ impl Eviction {
             }
             None => {}
         }
-        if self.keep == Keep::Own
-            && !matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes)
-        {
-            return Err(Error::Conflict {
-                conflict: "a cache that forgets tokens needs to know how much it keeps: add keep=R%, keep=N or keep=SIZE",
-            });
-        }
-        let has_own =
-            matches!(self.budget, Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes);
-        if has_own != (self.keep == Keep::Own) {
-            return Err(Error::Conflict {
-                conflict: "the budgets norm-drop, norm-drop-tail and votes find on the text how much they keep; leave \
-                           keep out",
-            });
+        match (self.keep == Keep::Own, self.budget.sets_its_own()) {
+            (true, false) => {
+                return Err(Error::Conflict {
+                    conflict: "a cache that forgets tokens needs to know how much it keeps: add keep=R%, keep=N or \
+                               keep=SIZE",
+                });
+            }
+            (false, true) => {
+                return Err(Error::Conflict {
+                    conflict: "the budgets norm-drop, norm-drop-tail and votes find on the text how much they keep; \
+                               leave keep out",
+                });
+            }
+            _ => {}
         }
         if self.recent(0).max(self.batch_tokens().unwrap_or(0)) > MAX_EXACT_TOKENS {
             return Err(Error::Conflict {
                 conflict: "the tokens of evict=window's observe=N, which stay, and of every=N must be at most 16,777,216",
             });
         }
-        if self.budget == Budget::Votes && self.scoring.scorer != Scorer::Votes {
-            return Err(Error::Conflict { conflict: "budget=votes counts what evict=votes gives" });
+        if self.budget == Budget::Votes && !self.counts_votes() {
+            return Err(Error::Conflict {
+                conflict: "budget=votes counts what evict=votes or evict=votes-seen gives",
+            });
+        }
+        if self.is_on_drift() { self.check_drift() } else { self.check_unused(needs_heads) }
+    }
+
+    fn counts_votes(&self) -> bool {
+        matches!(self.scoring.scorer, Scorer::Votes | Scorer::VotesSeen)
+    }
+
+    /// Refuses what does not go with rows that come back.
+    fn check_drift(&self) -> Result<()> {
+        // Pivots hold all tokens, and the others a number that is known before the text is.
+        if self.budget.sets_its_own() || matches!(self.budget, Budget::Global | Budget::Adaptive(_))
+        {
+            return Err(Error::Conflict {
+                conflict: "every=drift:W goes with the budgets stability, uniform, pyramid and profile: the others would \
+                           cut the heads that say what has drifted",
+            });
+        }
+        // A pivot's attention is what satellites' tokens are scored by.
+        if !self.scoring.scorer.sees_attention() || self.counts_votes() {
+            return Err(Error::Conflict {
+                conflict: "every=drift:W scores tokens by attention; use evict=window, accumulated, squared or \
+                           last-query with it",
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses what would say nothing where no rows come back.
+    fn check_unused(&self, needs_heads: bool) -> Result<()> {
+        if self.tau.is_some() || self.refresh == Refresh::Sync {
+            return Err(Error::Conflict {
+                conflict: "tau and refresh say how rows come back, and these never do; add every=drift:W",
+            });
+        }
+        if self.heads.is_some() && !needs_heads {
+            return Err(Error::Conflict {
+                conflict: "this budget and this schedule do not go by a profile of heads; leave heads out, or name \
+                           budget=stability, budget=profile or every=drift:W",
+            });
         }
         Ok(())
     }

@@ -205,13 +205,7 @@ impl Preset {
 
     /// Whether how much it keeps is found on the text.
     fn has_own_ratio(self) -> bool {
-        matches!(
-            self,
-            Self::Forgetting(Forgetting {
-                budget: Budget::NormDrop(_) | Budget::NormDropTail(_) | Budget::Votes,
-                ..
-            })
-        )
+        matches!(self, Self::Forgetting(preset) if preset.budget.sets_its_own())
     }
 
     /// Reads what stands behind a preset's name and a colon.

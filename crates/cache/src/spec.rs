@@ -7,7 +7,7 @@
 //! OPTION = keys=FORMAT | keys=mix:FILE | values=f16|int8|int4|int4/G@host|@device | rescore=none|f16@host|int8@host
 //!        | select=none|top-p:T|top-k:N|threshold:W | min=N | max=N|none | union=group|head | renorm=on|off
 //!        | sinks=N | recent=N
-//!        | evict=none|SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
+//!        | evict=SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
 //!        | heads=FILE | tau=T | refresh=async|sync
 //! ```
 //!
@@ -54,7 +54,7 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | union=group|head                     whose selected tokens a query head attends to
        | renorm=on|off                        softmax over the tokens taken, or over all
        | sinks=N | recent=N                   first and last tokens kept exact on the device
-       | evict=none|SCORER                    forget tokens by: window, accumulated, last-query, squared, votes,
+       | evict=SCORER                         forget tokens by: window, accumulated, last-query, squared, votes,
                                               votes-seen, key-norm, key-diff, expected, position
        | observe=N|all | pool=none|mean:K|max:K | gqa=mean|max|sum|sum-squares
                                               queries of the prompt that are looked at; smoothing over neighbours;
@@ -118,7 +118,7 @@ enum Setting {
     Renormalise(bool),
     Sinks(usize),
     Recent(usize),
-    Evict(Option<Scorer>),
+    Evict(Scorer),
     Forget(Forget),
 }
 
@@ -226,14 +226,15 @@ impl CacheSpec {
         self
     }
 
-    /// Fits the spec to a model. The file of a mix is read here, and held against the model's `fingerprint` where
-    /// one is given; without one, as for plans of models of which only the shape is known, a mix of any model of
-    /// that shape will do.
+    /// Fits the spec to a model. The files of a mix and of a profile of heads are read here, and held against the
+    /// model's `fingerprint` where one is given; without one, as for plans of models of which only the shape is
+    /// known, those of any model of that shape will do.
     ///
     /// # Errors
     /// [`Error::Ratio`] when a preset cannot keep its ratio for this shape, [`Error::Conflict`] for
     /// options that do not go together, a key format's refusal of the `head_dim`, and for a mix what
-    /// [`KeyMix::load`] refuses and [`Error::Mismatch`] where it is for another model or shape.
+    /// [`KeyMix::load`] and for a profile of heads what [`HeadProfile::load`](crate::HeadProfile::load) refuses, and
+    /// [`Error::Mismatch`] where one is for another model or shape.
     pub fn resolve(&self, shape: &KvShape, fingerprint: Option<&str>) -> Result<CacheConfig> {
         let mut config = match self.base {
             Base::Full => return Ok(CacheConfig::Full),
@@ -243,7 +244,15 @@ impl CacheSpec {
         for setting in &self.overrides {
             config.set(setting)?;
         }
-        if let (Base::Preset(preset, Some(Keep::Ratio(ratio))), None) = (self.base, &config.evict) {
+        if let Base::Preset(preset @ (Preset::Hca | Preset::HcaRescore), Some(Keep::Ratio(ratio))) =
+            self.base
+        {
+            if config.evict.is_some() || config.values_on == Place::Device {
+                return Err(Error::Conflict {
+                    conflict: "the ratio of hca and hca-rescore is kept by codes of all keys alone; with evict=... or \
+                               values=...@device give keys=FORMAT in its place",
+                });
+            }
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?.into();
         }
         config.check(shape)?;
@@ -348,8 +357,7 @@ impl HcaConfig {
             Setting::Renormalise(renormalise) => self.renormalise = renormalise,
             Setting::Sinks(sinks) => self.sinks = sinks,
             Setting::Recent(recent) => self.recent = recent,
-            Setting::Evict(None) => self.evict = None,
-            Setting::Evict(Some(scorer)) => {
+            Setting::Evict(scorer) => {
                 let eviction = self.evict.get_or_insert_with(|| presets::plain_eviction(scorer));
                 eviction.scoring.scorer = scorer;
             }

@@ -38,8 +38,8 @@ pub use pyramid::Pyramid;
 pub enum Budget {
     /// The same for all heads.
     Uniform,
-    /// More in lower layers, the widest to the narrowest by this much, at least 1 (PyramidKV, arXiv
-    /// 2406.02069: 20).
+    /// More in lower layers, the mean of all over the narrowest by this much, at least 1 (PyramidKV,
+    /// arXiv 2406.02069: 20).
     Pyramid(f64),
     /// [`Budget::Pyramid`] with the last tokens, which every layer keeps, counted within what falls from layer to
     /// layer, as NVIDIA kvpress does.
@@ -74,6 +74,14 @@ const PLAIN: [(&str, Budget); 5] = [
 
 const KNOWN: &str = "uniform, pyramid:BETA, pyramid-within:BETA, adaptive:FLOOR, global, norm-drop:THETA, \
                      norm-drop-tail:THETA, votes, stability, profile";
+
+impl Budget {
+    /// Whether it says by itself how much is kept.
+    #[must_use]
+    pub fn sets_its_own(self) -> bool {
+        matches!(self, Self::NormDrop(_) | Self::NormDropTail(_) | Self::Votes)
+    }
+}
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

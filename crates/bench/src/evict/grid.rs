@@ -170,9 +170,6 @@ impl Fit<'_> {
     fn entry(self, name: String, preset: Option<&'static Preset>, ratio: Option<f64>) -> Entry {
         let standing = self.standing(&name).unwrap_or_else(|error| match error {
             Error::Ratio { least, .. } => Standing::Unreachable { least },
-            Error::UnknownWord { what: "preset", .. } => {
-                Standing::Refused { word: "unknown", reason: error.to_string() }
-            }
             other => Standing::Refused { word: "refused", reason: other.to_string() },
         });
         Entry { name, preset, ratio, standing }

@@ -31,7 +31,7 @@ impl FromStr for CacheSpec {
             words.next();
         }
         let words: Vec<&str> = words.collect();
-        check_mix_path(&words)?;
+        check_paths(&words)?;
         let overrides: Vec<Setting> =
             words.iter().map(|word| parse_option(word)).collect::<Result<_>>()?;
         check_once(&words)?;
@@ -74,12 +74,13 @@ fn check_once(words: &[&str]) -> Result<()> {
     }
 }
 
-/// Refuses the rest of a mix's path that had a comma in it, which ends an option.
-fn check_mix_path(words: &[&str]) -> Result<()> {
-    let is_cut = |pair: &[&str]| pair[0].starts_with(MIX_OPTION) && !pair[1].contains('=');
+/// Refuses the rest of a file's path that had a comma in it, which ends an option.
+fn check_paths(words: &[&str]) -> Result<()> {
+    let names_file = |word: &str| word.starts_with(MIX_OPTION) || word.starts_with("heads=");
+    let is_cut = |pair: &[&str]| names_file(pair[0]) && !pair[1].contains('=');
     if words.windows(2).any(is_cut) {
         return Err(Error::Conflict {
-            conflict: "a comma ends an option, so that the path of a mix cannot hold one; rename the file \
+            conflict: "a comma ends an option, so that the path of a file cannot hold one; rename the file \
                        or name it by another path",
         });
     }
@@ -119,8 +120,7 @@ fn parse_option(word: &str) -> Result<Setting> {
         },
         "sinks" => Setting::Sinks(count()?),
         "recent" => Setting::Recent(count()?),
-        "evict" if value == "none" => Setting::Evict(None),
-        "evict" => Setting::Evict(Some(value.parse()?)),
+        "evict" => Setting::Evict(value.parse()?),
         "observe" if value == "all" => Setting::Forget(Forget::Observe(usize::MAX)),
         "observe" => Setting::Forget(Forget::Observe(count()?)),
         "pool" => Setting::Forget(Forget::Pool(value.parse()?)),

@@ -120,7 +120,6 @@ fn every_option_of_forgetting_reaches_the_config() {
         "every=once",
         "every=step",
         "every=7",
-        "refresh=sync",
     ] {
         let option = option.replace("evict=h", "evict=accumulated");
         let CacheConfig::Hca(changed) = round_trip(&format!("snapkv:25%,{option}")) else {
@@ -299,8 +298,11 @@ fn options_that_do_not_go_together_are_refused() {
         "keys=f16,sinks=9223372036854775807,recent=9223372036854775809",
         "keys=lm2,values=f16@device,rescore=f16@host",
         "snapkv:25%,keys=lm2,rescore=int8@host",
-        "snapkv:25%,keys=lm2,recent=0,evict=none",
-        "snapkv:25%,evict=none,keep=25%",
+        "snapkv:25%,keys=lm2,recent=0",
+        "snapkv:25%,refresh=sync",
+        "snapkv:25%,tau=0.5",
+        "hca:25%,values=int8@device",
+        "hca-rescore:12.5%,evict=window,keep=25%",
         "keys=f16,keep=25%",
         "keys=f16,values=f16@device,evict=window",
         "keys=f16,values=f16@device,evict=window,keep=own",
@@ -320,6 +322,34 @@ fn options_that_do_not_go_together_are_refused() {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert!(parsed.resolve(&smollm2(), None).is_err(), "{spec}");
     }
+}
+
+#[test]
+fn what_does_not_go_with_rows_that_come_back_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let heads = crate::forgetting::head_profile(folder.path(), &smollm2());
+    for option in ["refresh=sync", "tau=0.7", "gqa=max", "evict=squared", "budget=uniform"] {
+        round_trip(&format!("heterocache:80%,{option},heads={heads}"));
+    }
+    for (spec, part) in [
+        ("dbudget,every=drift:5", "with the budgets stability, uniform"),
+        ("corm,every=drift:5", "with the budgets stability, uniform"),
+        ("heterocache:80%,budget=global", "with the budgets stability, uniform"),
+        ("heterocache:80%,budget=adaptive:0.2", "with the budgets stability, uniform"),
+        ("heterocache:80%,evict=key-norm", "scores tokens by attention"),
+        ("heterocache:80%,evict=expected", "scores tokens by attention"),
+        ("heterocache:80%,evict=votes", "scores tokens by attention"),
+        ("heterocache:80%,every=once,tau=0.5", "tau and refresh say how rows come back"),
+        ("snapkv:25%", "do not go by a profile of heads"),
+    ] {
+        let parsed: CacheSpec = format!("{spec},heads={heads}").parse().unwrap();
+        let error = parsed.resolve(&smollm2(), None).unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{spec}: {error}");
+        assert!(error.to_string().contains(part), "{spec}: {error}");
+    }
+    round_trip("corm,evict=votes-seen");
+    let error = "heterocache:80%,heads=a,b".parse::<CacheSpec>().unwrap_err();
+    assert!(error.to_string().contains("the path of a file cannot hold one"), "{error}");
 }
 
 #[test]

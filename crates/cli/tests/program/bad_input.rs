@@ -424,7 +424,7 @@ fn a_mix_of_another_model_or_none() {
         &["--cache", "keys=mix:nowhere"],
         &["there is no mix nowhere", "with `heterokv mix`"],
     );
-    generate_refuses(&["--cache", "keys=mix:a,b"], &["the path of a mix cannot hold one"]);
+    generate_refuses(&["--cache", "keys=mix:a,b"], &["the path of a file cannot hold one"]);
     #[cfg(unix)]
     generate_refuses(&["--cache", "keys=mix:/dev/zero"], &["else than a regular file"]);
 }
