@@ -6,6 +6,9 @@
 //! host. A decode step scores the codes, selects, lets the host sum what was selected, and merges the
 //! two partial results by their log-sum-exp (HCAttention, arXiv 2507.19823).
 //!
+//! Or some tokens stay and the others are forgotten ([`Eviction`]): then heads differ in length, keys and
+//! values of what stays may be exact or coded, and pages go back to the allocator.
+//!
 //! How a cache is made is a [`CacheSpec`], one line that the command line and this library share.
 //! `full`, the uncompressed cache, goes through the same calls.
 //!

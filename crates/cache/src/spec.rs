@@ -163,11 +163,12 @@ pub struct RatioPromise {
 pub enum CacheConfig {
     /// Keys and values of every token exact, f16, on the device.
     Full,
-    /// Coded keys on the device, values on the host.
+    /// Parts put together: coded keys of all tokens with values on the host, as in HCAttention, or tokens that stay
+    /// while others are forgotten.
     Hca(HcaConfig),
 }
 
-/// The parts of an `hca` cache.
+/// The parts of a cache: how tokens are kept, which of them a step reads, and which are forgotten.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HcaConfig {
     /// Codes of the keys on the device.

@@ -14,6 +14,9 @@ const REMAINDERS: f64 = 1e9;
 /// and the sum of `most` allow, and with units of 1 the counts sum to the lesser of the two. A share of weight
 /// 0 stays at `least` until all others are at `most`; such shares get the rest in equal parts.
 ///
+/// As with every rule of largest remainders, a share can lose a unit while `total` grows; it is won back as
+/// `total` grows further.
+///
 /// No shares: none.
 ///
 /// # Errors
