@@ -10,7 +10,7 @@ use crate::eviction::{Eviction, Keep};
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::plan::{DevicePlan, KEPT_PAGE_TOKENS, full_bytes, host_shape};
-use crate::presets::{MIN_TOKENS, MIN_TOKENS_BELOW_TEN_PERCENT};
+use crate::presets::min_tokens_of_kept;
 use crate::spec::{HcaConfig, Place};
 use crate::{Error, KvShape, Result};
 
@@ -102,8 +102,7 @@ impl Allotment {
         match eviction.keep {
             Keep::Own => Ok(()),
             Keep::Ratio(percent) => {
-                let min_tokens =
-                    if percent < 5.0 { MIN_TOKENS_BELOW_TEN_PERCENT } else { MIN_TOKENS };
+                let min_tokens = min_tokens_of_kept(percent);
                 let least = allotment.least_shares(min_tokens).iter().sum::<usize>();
                 let least = 100.0 * least as f64 / full_bytes(shape, min_tokens) as f64;
                 if least <= percent {
@@ -145,7 +144,7 @@ impl Allotment {
     fn unit(&self) -> usize {
         match self.is_in_tokens() {
             true => 1,
-            false => self.costs[0].unit_bytes(),
+            false => self.costs.iter().map(HeadCost::unit_bytes).max().unwrap_or(1),
         }
     }
 

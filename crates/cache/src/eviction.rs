@@ -179,6 +179,11 @@ impl Eviction {
                 conflict: "the tokens of evict=window's observe=N, which stay, and of every=N must be at most 16,777,216",
             });
         }
+        if self.scoring.window == 0 && self.scoring.scorer.sees_attention() {
+            return Err(Error::Conflict {
+                conflict: "observe=0 looks at no query, so that no token is worth more than another; give it at least 1",
+            });
+        }
         if self.budget == Budget::Votes && !self.counts_votes() {
             return Err(Error::Conflict {
                 conflict: "budget=votes counts what evict=votes or evict=votes-seen gives",

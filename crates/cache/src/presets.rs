@@ -186,6 +186,11 @@ pub(crate) fn plain_eviction(scorer: Scorer) -> Eviction {
     }
 }
 
+/// Length from which a cache that forgets tokens keeps a ratio, in percent.
+pub(crate) fn min_tokens_of_kept(percent: f64) -> usize {
+    if percent < 5.0 { MIN_TOKENS_BELOW_TEN_PERCENT } else { MIN_TOKENS }
+}
+
 impl Preset {
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
@@ -247,7 +252,7 @@ impl Preset {
     pub(crate) fn min_tokens(self, ratio: f64) -> usize {
         match self {
             Self::Hca if ratio < 10.0 => MIN_TOKENS_BELOW_TEN_PERCENT,
-            Self::Forgetting(_) if ratio < 5.0 => MIN_TOKENS_BELOW_TEN_PERCENT,
+            Self::Forgetting(_) => min_tokens_of_kept(ratio),
             _ => MIN_TOKENS,
         }
     }

@@ -83,20 +83,40 @@ pub(crate) struct SavedHead {
     pub(crate) tables: Option<Vec<usize>>,
 }
 
+impl CacheConfig {
+    /// Refuses caches of this kind that cannot be [saved](KvCache::save): before the work, which would be lost.
+    ///
+    /// # Errors
+    /// [`Error::Forgetful`] where rows come back on drift, and where coded keys have their values on the device.
+    pub fn check_saved(&self) -> Result<()> {
+        if self.forgetting().is_some_and(|(config, _)| config.comes_back()) {
+            return Err(Error::Forgetful {
+                cannot: "is not saved where rows are to come back on drift; use another every=... for sessions",
+            });
+        }
+        if self.keeps_rows_on_device() {
+            return Err(Error::Forgetful {
+                cannot: "and has rows of values on the device is not saved; use values=...@host for sessions",
+            });
+        }
+        Ok(())
+    }
+}
+
 impl KvCache {
     /// Saves the cache under a name in the folder of its store, in the place of what was saved there before, with bytes of
     /// the caller's beside it. When this returns, both survive whatever happens to the process and the machine; until then,
     /// and where it fails, what was saved before does. What is counted of reads is not saved.
     ///
     /// # Errors
-    /// [`Error::MidToken`], [`Error::Forgetful`] where rows come back on drift, and what the store refuses: one without a
+    /// [`Error::MidToken`], as [`CacheConfig::check_saved`], and what the store refuses: one without a
     /// disk, a name, a disk that is full.
     pub fn save(&mut self, name: &str, companion: &[u8]) -> Result<()> {
+        self.config().check_saved()?;
         let heads = self.saved_heads()?;
         let mut header = Header::new(&self.shape(), self.config(), companion.len(), heads);
         let (policy, heads, stores) = self.policy_mut();
         if let Some(policy) = &policy {
-            policy.check_saved()?;
             header.policy = Some(policy.saved());
         }
         let host = stores.host.ok_or(heterokv_offload::Error::NoDisk)?;
@@ -213,7 +233,6 @@ impl SavedCache {
             check_tables(head.tables(), profile.map(|profile| profile.coder(place)))?;
         }
         if let ((Some(policy), ..), Some(saved)) = (cache.policy_mut(), &self.header.policy) {
-            policy.check_saved()?;
             policy.read(saved, &shape, &mut data)?;
         }
         Ok(cache)

@@ -207,17 +207,23 @@ impl CacheSpec {
     /// The ratio that this spec promises; none where it names no ratio.
     #[must_use]
     pub fn promise(&self) -> Option<RatioPromise> {
-        let keeps_it = |setting: &Setting| {
-            !matches!(setting, Setting::Forget(Forget::Every(Schedule::Once) | Forget::Keep(_)))
-        };
-        match self.base {
-            Base::Preset(preset, Some(Keep::Ratio(percent)))
-                if self.overrides.iter().all(keeps_it) =>
-            {
-                Some(RatioPromise { percent, min_tokens: preset.min_tokens(percent) })
-            }
+        let named = self.overrides.iter().find_map(|setting| match setting {
+            Setting::Forget(Forget::Keep(keep)) => Some(*keep),
             _ => None,
-        }
+        });
+        let (of_preset, keep) = match self.base {
+            Base::Preset(preset, keep) => (Some(preset), named.or(keep)),
+            Base::Full | Base::Options => (None, named),
+        };
+        let grows = Setting::Forget(Forget::Every(Schedule::Once));
+        let Some(Keep::Ratio(percent)) = keep.filter(|_| !self.overrides.contains(&grows)) else {
+            return None;
+        };
+        let min_tokens = of_preset.map_or_else(
+            || presets::min_tokens_of_kept(percent),
+            |preset| preset.min_tokens(percent),
+        );
+        Some(RatioPromise { percent, min_tokens })
     }
 
     /// The same by a profile of heads that is at hand, whatever file the spec names.

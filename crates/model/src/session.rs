@@ -99,7 +99,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::SessionFolder`] for what is no folder for a session, and [`Error::Session`] for a session of something
-    /// else, one that is damaged, and a folder that cannot be used.
+    /// else, one that is damaged, and a folder that cannot be used; as [`CacheConfig::check_saved`].
     pub fn open(
         folder: &Path,
         checkpoint: &Checkpoint,
@@ -108,6 +108,7 @@ impl Session {
         ram_budget_bytes: usize,
         files: OsFiles,
     ) -> Result<Self> {
+        config.check_saved()?;
         prepare(folder)?;
         let model = SessionModel::of(checkpoint);
         let options = StoreOptions {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Policy;
 use crate::saved::damaged;
-use crate::{Error, KvShape, Result};
+use crate::{KvShape, Result};
 
 /// A policy in numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,16 +34,6 @@ fn num_expected(shape: &KvShape) -> usize {
 }
 
 impl Policy {
-    /// Refuses to save, or to go on with, what is not saved.
-    pub(crate) fn check_saved(&self) -> Result<()> {
-        match self.drift {
-            None => Ok(()),
-            Some(_) => Err(Error::Forgetful {
-                cannot: "is not saved where rows are to come back on drift; use another every=... for sessions",
-            }),
-        }
-    }
-
     pub(crate) fn saved(&self) -> SavedPolicy {
         let expects = self.expected.iter().any(Option::is_some);
         SavedPolicy { limits_at: self.limits_at, expects }

@@ -142,9 +142,11 @@ fn a_ratio_is_promised_where_it_is_kept_to() {
         ("snapkv:1024", None),
         ("snapkv:64MiB", None),
         ("snapkv:25%,every=once", None),
-        ("snapkv:25%,keep=12.5%", None),
+        ("snapkv:25%,keep=12.5%", Some((12.5, 4_096))),
+        ("snapkv:25%,keep=100", None),
         ("dbudget", None),
-        ("keys=f16,values=f16@device,evict=window,keep=25%", None),
+        ("keys=f16,values=f16@device,evict=window,keep=25%", Some((25.0, 4_096))),
+        ("keys=f16,values=f16@device,evict=window,keep=4%", Some((4.0, 32_768))),
     ] {
         let promise = spec.parse::<CacheSpec>().unwrap().promise();
         assert_eq!(promise.map(|p| (p.percent, p.min_tokens)), promised, "{spec}");
@@ -302,6 +304,8 @@ fn options_that_do_not_go_together_are_refused() {
         "snapkv:25%,refresh=sync",
         "snapkv:25%,tau=0.5",
         "hca:25%,values=int8@device",
+        "snapkv:25%,observe=0",
+        "corm,observe=0",
         "hca-rescore:12.5%,evict=window,keep=25%",
         "keys=f16,keep=25%",
         "keys=f16,values=f16@device,evict=window",

@@ -214,7 +214,11 @@ impl Shape {
         match planned {
             Ok(planned) => Ok(Some(planned)),
             Err(error) => match error.downcast_ref() {
-                Some(CacheError::NotOnDevice { .. } | CacheError::DeviceShape { .. }) => Ok(None),
+                Some(
+                    CacheError::NotOnDevice { .. }
+                    | CacheError::DeviceShape { .. }
+                    | CacheError::Forgetful { .. },
+                ) => Ok(None),
                 _ => Err(error),
             },
         }

@@ -201,6 +201,12 @@ fn paths_that_cannot_be_a_session() {
         &["it holds other files and no session; give the path of a session, or a new one"],
     );
     assert_eq!(contents(&foreign).len(), 2, "they are as they were");
+    let never = fresh("never-saved");
+    refuses(
+        &arguments(&never, "Call me", "snapkv:200,keys=int8-token"),
+        &["has rows of values on the device is not saved; use values=...@host for sessions"],
+    );
+    assert!(!Path::new(&never).exists(), "nothing was begun");
     if cfg!(target_os = "linux") {
         refuses(&arguments("/proc", "Call me", "full"), &["/proc"]);
         refuses(

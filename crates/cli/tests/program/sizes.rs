@@ -109,3 +109,29 @@ fn a_plan_is_what_a_run_allocates() {
         assert_eq!(run["ratio"], planned["ratio"], "{spec}");
     }
 }
+
+#[test]
+fn caches_that_forget_are_planned_for_too() {
+    let book = crate::fixture::file("plan-forget.txt", &crate::fixture::prose(700));
+    let specs = [
+        ("full", true),
+        ("snapkv:200", false),
+        ("h2o:200,every=once", true),
+        ("knorm:200,keys=int8-token,values=int8@host", false),
+        ("streamingllm:200", false),
+        ("dbudget", true),
+        ("corm", false),
+    ];
+    let caches = specs.iter().flat_map(|(spec, _)| ["--cache", spec]);
+    let args: Vec<&str> = [model(), "--context", "700"].into_iter().chain(caches).collect();
+    for (planned, (spec, is_on_gpu)) in plan(&args).iter().zip(specs) {
+        assert_eq!(planned["cache"], spec);
+        assert_eq!(planned["gpu"][0]["device_bytes"].is_u64(), is_on_gpu, "{spec}");
+        let args = ["generate", "--model", model(), "--file", &book, "--max-tokens", "1", "--json"];
+        let run = json_of(&[&args[..], &["--cache", spec]].concat()).remove(0);
+        let parts = run["device"].as_object().unwrap().values();
+        let taken: u64 = parts.map(|bytes| bytes.as_u64().unwrap()).sum();
+        let planned = number(planned, "device_total_bytes");
+        assert!(0 < taken && taken <= planned, "{spec}: {taken} of {planned}");
+    }
+}
