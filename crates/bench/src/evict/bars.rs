@@ -15,26 +15,34 @@ const FAR_AHEAD: [&str; 2] = ["hca", "hca-rescore"];
 /// The others' KL over theirs that is far ahead.
 const FAR: f64 = 2.0;
 
-/// KL(full ‖ cache) in nats, means over all steps.
+/// Who has to be faster than `full`, at which ratio and context.
+const FASTER: (&str, f64, usize) = ("heterocache", 50.0, 7900);
+
+/// KL(full ‖ cache) in nats, means over all steps, and speed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Losses {
+pub(super) struct Measured {
     /// On the text that follows.
     pub(super) plain: f64,
     /// On a passage of the context once more.
     pub(super) recall: f64,
+    /// Tokens per second over those of `full`.
+    pub(super) of_full: f64,
 }
 
 /// All comparisons, and of each that has to be ahead the nearest, which the page shows.
 pub(super) fn part(
     entries: &[Entry],
     contexts: &[usize],
-    losses: &dyn Fn(&Entry, usize) -> Option<Losses>,
+    measured: &dyn Fn(&Entry, usize) -> Option<Measured>,
 ) -> Part {
-    let all = bars(entries, contexts, losses);
+    let mut all = bars(entries, contexts, measured);
+    all.extend(speed(entries, contexts, measured));
     let is_held = !all.is_empty() && all.iter().all(Bar::is_held);
-    let nearest =
-        sheet("The nearest cache that forgets for good: its KL over ours", &nearest(&all));
-    let all = sheet("Every cache that forgets for good: its KL over ours", &all);
+    let nearest = sheet(
+        "The nearest cache that forgets for good, its KL over ours; and speed",
+        &nearest(&all),
+    );
+    let all = sheet("Every cache that forgets for good, its KL over ours; and speed", &all);
     let tables = vec![
         Table::new("evict-bars", all).reaching(Reach::Terminal),
         Table::new("evict-bars-nearest", nearest),
@@ -42,32 +50,49 @@ pub(super) fn part(
     Part { name: "bars", tables, is_held }
 }
 
+/// The bar of [`FASTER`], where its context is measured.
+fn speed(
+    entries: &[Entry],
+    contexts: &[usize],
+    measured: &dyn Fn(&Entry, usize) -> Option<Measured>,
+) -> Option<Bar> {
+    let (name, ratio, context) = FASTER;
+    let entry = find(entries, |entry| is(entry, name, ratio)).next();
+    let of_full = entry.and_then(|entry| measured(entry, context)).map(|m| m.of_full);
+    contexts.contains(&context).then(|| Bar {
+        what: format!("tokens per second over those of full, {context} tokens"),
+        by: entry.map_or("not measured".to_owned(), |entry| entry.name.clone()),
+        reached: of_full.unwrap_or(f64::NAN),
+        limit: Limit::AtLeast(1.0),
+    })
+}
+
 /// A bar for each of ours, each ratio and context, each measure and each other cache that can keep that ratio. What was
 /// not measured holds none.
 fn bars(
     entries: &[Entry],
     contexts: &[usize],
-    losses: &dyn Fn(&Entry, usize) -> Option<Losses>,
+    measured: &dyn Fn(&Entry, usize) -> Option<Measured>,
 ) -> Vec<Bar> {
     let mut bars = Vec::new();
     for &context in contexts {
         for (name, ratios) in AHEAD {
             for &ratio in ratios {
                 let ours = find(entries, |entry| is(entry, name, ratio)).next();
-                let own = ours.and_then(|ours| losses(ours, context));
+                let own = ours.and_then(|ours| measured(ours, context));
                 let is_rival = |entry: &Entry| {
                     entry.preset.is_some_and(|preset| preset.loss == Loss::Tokens)
                         && entry.ratio == Some(ratio)
                         && !matches!(entry.standing, Standing::Unreachable { .. })
                 };
                 for rival in find(entries, is_rival) {
-                    let other = losses(rival, context);
+                    let other = measured(rival, context);
                     let recall_needed = if FAR_AHEAD.contains(&name) { FAR } else { 1.0 };
                     for (measure, needed, of) in [
-                        ("KL", 1.0, (|l: Losses| l.plain) as fn(Losses) -> f64),
+                        ("KL", 1.0, (|l: Measured| l.plain) as fn(Measured) -> f64),
                         ("recall KL", recall_needed, |l| l.recall),
                     ] {
-                        let [own, other] = [own, other].map(|losses| losses.map(of));
+                        let [own, other] = [own, other].map(|measured| measured.map(of));
                         let shown = |kl: Option<f64>| {
                             kl.map_or("not measured".to_owned(), |kl| format!("{kl:.5}"))
                         };
@@ -131,17 +156,17 @@ mod tests {
         entries
     }
 
-    fn made_up(entry: &Entry, _: usize) -> Option<Losses> {
+    fn made_up(entry: &Entry, _: usize) -> Option<Measured> {
         let is_ours = entry.preset.is_some_and(|preset| preset.loss == Loss::Nothing);
         Some(if is_ours {
-            Losses { plain: 0.001, recall: 0.002 }
+            Measured { plain: 0.001, recall: 0.002, of_full: 1.1 }
         } else {
-            Losses { plain: 0.01, recall: 0.5 }
+            Measured { plain: 0.01, recall: 0.5, of_full: 0.9 }
         })
     }
 
-    fn is_held(entries: &[Entry], losses: &dyn Fn(&Entry, usize) -> Option<Losses>) -> bool {
-        part(entries, &[4096, 7900], losses).is_held
+    fn is_held(entries: &[Entry], measured: &dyn Fn(&Entry, usize) -> Option<Measured>) -> bool {
+        part(entries, &[4096, 7900], measured).is_held
     }
 
     #[test]
@@ -151,26 +176,29 @@ mod tests {
         let num_rivals = PRESETS.iter().filter(|preset| preset.loss == Loss::Tokens).count();
         assert_eq!(bars(&entries, &[4096, 7900], &made_up).len(), 2 * 5 * 2 * num_rivals);
 
-        type Fault = (&'static str, usize, fn(Losses) -> Option<Losses>);
-        let faults: [Fault; 7] = [
+        type Fault = (&'static str, usize, fn(Measured) -> Option<Measured>);
+        let faults: [Fault; 8] = [
             // One other is ahead in one measure, at one context.
-            ("h2o:25%", 7900, |l| Some(Losses { plain: 0.0009, ..l })),
-            ("tova:12.5%", 4096, |l| Some(Losses { recall: 0.0019, ..l })),
-            ("adakv:50%", 4096, |l| Some(Losses { recall: 0.0019, ..l })),
+            ("h2o:25%", 7900, |l| Some(Measured { plain: 0.0009, ..l })),
+            ("tova:12.5%", 4096, |l| Some(Measured { recall: 0.0019, ..l })),
+            ("adakv:50%", 4096, |l| Some(Measured { recall: 0.0019, ..l })),
             // Ahead of it, but not far.
-            ("knorm:25%", 4096, |l| Some(Losses { recall: 0.003, ..l })),
+            ("knorm:25%", 4096, |l| Some(Measured { recall: 0.003, ..l })),
             // Not a number, not measured, ours and another's.
-            ("hca:12.5%", 7900, |l| Some(Losses { plain: f64::NAN, ..l })),
+            ("hca:12.5%", 7900, |l| Some(Measured { plain: f64::NAN, ..l })),
             ("heterocache:50%", 4096, |_| None),
             ("snapkv:25%", 4096, |_| None),
+            // As slow as full, all but.
+            ("heterocache:50%", 7900, |l| Some(Measured { of_full: 0.99, ..l })),
         ];
         for (name, at, fault) in faults {
-            let losses = |entry: &Entry, context: usize| {
+            let measured = |entry: &Entry, context: usize| {
                 let sound = made_up(entry, context)?;
                 if entry.name == name && context == at { fault(sound) } else { Some(sound) }
             };
-            assert!(!is_held(&entries, &losses), "{name}");
-            let missed: Vec<Bar> = bars(&entries, &[4096, 7900], &losses);
+            assert!(!is_held(&entries, &measured), "{name}");
+            let mut missed: Vec<Bar> = bars(&entries, &[4096, 7900], &measured);
+            missed.extend(speed(&entries, &[4096, 7900], &measured));
             let missed: Vec<&Bar> = missed.iter().filter(|bar| !bar.is_held()).collect();
             assert!(!missed.is_empty());
             for bar in missed {
@@ -183,18 +211,22 @@ mod tests {
     #[test]
     fn what_no_bar_is_about_counts_for_none() {
         // Far ahead is asked of coded keys alone; a ratio that is found on the text is nobody's rival.
-        let losses = |entry: &Entry, context: usize| {
+        let measured = |entry: &Entry, context: usize| {
             let sound = made_up(entry, context)?;
             Some(match entry.name.as_str() {
-                "h2o:50%" => Losses { recall: 0.003, ..sound },
-                name if name.starts_with("corm") => Losses { plain: 0.0, recall: 0.0 },
+                "h2o:50%" => Measured { recall: 0.003, ..sound },
+                name if name.starts_with("corm") => Measured { plain: 0.0, recall: 0.0, ..sound },
                 _ => sound,
             })
         };
-        assert!(is_held(&entries(""), &losses));
+        assert!(is_held(&entries(""), &measured));
         let worse = |entry: &Entry, context: usize| {
             let sound = made_up(entry, context)?;
-            Some(if entry.name == "h2o:25%" { Losses { plain: 0.0, recall: 0.0 } } else { sound })
+            Some(if entry.name == "h2o:25%" {
+                Measured { plain: 0.0, recall: 0.0, ..sound }
+            } else {
+                sound
+            })
         };
         assert!(!is_held(&entries(""), &worse));
         assert!(is_held(&entries("h2o:25%"), &worse), "it cannot keep that ratio");
@@ -207,11 +239,15 @@ mod tests {
 
     #[test]
     fn the_page_shows_the_nearest() {
-        let losses = |entry: &Entry, context: usize| {
+        let measured = |entry: &Entry, context: usize| {
             let sound = made_up(entry, context)?;
-            Some(if entry.name == "keydiff:25%" { Losses { plain: 0.004, ..sound } } else { sound })
+            Some(if entry.name == "keydiff:25%" {
+                Measured { plain: 0.004, ..sound }
+            } else {
+                sound
+            })
         };
-        let nearest = nearest(&bars(&entries(""), &[4096], &losses));
+        let nearest = nearest(&bars(&entries(""), &[4096], &measured));
         assert_eq!(nearest.len(), 5 * 2);
         let bar = &nearest[0];
         assert!(bar.what.starts_with("KL of hca:25%") && bar.by.starts_with("keydiff"), "{bar:?}");

@@ -419,7 +419,7 @@ fn sheet(model: &str, offsets: &[usize]) -> Sheet {
 /// most of them over its own.
 fn add_rows(sheet: &mut Sheet, context: usize, family: &[Entry], boards: &[Board<'_>]) {
     let losses = |entry: &Entry| -> Option<Vec<f64>> {
-        let of = boards.iter().map(|board| board.losses(entry, context));
+        let of = boards.iter().map(|board| board.measured(entry, context));
         let of: Vec<_> = of.collect::<Option<_>>()?;
         Some(of.iter().flat_map(|losses| [losses.plain, losses.recall]).collect())
     };

@@ -85,7 +85,9 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Vec<Part>> {
         parts.push(Part { name: "quality", tables, is_held: failures.is_empty() });
     }
     if arguments.bars {
-        parts.push(bars::part(&entries, &contexts, &|entry, context| board.losses(entry, context)));
+        parts.push(bars::part(&entries, &contexts, &|entry, context| {
+            board.measured(entry, context)
+        }));
     }
     Ok(parts)
 }

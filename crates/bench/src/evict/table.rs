@@ -2,7 +2,7 @@
 
 use heterokv_eval::{Job, Outcome, Row, Steps};
 
-use super::bars::Losses;
+use super::bars::Measured;
 use super::grid::{Entry, Standing};
 use crate::caches::FULL;
 use crate::samples::Samples;
@@ -101,13 +101,19 @@ impl<'a> Board<'a> {
         Self { entries, contexts, figures, commits }
     }
 
-    /// KL on what follows and on what is said once more; none where a row is missing.
-    pub(super) fn losses(&self, entry: &Entry, context: usize) -> Option<Losses> {
+    /// What bars are about; none where a row is missing. Speed is NaN where `full` was not asked for.
+    pub(super) fn measured(&self, entry: &Entry, context: usize) -> Option<Measured> {
         let figures = self.figures(entry, context)?;
         let is_complete = figures.num_rows == figures.num_jobs;
         let mean = |steps: &Steps| steps.summary().map(|summary| summary.kl_mean);
         is_complete.then_some(())?;
-        Some(Losses { plain: mean(&figures.plain)?, recall: mean(&figures.recall)? })
+        let full = self.entries.iter().find(|entry| entry.name == FULL);
+        let full = full.and_then(|full| self.figures(full, context)).map(Figures::rate);
+        Some(Measured {
+            plain: mean(&figures.plain)?,
+            recall: mean(&figures.recall)?,
+            of_full: figures.rate() / full.unwrap_or(f64::NAN),
+        })
     }
 
     /// The most bytes on the device over those of a full cache, where the samples of `kl` were measured.
