@@ -83,7 +83,7 @@ impl<'a> HeldScores<'a> {
 pub(super) fn weigh_held(
     level: Level,
     heads: &[Option<HeldScores<'_>>],
-    lse: &[Vec<f32>],
+    lse: &[&[f32]],
     weights: &mut [Vec<f32>],
 ) {
     let mut parts = Vec::new();
@@ -94,7 +94,7 @@ pub(super) fn weigh_held(
         };
         let num_tokens = head.num_tokens();
         weights.resize(head.group_size * num_tokens, 0.0);
-        let rows = weights.chunks_exact_mut(num_tokens.max(1)).zip(lse).enumerate();
+        let rows = weights.chunks_exact_mut(num_tokens.max(1)).zip(*lse).enumerate();
         for (query_head, (row, &lse)) in rows {
             let of_row = row.chunks_mut(PART_TOKENS).enumerate();
             parts.extend(of_row.map(|(part, weights)| (head, query_head, part, lse, weights)));
@@ -124,7 +124,7 @@ mod tests {
         let coded: Vec<f32> =
             (0..2).flat_map(|head| (5..8).map(move |token| score(token, head))).collect();
         let held = || HeldScores::new(2, 5, tasks.iter().map(Vec::as_slice), &coded);
-        let lse = [vec![0.5, -1.0], vec![0.0, 0.0]];
+        let lse = [&[0.5, -1.0][..], &[0.0, 0.0]];
         let mut weights = vec![vec![7.0; 3]; 2];
         weigh_held(Level::detect(), &[Some(held()), None], &lse, &mut weights);
         assert!(weights[1].is_empty(), "no scores, no weights");
@@ -144,7 +144,7 @@ mod tests {
         let scores: Vec<f32> = (0..len).map(|token| -((token % 50) as f32)).collect();
         let held = HeldScores::new(1, len, scores.chunks(4000), &[]);
         let mut weights = vec![Vec::new()];
-        weigh_held(Level::detect(), &[Some(held)], &[vec![2.0]], &mut weights);
+        weigh_held(Level::detect(), &[Some(held)], &[&[2.0]], &mut weights);
         let expected: Vec<f32> = scores.iter().map(|score| (score - 2.0).exp()).collect();
         let is_near = |(x, e): (&f32, &f32)| (x / e - 1.0).abs() < 1e-6;
         assert!(weights[0].iter().zip(&expected).all(is_near) && weights[0].len() == len);
