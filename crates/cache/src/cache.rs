@@ -1,6 +1,7 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 mod layers;
+mod parts;
 mod step;
 mod weigh;
 
@@ -10,9 +11,8 @@ use std::time::Instant;
 
 use heterokv_attn::{AttnError, HeadShape};
 use heterokv_offload::{Arena, Sequence, Stats, Store};
-use heterokv_quant::{KeyCoder, Level};
+use heterokv_quant::Level;
 
-use crate::eviction::Eviction;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::head::{HeadCache, Stores};
 use crate::held::Held;
@@ -238,11 +238,6 @@ impl KvCache {
         self.shape
     }
 
-    /// The instruction set that it computes with.
-    pub(crate) fn level(&self) -> Level {
-        self.level
-    }
-
     /// How this cache was made.
     #[must_use]
     pub fn config(&self) -> &CacheConfig {
@@ -284,12 +279,15 @@ impl KvCache {
         rows - self.device_value_bytes() + expected
     }
 
-    /// The positions of the tokens that each head holds, ascending, `[num_layers, num_kv_heads]`; empty where no tokens are
-    /// forgotten and so all are held.
+    /// The positions of the tokens that a head holds, ascending; empty where no tokens are forgotten and so all are held.
+    ///
+    /// # Panics
+    /// When there is no such head.
     #[must_use]
     pub fn held_positions(&self, layer: usize, kv_head: usize) -> &[u32] {
-        let place = layer * self.shape.heads.num_kv_heads + kv_head;
-        self.heads.get(place).map_or(&[], HeadCache::positions)
+        let num_kv_heads = self.shape.heads.num_kv_heads;
+        assert!(kv_head < num_kv_heads, "a KV head of the layer");
+        self.heads[layer * num_kv_heads + kv_head].positions()
     }
 
     /// Whether its rows on the host are in this store.
@@ -389,29 +387,6 @@ impl KvCache {
         left
     }
 
-    /// What decides which tokens are forgotten, and what it decides over.
-    pub(crate) fn policy_mut(&mut self) -> (Option<&mut Policy>, &mut [HeadCache], Stores<'_>) {
-        let stores = Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
-        (self.policy.as_mut(), &mut self.heads, stores)
-    }
-
-    /// How tokens are forgotten, and how many of the first stay; none where none are.
-    pub(crate) fn eviction(&self) -> Option<(&Eviction, usize)> {
-        self.config.forgetting().map(|(hca, eviction)| (eviction, hca.sinks))
-    }
-
-    /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [HeadCache], &Arena, &mut Option<Sequence>) {
-        (&mut self.heads, &self.device, &mut self.host)
-    }
-
-    /// The layer's heads and where their tokens go.
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [HeadCache], Stores<'_>) {
-        let num_kv_heads = self.shape.heads.num_kv_heads;
-        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
-        (heads, Stores { level: self.level, device: &self.device, host: self.host.as_mut() })
-    }
-
     /// Refuses a prompt that this cache cannot take.
     pub(crate) fn check_empty(&self, layer: usize) -> Result<()> {
         self.check_layer(layer)?;
@@ -419,11 +394,6 @@ impl KvCache {
             0 => Ok(()),
             num_tokens => Err(Error::NotEmpty { layer, num_tokens }),
         }
-    }
-
-    /// The coder of a (layer, KV head), once one is fitted.
-    pub(crate) fn coder(&self, layer: usize, kv_head: usize) -> Option<&KeyCoder> {
-        self.heads[layer * self.shape.heads.num_kv_heads + kv_head].coder()
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {
