@@ -8,6 +8,7 @@ use heterokv_evict::RotaryTurns;
 
 use crate::cache::{KvCache, check_finite, check_len};
 use crate::head::PromptTokens;
+use crate::policy::{Kept, Policy};
 use crate::watch::Watch;
 use crate::{Error, Result};
 
@@ -102,11 +103,11 @@ impl<'a> PromptLayer<'a> {
             }
             cache.check_empty(layer)?;
         }
-        let HeadShape { num_kv_heads, head_dim, .. } = self.shape;
-        let rows = |rows| (0..num_kv_heads).map(|head| self.head_rows(rows, head)).collect();
-        let (keys, values): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (rows(self.k), rows(self.v));
+        let head_dim = self.shape.head_dim;
+        let num_tokens = self.k.len() / self.shape.kv_row_len();
+        let [keys, values] = [self.k, self.v].map(|rows| rows_of_heads(&self.shape, rows));
         caches.par_iter_mut().try_for_each(|cache| {
-            let mut evidence = match cache.eviction() {
+            let evidence = match cache.eviction() {
                 None => None,
                 Some((eviction, sinks)) => {
                     let seen = self.watch.as_ref().ok_or(Error::NotWatched { layer })?;
@@ -114,43 +115,41 @@ impl<'a> PromptLayer<'a> {
                     Some(evidence.ok_or(Error::NotWatched { layer })?)
                 }
             };
-            let num_tokens = self.k.len() / self.shape.kv_row_len();
             let (policy, ..) = cache.policy_mut();
-            let kept = match (policy, &mut evidence) {
-                (Some(policy), Some(evidence)) => {
-                    policy.keep_of_prompt(layer, num_tokens, evidence)?
-                }
-                _ => Vec::new(),
+            let keep = |(policy, evidence): (&mut Policy, _)| {
+                policy.keep_of_prompt(layer, num_tokens, evidence)
             };
+            let kept = policy.zip(evidence).map(keep).transpose()?;
             let (heads, mut stores) = cache.layer_mut(layer);
             for (kv_head, head) in heads.iter_mut().enumerate() {
                 head.add_query_energy(&self.query_energy[kv_head * head_dim..][..head_dim]);
                 let (keys, values) = (&keys[kv_head], &values[kv_head]);
-                match &evidence {
+                match &kept {
                     None => head.store_prompt(&mut stores, keys, values)?,
-                    Some(evidence) => {
-                        let (kept, evidence) = (&kept[kv_head], &evidence.heads[kv_head]);
+                    Some(kept) => {
+                        let Kept { positions: kept, evidence } = &kept[kv_head];
                         let tokens = PromptTokens { kept, evidence };
                         head.store_kept(&mut stores, keys, values, tokens)?;
                     }
                 }
             }
-            let is_last = layer + 1 == cache.shape().num_layers;
             match cache.policy_mut() {
-                (Some(policy), heads, mut stores) if is_last => {
-                    policy.settle(heads, &mut stores, num_tokens)
-                }
+                (Some(policy), heads, mut stores) => policy.settle(heads, &mut stores, num_tokens),
                 _ => Ok(()),
             }
         })
     }
+}
 
-    /// The rows of one KV head, `[num_tokens, head_dim]`.
-    fn head_rows(&self, rows: &[f32], kv_head: usize) -> Vec<f32> {
-        let columns = kv_head * self.shape.head_dim..(kv_head + 1) * self.shape.head_dim;
-        let rows = rows.chunks_exact(self.shape.kv_row_len());
-        rows.flat_map(|row| &row[columns.clone()]).copied().collect()
-    }
+/// The rows of one KV head `[num_tokens, head_dim]`, of `rows [num_tokens, num_kv_heads, head_dim]`.
+pub(crate) fn rows_of_head(shape: &HeadShape, rows: &[f32], kv_head: usize) -> Vec<f32> {
+    let rows = rows.chunks_exact(shape.kv_row_len());
+    rows.flat_map(|row| &row[kv_head * shape.head_dim..][..shape.head_dim]).copied().collect()
+}
+
+/// Those of every KV head.
+pub(crate) fn rows_of_heads(shape: &HeadShape, rows: &[f32]) -> Vec<Vec<f32>> {
+    (0..shape.num_kv_heads).map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
 }
 
 /// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache:

@@ -4,7 +4,8 @@ use heterokv_evict::{RotaryTurns, Scorer};
 
 use super::{DeviceCache, PromptOnDevice};
 use crate::cache::{check_finite, check_len};
-use crate::watch::{LayerEvidence, Watch};
+use crate::prompt::rows_of_heads;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
 /// One layer of a prompt as a cache that forgets looks at it: its keys, which have come to the host, and what its queries
@@ -51,28 +52,21 @@ impl DeviceCache {
         let PromptWatch { watch, keys, .. } = watch.ok_or(Error::NotWatched { layer })?;
         check_len("k", keys.len(), prompt.num_tokens * self.shape.heads.kv_row_len())?;
         let heads = self.shape.heads;
-        let of_heads = |rows: &[f32]| -> Vec<Vec<f32>> {
-            let of_head = |kv_head: usize| {
-                let rows = rows.chunks_exact(heads.kv_row_len());
-                rows.flat_map(|row| &row[kv_head * heads.head_dim..][..heads.head_dim])
-                    .copied()
-                    .collect()
-            };
-            (0..heads.num_kv_heads).map(of_head).collect()
-        };
         let values = match eviction.scoring.scorer {
             Scorer::Expected => {
                 let values = self.rows_of(prompt, 1)?;
                 check_finite("v", &values)?;
-                of_heads(&values)
+                rows_of_heads(&heads, &values)
             }
             // Nobody looks at them.
             _ => vec![Vec::new(); heads.num_kv_heads],
         };
-        let evidence = watch.evidence(eviction, hca.sinks, &of_heads(&keys), &values)?;
-        let mut evidence: LayerEvidence = evidence.ok_or(Error::NotWatched { layer })?;
+        let keys = rows_of_heads(&heads, &keys);
+        let evidence = watch.evidence(eviction, hca.sinks, &keys, &values)?;
+        let evidence = evidence.ok_or(Error::NotWatched { layer })?;
         let policy = self.policy.as_mut().ok_or(Error::NotWatched { layer })?;
-        Ok(Some(policy.keep_of_prompt(layer, prompt.num_tokens, &mut evidence)?))
+        let kept = policy.keep_of_prompt(layer, prompt.num_tokens, evidence)?;
+        Ok(Some(kept.into_iter().map(|kept| kept.positions).collect()))
     }
 }
 

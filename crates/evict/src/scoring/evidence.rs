@@ -85,14 +85,14 @@ impl PromptEvidence {
     /// added to. Votes are the number of tokens up to the latest query that gave one, whatever the
     /// aggregation: f32 has them exactly up to 2^24.
     #[must_use]
-    pub fn finish(self) -> Vec<f32> {
+    pub fn finish(&self) -> Vec<f32> {
         let Self { scoring, num_tokens, sums, .. } = self;
         let gqa = match scoring.scorer {
             Scorer::Votes | Scorer::VotesSeen => Gqa::Max,
             _ => scoring.gqa,
         };
-        let mut evidence = vec![0.0; num_tokens];
-        for sums in sums.chunks_exact(num_tokens.max(1)) {
+        let mut evidence = vec![0.0; *num_tokens];
+        for sums in sums.chunks_exact((*num_tokens).max(1)) {
             gqa.add(self.group_size, sums.iter().map(|&sum| sum as f32), &mut evidence);
         }
         evidence
