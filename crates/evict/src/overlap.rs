@@ -18,8 +18,7 @@ pub fn overlap(x: &[u32], y: &[u32]) -> f64 {
 }
 
 /// The middle one of some values, or the mean of the two that are; 0 of none. The values are sorted by it.
-#[must_use]
-pub fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -3,13 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::BLOCK_TOKENS;
 use crate::{Error, Result, words};
 
 /// The widest kernel that a word may name: every token looks at that many.
 const MAX_KERNEL: usize = 255;
-
-/// Values that are pooled at a time, so that what comes between passes is near.
-const BLOCK: usize = 1024;
 
 const KNOWN: &str = "none, mean:N, max:N with odd N from 1 to 255";
 
@@ -41,15 +39,17 @@ impl Pool {
             Self::None => pooled.copy_from_slice(&values[first..][..pooled.len()]),
             Self::Mean(kernel) => {
                 let share = 1.0 / (kernel / 2 * 2 + 1) as f32;
-                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
-                    gather(kernel / 2, first + block * BLOCK, values, pooled, |sum, x| sum + x);
+                for (block, pooled) in pooled.chunks_mut(BLOCK_TOKENS).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK_TOKENS, values, pooled, |sum, x| {
+                        sum + x
+                    });
                     pooled.iter_mut().for_each(|sum| *sum *= share);
                 }
             }
             Self::Max(kernel) => {
                 let larger = |most: f32, x: f32| if x > most || x.is_nan() { x } else { most };
-                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
-                    gather(kernel / 2, first + block * BLOCK, values, pooled, larger);
+                for (block, pooled) in pooled.chunks_mut(BLOCK_TOKENS).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK_TOKENS, values, pooled, larger);
                 }
             }
         }
