@@ -14,9 +14,9 @@ use crate::{Error, Result};
 
 /// The exact keys and values of a prompt in one layer.
 ///
-/// The queries come in blocks, so that those of the whole prompt never exist at once; then the layer is
-/// stored, and its exact keys and values can be freed. Storing in several caches at once is how these
-/// are compared, since the exact attention is computed once.
+/// The queries come in blocks, so that those of the whole prompt never exist at once; then the
+/// layer is stored, and its exact keys and values can be freed. Storing in several caches at once
+/// is how these are compared, since the exact attention is computed once.
 #[derive(Debug)]
 pub struct PromptLayer<'a> {
     shape: HeadShape,
@@ -33,8 +33,8 @@ impl<'a> PromptLayer<'a> {
     /// The post-RoPE keys and values `[num_tokens, num_kv_heads, head_dim]` of a prompt, f32.
     ///
     /// # Errors
-    /// A shape that is impossible, [`Error::Length`] when the two differ or are not whole tokens, and
-    /// values that are not finite.
+    /// A shape that is impossible, [`Error::Length`] when the two differ or are not whole tokens,
+    /// and values that are not finite.
     pub fn new(shape: HeadShape, level: Level, k: &'a [f32], v: &'a [f32]) -> Result<Self> {
         shape.check()?;
         let row_len = shape.kv_row_len();
@@ -46,8 +46,9 @@ impl<'a> PromptLayer<'a> {
         Ok(Self { shape, level, k, v, query_energy, watch: None })
     }
 
-    /// Looks at queries as those of `caches` need it that forget tokens, before the first block; for others nothing is done. What is
-    /// expected of queries to come needs `turns`, the model's rotary embedding.
+    /// Looks at queries as those of `caches` need it that forget tokens, before the first block;
+    /// for others nothing is done. What is expected of queries to come needs `turns`, the model's
+    /// rotary embedding.
     ///
     /// # Errors
     /// [`Error::NoRotary`], and ways of scoring that are impossible.
@@ -94,8 +95,8 @@ impl<'a> PromptLayer<'a> {
     /// Stores the layer in every one of `caches`, all of this shape and empty in `layer`.
     ///
     /// # Errors
-    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything is
-    /// stored; or no memory, after which the caches are of no further use.
+    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything
+    /// is stored; or no memory, after which the caches are of no further use.
     pub fn store(self, caches: &mut [KvCache], layer: usize) -> Result<()> {
         for (index, cache) in caches.iter().enumerate() {
             if cache.shape().heads != self.shape {
@@ -141,7 +142,8 @@ impl<'a> PromptLayer<'a> {
     }
 }
 
-/// The rows of one KV head `[num_tokens, head_dim]`, of `rows [num_tokens, num_kv_heads, head_dim]`.
+/// The rows of one KV head `[num_tokens, head_dim]`, of
+/// `rows [num_tokens, num_kv_heads, head_dim]`.
 pub(crate) fn rows_of_head(shape: &HeadShape, rows: &[f32], kv_head: usize) -> Vec<f32> {
     let rows = rows.chunks_exact(shape.kv_row_len());
     rows.flat_map(|row| &row[kv_head * shape.head_dim..][..shape.head_dim]).copied().collect()
@@ -152,8 +154,9 @@ pub(crate) fn rows_of_heads(shape: &HeadShape, rows: &[f32]) -> Vec<Vec<f32>> {
     (0..shape.num_kv_heads).map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
 }
 
-/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache:
-/// [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the attention outputs.
+/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every
+/// cache: [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the
+/// attention outputs.
 ///
 /// # Errors
 /// As [`PromptLayer`]; a cache that cannot take the prompt is refused before any attention.

@@ -1,4 +1,5 @@
-//! What caches that forget look at while a prompt passes: the attention of its queries, and their statistics.
+//! What caches that forget look at while a prompt passes: the attention of its queries, and their
+//! statistics.
 
 use heterokv_attn::{HeadShape, PromptKeys};
 use heterokv_evict::{
@@ -19,7 +20,8 @@ const NUM_FUTURE: usize = 512;
 pub(crate) struct LayerEvidence<'a> {
     /// `[num_kv_heads][num_tokens]`.
     pub(crate) heads: Vec<Vec<f32>>,
-    /// Softmax weights of the prompt's last query, `[num_kv_heads][group_size, num_tokens]`, where they were asked for.
+    /// Softmax weights of the prompt's last query, `[num_kv_heads][group_size, num_tokens]`, where
+    /// they were asked for.
     pub(crate) last: Vec<&'a [f32]>,
     /// What is expected of queries to come, `[num_kv_heads]`, where tokens are scored by that.
     pub(crate) expected: Vec<ExpectedScores>,
@@ -56,8 +58,8 @@ enum Gathered {
 }
 
 impl Watch {
-    /// Of a layer whose post-RoPE keys are `k [num_tokens, num_kv_heads, head_dim]`, for caches that forget so, each with its
-    /// first tokens that stay.
+    /// Of a layer whose post-RoPE keys are `k [num_tokens, num_kv_heads, head_dim]`, for caches
+    /// that forget so, each with its first tokens that stay.
     pub(crate) fn new<'a>(
         level: Level,
         shape: HeadShape,
@@ -118,7 +120,8 @@ impl Watch {
         if self.scorings.iter().any(is_of_queries) { 0 } else { self.first_weights() }
     }
 
-    /// Looks at a block of post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on.
+    /// Looks at a block of post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from
+    /// `first` on.
     pub(crate) fn look(&mut self, first: usize, q: &[f32]) -> Result<()> {
         let earliest = self.first_weights().max(first);
         let Self { shape, num_tokens, wants_last, ref mut heads, .. } = *self;

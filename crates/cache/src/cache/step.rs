@@ -29,17 +29,18 @@ struct ExactTask<'a> {
 struct ExactPart {
     /// `[num_kv_heads]`.
     states: Vec<AttnState>,
-    /// Of each KV head that is watched, in the order of its rows: scores `[group_size, rows]` of some of them.
+    /// Of each KV head that is watched, in the order of its rows: scores `[group_size, rows]` of
+    /// some of them.
     scores: Vec<Vec<Vec<f32>>>,
 }
 
 impl KvCache {
-    /// Attention of one token's post-RoPE queries `q [num_qo_heads, head_dim]` over all tokens that a
-    /// layer holds, into `out [num_qo_heads, head_dim]`. An empty layer gives zeros.
+    /// Attention of one token's post-RoPE queries `q [num_qo_heads, head_dim]` over all tokens that
+    /// a layer holds, into `out [num_qo_heads, head_dim]`. An empty layer gives zeros.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`](crate::Error::NoSuchLayer), [`Error::Length`](crate::Error::Length), queries that are not
-    /// finite, and whatever the host store fails with.
+    /// [`Error::NoSuchLayer`](crate::Error::NoSuchLayer), [`Error::Length`](crate::Error::Length),
+    /// queries that are not finite, and whatever the host store fails with.
     pub fn attend(&mut self, layer: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
         let shape = self.shape.heads;
         self.check_layer(layer)?;
@@ -63,7 +64,8 @@ impl KvCache {
         self.show_policy(layer, &watched, &states, &scores)
     }
 
-    /// Of which KV heads of a layer the policy looks at the softmax weights of this step, `[num_kv_heads]`.
+    /// Of which KV heads of a layer the policy looks at the softmax weights of this step,
+    /// `[num_kv_heads]`.
     fn watched(&self, layer: usize) -> Vec<bool> {
         let num_kv_heads = self.shape.heads.num_kv_heads;
         let heads = self.heads[layer * num_kv_heads..][..num_kv_heads].iter().enumerate();
@@ -73,8 +75,8 @@ impl KvCache {
         heads.map(wants).collect()
     }
 
-    /// Attention over the exact rows of a layer, and the scores of its coded keys, which do not need each other; `scaled` are
-    /// the queries times `sm_scale`.
+    /// Attention over the exact rows of a layer, and the scores of its coded keys, which do not
+    /// need each other; `scaled` are the queries times `sm_scale`.
     fn scan(&mut self, layer: usize, q: &[f32], scaled: &[f32], watched: &[bool]) -> ExactPart {
         let start = Instant::now();
         let Self { shape: KvShape { heads: shape, .. }, level, ref mut groups, .. } = *self;
@@ -120,8 +122,8 @@ impl KvCache {
         exact
     }
 
-    /// Selects among the coded tokens of a layer by their scores, and merges what the rows of the selected ones come to into
-    /// the states of the exact rows. Nothing where all rows are exact.
+    /// Selects among the coded tokens of a layer by their scores, and merges what the rows of the
+    /// selected ones come to into the states of the exact rows. Nothing where all rows are exact.
     fn add_selected(
         &mut self,
         layer: usize,
@@ -160,8 +162,9 @@ impl KvCache {
         Ok(())
     }
 
-    /// Shows the policy the softmax weights over all that the watched heads of a layer hold, whatever was selected, and has the
-    /// rows come that a step waits for. Nothing where there is no policy.
+    /// Shows the policy the softmax weights over all that the watched heads of a layer hold,
+    /// whatever was selected, and has the rows come that a step waits for. Nothing where there is
+    /// no policy.
     fn show_policy(
         &mut self,
         layer: usize,

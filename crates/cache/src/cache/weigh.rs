@@ -24,8 +24,8 @@ struct Piece<'a> {
 }
 
 impl<'a> HeldScores<'a> {
-    /// Of exact rows as tasks have them, each `[group_size, rows]`, with those of coded keys `[group_size, num_coded]` between the
-    /// first `num_resident` rows and the others.
+    /// Of exact rows as tasks have them, each `[group_size, rows]`, with those of coded keys
+    /// `[group_size, num_coded]` between the first `num_resident` rows and the others.
     pub(super) fn new(
         group_size: usize,
         num_resident: usize,
@@ -78,8 +78,9 @@ impl<'a> HeldScores<'a> {
     }
 }
 
-/// Fills `weights [num_kv_heads][group_size, num_held]` with the softmax weights of scores under the log-sum-exp of each query
-/// head, `lse [num_kv_heads][group_size]`; nothing for a head whose scores are not there.
+/// Fills `weights [num_kv_heads][group_size, num_held]` with the softmax weights of scores under
+/// the log-sum-exp of each query head, `lse [num_kv_heads][group_size]`; nothing for a head whose
+/// scores are not there.
 pub(super) fn weigh_held(
     level: Level,
     heads: &[Option<HeldScores<'_>>],
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn weights_are_in_the_order_of_positions() {
-        // Two query heads. Five rows stay, then come three coded ones, then the rest of the second task and the third.
+        // Two query heads. Five rows stay, then come three coded ones, then the rest of the second
+        // task and the third.
         let score = |token: usize, head: usize| -((token + 100 * head) as f32) / 16.0;
         let exact = |tokens: std::ops::Range<usize>, end_of_first: usize| -> Vec<f32> {
             let position = move |row: usize| if row < end_of_first { row } else { row + 3 };

@@ -8,8 +8,8 @@ use crate::prompt::rows_of_heads;
 use crate::watch::Watch;
 use crate::{Error, Result};
 
-/// One layer of a prompt as a cache that forgets looks at it: its keys, which have come to the host, and what its queries
-/// attend to.
+/// One layer of a prompt as a cache that forgets looks at it: its keys, which have come to the
+/// host, and what its queries attend to.
 #[derive(Debug)]
 pub struct PromptWatch {
     watch: Watch,
@@ -20,8 +20,9 @@ pub struct PromptWatch {
 }
 
 impl DeviceCache {
-    /// Begins to look at a layer of a prompt whose keys and values are there; none where the cache forgets nothing. What is
-    /// expected of queries to come needs `turns`, the model's rotary embedding.
+    /// Begins to look at a layer of a prompt whose keys and values are there; none where the cache
+    /// forgets nothing. What is expected of queries to come needs `turns`, the model's rotary
+    /// embedding.
     ///
     /// # Errors
     /// As [`DeviceCache::store_prompt`], and [`Error::NoRotary`].
@@ -41,7 +42,8 @@ impl DeviceCache {
         Ok(Some(PromptWatch { watch, keys, first_query, row_len: self.shape.heads.qo_row_len() }))
     }
 
-    /// The tokens of a prompt that each KV head of a layer is to hold, ascending; none where all are.
+    /// The tokens of a prompt that each KV head of a layer is to hold, ascending; none where all
+    /// are.
     pub(super) fn kept_of_prompt(
         &mut self,
         layer: usize,
@@ -77,8 +79,8 @@ impl PromptWatch {
         self.first_query
     }
 
-    /// Looks at post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on. All from
-    /// [the first](PromptWatch::first_query) on are to be shown, in their order.
+    /// Looks at post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on.
+    /// All from [the first](PromptWatch::first_query) on are to be shown, in their order.
     ///
     /// # Errors
     /// [`Error::Length`], and queries that are not finite.

@@ -1,4 +1,5 @@
-//! Pooling along tokens: a token counts with its neighbours, so that what is kept is kept in pieces.
+//! Pooling along tokens: a token counts with its neighbours, so that what is kept is kept in
+//! pieces.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +14,8 @@ const KNOWN: &str = "none, mean:N, max:N with odd N from 1 to 255";
 
 /// How the evidence of a token is spread over its neighbours, stride 1, as many values as before.
 ///
-/// Kernels are odd; an even one reaches as far as the next odd one. As words: `none`, `mean:5`, `max:7`.
+/// Kernels are odd; an even one reaches as far as the next odd one. As words: `none`, `mean:5`,
+/// `max:7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
     /// Not at all.
@@ -33,7 +35,8 @@ impl Pool {
         pooled
     }
 
-    /// Pools `values [n]` around the places from `first` on, as many as `pooled` has, which lie within `values`.
+    /// Pools `values [n]` around the places from `first` on, as many as `pooled` has, which lie
+    /// within `values`.
     pub(super) fn apply_from(&self, first: usize, values: &[f32], pooled: &mut [f32]) {
         match *self {
             Self::None => pooled.copy_from_slice(&values[first..][..pooled.len()]),
@@ -56,8 +59,8 @@ impl Pool {
     }
 }
 
-/// Gathers for every place from `first` on what `join` makes of the values at most `reach` away: for all places together, one
-/// distance after the other, except near the ends.
+/// Gathers for every place from `first` on what `join` makes of the values at most `reach` away:
+/// for all places together, one distance after the other, except near the ends.
 fn gather(
     reach: usize,
     first: usize,

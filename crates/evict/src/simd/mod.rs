@@ -1,7 +1,7 @@
 //! The vector code of this crate and the one place of it that holds unsafe code.
 //!
-//! Every kernel has a scalar form, which the others equal to the bit: sums are taken in [`LANES`] partial sums, whatever
-//! the width of a vector.
+//! Every kernel has a scalar form, which the others equal to the bit: sums are taken in [`LANES`]
+//! partial sums, whatever the width of a vector.
 
 #![cfg_attr(
     target_arch = "x86_64",
@@ -19,7 +19,8 @@ pub(crate) const WORD: usize = u64::BITS as usize;
 /// Partial sums of a mass, by token, and what a vector that is stored whole may write too much.
 pub(crate) const LANES: usize = 16;
 
-/// The instructions that kernels use, of which this CPU has all: calls into vector code rest on that.
+/// The instructions that kernels use, of which this CPU has all: calls into vector code rest on
+/// that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Form(Instructions);
 
@@ -97,8 +98,9 @@ fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
 }
 
-/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others that are at least
-/// `edges[0]` to the front of `between`, in their order; what is behind them there means nothing.
+/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others
+/// that are at least `edges[0]` to the front of `between`, in their order; what is behind them
+/// there means nothing.
 ///
 /// # Panics
 /// When `between` is not longer than `weights` by [`LANES`].
@@ -142,7 +144,8 @@ impl Seen {
     }
 }
 
-/// Makes the bits of `words` the weights that are at least `least`: those beyond the last weight are unset.
+/// Makes the bits of `words` the weights that are at least `least`: those beyond the last weight
+/// are unset.
 ///
 /// # Panics
 /// When there is not a word for every [`WORD`] weights or a part of them.
@@ -191,10 +194,12 @@ fn positions_scalar(words: &[u64], out: &mut [u32]) {
     }
 }
 
-/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out` means nothing.
+/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out`
+/// means nothing.
 ///
 /// # Panics
-/// When there is not a value for every bit, and when `out` is not longer than there are by [`LANES`].
+/// When there is not a value for every bit, and when `out` is not longer than there are by
+/// [`LANES`].
 pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -> usize {
     let chunks = &values.as_chunks::<WORD>().0[..words.len()];
     match form.0 {

@@ -1,4 +1,5 @@
-//! Every form of a kernel against the scalar one, to the bit, and that one against what it is to do.
+//! Every form of a kernel against the scalar one, to the bit, and that one against what it is to
+//! do.
 
 use super::*;
 
