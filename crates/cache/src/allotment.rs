@@ -294,13 +294,6 @@ impl Allotment {
         self.is_whole.contains(&true)
     }
 
-    /// Tokens that the heads of a layer have together, which a budget then shares out anew among them.
-    pub(crate) fn layer_tokens(&self, layer: usize, num_tokens: usize) -> Result<usize> {
-        let num_kv_heads = self.shape.heads.num_kv_heads;
-        let limits = self.limits(num_tokens)?;
-        Ok(limits[layer * num_kv_heads..][..num_kv_heads].iter().map(|n| n.min(&num_tokens)).sum())
-    }
-
     /// Gives the heads of a layer shares in proportion to `wanted` tokens, and the limits that they then have.
     pub(crate) fn share_layer(
         &mut self,

@@ -1,6 +1,7 @@
 //! The heterogeneous KV cache: all layers and KV heads, and one attention step over them.
 
 mod layers;
+mod parts;
 mod step;
 mod weigh;
 
@@ -10,9 +11,8 @@ use std::time::Instant;
 
 use heterokv_attn::{AttnError, HeadShape};
 use heterokv_offload::{Arena, Sequence, Stats, Store};
-use heterokv_quant::{KeyCoder, Level};
+use heterokv_quant::Level;
 
-use crate::eviction::Eviction;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::head::{HeadCache, Stores};
 use crate::held::Held;
@@ -71,8 +71,8 @@ impl ReadStats {
         }
     }
 
-    /// Coded rows fetched per KV head over tokens in the cache, mean over steps, layers and heads; 0
-    /// before the first step.
+    /// Coded rows fetched per KV head over tokens in the cache, mean over steps, layers and heads;
+    /// 0 before the first step.
     #[must_use]
     pub fn rows_read(&self) -> f64 {
         if self.heads == 0 { 0.0 } else { self.fraction_sum / self.heads as f64 }
@@ -114,7 +114,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
-    /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks at.
+    /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks
+    /// at.
     weights: Vec<Vec<f32>>,
     /// `[num_kv_heads]`: what the last step of a layer fetched.
     selections: Vec<HeadSelection>,
@@ -125,8 +126,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache whose host store is in RAM. With a `profile`, its tables are used and nothing is fitted on the
-    /// prompt.
+    /// An empty cache whose host store is in RAM. With a `profile`, its tables are used and nothing
+    /// is fitted on the prompt.
     ///
     /// # Errors
     /// When the options do not go together, the key format refuses the shape, or the profile is for
@@ -148,8 +149,9 @@ impl KvCache {
     }
 
     /// An empty cache whose rows on the host are in `store`, which is of the config's
-    /// [shape](CacheConfig::store_shape). Where that has a disk, the cache can be [saved](KvCache::save), and a step asks for
-    /// what the next layer will probably read, so that the disk reads it while this layer is computed.
+    /// [shape](CacheConfig::store_shape). Where that has a disk, the cache can be
+    /// [saved](KvCache::save), and a step asks for what the next layer will probably read, so that
+    /// the disk reads it while this layer is computed.
     ///
     /// # Errors
     /// As [`KvCache::new`], and [`Error::OtherStore`].
@@ -238,11 +240,6 @@ impl KvCache {
         self.shape
     }
 
-    /// The instruction set that it computes with.
-    pub(crate) fn level(&self) -> Level {
-        self.level
-    }
-
     /// How this cache was made.
     #[must_use]
     pub fn config(&self) -> &CacheConfig {
@@ -284,12 +281,16 @@ impl KvCache {
         rows - self.device_value_bytes() + expected
     }
 
-    /// The positions of the tokens that each head holds, ascending, `[num_layers, num_kv_heads]`; empty where no tokens are
+    /// The positions of the tokens that a head holds, ascending; empty where no tokens are
     /// forgotten and so all are held.
+    ///
+    /// # Panics
+    /// When there is no such head.
     #[must_use]
     pub fn held_positions(&self, layer: usize, kv_head: usize) -> &[u32] {
-        let place = layer * self.shape.heads.num_kv_heads + kv_head;
-        self.heads.get(place).map_or(&[], HeadCache::positions)
+        let num_kv_heads = self.shape.heads.num_kv_heads;
+        assert!(kv_head < num_kv_heads, "a KV head of the layer");
+        self.heads[layer * num_kv_heads + kv_head].positions()
     }
 
     /// Whether its rows on the host are in this store.
@@ -323,7 +324,8 @@ impl KvCache {
         self.times
     }
 
-    /// Times that rows of satellites were chosen anew since the cache was made, where what heads look at has drifted.
+    /// Times that rows of satellites were chosen anew since the cache was made, where what heads
+    /// look at has drifted.
     #[must_use]
     pub fn num_refreshes(&self) -> u64 {
         self.policy.as_ref().map_or(0, Policy::num_refreshes)
@@ -334,7 +336,8 @@ impl KvCache {
         (self.stats, self.times) = (ReadStats::default(), StepTimes::default());
     }
 
-    /// A cache with the same contents. It shares nothing with this one but pages of the host store, which neither changes.
+    /// A cache with the same contents. It shares nothing with this one but pages of the host store,
+    /// which neither changes.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -362,14 +365,15 @@ impl KvCache {
         })
     }
 
-    /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of every head, and says how
-    /// many are left. The first tokens, those of the window and all of `full` go one by one; coded ones go by the groups of
-    /// their format, counted from the first behind the sinks.
+    /// Forgets the tokens behind the longest prefix of at most `num_tokens` that can be left of
+    /// every head, and says how many are left. The first tokens, those of the window and all of
+    /// `full` go one by one; coded ones go by the groups of their format, counted from the first
+    /// behind the sinks.
     ///
-    /// What is left of the window stays exact and is shorter than `recent` until further tokens have come; a token that
-    /// was coded stays coded. Tables stay, and so does what was seen of queries where there are none yet. A cache that
-    /// forgets tokens holds, until the next one comes, what it held of those that are left: of a ratio of fewer tokens
-    /// that can be more.
+    /// What is left of the window stays exact and is shorter than `recent` until further tokens
+    /// have come; a token that was coded stays coded. Tables stay, and so does what was seen of
+    /// queries where there are none yet. A cache that forgets tokens holds, until the next one
+    /// comes, what it held of those that are left: of a ratio of fewer tokens that can be more.
     pub fn truncate(&mut self, num_tokens: usize) -> usize {
         let mut left = num_tokens;
         loop {
@@ -389,29 +393,6 @@ impl KvCache {
         left
     }
 
-    /// What decides which tokens are forgotten, and what it decides over.
-    pub(crate) fn policy_mut(&mut self) -> (Option<&mut Policy>, &mut [HeadCache], Stores<'_>) {
-        let stores = Stores { level: self.level, device: &self.device, host: self.host.as_mut() };
-        (self.policy.as_mut(), &mut self.heads, stores)
-    }
-
-    /// How tokens are forgotten, and how many of the first stay; none where none are.
-    pub(crate) fn eviction(&self) -> Option<(&Eviction, usize)> {
-        self.config.forgetting().map(|(hca, eviction)| (eviction, hca.sinks))
-    }
-
-    /// What is saved of a cache: heads `[num_layers, num_kv_heads]` and the rows on the host.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [HeadCache], &Arena, &mut Option<Sequence>) {
-        (&mut self.heads, &self.device, &mut self.host)
-    }
-
-    /// The layer's heads and where their tokens go.
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [HeadCache], Stores<'_>) {
-        let num_kv_heads = self.shape.heads.num_kv_heads;
-        let heads = &mut self.heads[layer * num_kv_heads..][..num_kv_heads];
-        (heads, Stores { level: self.level, device: &self.device, host: self.host.as_mut() })
-    }
-
     /// Refuses a prompt that this cache cannot take.
     pub(crate) fn check_empty(&self, layer: usize) -> Result<()> {
         self.check_layer(layer)?;
@@ -419,11 +400,6 @@ impl KvCache {
             0 => Ok(()),
             num_tokens => Err(Error::NotEmpty { layer, num_tokens }),
         }
-    }
-
-    /// The coder of a (layer, KV head), once one is fitted.
-    pub(crate) fn coder(&self, layer: usize, kv_head: usize) -> Option<&KeyCoder> {
-        self.heads[layer * self.shape.heads.num_kv_heads + kv_head].coder()
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {

@@ -41,6 +41,14 @@ pub(crate) struct Policy {
     drift: Option<Drift>,
 }
 
+/// What a head keeps of a prompt.
+pub(crate) struct Kept {
+    /// The tokens, ascending.
+    pub(crate) positions: Vec<u32>,
+    /// What is known of every token of the prompt.
+    pub(crate) evidence: Vec<f32>,
+}
+
 impl Policy {
     /// Of a config that was checked.
     pub(crate) fn new(config: &HcaConfig, eviction: &Eviction, shape: &KvShape) -> Result<Self> {
@@ -59,32 +67,47 @@ impl Policy {
         })
     }
 
-    /// Which tokens of a prompt of `num_tokens` each head of a layer keeps, ascending.
+    /// What each head of a layer keeps of a prompt of `num_tokens`.
     pub(crate) fn keep_of_prompt(
         &mut self,
         layer: usize,
         num_tokens: usize,
-        evidence: &mut LayerEvidence,
+        LayerEvidence { heads, last, expected }: LayerEvidence<'_>,
+    ) -> Result<Vec<Kept>> {
+        self.take_expected(layer, expected);
+        let positions = match num_tokens {
+            0 => vec![Vec::new(); heads.len()],
+            _ => self.best_of_prompt(layer, num_tokens, &heads, &last)?,
+        };
+        let kept = positions.into_iter().zip(heads);
+        Ok(kept.map(|(positions, evidence)| Kept { positions, evidence }).collect())
+    }
+
+    /// The tokens of a prompt that is not empty, ascending, by evidence and softmax weights of its last query as
+    /// [`LayerEvidence`] has them.
+    fn best_of_prompt(
+        &mut self,
+        layer: usize,
+        num_tokens: usize,
+        evidence: &[Vec<f32>],
+        last: &[&[f32]],
     ) -> Result<Vec<Vec<u32>>> {
-        if num_tokens == 0 {
-            return Ok(vec![Vec::new(); self.num_kv_heads]);
-        }
-        self.take_expected(layer, std::mem::take(&mut evidence.expected));
         let (sinks, recent) = (self.sinks, self.recent);
         let scoring = self.eviction.scoring;
         let mut scores: Vec<Vec<f32>> =
-            evidence.heads.iter().map(|evidence| scoring.scores(evidence)).collect();
+            evidence.iter().map(|evidence| scoring.scores(evidence)).collect();
+        let limits = self.allotment.limits(num_tokens)?;
         if let Some(drift) = &mut self.drift {
-            let of_query =
-                |last: &Vec<f32>| scoring.scores_of_query(last.len() / num_tokens.max(1), last);
-            let of_last = evidence.last.iter().map(of_query).collect::<Result<Vec<_>, _>>()?;
-            self.limits = self.allotment.limits(num_tokens)?;
+            let of_query = |last: &&[f32]| scoring.scores_of_query(last.len() / num_tokens, last);
+            let of_last = last.iter().map(of_query).collect::<Result<Vec<_>, _>>()?;
+            self.limits.clone_from(&limits);
             self.limits_at = num_tokens;
             drift.begin(layer, &of_last, mean_limit(&self.limits))?;
             if scoring.scorer == Scorer::LastQuery {
                 scores = of_last;
             }
         }
+        let of_layer = &limits[layer * self.num_kv_heads..][..self.num_kv_heads];
         let best = |limits: &[usize]| -> Result<Vec<Vec<u32>>> {
             let heads = scores.iter().zip(limits);
             heads.map(|(scores, &limit)| Ok(keep_best(scores, limit, sinks, recent)?)).collect()
@@ -93,40 +116,38 @@ impl Policy {
             Budget::Votes => {
                 let window = self.eviction.scoring.window;
                 let voted = |evidence| keep_voted(evidence, num_tokens, window, sinks, recent);
-                Ok(evidence.heads.iter().map(|head| voted(head)).collect::<Result<_, _>>()?)
+                Ok(evidence.iter().map(|head| voted(head)).collect::<Result<_, _>>()?)
             }
             // Decided once all layers are there.
             Budget::Global => Ok(vec![(0..num_tokens as u32).collect(); scores.len()]),
             Budget::NormDrop(theta) | Budget::NormDropTail(theta) => {
                 let attention: Vec<&[f32]> =
-                    evidence.last.iter().flat_map(|head| head.chunks_exact(num_tokens)).collect();
+                    last.iter().flat_map(|head| head.chunks_exact(num_tokens)).collect();
                 let queries = LastQueries { attention: &attention, scores: &slices(&scores) };
                 let counts_sinks = matches!(self.eviction.budget, Budget::NormDrop(_));
                 let kept = norm_drop(queries, theta, sinks, recent, counts_sinks)?;
                 best(&vec![kept; scores.len()])
             }
             Budget::Adaptive(floor) => {
-                let total = self.allotment.layer_tokens(layer, num_tokens)?;
+                let total = of_layer.iter().map(|&limit| limit.min(num_tokens)).sum();
                 let wanted = adaptive(&slices(&scores), total, floor, sinks, recent)?;
                 let limits = self.allotment.share_layer(layer, num_tokens, &wanted)?;
                 best(&limits)
             }
-            _ => {
-                let limits = self.allotment.limits(num_tokens)?;
-                best(&limits[layer * self.num_kv_heads..][..self.num_kv_heads])
-            }
+            _ => best(of_layer),
         }
     }
 
-    /// Decides over all layers of a prompt, where the budget is shared out among all of them: sorts what is held everywhere at
-    /// once, and cuts every head.
+    /// Decides over all layers of a prompt of `num_tokens`, where the budget is shared out among all of them: as soon as every
+    /// head has it, whichever layer came last, sorts what is held everywhere at once, and cuts every head.
     pub(crate) fn settle(
         &mut self,
         heads: &mut [HeadCache],
         stores: &mut Stores<'_>,
         num_tokens: usize,
     ) -> Result<()> {
-        if self.eviction.budget != Budget::Global {
+        let is_whole = || heads.iter().all(|head| head.num_tokens() == num_tokens);
+        if self.eviction.budget != Budget::Global || !is_whole() {
             return Ok(());
         }
         self.share_globally(heads, num_tokens)?;

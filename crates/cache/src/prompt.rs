@@ -8,14 +8,15 @@ use heterokv_evict::RotaryTurns;
 
 use crate::cache::{KvCache, check_finite, check_len};
 use crate::head::PromptTokens;
+use crate::policy::{Kept, Policy};
 use crate::watch::Watch;
 use crate::{Error, Result};
 
 /// The exact keys and values of a prompt in one layer.
 ///
-/// The queries come in blocks, so that those of the whole prompt never exist at once; then the layer is
-/// stored, and its exact keys and values can be freed. Storing in several caches at once is how these
-/// are compared, since the exact attention is computed once.
+/// The queries come in blocks, so that those of the whole prompt never exist at once; then the
+/// layer is stored, and its exact keys and values can be freed. Storing in several caches at once
+/// is how these are compared, since the exact attention is computed once.
 #[derive(Debug)]
 pub struct PromptLayer<'a> {
     shape: HeadShape,
@@ -32,8 +33,8 @@ impl<'a> PromptLayer<'a> {
     /// The post-RoPE keys and values `[num_tokens, num_kv_heads, head_dim]` of a prompt, f32.
     ///
     /// # Errors
-    /// A shape that is impossible, [`Error::Length`] when the two differ or are not whole tokens, and
-    /// values that are not finite.
+    /// A shape that is impossible, [`Error::Length`] when the two differ or are not whole tokens,
+    /// and values that are not finite.
     pub fn new(shape: HeadShape, level: Level, k: &'a [f32], v: &'a [f32]) -> Result<Self> {
         shape.check()?;
         let row_len = shape.kv_row_len();
@@ -45,8 +46,9 @@ impl<'a> PromptLayer<'a> {
         Ok(Self { shape, level, k, v, query_energy, watch: None })
     }
 
-    /// Looks at queries as those of `caches` need it that forget tokens, before the first block; for others nothing is done. What is
-    /// expected of queries to come needs `turns`, the model's rotary embedding.
+    /// Looks at queries as those of `caches` need it that forget tokens, before the first block;
+    /// for others nothing is done. What is expected of queries to come needs `turns`, the model's
+    /// rotary embedding.
     ///
     /// # Errors
     /// [`Error::NoRotary`], and ways of scoring that are impossible.
@@ -93,8 +95,8 @@ impl<'a> PromptLayer<'a> {
     /// Stores the layer in every one of `caches`, all of this shape and empty in `layer`.
     ///
     /// # Errors
-    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything is
-    /// stored; or no memory, after which the caches are of no further use.
+    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything
+    /// is stored; or no memory, after which the caches are of no further use.
     pub fn store(self, caches: &mut [KvCache], layer: usize) -> Result<()> {
         for (index, cache) in caches.iter().enumerate() {
             if cache.shape().heads != self.shape {
@@ -102,11 +104,11 @@ impl<'a> PromptLayer<'a> {
             }
             cache.check_empty(layer)?;
         }
-        let HeadShape { num_kv_heads, head_dim, .. } = self.shape;
-        let rows = |rows| (0..num_kv_heads).map(|head| self.head_rows(rows, head)).collect();
-        let (keys, values): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (rows(self.k), rows(self.v));
+        let head_dim = self.shape.head_dim;
+        let num_tokens = self.k.len() / self.shape.kv_row_len();
+        let [keys, values] = [self.k, self.v].map(|rows| rows_of_heads(&self.shape, rows));
         caches.par_iter_mut().try_for_each(|cache| {
-            let mut evidence = match cache.eviction() {
+            let evidence = match cache.eviction() {
                 None => None,
                 Some((eviction, sinks)) => {
                     let seen = self.watch.as_ref().ok_or(Error::NotWatched { layer })?;
@@ -114,47 +116,47 @@ impl<'a> PromptLayer<'a> {
                     Some(evidence.ok_or(Error::NotWatched { layer })?)
                 }
             };
-            let num_tokens = self.k.len() / self.shape.kv_row_len();
             let (policy, ..) = cache.policy_mut();
-            let kept = match (policy, &mut evidence) {
-                (Some(policy), Some(evidence)) => {
-                    policy.keep_of_prompt(layer, num_tokens, evidence)?
-                }
-                _ => Vec::new(),
+            let keep = |(policy, evidence): (&mut Policy, _)| {
+                policy.keep_of_prompt(layer, num_tokens, evidence)
             };
+            let kept = policy.zip(evidence).map(keep).transpose()?;
             let (heads, mut stores) = cache.layer_mut(layer);
             for (kv_head, head) in heads.iter_mut().enumerate() {
                 head.add_query_energy(&self.query_energy[kv_head * head_dim..][..head_dim]);
                 let (keys, values) = (&keys[kv_head], &values[kv_head]);
-                match &evidence {
+                match &kept {
                     None => head.store_prompt(&mut stores, keys, values)?,
-                    Some(evidence) => {
-                        let (kept, evidence) = (&kept[kv_head], &evidence.heads[kv_head]);
+                    Some(kept) => {
+                        let Kept { positions: kept, evidence } = &kept[kv_head];
                         let tokens = PromptTokens { kept, evidence };
                         head.store_kept(&mut stores, keys, values, tokens)?;
                     }
                 }
             }
-            let is_last = layer + 1 == cache.shape().num_layers;
             match cache.policy_mut() {
-                (Some(policy), heads, mut stores) if is_last => {
-                    policy.settle(heads, &mut stores, num_tokens)
-                }
+                (Some(policy), heads, mut stores) => policy.settle(heads, &mut stores, num_tokens),
                 _ => Ok(()),
             }
         })
     }
-
-    /// The rows of one KV head, `[num_tokens, head_dim]`.
-    fn head_rows(&self, rows: &[f32], kv_head: usize) -> Vec<f32> {
-        let columns = kv_head * self.shape.head_dim..(kv_head + 1) * self.shape.head_dim;
-        let rows = rows.chunks_exact(self.shape.kv_row_len());
-        rows.flat_map(|row| &row[columns.clone()]).copied().collect()
-    }
 }
 
-/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every cache:
-/// [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the attention outputs.
+/// The rows of one KV head `[num_tokens, head_dim]`, of
+/// `rows [num_tokens, num_kv_heads, head_dim]`.
+pub(crate) fn rows_of_head(shape: &HeadShape, rows: &[f32], kv_head: usize) -> Vec<f32> {
+    let rows = rows.chunks_exact(shape.kv_row_len());
+    rows.flat_map(|row| &row[kv_head * shape.head_dim..][..shape.head_dim]).copied().collect()
+}
+
+/// Those of every KV head.
+pub(crate) fn rows_of_heads(shape: &HeadShape, rows: &[f32]) -> Vec<Vec<f32>> {
+    (0..shape.num_kv_heads).map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
+}
+
+/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every
+/// cache: [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the
+/// attention outputs.
 ///
 /// # Errors
 /// As [`PromptLayer`]; a cache that cannot take the prompt is refused before any attention.

@@ -1,4 +1,5 @@
-//! What caches that forget look at while a prompt passes: the attention of its queries, and their statistics.
+//! What caches that forget look at while a prompt passes: the attention of its queries, and their
+//! statistics.
 
 use heterokv_attn::{HeadShape, PromptKeys};
 use heterokv_evict::{
@@ -15,12 +16,13 @@ use crate::{Error, Result};
 const NUM_FUTURE: usize = 512;
 
 /// What was seen of a layer for one way of scoring.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct LayerEvidence {
+#[derive(Debug, Default)]
+pub(crate) struct LayerEvidence<'a> {
     /// `[num_kv_heads][num_tokens]`.
     pub(crate) heads: Vec<Vec<f32>>,
-    /// Softmax weights of the prompt's last query, `[num_kv_heads][group_size, num_tokens]`, where they were asked for.
-    pub(crate) last: Vec<Vec<f32>>,
+    /// Softmax weights of the prompt's last query, `[num_kv_heads][group_size, num_tokens]`, where
+    /// they were asked for.
+    pub(crate) last: Vec<&'a [f32]>,
     /// What is expected of queries to come, `[num_kv_heads]`, where tokens are scored by that.
     pub(crate) expected: Vec<ExpectedScores>,
 }
@@ -56,8 +58,8 @@ enum Gathered {
 }
 
 impl Watch {
-    /// Of a layer whose post-RoPE keys are `k [num_tokens, num_kv_heads, head_dim]`, for caches that forget so, each with its
-    /// first tokens that stay.
+    /// Of a layer whose post-RoPE keys are `k [num_tokens, num_kv_heads, head_dim]`, for caches
+    /// that forget so, each with its first tokens that stay.
     pub(crate) fn new<'a>(
         level: Level,
         shape: HeadShape,
@@ -118,7 +120,8 @@ impl Watch {
         if self.scorings.iter().any(is_of_queries) { 0 } else { self.first_weights() }
     }
 
-    /// Looks at a block of post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on.
+    /// Looks at a block of post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from
+    /// `first` on.
     pub(crate) fn look(&mut self, first: usize, q: &[f32]) -> Result<()> {
         let earliest = self.first_weights().max(first);
         let Self { shape, num_tokens, wants_last, ref mut heads, .. } = *self;
@@ -161,7 +164,7 @@ impl Watch {
         sinks: usize,
         keys: &[Vec<f32>],
         values: &[Vec<f32>],
-    ) -> Result<Option<LayerEvidence>> {
+    ) -> Result<Option<LayerEvidence<'_>>> {
         let wanted = of(eviction, sinks);
         let Some(index) = self.scorings.iter().position(|scoring| *scoring == wanted) else {
             return Ok(None);
@@ -173,7 +176,7 @@ impl Watch {
         for (head, (keys, values)) in self.heads.iter().zip(keys.iter().zip(values)) {
             let head_dim = self.shape.head_dim;
             evidence.heads.push(match &head.gathered[index] {
-                Gathered::Attention(gathered) => gathered.clone().finish(),
+                Gathered::Attention(gathered) => gathered.finish(),
                 // Of sinks alone nothing is expected.
                 Gathered::Queries(_) if self.num_tokens <= sinks => {
                     vec![f32::INFINITY; self.num_tokens]
@@ -190,7 +193,7 @@ impl Watch {
                 },
             });
             if eviction.wants_last() {
-                evidence.last.push(head.last.clone());
+                evidence.last.push(&head.last);
             }
         }
         Ok(Some(evidence))

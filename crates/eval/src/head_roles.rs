@@ -6,11 +6,12 @@
 //! the prompt attend to the positions of the prompt's last one, and like another where they attend to the same.
 
 use heterokv_cache::{HeadMeasure, HeadProfile, SimilarityAt};
-use heterokv_evict::{Gqa, Pool, Scorer, Scoring, classify, median, overlap, top_positions};
+use heterokv_evict::{Gqa, Pool, Scorer, Scoring, classify, overlap, top_positions};
 use heterokv_model::{Model, Progress};
 use rayon::prelude::*;
 
 use crate::attention::exact_scores;
+use crate::divergence::median;
 use crate::heads::{HeadRows, visit_layers};
 use crate::{Error, Result};
 
@@ -99,13 +100,13 @@ impl LayerOverlaps {
     fn of(attended: &[Vec<Vec<u32>>], similarity: SimilarityAt) -> Self {
         let stability = attended.iter().map(|head| {
             let (prompt, steps) = (&head[0], &head[1..]);
-            median(&mut steps.iter().map(|step| overlap(step, prompt)).collect::<Vec<_>>())
+            median(&steps.iter().map(|step| overlap(step, prompt)).collect::<Vec<_>>())
         });
         let similar = |a: &[Vec<u32>], b: &[Vec<u32>]| match similarity {
             SimilarityAt::Prompt => overlap(&a[0], &b[0]),
             SimilarityAt::Steps => {
                 let steps = a[1..].iter().zip(&b[1..]).map(|(a, b)| overlap(a, b));
-                median(&mut steps.collect::<Vec<_>>())
+                median(&steps.collect::<Vec<_>>())
             }
         };
         let pairs = attended.iter().flat_map(|a| attended.iter().map(move |b| (a, b)));

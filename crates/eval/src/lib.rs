@@ -37,6 +37,7 @@ mod results;
 mod row;
 mod selection;
 mod sensitivity;
+mod side_by_side;
 mod subject;
 mod task;
 #[cfg(test)]
@@ -66,5 +67,6 @@ pub use report::{html, markdown};
 pub use results::{Results, read_rows};
 pub use row::{Answer, Memory, Outcome, ROW_VERSION, Row, Run, Time};
 pub use sensitivity::{KeyUse, Sensitivity, SensitivitySettings, measure_sensitivity};
+pub use side_by_side::{Said, SideBySide};
 pub use subject::{Candidate, Replace, Subject};
 pub use task::{Inputs, Probe, Question, Sample, Settings, Task, task, tasks};

@@ -22,7 +22,7 @@ pub use budget::{
 };
 pub use error::{Error, Result};
 pub use keep::{keep_best, keep_voted, top_positions};
-pub use overlap::{median, overlap};
+pub use overlap::overlap;
 pub use roles::{HeadRole, check_roles, check_threshold, classify, stability_weights};
 pub use schedule::{DriftMonitor, Schedule};
 pub use scoring::{

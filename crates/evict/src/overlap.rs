@@ -1,7 +1,7 @@
 //! How far two sets of positions are the same, and the middle of such figures.
 
-/// |X ∩ Y| / min(|X|, |Y|) of two sets of positions, each ascending without repeats; 1 where one is empty, since it
-/// lies in every other (HeteroCache, arXiv 2601.13684).
+/// |X ∩ Y| / min(|X|, |Y|) of two sets of positions, each ascending without repeats; 1 where one is
+/// empty, since it lies in every other (HeteroCache, arXiv 2601.13684).
 #[must_use]
 pub fn overlap(x: &[u32], y: &[u32]) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0usize);
@@ -17,9 +17,9 @@ pub fn overlap(x: &[u32], y: &[u32]) -> f64 {
     }
 }
 
-/// The middle one of some values, or the mean of the two that are; 0 of none. The values are sorted by it.
-#[must_use]
-pub fn median(values: &mut [f64]) -> f64 {
+/// The middle one of some values, or the mean of the two that are; 0 of none. The values are sorted
+/// by it.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

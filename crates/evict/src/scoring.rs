@@ -1,10 +1,10 @@
-//! How tokens are scored for eviction: a scorer, the queries it looks at, pooling, and what becomes of
-//! the query heads of a group.
+//! How tokens are scored for eviction: a scorer, the queries it looks at, pooling, and what becomes
+//! of the query heads of a group.
 //!
-//! Evidence is one number per token of a KV head, the larger the more worth keeping. Scorers of attention
-//! gather it from softmax weights ([`PromptEvidence`], then [`Scoring::observe`]), scorers of keys from
-//! rows ([`key_norm`], [`key_diff`], [`ExpectedQueries`]). [`Scoring::scores`] makes scores of it, by
-//! which [`keep_best`](crate::keep_best) keeps.
+//! Evidence is one number per token of a KV head, the larger the more worth keeping. Scorers of
+//! attention gather it from softmax weights ([`PromptEvidence`], then [`Scoring::observe`]),
+//! scorers of keys from rows ([`key_norm`], [`key_diff`], [`ExpectedQueries`]). [`Scoring::scores`]
+//! makes scores of it, by which [`keep_best`](crate::keep_best) keeps.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,8 +31,8 @@ pub use pool::Pool;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scorer {
     /// Attention of the prompt's last queries to the tokens before them, summed (SnapKV, arXiv
-    /// 2404.14469, §4.1; kvpress takes the mean, which orders them alike). A prompt no longer than the
-    /// window gives no evidence.
+    /// 2404.14469, §4.1; kvpress takes the mean, which orders them alike). A prompt no longer than
+    /// the window gives no evidence.
     Window,
     /// Attention of all queries, summed (heavy hitters: H2O, arXiv 2306.14048, §4).
     Accumulated,
@@ -41,10 +41,11 @@ pub enum Scorer {
     LastQuery,
     /// Squared attention, summed (KV-Compress, arXiv 2410.00161, §3; there, with [`Gqa::Sum`]).
     Squared,
-    /// The latest step at which some query head gave a token at least an equal share of the tokens that
-    /// are **held** (CORM, arXiv 2404.15949, §3; which tokens count it leaves open).
+    /// The latest step at which some query head gave a token at least an equal share of the tokens
+    /// that are **held** (CORM, arXiv 2404.15949, §3; which tokens count it leaves open).
     Votes,
-    /// [`Scorer::Votes`] with an equal share of the tokens **seen** so far, evicted ones too: a lower bar.
+    /// [`Scorer::Votes`] with an equal share of the tokens **seen** so far, evicted ones too: a
+    /// lower bar.
     VotesSeen,
     /// A small key norm (Devoto et al., arXiv 2406.11430): [`key_norm`].
     KeyNorm,
@@ -157,8 +158,8 @@ impl FromStr for Gqa {
 pub struct Scoring {
     /// What tokens are scored by.
     pub scorer: Scorer,
-    /// The last queries of a prompt that are looked at; `usize::MAX`: all. [`Scorer::LastQuery`] looks at
-    /// one whatever is asked for.
+    /// The last queries of a prompt that are looked at; `usize::MAX`: all. [`Scorer::LastQuery`]
+    /// looks at one whatever is asked for.
     pub window: usize,
     /// How the evidence of a token is spread over its neighbours.
     pub pool: Pool,
@@ -174,9 +175,10 @@ impl Scoring {
         num_tokens.saturating_sub(window)
     }
 
-    /// The last tokens of a prompt that the published method keeps whatever their scores, since their own
-    /// queries are the evidence: the window of [`Scorer::Window`], one of [`Scorer::LastQuery`], else 0.
-    /// Ask [`keep_best`](crate::keep_best) for at least as many recent ones.
+    /// The last tokens of a prompt that the published method keeps whatever their scores, since
+    /// their own queries are the evidence: the window of [`Scorer::Window`], one of
+    /// [`Scorer::LastQuery`], else 0. Ask [`keep_best`](crate::keep_best) for at least as many
+    /// recent ones.
     #[must_use]
     pub fn own_recent(&self) -> usize {
         match self.scorer {
@@ -186,8 +188,9 @@ impl Scoring {
         }
     }
 
-    /// Scores `[n]` of evidence `[n]`, f32: the evidence pooled; of [`Scorer::Position`], whose evidence is
-    /// not looked at, the index. Evidence that is not a number gives scores that are none.
+    /// Scores `[n]` of evidence `[n]`, f32: the evidence pooled; of [`Scorer::Position`], whose
+    /// evidence is not looked at, the index. Evidence that is not a number gives scores that are
+    /// none.
     #[must_use]
     pub fn scores(&self, evidence: &[f32]) -> Vec<f32> {
         match self.scorer {
@@ -197,13 +200,13 @@ impl Scoring {
         }
     }
 
-    /// Scores `[n]` of one query's softmax weights `[group_size, n]`, f32, each query head pooled *before*
-    /// they are aggregated, as HeteroCache does for the last query of a prompt and for those that it
-    /// monitors (arXiv 2601.13684, §3). Scorer and window are not looked at.
+    /// Scores `[n]` of one query's softmax weights `[group_size, n]`, f32, each query head pooled
+    /// *before* they are aggregated, as HeteroCache does for the last query of a prompt and for
+    /// those that it monitors (arXiv 2601.13684, §3). Scorer and window are not looked at.
     ///
     /// # Errors
-    /// [`Error::Weight`]; [`Error::Zero`] and [`Error::Rows`] where there is not one row for each of the
-    /// `group_size` query heads.
+    /// [`Error::Weight`]; [`Error::Zero`] and [`Error::Rows`] where there is not one row for each
+    /// of the `group_size` query heads.
     pub fn scores_of_query(&self, group_size: usize, weights: &[f32]) -> Result<Vec<f32>> {
         let mut scores = vec![0.0; evidence::len_of(group_size, weights)?];
         for (block, scores) in scores.chunks_mut(BLOCK_TOKENS).enumerate() {
@@ -212,8 +215,9 @@ impl Scoring {
         Ok(scores)
     }
 
-    /// [`Scoring::scores_of_query`] of the tokens from `first` on, as many as `scores` has. Whoever asks for some thousands at a
-    /// time can ask on several threads; the scores are the same. Weights of other tokens are not checked.
+    /// [`Scoring::scores_of_query`] of the tokens from `first` on, as many as `scores` has. Whoever
+    /// asks for some thousands at a time can ask on several threads; the scores are the same.
+    /// Weights of other tokens are not checked.
     ///
     /// # Errors
     /// As there, and [`Error::Index`] for a token that there is not.

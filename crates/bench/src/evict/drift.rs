@@ -2,12 +2,9 @@
 //! second goes on, and then the first comes back. Selections made once, selections made anew on drift, and such that are
 //! made anew at every step, step by step against `full`.
 
-use std::time::Instant;
-
 use anyhow::{Result, ensure};
 use clap::Args;
-use heterokv_cache::KvCache;
-use heterokv_eval::{Distribution, Steps};
+use heterokv_eval::{SideBySide, Steps};
 use heterokv_model::Model;
 
 use super::grid::{Entry, Fit, Standing};
@@ -246,13 +243,9 @@ fn turns(chapters: &[Vec<u32>; 2], half: usize, num_steps: usize) -> Result<[Tur
 
 /// Puts the turn to `full` and to every cache, side by side.
 fn measure(model: &Model, turn: &Turn, entries: &[(Selects, Entry)]) -> Result<Vec<Track>> {
-    let new = |config| KvCache::new(model.kv_shape(), config, model.level(), None);
-    let mut caches = vec![new(heterokv_cache::CacheConfig::Full)?];
-    for candidate in entries.iter().filter_map(|(_, entry)| entry.candidate()) {
-        caches.push(new(candidate.config.clone())?);
-    }
-    model.prefill(&turn.context, &mut caches, None)?;
-    let mut full = caches.remove(0);
+    let candidates = entries.iter().filter_map(|(_, entry)| entry.candidate());
+    let configs: Vec<_> = candidates.map(|candidate| candidate.config.clone()).collect();
+    let mut caches = SideBySide::behind(model, &turn.context, &configs, None)?;
     let mut tracks: Vec<Track> = entries
         .iter()
         .map(|(selects, entry)| Track {
@@ -269,20 +262,16 @@ fn measure(model: &Model, turn: &Turn, entries: &[(Selects, Entry)]) -> Result<V
         .collect();
     for (step, pair) in turn.tokens.windows(2).enumerate() {
         let [fed, next] = *pair else { continue };
-        let says = |cache: &mut KvCache| -> Result<Distribution> {
-            let hidden = model.extend(&[fed], cache)?;
-            Ok(Distribution::of_logits(&model.logits(&hidden)?))
-        };
-        let reference = says(&mut full)?;
-        for (track, cache) in tracks.iter_mut().zip(&mut caches) {
-            let start = Instant::now();
-            let own = says(cache)?;
-            track.seconds.push(start.elapsed().as_secs_f64());
-            track.steps.push(&reference, &own, next)?;
-            track.ratio = track.ratio.max(cache.ratio());
+        caches.feed(fed, &mut |said| {
+            let track = &mut tracks[said.index];
+            track.seconds.push(said.time.as_secs_f64());
+            track.steps.push(said.full, &said.own, next)?;
+            track.ratio = track.ratio.max(said.cache.ratio());
+            let num_refreshes = said.cache.num_refreshes();
             let before: u64 = track.num_refreshes.iter().sum();
-            track.num_refreshes[usize::from(step >= turn.change)] += cache.num_refreshes() - before;
-        }
+            track.num_refreshes[usize::from(step >= turn.change)] += num_refreshes - before;
+            Ok(())
+        })?;
     }
     Ok(tracks)
 }

@@ -125,7 +125,7 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Part> {
     let parents = parents.collect::<Result<Vec<_>>>()?;
     let model = suite.opened.model(suite.level)?;
     let mut sheet = sheet(&suite.opened.name, offsets);
-    let mut missed = missed::Missed::default();
+    let mut missed = missed::Missed::new(&shape)?;
     for context in suite.contexts(&[CONTEXT], &[600]) {
         let text = measured_text(&suite.opened.tokens, context + ASKED_TOKENS)?;
         suite.say("hybrid: what selections miss");

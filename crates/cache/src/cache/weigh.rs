@@ -24,8 +24,8 @@ struct Piece<'a> {
 }
 
 impl<'a> HeldScores<'a> {
-    /// Of exact rows as tasks have them, each `[group_size, rows]`, with those of coded keys `[group_size, num_coded]` between the
-    /// first `num_resident` rows and the others.
+    /// Of exact rows as tasks have them, each `[group_size, rows]`, with those of coded keys
+    /// `[group_size, num_coded]` between the first `num_resident` rows and the others.
     pub(super) fn new(
         group_size: usize,
         num_resident: usize,
@@ -78,12 +78,13 @@ impl<'a> HeldScores<'a> {
     }
 }
 
-/// Fills `weights [num_kv_heads][group_size, num_held]` with the softmax weights of scores under the log-sum-exp of each query
-/// head, `lse [num_kv_heads][group_size]`; nothing for a head whose scores are not there.
+/// Fills `weights [num_kv_heads][group_size, num_held]` with the softmax weights of scores under
+/// the log-sum-exp of each query head, `lse [num_kv_heads][group_size]`; nothing for a head whose
+/// scores are not there.
 pub(super) fn weigh_held(
     level: Level,
     heads: &[Option<HeldScores<'_>>],
-    lse: &[Vec<f32>],
+    lse: &[&[f32]],
     weights: &mut [Vec<f32>],
 ) {
     let mut parts = Vec::new();
@@ -94,7 +95,7 @@ pub(super) fn weigh_held(
         };
         let num_tokens = head.num_tokens();
         weights.resize(head.group_size * num_tokens, 0.0);
-        let rows = weights.chunks_exact_mut(num_tokens.max(1)).zip(lse).enumerate();
+        let rows = weights.chunks_exact_mut(num_tokens.max(1)).zip(*lse).enumerate();
         for (query_head, (row, &lse)) in rows {
             let of_row = row.chunks_mut(PART_TOKENS).enumerate();
             parts.extend(of_row.map(|(part, weights)| (head, query_head, part, lse, weights)));
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn weights_are_in_the_order_of_positions() {
-        // Two query heads. Five rows stay, then come three coded ones, then the rest of the second task and the third.
+        // Two query heads. Five rows stay, then come three coded ones, then the rest of the second
+        // task and the third.
         let score = |token: usize, head: usize| -((token + 100 * head) as f32) / 16.0;
         let exact = |tokens: std::ops::Range<usize>, end_of_first: usize| -> Vec<f32> {
             let position = move |row: usize| if row < end_of_first { row } else { row + 3 };
@@ -124,7 +126,7 @@ mod tests {
         let coded: Vec<f32> =
             (0..2).flat_map(|head| (5..8).map(move |token| score(token, head))).collect();
         let held = || HeldScores::new(2, 5, tasks.iter().map(Vec::as_slice), &coded);
-        let lse = [vec![0.5, -1.0], vec![0.0, 0.0]];
+        let lse = [&[0.5, -1.0][..], &[0.0, 0.0]];
         let mut weights = vec![vec![7.0; 3]; 2];
         weigh_held(Level::detect(), &[Some(held()), None], &lse, &mut weights);
         assert!(weights[1].is_empty(), "no scores, no weights");
@@ -144,7 +146,7 @@ mod tests {
         let scores: Vec<f32> = (0..len).map(|token| -((token % 50) as f32)).collect();
         let held = HeldScores::new(1, len, scores.chunks(4000), &[]);
         let mut weights = vec![Vec::new()];
-        weigh_held(Level::detect(), &[Some(held)], &[vec![2.0]], &mut weights);
+        weigh_held(Level::detect(), &[Some(held)], &[&[2.0]], &mut weights);
         let expected: Vec<f32> = scores.iter().map(|score| (score - 2.0).exp()).collect();
         let is_near = |(x, e): (&f32, &f32)| (x / e - 1.0).abs() < 1e-6;
         assert!(weights[0].iter().zip(&expected).all(is_near) && weights[0].len() == len);

@@ -12,6 +12,7 @@ use super::coded::{KeySource, KeyStretch, KeysToCode};
 use super::lists::RowLists;
 use super::{DeviceCache, Layer, PromptWatch};
 use crate::cache::{check_finite, check_len};
+use crate::prompt::rows_of_head;
 use crate::{Error, Result};
 
 /// Rows whose places are listed at a time.
@@ -80,17 +81,14 @@ impl DeviceCache {
         let values = self.rows_of(prompt, 1)?;
         check_finite("k", &keys)?;
         check_finite("v", &values)?;
-        let of_head = |rows: &[f32], kv_head: usize| -> Vec<f32> {
-            let rows = rows.chunks_exact(num_kv_heads * head_dim);
-            rows.flat_map(|row| &row[kv_head * head_dim..][..head_dim]).copied().collect()
-        };
+        let shape = self.shape.heads;
         for kv_head in 0..num_kv_heads {
             let energy = &prompt.query_energy[kv_head * head_dim..][..head_dim];
             self.layers[layer].add_query_energy(kv_head, energy.iter().copied());
-            let [keys, values] = [&keys, &values].map(|rows| of_head(rows, kv_head));
+            let [keys, values] = [&keys, &values].map(|rows| rows_of_head(&shape, rows, kv_head));
             self.store_head((layer, kv_head), [&keys, &values])?;
         }
-        self.code_prompt(layer, prompt, &|kv_head| of_head(&keys, kv_head))?;
+        self.code_prompt(layer, prompt, &|kv_head| rows_of_head(&shape, &keys, kv_head))?;
         self.leave(entered);
         Ok(())
     }

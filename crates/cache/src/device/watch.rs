@@ -4,11 +4,12 @@ use heterokv_evict::{RotaryTurns, Scorer};
 
 use super::{DeviceCache, PromptOnDevice};
 use crate::cache::{check_finite, check_len};
-use crate::watch::{LayerEvidence, Watch};
+use crate::prompt::rows_of_heads;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
-/// One layer of a prompt as a cache that forgets looks at it: its keys, which have come to the host, and what its queries
-/// attend to.
+/// One layer of a prompt as a cache that forgets looks at it: its keys, which have come to the
+/// host, and what its queries attend to.
 #[derive(Debug)]
 pub struct PromptWatch {
     watch: Watch,
@@ -19,8 +20,9 @@ pub struct PromptWatch {
 }
 
 impl DeviceCache {
-    /// Begins to look at a layer of a prompt whose keys and values are there; none where the cache forgets nothing. What is
-    /// expected of queries to come needs `turns`, the model's rotary embedding.
+    /// Begins to look at a layer of a prompt whose keys and values are there; none where the cache
+    /// forgets nothing. What is expected of queries to come needs `turns`, the model's rotary
+    /// embedding.
     ///
     /// # Errors
     /// As [`DeviceCache::store_prompt`], and [`Error::NoRotary`].
@@ -40,7 +42,8 @@ impl DeviceCache {
         Ok(Some(PromptWatch { watch, keys, first_query, row_len: self.shape.heads.qo_row_len() }))
     }
 
-    /// The tokens of a prompt that each KV head of a layer is to hold, ascending; none where all are.
+    /// The tokens of a prompt that each KV head of a layer is to hold, ascending; none where all
+    /// are.
     pub(super) fn kept_of_prompt(
         &mut self,
         layer: usize,
@@ -51,28 +54,21 @@ impl DeviceCache {
         let PromptWatch { watch, keys, .. } = watch.ok_or(Error::NotWatched { layer })?;
         check_len("k", keys.len(), prompt.num_tokens * self.shape.heads.kv_row_len())?;
         let heads = self.shape.heads;
-        let of_heads = |rows: &[f32]| -> Vec<Vec<f32>> {
-            let of_head = |kv_head: usize| {
-                let rows = rows.chunks_exact(heads.kv_row_len());
-                rows.flat_map(|row| &row[kv_head * heads.head_dim..][..heads.head_dim])
-                    .copied()
-                    .collect()
-            };
-            (0..heads.num_kv_heads).map(of_head).collect()
-        };
         let values = match eviction.scoring.scorer {
             Scorer::Expected => {
                 let values = self.rows_of(prompt, 1)?;
                 check_finite("v", &values)?;
-                of_heads(&values)
+                rows_of_heads(&heads, &values)
             }
             // Nobody looks at them.
             _ => vec![Vec::new(); heads.num_kv_heads],
         };
-        let evidence = watch.evidence(eviction, hca.sinks, &of_heads(&keys), &values)?;
-        let mut evidence: LayerEvidence = evidence.ok_or(Error::NotWatched { layer })?;
+        let keys = rows_of_heads(&heads, &keys);
+        let evidence = watch.evidence(eviction, hca.sinks, &keys, &values)?;
+        let evidence = evidence.ok_or(Error::NotWatched { layer })?;
         let policy = self.policy.as_mut().ok_or(Error::NotWatched { layer })?;
-        Ok(Some(policy.keep_of_prompt(layer, prompt.num_tokens, &mut evidence)?))
+        let kept = policy.keep_of_prompt(layer, prompt.num_tokens, evidence)?;
+        Ok(Some(kept.into_iter().map(|kept| kept.positions).collect()))
     }
 }
 
@@ -83,8 +79,8 @@ impl PromptWatch {
         self.first_query
     }
 
-    /// Looks at post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on. All from
-    /// [the first](PromptWatch::first_query) on are to be shown, in their order.
+    /// Looks at post-RoPE queries `q [n, num_qo_heads, head_dim]` of the tokens from `first` on.
+    /// All from [the first](PromptWatch::first_query) on are to be shown, in their order.
     ///
     /// # Errors
     /// [`Error::Length`], and queries that are not finite.

@@ -136,11 +136,21 @@ const ANGLES: [f32; 8] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001];
 
 /// [`Tokens::prefill`] with rotary turns, as models give them.
 fn prefill(tokens: &Tokens, caches: &mut [KvCache], count: usize) {
+    prefill_layers(tokens, caches, count, 0..tokens.shape.num_layers);
+}
+
+/// The same of layers in an order of their own.
+fn prefill_layers(
+    tokens: &Tokens,
+    caches: &mut [KvCache],
+    count: usize,
+    layers: impl Iterator<Item = usize>,
+) {
     let heads = tokens.shape.heads;
     let (qo, kv) = (heads.qo_row_len(), heads.kv_row_len());
     let turns =
         RotaryTurns { inverse_frequencies: &ANGLES[..heads.head_dim / 2], attention_factor: 1.0 };
-    for layer in 0..tokens.shape.num_layers {
+    for layer in layers {
         let (k, v) = (&tokens.k[layer][..count * kv], &tokens.v[layer][..count * kv]);
         let prompt = PromptLayer::new(heads, Level::detect(), k, v).expect("a prompt of a test");
         let mut prompt = prompt.watch(caches, Some(turns)).expect("turns of this shape");
@@ -219,4 +229,32 @@ pub(crate) fn head_profile(folder: &std::path::Path, shape: &KvShape) -> String 
     let path = folder.join("heads");
     profile.with_budget_weights(weights).expect("weights of mean 1").save(&path).expect("a folder");
     path.display().to_string()
+}
+
+#[test]
+fn the_layers_of_a_prompt_may_come_in_any_order() {
+    let tokens = Tokens::new(7, shape(3, 4, 2, 16), 200);
+    for budget in BUDGETS {
+        let spec = Way::new(EXACT, "accumulated", budget).spec(&tokens.shape).1;
+        let stored = |layers: &[usize]| -> Vec<Vec<u32>> {
+            let mut cache = cache(&spec, tokens.shape);
+            let layers = layers.iter().copied();
+            prefill_layers(&tokens, std::slice::from_mut(&mut cache), 200, layers);
+            held(&cache)
+        };
+        let in_order = stored(&[0, 1, 2]);
+        assert!(in_order.iter().any(|held| held.len() < 200), "{spec}: nothing is forgotten");
+        assert_eq!(stored(&[2, 0, 1]), in_order, "{spec}");
+        assert_eq!(stored(&[2, 1, 0]), in_order, "{spec}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "a KV head of the layer")]
+fn positions_of_a_head_that_there_is_not_are_none_of_another_one() {
+    let cache = cache(
+        &Way::new(EXACT, "window", "uniform").spec(&shape(2, 4, 2, 16)).1,
+        shape(2, 4, 2, 16),
+    );
+    let _ = cache.held_positions(0, 2);
 }

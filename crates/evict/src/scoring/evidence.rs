@@ -6,8 +6,8 @@ use crate::{Error, Result};
 
 /// Evidence of one KV head from the attention of a prompt's queries.
 ///
-/// Query heads are summed over the queries first and aggregated then, as published; while generating,
-/// [`Scoring::observe`] has one number per token and aggregates at each step.
+/// Query heads are summed over the queries first and aggregated then, as published; while
+/// generating, [`Scoring::observe`] has one number per token and aggregates at each step.
 #[derive(Clone, Debug)]
 pub struct PromptEvidence {
     scoring: Scoring,
@@ -18,11 +18,12 @@ pub struct PromptEvidence {
 }
 
 impl PromptEvidence {
-    /// For the `group_size` query heads of a KV head over a prompt of `num_tokens`: holds a number of f64 for
-    /// each head and token.
+    /// For the `group_size` query heads of a KV head over a prompt of `num_tokens`: holds a number
+    /// of f64 for each head and token.
     ///
     /// # Errors
-    /// [`Error::NoAttention`] for a scorer of keys or positions, [`Error::Zero`] for a group of none.
+    /// [`Error::NoAttention`] for a scorer of keys or positions, [`Error::Zero`] for a group of
+    /// none.
     pub fn new(scoring: Scoring, group_size: usize, num_tokens: usize) -> Result<Self> {
         if !scoring.scorer.sees_attention() {
             return Err(Error::NoAttention { scorer: scoring.scorer });
@@ -39,13 +40,14 @@ impl PromptEvidence {
         self.scoring.first_query(self.num_tokens)
     }
 
-    /// Adds what query head `head` of the group gives at `position`: softmax weights `[position + 1]`, f32, over
-    /// the tokens up to its own. Every (head, position) once, in any order. A query before
-    /// [`PromptEvidence::first_query`] adds nothing.
+    /// Adds what query head `head` of the group gives at `position`: softmax weights
+    /// `[position + 1]`, f32, over the tokens up to its own. Every (head, position) once, in any
+    /// order. A query before [`PromptEvidence::first_query`] adds nothing.
     ///
     /// # Errors
-    /// [`Error::Weight`] for a weight that is NaN, infinite or negative; [`Error::Index`] for a head or a
-    /// position that there is not, [`Error::Length`] for another number of weights. Nothing is added then.
+    /// [`Error::Weight`] for a weight that is NaN, infinite or negative; [`Error::Index`] for a
+    /// head or a position that there is not, [`Error::Length`] for another number of weights.
+    /// Nothing is added then.
     pub fn add(&mut self, head: usize, position: usize, weights: &[f32]) -> Result<()> {
         if position >= self.num_tokens {
             let count = self.num_tokens;
@@ -66,7 +68,8 @@ impl PromptEvidence {
         let sums = &mut self.sums[head * self.num_tokens..][..self.num_tokens];
         let weights = weights.iter().map(|&weight| f64::from(weight));
         match self.scoring.scorer {
-            // The window's own tokens are kept in any case; beside them, as beyond the end, there are zeros.
+            // The window's own tokens are kept in any case; beside them, as beyond the end, there
+            // are zeros.
             Scorer::Window => {
                 sums[..first_query].iter_mut().zip(weights).for_each(|(sum, x)| *sum += x);
             }
@@ -81,18 +84,18 @@ impl PromptEvidence {
         Ok(())
     }
 
-    /// The evidence `[num_tokens]`, f32, query heads aggregated, not pooled; 0 for a token that nothing was
-    /// added to. Votes are the number of tokens up to the latest query that gave one, whatever the
-    /// aggregation: f32 has them exactly up to 2^24.
+    /// The evidence `[num_tokens]`, f32, query heads aggregated, not pooled; 0 for a token that
+    /// nothing was added to. Votes are the number of tokens up to the latest query that gave one,
+    /// whatever the aggregation: f32 has them exactly up to 2^24.
     #[must_use]
-    pub fn finish(self) -> Vec<f32> {
+    pub fn finish(&self) -> Vec<f32> {
         let Self { scoring, num_tokens, sums, .. } = self;
         let gqa = match scoring.scorer {
             Scorer::Votes | Scorer::VotesSeen => Gqa::Max,
             _ => scoring.gqa,
         };
-        let mut evidence = vec![0.0; num_tokens];
-        for sums in sums.chunks_exact(num_tokens.max(1)) {
+        let mut evidence = vec![0.0; *num_tokens];
+        for sums in sums.chunks_exact((*num_tokens).max(1)) {
             gqa.add(self.group_size, sums.iter().map(|&sum| sum as f32), &mut evidence);
         }
         evidence
@@ -106,13 +109,14 @@ impl Scoring {
     /// - `weights`: softmax weights `[group_size, n]`, f32, over the `n` tokens held.
     /// - `evidence`: `[n]`, f32, one number per token held; 0 for a new one. [`Scorer::Window`],
     ///   [`Scorer::Accumulated`] and [`Scorer::Squared`] add to it (set it to 0 to begin anew),
-    ///   [`Scorer::LastQuery`] overwrites it, and votes set it to `step` where a query head gives at least an
-    ///   equal share. Query heads are aggregated at every step, as there is one number per token.
+    ///   [`Scorer::LastQuery`] overwrites it, and votes set it to `step` where a query head gives at
+    ///   least an equal share. Query heads are aggregated at every step, as there is one number per
+    ///   token.
     ///
     /// # Errors
-    /// [`Error::NoAttention`] for a scorer of keys or positions; [`Error::Weight`]; [`Error::Zero`],
-    /// [`Error::Rows`] and [`Error::Length`] where there is not one weight per query head and token. The
-    /// evidence is then as before.
+    /// [`Error::NoAttention`] for a scorer of keys or positions; [`Error::Weight`];
+    /// [`Error::Zero`], [`Error::Rows`] and [`Error::Length`] where there is not one weight per
+    /// query head and token. The evidence is then as before.
     pub fn observe(
         &self,
         step: usize,
@@ -159,15 +163,16 @@ impl Scoring {
     }
 }
 
-/// The mean attention per query that saw a token, of accumulated attention: `evidence[i] / (num_seen -
-/// positions[i])`, f32. H2O compares the sums, in which early tokens have more terms; kvpress's "observed
-/// attention" compares these.
+/// The mean attention per query that saw a token, of accumulated attention:
+/// `evidence[i] / (num_seen - positions[i])`, f32. H2O compares the sums, in which early tokens
+/// have more terms; kvpress's "observed attention" compares these.
 ///
-/// `positions [n]` are the tokens' own in the sequence, and `num_seen` its length, of which every query was
-/// looked at. Empty: empty.
+/// `positions [n]` are the tokens' own in the sequence, and `num_seen` its length, of which every
+/// query was looked at. Empty: empty.
 ///
 /// # Errors
-/// [`Error::Length`] for another number of positions, [`Error::Index`] for one at or beyond `num_seen`.
+/// [`Error::Length`] for another number of positions, [`Error::Index`] for one at or beyond
+/// `num_seen`.
 pub fn per_query(evidence: &[f32], positions: &[u32], num_seen: usize) -> Result<Vec<f32>> {
     if positions.len() != evidence.len() {
         let (actual, expected) = (positions.len(), evidence.len());

@@ -1,14 +1,16 @@
-//! Expected attention: what queries to come are expected to give, from the statistics of a prompt's queries.
+//! Expected attention: what queries to come are expected to give, from the statistics of a prompt's
+//! queries.
 //!
-//! The definition is that of NVIDIA kvpress 0.5.5, `ExpectedAttentionPress`: queries before RoPE are taken as
-//! normal, with the mean μ and the covariance Σ of the prompt's; RoPE is replaced by its average R over the
-//! next positions; a key k then has the expected weight exp(k·Rμ / √d + kᵀRΣRᵀk / 2d), normalised over the
-//! tokens.
+//! The definition is that of NVIDIA kvpress 0.5.5, `ExpectedAttentionPress`: queries before RoPE
+//! are taken as normal, with the mean μ and the covariance Σ of the prompt's; RoPE is replaced by
+//! its average R over the next positions; a key k then has the expected weight exp(k·Rμ / √d +
+//! kᵀRΣRᵀk / 2d), normalised over the tokens.
 
 use super::keys::{norm, rows};
 use crate::{Error, Result};
 
-/// How a model turns queries by position, in the half-split pairing: channel `i` with `i + head_dim / 2`.
+/// How a model turns queries by position, in the half-split pairing: channel `i` with
+/// `i + head_dim / 2`.
 #[derive(Clone, Copy, Debug)]
 pub struct RotaryTurns<'a> {
     /// Angle per position of each pair, `[head_dim / 2]`, f32, radians.
@@ -47,8 +49,8 @@ struct Expectation {
     quadratic: Vec<f64>,
 }
 
-/// What is expected of queries behind a prompt: scores tokens that come later as those of the prompt were scored, under
-/// the same normaliser and from the same position on.
+/// What is expected of queries behind a prompt: scores tokens that come later as those of the
+/// prompt were scored, under the same normaliser and from the same position on.
 #[derive(Clone, Debug)]
 pub struct ExpectedScores {
     heads: Vec<Normalised>,
@@ -66,8 +68,8 @@ struct Normalised {
 }
 
 impl ExpectedScores {
-    /// The score of a token of post-RoPE `key` and `value`, both `[head_dim]`, f32; infinite behind a prompt of sinks
-    /// alone, where there is nothing that it could be compared with.
+    /// The score of a token of post-RoPE `key` and `value`, both `[head_dim]`, f32; infinite behind
+    /// a prompt of sinks alone, where there is nothing that it could be compared with.
     ///
     /// # Errors
     /// [`Error::Length`].
@@ -106,7 +108,8 @@ impl ExpectedScores {
     /// What has these `numbers`.
     ///
     /// # Errors
-    /// [`Error::Zero`] for heads of no channels, [`Error::Length`] where they are not those of whole heads.
+    /// [`Error::Zero`] for heads of no channels, [`Error::Length`] where they are not those of
+    /// whole heads.
     pub fn from_numbers(head_dim: usize, numbers: &[f64]) -> Result<Self> {
         if head_dim == 0 {
             return Err(Error::Zero { what: "channels of a head" });
@@ -127,12 +130,13 @@ impl ExpectedScores {
 }
 
 impl ExpectedQueries {
-    /// Without any query so far. The first `sinks` tokens count neither as queries nor as keys; queries are
-    /// expected at the `num_future` positions behind the prompt (kvpress: 4 and 512).
+    /// Without any query so far. The first `sinks` tokens count neither as queries nor as keys;
+    /// queries are expected at the `num_future` positions behind the prompt (kvpress: 4 and 512).
     ///
     /// # Errors
-    /// [`Error::Zero`] for a group of no heads, heads of no pairs, or no future position; [`Error::Range`] for an
-    /// attention factor that is not above 0 and finite, or an angle that is not finite.
+    /// [`Error::Zero`] for a group of no heads, heads of no pairs, or no future position;
+    /// [`Error::Range`] for an attention factor that is not above 0 and finite, or an angle that is
+    /// not finite.
     pub fn new(
         turns: RotaryTurns<'_>,
         group_size: usize,
@@ -171,7 +175,8 @@ impl ExpectedQueries {
         })
     }
 
-    /// Adds the post-RoPE query `[head_dim]`, f32, of query head `head` at `position`; one of a sink adds nothing.
+    /// Adds the post-RoPE query `[head_dim]`, f32, of query head `head` at `position`; one of a
+    /// sink adds nothing.
     ///
     /// # Errors
     /// [`Error::Index`] for a head that there is not, [`Error::Length`] for another `head_dim`.
@@ -198,14 +203,15 @@ impl ExpectedQueries {
         Ok(())
     }
 
-    /// Scores `[n]`, f32, of post-RoPE `keys` and `values [n, head_dim]` of the KV head: the expected weight, mean
-    /// over the query heads, times the norm of the value. Sinks are infinite, so that they stay (kvpress: the
-    /// largest score + 1). `next_position` is the first of the positions to come: `n` behind a prompt. No
-    /// tokens: none.
+    /// Scores `[n]`, f32, of post-RoPE `keys` and `values [n, head_dim]` of the KV head: the
+    /// expected weight, mean over the query heads, times the norm of the value. Sinks are infinite,
+    /// so that they stay (kvpress: the largest score + 1). `next_position` is the first of the
+    /// positions to come: `n` behind a prompt. No tokens: none.
     ///
     /// # Errors
     /// [`Error::Rows`] and [`Error::Length`] where keys and values are not as many whole rows,
-    /// [`Error::NoQueries`] where a query head was shown none. Rows that are not numbers give scores that are none.
+    /// [`Error::NoQueries`] where a query head was shown none. Rows that are not numbers give
+    /// scores that are none.
     pub fn scores(&self, keys: &[f32], values: &[f32], next_position: usize) -> Result<Vec<f32>> {
         Ok(self.expect(keys, values, next_position)?.1)
     }

@@ -2,18 +2,19 @@
 
 use crate::{Error, Result};
 
-/// Scores `[n]`, f32, of post-RoPE `keys [n, head_dim]` of one KV head: minus the L2 norm, since keys of small
-/// norm draw attention (Devoto et al., arXiv 2406.11430, §3). Empty: empty.
+/// Scores `[n]`, f32, of post-RoPE `keys [n, head_dim]` of one KV head: minus the L2 norm, since
+/// keys of small norm draw attention (Devoto et al., arXiv 2406.11430, §3). Empty: empty.
 ///
 /// # Errors
-/// [`Error::Rows`] where `keys` are not whole rows. A key that is not a number has a score that is none.
+/// [`Error::Rows`] where `keys` are not whole rows. A key that is not a number has a score that is
+/// none.
 pub fn key_norm(keys: &[f32], head_dim: usize) -> Result<Vec<f32>> {
     Ok(rows("keys", keys, head_dim)?.map(|key| -norm(key) as f32).collect())
 }
 
-/// Scores `[n]`, f32, of post-RoPE `keys [n, head_dim]` of one KV head: minus the cosine between a key and the
-/// mean of all keys' directions (KeyDiff, arXiv 2504.15364, §3), so that what repeats goes first. Every
-/// score depends on all keys. A key of zeros scores 0. Empty: empty.
+/// Scores `[n]`, f32, of post-RoPE `keys [n, head_dim]` of one KV head: minus the cosine between a
+/// key and the mean of all keys' directions (KeyDiff, arXiv 2504.15364, §3), so that what repeats
+/// goes first. Every score depends on all keys. A key of zeros scores 0. Empty: empty.
 ///
 /// # Errors
 /// As [`key_norm`].

@@ -1,21 +1,21 @@
-//! Pooling along tokens: a token counts with its neighbours, so that what is kept is kept in pieces.
+//! Pooling along tokens: a token counts with its neighbours, so that what is kept is kept in
+//! pieces.
 
 use std::fmt;
 use std::str::FromStr;
 
+use super::BLOCK_TOKENS;
 use crate::{Error, Result, words};
 
 /// The widest kernel that a word may name: every token looks at that many.
 const MAX_KERNEL: usize = 255;
 
-/// Values that are pooled at a time, so that what comes between passes is near.
-const BLOCK: usize = 1024;
-
 const KNOWN: &str = "none, mean:N, max:N with odd N from 1 to 255";
 
 /// How the evidence of a token is spread over its neighbours, stride 1, as many values as before.
 ///
-/// Kernels are odd; an even one reaches as far as the next odd one. As words: `none`, `mean:5`, `max:7`.
+/// Kernels are odd; an even one reaches as far as the next odd one. As words: `none`, `mean:5`,
+/// `max:7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
     /// Not at all.
@@ -35,29 +35,32 @@ impl Pool {
         pooled
     }
 
-    /// Pools `values [n]` around the places from `first` on, as many as `pooled` has, which lie within `values`.
+    /// Pools `values [n]` around the places from `first` on, as many as `pooled` has, which lie
+    /// within `values`.
     pub(super) fn apply_from(&self, first: usize, values: &[f32], pooled: &mut [f32]) {
         match *self {
             Self::None => pooled.copy_from_slice(&values[first..][..pooled.len()]),
             Self::Mean(kernel) => {
                 let share = 1.0 / (kernel / 2 * 2 + 1) as f32;
-                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
-                    gather(kernel / 2, first + block * BLOCK, values, pooled, |sum, x| sum + x);
+                for (block, pooled) in pooled.chunks_mut(BLOCK_TOKENS).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK_TOKENS, values, pooled, |sum, x| {
+                        sum + x
+                    });
                     pooled.iter_mut().for_each(|sum| *sum *= share);
                 }
             }
             Self::Max(kernel) => {
                 let larger = |most: f32, x: f32| if x > most || x.is_nan() { x } else { most };
-                for (block, pooled) in pooled.chunks_mut(BLOCK).enumerate() {
-                    gather(kernel / 2, first + block * BLOCK, values, pooled, larger);
+                for (block, pooled) in pooled.chunks_mut(BLOCK_TOKENS).enumerate() {
+                    gather(kernel / 2, first + block * BLOCK_TOKENS, values, pooled, larger);
                 }
             }
         }
     }
 }
 
-/// Gathers for every place from `first` on what `join` makes of the values at most `reach` away: for all places together, one
-/// distance after the other, except near the ends.
+/// Gathers for every place from `first` on what `join` makes of the values at most `reach` away:
+/// for all places together, one distance after the other, except near the ends.
 fn gather(
     reach: usize,
     first: usize,

@@ -1,7 +1,7 @@
 //! Kernels for x86-64 with AVX-512 F.
 //!
-//! What is picked out of a vector is compressed in a register and stored whole: compressing in the store takes many times
-//! as long on some CPUs.
+//! What is picked out of a vector is compressed in a register and stored whole: compressing in the
+//! store takes many times as long on some CPUs.
 
 use std::arch::x86_64::*;
 

@@ -1,7 +1,7 @@
 //! The vector code of this crate and the one place of it that holds unsafe code.
 //!
-//! Every kernel has a scalar form, which the others equal to the bit: sums are taken in [`LANES`] partial sums, whatever
-//! the width of a vector.
+//! Every kernel has a scalar form, which the others equal to the bit: sums are taken in [`LANES`]
+//! partial sums, whatever the width of a vector.
 
 #![cfg_attr(
     target_arch = "x86_64",
@@ -19,9 +19,13 @@ pub(crate) const WORD: usize = u64::BITS as usize;
 /// Partial sums of a mass, by token, and what a vector that is stored whole may write too much.
 pub(crate) const LANES: usize = 16;
 
-/// The instructions that kernels use.
+/// The instructions that kernels use, of which this CPU has all: calls into vector code rest on
+/// that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) struct Form(Instructions);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instructions {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -54,28 +58,31 @@ struct Seen {
 }
 
 impl Form {
+    /// Every CPU has it.
+    const SCALAR: Self = Self(Instructions::Scalar);
+
     /// The best of this CPU.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if has_avx512() {
-                return Self::Avx512;
+                return Self(Instructions::Avx512);
             }
             if has_avx2() {
-                return Self::Avx2;
+                return Self(Instructions::Avx2);
             }
         }
-        Self::Scalar
+        Self::SCALAR
     }
 
     /// All of this CPU.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {
-        let mut forms = vec![Self::Scalar];
+        let mut forms = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
-            forms.extend(has_avx2().then_some(Self::Avx2));
-            forms.extend(has_avx512().then_some(Self::Avx512));
+            forms.extend(has_avx2().then_some(Self(Instructions::Avx2)));
+            forms.extend(has_avx512().then_some(Self(Instructions::Avx512)));
         }
         forms
     }
@@ -91,26 +98,27 @@ fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
 }
 
-/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others that are at least
-/// `edges[0]` to the front of `between`, in their order; what is behind them there means nothing.
+/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others
+/// that are at least `edges[0]` to the front of `between`, in their order; what is behind them
+/// there means nothing.
 ///
 /// # Panics
 /// When `between` is not longer than `weights` by [`LANES`].
 pub(crate) fn split(form: Form, weights: &[f32], edges: [f32; 2], between: &mut [f32]) -> Split {
     assert!(between.len() >= weights.len() + LANES, "room for every weight and a vector");
     let (chunks, rest) = weights.as_chunks::<WORD>();
-    let mut seen = match form {
-        Form::Scalar => {
+    let mut seen = match form.0 {
+        Instructions::Scalar => {
             let mut seen = Seen::default();
             chunks.iter().for_each(|chunk| seen.add(chunk, edges, between));
             seen
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
-        Form::Avx2 => unsafe { avx2::split(chunks, edges, between) },
+        Instructions::Avx2 => unsafe { avx2::split(chunks, edges, between) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        Form::Avx512 => unsafe { avx512::split(chunks, edges, between) },
+        Instructions::Avx512 => unsafe { avx512::split(chunks, edges, between) },
     };
     seen.add(rest, edges, between);
     Split {
@@ -136,7 +144,8 @@ impl Seen {
     }
 }
 
-/// Makes the bits of `words` the weights that are at least `least`: those beyond the last weight are unset.
+/// Makes the bits of `words` the weights that are at least `least`: those beyond the last weight
+/// are unset.
 ///
 /// # Panics
 /// When there is not a word for every [`WORD`] weights or a part of them.
@@ -144,16 +153,16 @@ pub(crate) fn mark(form: Form, weights: &[f32], least: f32, words: &mut [u64]) {
     assert_eq!(words.len(), weights.len().div_ceil(WORD), "a word for every {WORD} weights");
     let (chunks, rest) = weights.as_chunks::<WORD>();
     let (whole, last) = words.split_at_mut(chunks.len());
-    match form {
-        Form::Scalar => {
+    match form.0 {
+        Instructions::Scalar => {
             chunks.iter().zip(whole).for_each(|(chunk, word)| *word = mark_scalar(chunk, least));
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
-        Form::Avx2 => unsafe { avx2::mark(chunks, least, whole) },
+        Instructions::Avx2 => unsafe { avx2::mark(chunks, least, whole) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        Form::Avx512 => unsafe { avx512::mark(chunks, least, whole) },
+        Instructions::Avx512 => unsafe { avx512::mark(chunks, least, whole) },
     }
     last.iter_mut().for_each(|word| *word = mark_scalar(rest, least));
 }
@@ -167,12 +176,15 @@ fn mark_scalar(weights: &[f32], least: f32) -> u64 {
 /// # Panics
 /// When `out` is not longer than there are by [`LANES`].
 pub(crate) fn positions(form: Form, words: &[u64], out: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    if form == Form::Avx512 {
+    match form.0 {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        return unsafe { avx512::positions(words, out) };
+        Instructions::Avx512 => unsafe { avx512::positions(words, out) },
+        _ => positions_scalar(words, out),
     }
-    let _ = form;
+}
+
+fn positions_scalar(words: &[u64], out: &mut [u32]) {
     let mut next = 0;
     for (at, &word) in words.iter().enumerate() {
         for bit in bits(word) {
@@ -182,18 +194,23 @@ pub(crate) fn positions(form: Form, words: &[u64], out: &mut [u32]) {
     }
 }
 
-/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out` means nothing.
+/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out`
+/// means nothing.
 ///
 /// # Panics
-/// When there is not a value for every bit, and when `out` is not longer than there are by [`LANES`].
+/// When there is not a value for every bit, and when `out` is not longer than there are by
+/// [`LANES`].
 pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -> usize {
     let chunks = &values.as_chunks::<WORD>().0[..words.len()];
-    #[cfg(target_arch = "x86_64")]
-    if form == Form::Avx512 {
+    match form.0 {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        return unsafe { avx512::pick(words, chunks, out) };
+        Instructions::Avx512 => unsafe { avx512::pick(words, chunks, out) },
+        _ => pick_scalar(words, chunks, out),
     }
-    let _ = form;
+}
+
+fn pick_scalar(words: &[u64], chunks: &[[f32; WORD]], out: &mut [f32]) -> usize {
     let mut next = 0;
     for (&word, chunk) in words.iter().zip(chunks) {
         for bit in bits(word) {

@@ -1,4 +1,5 @@
-//! Every form of a kernel against the scalar one, to the bit, and that one against what it is to do.
+//! Every form of a kernel against the scalar one, to the bit, and that one against what it is to
+//! do.
 
 use super::*;
 
@@ -30,7 +31,7 @@ fn all_forms_split_alike() {
     for len in LENGTHS {
         let weights = weights(len);
         for edges in [[0.0, f32::INFINITY], [0.0, 0.0], [0.1, 0.3], [0.3, 0.3], [2.0, 3.0]] {
-            let (found, between) = split_by(Form::Scalar, &weights, edges);
+            let (found, between) = split_by(Form::SCALAR, &weights, edges);
             let is_between = |weight: &f32| (edges[0]..edges[1]).contains(weight);
             let expected: Vec<f32> = weights.iter().copied().filter(is_between).collect();
             assert_eq!(between, expected, "{len} {edges:?}");
@@ -66,7 +67,7 @@ fn all_forms_mark_alike() {
     for len in LENGTHS {
         let weights = weights(len);
         for least in [0.0, 0.1, 0.5, 2.0] {
-            let words = marked_by(Form::Scalar, &weights, least);
+            let words = marked_by(Form::SCALAR, &weights, least);
             for token in 0..len.next_multiple_of(WORD) {
                 let is_set = words[token / WORD] >> (token % WORD) & 1 != 0;
                 assert_eq!(is_set, token < len && weights[token] >= least, "{len} {least} {token}");

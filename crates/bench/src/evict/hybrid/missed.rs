@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
-use heterokv_cache::{HeadProfile, HeadRole};
-use heterokv_eval::{HeadRows, exact_scores, visit_layers};
+use anyhow::{Result, bail};
+use heterokv_cache::{CacheConfig, CacheSpec, HeadProfile, HeadRole, KvShape};
+use heterokv_eval::{Error, ExactTokens, HeadRows, exact_scores, visit_layers};
 use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_model::Model;
 use rayon::prelude::*;
@@ -13,10 +13,9 @@ use rayon::prelude::*;
 use super::ASKED_TOKENS;
 use crate::sheet::{Cell, Sheet};
 
-/// First and last tokens that are exact anyway, and the least rows of a query head: those of `hca-rescore` below 20 %.
-const SINKS: usize = 4;
-const RECENT: usize = 32;
-const MIN_ROWS: usize = 128;
+/// Whose first and last tokens are exact anyway, and whose query heads read as many rows at least: `hca-rescore` as it is below
+/// 20 %.
+const CACHE: &str = "hca-rescore,keys=alloc/4,recent=32";
 
 /// Shares of attention at which a selection is complete.
 const TOP_P: [f32; 4] = [0.9, 0.93, 0.96, 0.98];
@@ -54,9 +53,15 @@ struct Sums {
     missed: f64,
 }
 
-/// What selections miss, by whose rows are read and the place of the top-p.
-#[derive(Debug, Default)]
-pub(super) struct Missed(BTreeMap<(Reads, usize), Sums>);
+/// What selections miss.
+#[derive(Debug)]
+pub(super) struct Missed {
+    exact: ExactTokens,
+    /// Of each top-p.
+    selectors: Vec<Selector>,
+    /// By whose rows are read and the place of the top-p.
+    sums: BTreeMap<(Reads, usize), Sums>,
+}
 
 /// Attention of the last tokens' queries over the tokens that are not exact anyway.
 struct Asked {
@@ -73,32 +78,42 @@ struct Query {
 }
 
 impl Missed {
+    /// Of no head yet, in caches of a shape.
+    ///
+    /// # Errors
+    /// A shape that no cache can have.
+    pub(super) fn new(shape: &KvShape) -> Result<Self> {
+        let CacheConfig::Hca(config) = CACHE.parse::<CacheSpec>()?.resolve(shape, None)? else {
+            bail!("{CACHE} selects nothing");
+        };
+        let exact = ExactTokens { sinks: config.sinks, recent: config.recent };
+        let selector = |&top_p| Selector::new(Rule::TopP(top_p), config.min, config.max);
+        let selectors = TOP_P.iter().map(selector).collect::<Result<_, _>>()?;
+        Ok(Self { exact, selectors, sums: BTreeMap::new() })
+    }
+
     /// Adds the heads of a model on a text, of which the last tokens ask.
     ///
     /// # Errors
     /// What the model refuses, and attention that is not finite.
     pub(super) fn add(&mut self, model: &Model, text: &[u32], heads: &HeadProfile) -> Result<()> {
-        let mut failure = None;
         visit_layers(model, &[text], &mut |rows| {
-            let asked: Vec<Asked> = rows.heads.par_iter().map(Asked::of).collect();
+            let of_head = |rows| Asked::of(rows, self.exact);
+            let asked: Vec<Asked> = rows.heads.par_iter().map(of_head).collect();
             let roles: Vec<HeadRole> =
                 (0..asked.len()).map(|kv_head| heads.role(rows.layer, kv_head)).collect();
-            if let Err(error) = self.add_layer(&asked, &roles) {
-                failure = Some(error);
-            }
-            Ok(())
+            self.add_layer(&asked, &roles)
         })?;
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
-    fn add_layer(&mut self, asked: &[Asked], roles: &[HeadRole]) -> Result<()> {
-        for (place, &top_p) in TOP_P.iter().enumerate() {
-            let selector = Selector::new(Rule::TopP(top_p), MIN_ROWS, usize::MAX)?;
-            let taken = asked.par_iter().map(|asked| asked.taken(&selector));
-            let taken: Vec<Vec<TokenSet>> = taken.collect::<Result<_>>()?;
+    fn add_layer(&mut self, asked: &[Asked], roles: &[HeadRole]) -> Result<(), Error> {
+        for (place, selector) in self.selectors.iter().enumerate() {
+            let taken = asked.par_iter().map(|asked| asked.taken(selector));
+            let taken: Vec<Vec<TokenSet>> = taken.collect::<Result<_, _>>()?;
             for (kv_head, &role) in roles.iter().enumerate() {
                 let mut add = |reads, rows: &[TokenSet]| {
-                    let sums = self.0.entry((reads, place)).or_default();
+                    let sums = self.sums.entry((reads, place)).or_default();
                     let [read, missed] = asked[kv_head].read_and_missed(rows);
                     sums.num_heads += 1;
                     sums.read += read;
@@ -123,7 +138,7 @@ impl Missed {
         let title = format!("What selections by exact scores miss of attention, on {model}");
         let columns = ["heads", "number", "rows", "top-p", "rows read, %", "attention missed, %"];
         let mut sheet = Sheet::new(title, &columns);
-        for (&(reads, place), sums) in &self.0 {
+        for (&(reads, place), sums) in &self.sums {
             let [heads, rows] = reads.words();
             let mean = |sum: f64| 100.0 * sum / sums.num_heads as f64;
             sheet.push(vec![
@@ -140,7 +155,7 @@ impl Missed {
 }
 
 impl Asked {
-    fn of(rows: &HeadRows) -> Self {
+    fn of(rows: &HeadRows, exact: ExactTokens) -> Self {
         let HeadRows { head_dim, group_size, sm_scale, .. } = *rows;
         let num_tokens = rows.keys.len() / head_dim;
         let group_len = group_size * head_dim;
@@ -148,14 +163,14 @@ impl Asked {
             let seen = position + 1;
             let queries = &rows.queries[position * group_len..][..group_len];
             let scores = exact_scores(head_dim, sm_scale, queries, &rows.keys[..seen * head_dim]);
-            scores.chunks_exact(seen).map(Query::of).collect()
+            scores.chunks_exact(seen).map(|scores| Query::of(scores, exact)).collect()
         };
         let first = num_tokens.saturating_sub(ASKED_TOKENS);
         Self { steps: (first..num_tokens).map(step).collect() }
     }
 
     /// The rows that any query head of the group takes, of each step `[num_coded]`.
-    fn taken(&self, selector: &Selector) -> Result<Vec<TokenSet>> {
+    fn taken(&self, selector: &Selector) -> Result<Vec<TokenSet>, Error> {
         let mut scratch = SelectScratch::default();
         let union = |queries: &Vec<Query>| {
             let [mut all, mut taken] = [TokenSet::default(), TokenSet::default()];
@@ -187,11 +202,11 @@ impl Asked {
 
 impl Query {
     /// Of scores of all tokens that it sees.
-    fn of(scores: &[f64]) -> Self {
+    fn of(scores: &[f64], ExactTokens { sinks, recent }: ExactTokens) -> Self {
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        let coded = SINKS.min(weights.len())..weights.len().saturating_sub(RECENT).max(SINKS);
+        let coded = sinks.min(weights.len())..weights.len().saturating_sub(recent).max(sinks);
         let coded = coded.start..coded.end.min(weights.len());
         let weights: Vec<f32> = weights[coded].iter().map(|w| (w / sum) as f32).collect();
         let exact_mass = 1.0 - weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
@@ -201,23 +216,30 @@ impl Query {
 
 #[cfg(test)]
 mod tests {
+    use heterokv_cache::HeadShape;
+
     use super::*;
+
+    fn missed() -> Missed {
+        let heads = HeadShape::new(2, 2, 8).expect("a shape");
+        Missed::new(&KvShape { num_layers: 1, heads }).expect("it can be had")
+    }
 
     /// A head that attends to two of 400 tokens only, half each; a query.
     fn asked(first: usize, second: usize) -> Asked {
         let score = |token| if token == first || token == second { 50.0 } else { 0.0 };
         let scores: Vec<f64> = (0..400).map(score).collect();
-        Asked { steps: vec![vec![Query::of(&scores)]] }
+        Asked { steps: vec![vec![Query::of(&scores, missed().exact)]] }
     }
 
     #[test]
     fn a_satellite_misses_what_its_pivot_does_not_look_at() {
         // They share one of two tokens, behind those that every head reads, and half of the attention.
         let heads = [asked(200, 210), asked(200, 300)];
-        let mut missed = Missed::default();
+        let mut missed = missed();
         let roles = [HeadRole::Pivot, HeadRole::Satellite { pivot: 0 }];
         missed.add_layer(&heads, &roles).expect("they are finite");
-        let of = |reads| missed.0[&(reads, 2)];
+        let of = |reads| missed.sums[&(reads, 2)];
         assert!(of(Reads::Pivot).missed < 1e-6 && of(Reads::Satellite).missed < 1e-6);
         let by_pivot = of(Reads::OfPivot);
         assert!((by_pivot.missed - 0.5).abs() < 1e-6, "{by_pivot:?}");
@@ -229,9 +251,9 @@ mod tests {
     fn what_is_exact_anyway_is_neither_read_nor_missed() {
         let head = asked(1, 399);
         let Query { weights, exact_mass } = &head.steps[0][0];
-        assert_eq!(weights.len(), 400 - SINKS - RECENT);
+        assert_eq!(weights.len(), 400 - 4 - 32);
         assert!(*exact_mass > 1.0 - 1e-6);
-        let few = Query::of(&[0.0; 10]);
+        let few = Query::of(&[0.0; 10], missed().exact);
         assert!(few.weights.is_empty() && few.exact_mass == 1.0);
     }
 }
