@@ -15,7 +15,7 @@ use heterokv_testkit::Inputs;
 use crate::wide;
 
 const HEAD_DIM: usize = 8;
-const PROMPT: usize = 1024;
+const PROMPT: usize = 4096;
 const RECENT: usize = 16;
 
 /// A text whose tokens are of two topics in turns of 64, and the file of the heads' roles.

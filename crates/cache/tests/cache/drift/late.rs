@@ -107,7 +107,9 @@ impl Late {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Arc::new(GatedFiles(Arc::clone(&gate)));
         let disk = Some(DiskOptions { files, ..DiskOptions::new(folder.path(), "a model") });
-        let (cache, store) = text.cache_in("", 3 * 8192, disk);
+        // Of sixteen pages few are on disk: with all their reads at the gate there is room for the last pages, which take
+        // rows, of this cache, of a copy and of what is on its way.
+        let (cache, store) = text.cache_in("", 13 * 8192, disk);
         assert!(store.stats().disk.pages > 0, "{:?}", store.stats());
         gate.close();
         let (k, v) = (text.k.clone(), text.v.clone());
