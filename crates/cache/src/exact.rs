@@ -142,27 +142,38 @@ impl ExactRows {
         self.truncate(kept.len());
     }
 
-    /// Puts rows, of each token the key and the value, in the place of the first `count`.
+    /// Puts rows, of each token the key and the value, in the place of the first `count`. After an error all are there as
+    /// before.
     pub(crate) fn replace_front(&mut self, arena: &Arena, count: usize, rows: &[u8]) -> Result<()> {
         let token_bytes = 4 * self.head_dim;
-        let (in_place, more) = rows.split_at(rows.len().min(count * token_bytes));
+        let (num_rows, num_behind) = (rows.len() / token_bytes, self.len - count);
+        let num_pages = (self.start + num_rows + num_behind).div_ceil(self.page_tokens);
+        let more: Vec<Block> = (self.pages.len()..num_pages)
+            .map(|_| arena.allocate(4 * self.head_dim * self.page_tokens))
+            .collect::<Result<_, _>>()?;
+        self.pages.extend(more);
         let mut behind = Vec::new();
-        if rows.len() != count * token_bytes {
-            for index in count..self.len {
-                let (key, value) = self.row_mut(index);
-                behind.extend_from_slice(key);
-                behind.extend_from_slice(value);
-            }
-            self.truncate(in_place.len() / token_bytes);
+        if num_rows != count {
+            behind.reserve_exact(num_behind * token_bytes);
+            (count..self.len).for_each(|index| self.push_row_to(index, &mut behind));
         }
-        for (index, row) in in_place.chunks_exact(token_bytes).enumerate() {
+        let rows = rows.chunks_exact(token_bytes).chain(behind.chunks_exact(token_bytes));
+        for (index, row) in rows.enumerate() {
             copy_row(row, self.row_mut(index));
         }
-        for row in more.chunks_exact(token_bytes).chain(behind.chunks_exact(token_bytes)) {
-            copy_row(row, self.place(arena)?);
-            self.len += 1;
-        }
+        self.len = num_rows + num_behind;
+        self.truncate(self.len);
         Ok(())
+    }
+
+    /// Adds the key and the value of a token to `out`.
+    pub(crate) fn push_row_to(&self, index: usize, out: &mut Vec<u8>) {
+        let (index, row_bytes) = (self.start + index, 2 * self.head_dim);
+        let page = self.pages[index / self.page_tokens].bytes();
+        let (keys, values) = page.split_at(self.page_tokens * row_bytes);
+        let row = index % self.page_tokens * row_bytes;
+        out.extend_from_slice(&keys[row..][..row_bytes]);
+        out.extend_from_slice(&values[row..][..row_bytes]);
     }
 
     /// Copies out the first `count` tokens, keys and values `[count, head_dim]`.

@@ -212,13 +212,13 @@ impl HeadCache {
             kept.iter().flat_map(row).copied().collect()
         };
         if let Some(held) = &mut self.held {
-            held.take_prompt(stores.device, keys.len() / head_dim, kept, evidence)?;
+            held.take_prompt(keys.len() / head_dim, kept, evidence)?;
         }
         self.complete(stores, keys, values)?;
         self.store_prompt(stores, &rows(keys), &rows(values))
     }
 
-    /// Takes one more token, of which `evidence` is known, into a head that forgets.
+    /// Takes one more token, of which `evidence` is known, into a head that forgets. After an error all is as before.
     pub(crate) fn append_with(
         &mut self,
         stores: &mut Stores<'_>,
@@ -226,13 +226,23 @@ impl HeadCache {
         value: &[f32],
         evidence: f32,
     ) -> Result<()> {
-        self.complete(stores, key, value)?;
-        self.append(stores, key, value)?;
-        // Last, so that a row that could not be stored is not counted as held.
-        match &mut self.held {
-            Some(held) => held.extend(stores.device, &[evidence]),
-            None => Ok(()),
+        let num_tokens = self.num_tokens();
+        if let Some(held) = &mut self.held {
+            held.reserve(held.len() + 1)?;
         }
+        let completed = self.complete(stores, key, value);
+        let stored = completed.and_then(|()| self.append(stores, key, value));
+        match (&mut self.held, &stored) {
+            (Some(held), Ok(())) => held.push(evidence),
+            (Some(held), Err(_)) => {
+                held.release();
+                if let Some(host) = stores.host.as_mut().filter(|_| self.is_complete_on_host) {
+                    host.truncate(self.layer, self.kv_head, num_tokens);
+                }
+            }
+            (None, _) => {}
+        }
+        stored
     }
 
     /// Sends rows to the host whose head has all of them there.
@@ -245,8 +255,13 @@ impl HeadCache {
         }
     }
 
-    /// Puts rows of the tokens at `positions`, f16 keys and values side by side, in the place of those of all tokens held before
-    /// `end`.
+    /// Adds the key and the value of an exact row before what is coded to `out`, f16.
+    pub(crate) fn push_row_to(&self, index: usize, out: &mut Vec<u8>) {
+        self.resident.push_row_to(index, out);
+    }
+
+    /// Puts rows of the tokens at `positions`, f16 keys and values side by side, in the place of those of all tokens held
+    /// before `end`. After an error all is as before.
     pub(crate) fn replace_before(
         &mut self,
         device: &Arena,
@@ -255,14 +270,18 @@ impl HeadCache {
         evidence: &[f32],
         rows: &[u8],
     ) -> Result<()> {
-        if let Some(held) = &mut self.held {
-            self.resident.replace_front(device, held.num_before(end), rows)?;
-            held.replace_front(device, end, positions, evidence)?;
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let replaced = held.num_before(end);
+        held.reserve(held.len() - replaced + positions.len())?;
+        let stored = self.resident.replace_front(device, replaced, rows);
+        match stored {
+            Ok(()) => held.replace_front(end, positions, evidence),
+            Err(_) => held.release(),
         }
-        Ok(())
+        stored
     }
 
-    /// Takes one more token.
+    /// Takes one more token. After an error all is as before.
     pub(crate) fn append(
         &mut self,
         stores: &mut Stores<'_>,
@@ -279,7 +298,10 @@ impl HeadCache {
         let leaving = tail.whole_groups_leaving();
         if leaving > 0 {
             let (keys, values) = tail.window.front(leaving);
-            tail.code((self.layer, self.kv_head), stores, &keys, &values)?;
+            if let Err(error) = tail.code((self.layer, self.kv_head), stores, &keys, &values) {
+                tail.window.truncate(tail.window.len() - 1);
+                return Err(error);
+            }
             tail.window.drop_front(leaving);
         }
         Ok(())
@@ -373,7 +395,7 @@ impl HeadCache {
             }
         }
         if let Some(held) = &mut self.held {
-            held.keep(stores.device, kept)?;
+            held.keep(kept);
         }
         Ok(())
     }
@@ -470,3 +492,6 @@ impl HeadCache {
         Ok(Self { resident: self.resident.fork(device)?, tail, held, ..*self })
     }
 }
+
+#[cfg(test)]
+mod tests;

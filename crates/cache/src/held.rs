@@ -75,56 +75,64 @@ impl Held {
         self.positions.partition_point(|&held| (held as usize) < position)
     }
 
-    /// Takes in tokens one after the other, with what is known of each.
-    pub(crate) fn extend(&mut self, device: &Arena, evidence: &[f32]) -> Result<()> {
-        let first = self.seen as u32;
-        self.positions.extend(first..first + evidence.len() as u32);
-        self.seen += evidence.len();
+    /// Makes room for the evidence of so many tokens, where there is less; what is held afterwards says how much of it
+    /// stays. After an error there is as much as before.
+    pub(crate) fn reserve(&mut self, num_tokens: usize) -> Result<()> {
+        let bytes = Self::evidence_bytes(num_tokens);
+        self.charge.as_mut().map_or(Ok(()), |charge| Ok(charge.grow_to(bytes)?))
+    }
+
+    /// Gives back what no token held needs.
+    pub(crate) fn release(&mut self) {
+        let bytes = Self::evidence_bytes(self.len());
+        self.charge.iter_mut().for_each(|charge| charge.shrink_to(bytes));
+    }
+
+    /// Takes in one more token, for which there is [room](Self::reserve), with what is known of it.
+    pub(crate) fn push(&mut self, evidence: f32) {
+        self.positions.push(self.seen as u32);
+        self.seen += 1;
         if self.charge.is_some() {
-            self.evidence.extend_from_slice(evidence);
+            self.evidence.push(evidence);
         }
-        self.recharge(device)
+        self.release();
     }
 
     /// Takes in the tokens of a prompt of which only those at `kept` are held.
     pub(crate) fn take_prompt(
         &mut self,
-        device: &Arena,
         num_tokens: usize,
         kept: &[u32],
         evidence: &[f32],
     ) -> Result<()> {
+        self.reserve(kept.len())?;
         self.seen = num_tokens;
         self.positions = kept.to_vec();
         if self.charge.is_some() {
             self.evidence = kept.iter().map(|&token| evidence[token as usize]).collect();
         }
-        self.recharge(device)
+        self.release();
+        Ok(())
     }
 
     /// Leaves the tokens at `kept`, ascending indices.
-    pub(crate) fn keep(&mut self, device: &Arena, kept: &[u32]) -> Result<()> {
+    pub(crate) fn keep(&mut self, kept: &[u32]) {
         self.positions = kept.iter().map(|&index| self.positions[index as usize]).collect();
         if self.charge.is_some() {
             self.evidence = kept.iter().map(|&index| self.evidence[index as usize]).collect();
         }
-        self.recharge(device)
+        self.release();
     }
 
-    /// Puts tokens at other positions, with what is known of each, in the place of those before `end`.
-    pub(crate) fn replace_front(
-        &mut self,
-        device: &Arena,
-        end: usize,
-        positions: &[u32],
-        evidence: &[f32],
-    ) -> Result<()> {
+    /// Puts tokens at other positions, for which there is [room](Self::reserve), with what is known of each, in the place
+    /// of those before `end`.
+    pub(crate) fn replace_front(&mut self, end: usize, positions: &[u32], evidence: &[f32]) {
         let replaced = ..self.num_before(end);
         if self.charge.is_some() {
             self.evidence.splice(replaced, evidence.iter().copied());
         }
         self.positions.splice(replaced, positions.iter().copied());
-        self.recharge(device)
+        self.release();
     }
 
     /// Forgets the tokens from a position on, also that they were there. The evidence keeps its memory until a token comes.
@@ -150,7 +158,6 @@ impl Held {
     /// Reads what was written so of `len` of `seen` tokens.
     pub(crate) fn read(
         &mut self,
-        device: &Arena,
         (seen, len): (usize, usize),
         data: &mut Attachment,
     ) -> Result<()> {
@@ -177,20 +184,10 @@ impl Held {
             }
         }
         self.seen = seen;
-        self.recharge(device)
+        self.reserve(len)
     }
 
-    fn recharge(&mut self, device: &Arena) -> Result<()> {
-        let Some(charge) = &mut self.charge else { return Ok(()) };
-        let bytes = Self::evidence_bytes(self.positions.len());
-        if charge.bytes() != bytes {
-            // What was held is free for what is held from now on.
-            *charge = device.charge(0)?;
-            *charge = device.charge(bytes)?;
-        }
-        Ok(())
-    }
-
+    /// A copy that counts in `device`.
     pub(crate) fn fork(&self, device: &Arena) -> Result<Self> {
         let charge =
             self.charge.as_ref().map(|charge| device.charge(charge.bytes())).transpose()?;

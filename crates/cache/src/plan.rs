@@ -83,7 +83,8 @@ pub struct CachePlan {
     pub host_pages: usize,
     /// Those of them that are not full, and stay in RAM to take rows.
     pub host_open_pages: usize,
-    /// Bytes of scratch for scores, weights and selections, shared by all layers; not part of any ratio.
+    /// Bytes of scratch for scores, weights and selections, shared by all layers, and of rows that may be on their way back
+    /// from the host; not part of any ratio.
     pub score_scratch_bytes: usize,
     /// Bytes of the same tokens in a full f16 cache.
     pub full_bytes: usize,

@@ -3,8 +3,8 @@
 mod saved;
 
 use heterokv_evict::{
-    Budget, ExpectedScores, LastQueries, Scorer, adaptive, global, keep_best, keep_voted, key_diff,
-    key_norm, norm_drop,
+    Budget, ExpectedScores, LastQueries, Scorer, Scoring, adaptive, global, keep_best, keep_voted,
+    key_diff, key_norm, norm_drop,
 };
 use heterokv_offload::Sequence;
 use rayon::prelude::*;
@@ -276,16 +276,8 @@ impl Policy {
         key: &[f32],
         value: &[f32],
     ) -> Result<f32> {
-        match self.eviction.scoring.scorer {
-            Scorer::KeyNorm => Ok(key_norm(key, key.len())?[0]),
-            Scorer::Expected => match &self.expected[head] {
-                Some(expected) => Ok(expected.score(key, value)?),
-                None => Ok(0.0),
-            },
-            // The step at which it comes, so that it has a window of steps to be looked at in.
-            Scorer::Votes | Scorer::VotesSeen => Ok((position + 1) as f32),
-            _ => Ok(0.0),
-        }
+        let expected = self.expected[head].as_ref();
+        new_evidence(self.eviction.scoring, expected, position, key, value)
     }
 
     fn scores(&self, head: &HeadCache) -> Result<Vec<f32>> {
@@ -335,7 +327,7 @@ impl Policy {
         let room = |&limit: &usize| limit.min(num_tokens).saturating_sub(self.recent + batch);
         let lengths: Vec<usize> =
             self.limits[first..][..self.num_kv_heads].iter().map(room).collect();
-        drift.observe(layer, weights, (mean_limit(&self.limits), &lengths), host)
+        drift.observe(layer, heads, weights, (mean_limit(&self.limits), &lengths), host)
     }
 
     /// Whether a step waits for the rows that it has fetched.
@@ -350,8 +342,11 @@ impl Policy {
         heads: &mut [HeadCache],
         stores: &Stores<'_>,
     ) -> Result<u64> {
-        let drift = self.drift.as_mut();
-        drift.map_or(Ok(0), |drift| drift.arrive(layer, heads, stores))
+        let Some(drift) = &mut self.drift else { return Ok(0) };
+        let (scoring, expected) = (self.eviction.scoring, &self.expected);
+        drift.arrive(layer, heads, stores.device, |head, position, key, value| {
+            new_evidence(scoring, expected[head].as_ref(), position, key, value)
+        })
     }
 
     /// Times that rows were chosen to come back.
@@ -395,6 +390,26 @@ impl Policy {
         {
             *place = Some(expected);
         }
+    }
+}
+
+/// What is known of a token that no query has looked at, of a head of whose queries this is `expected`.
+pub(crate) fn new_evidence(
+    scoring: Scoring,
+    expected: Option<&ExpectedScores>,
+    position: usize,
+    key: &[f32],
+    value: &[f32],
+) -> Result<f32> {
+    match scoring.scorer {
+        Scorer::KeyNorm => Ok(key_norm(key, key.len())?[0]),
+        Scorer::Expected => match expected {
+            Some(expected) => Ok(expected.score(key, value)?),
+            None => Ok(0.0),
+        },
+        // The step at which it comes, so that it has a window of steps to be looked at in.
+        Scorer::Votes | Scorer::VotesSeen => Ok((position + 1) as f32),
+        _ => Ok(0.0),
     }
 }
 

@@ -106,6 +106,14 @@ pub enum Error {
         /// Index within the positions.
         index: usize,
     },
+    /// A step of a monitor was passed over whose set can change its decision.
+    #[error(
+        "the set of step {step} of a look at drift can change what comes of it; give it to observe"
+    )]
+    SetNeeded {
+        /// Steps of the look before it.
+        step: usize,
+    },
     /// A score that cannot be compared.
     #[error("the score of token {token} is not a number")]
     NotANumber {

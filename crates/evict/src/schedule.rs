@@ -128,14 +128,19 @@ impl DriftMonitor {
         }
     }
 
-    /// Counts a step whose set was not needed; where it is, the step does not count.
-    pub fn pass(&mut self) {
-        if !self.needs_set() {
-            self.num_seen += 1;
-            if self.num_seen == self.steps {
-                self.begin();
-            }
+    /// Counts a step whose set is not needed.
+    ///
+    /// # Errors
+    /// [`Error::SetNeeded`] where [it is](Self::needs_set); the step then does not count.
+    pub fn pass(&mut self) -> Result<()> {
+        if self.needs_set() {
+            return Err(Error::SetNeeded { step: self.num_seen });
         }
+        self.num_seen += 1;
+        if self.num_seen == self.steps {
+            self.begin();
+        }
+        Ok(())
     }
 
     /// Takes the set of one step, ascending positions; true when it has drifted, and `set` is the reference from

@@ -158,6 +158,23 @@ impl Charge {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Counts `bytes`, where fewer did.
+    ///
+    /// # Errors
+    /// As [`Arena::charge`]; as many count then as before.
+    pub fn grow_to(&mut self, bytes: usize) -> Result<()> {
+        let mut more = self.arena.charge(bytes.saturating_sub(self.bytes))?;
+        self.bytes += std::mem::take(&mut more.bytes);
+        Ok(())
+    }
+
+    /// Counts `bytes`, where more did.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.arena.0.in_use_bytes.fetch_sub(less, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Charge {

@@ -46,7 +46,7 @@ impl HeadCache {
             tail.read(saved, device, data)?;
         }
         let tokens = (saved.seen, saved.num_held());
-        self.held.as_mut().map_or(Ok(()), |held| held.read(device, tokens, data))
+        self.held.as_mut().map_or(Ok(()), |held| held.read(tokens, data))
     }
 }
 

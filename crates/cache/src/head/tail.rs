@@ -36,7 +36,8 @@ impl Tail {
         self.plan.leaving(self.window.len(), self.coded.is_some())
     }
 
-    /// Codes tokens on the device and sends their rows to the host; fits the tables first if need be.
+    /// Codes tokens on the device and sends their rows to the host; fits the tables first if need be. After an error there
+    /// are the codes, the rows and the tables of before.
     pub(super) fn code(
         &mut self,
         (layer, kv_head): (usize, usize),
@@ -45,6 +46,7 @@ impl Tail {
         values: &[f32],
     ) -> Result<()> {
         let head_dim = self.query_energy.len();
+        let (had_tables, num_coded) = (self.coded.is_some(), self.num_coded());
         let coded = match &mut self.coded {
             Some(coded) => coded,
             none => {
@@ -61,11 +63,21 @@ impl Tail {
                 none.insert(CodedKeys::new(coder, stores.device)?)
             }
         };
-        coded.append(stores.level, stores.device, keys, head_dim)?;
-        if let Some(host) = &mut stores.host {
-            host.append(layer, kv_head, keys, values)?;
+        let stored = coded.append(stores.level, stores.device, keys, head_dim);
+        let stored = stored.and_then(|()| match &mut stores.host {
+            Some(host) => Ok(host.append(layer, kv_head, keys, values)?),
+            None => Ok(()),
+        });
+        if stored.is_err() {
+            coded.truncate(num_coded);
+            if !had_tables {
+                self.coded = None;
+            }
+            if let Some(host) = &mut stores.host {
+                host.truncate(layer, kv_head, num_coded);
+            }
         }
-        Ok(())
+        stored
     }
 
     /// A copy whose bytes are in `device`.

@@ -4,6 +4,7 @@ use heterokv_offload::StoreShape;
 
 use super::{CachePlan, DeviceBytes, DevicePlan, host_shape};
 use crate::allotment::Allotment;
+use crate::drift::Drift;
 use crate::exact::ExactRows;
 use crate::held::Held;
 use crate::select::scratch_bytes;
@@ -22,6 +23,8 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
     let store = host_shape(config, shape);
     let store = StoreShape { num_layers: 1, num_kv_heads: 1, ..store };
     let (mut most_coded, mut most_watched) = (0, 0);
+    // What is on its way to all layers, and what a layer's heads hold while it takes its place.
+    let (mut coming, mut replaced) = (0, vec![0; shape.num_layers]);
     for (place, limit) in shape.places().zip(limits) {
         let held = limit.min(num_tokens);
         let head = HeadPlan::new(place, config, shape)?;
@@ -32,6 +35,11 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
             _ if config.values_on == Place::Host => coded,
             _ => 0,
         };
+        if eviction.is_some_and(|eviction| eviction.has_satellite(place)) {
+            let row_bytes = store.layout.row_bytes();
+            coming += Drift::arrival_bytes(held, row_bytes);
+            replaced[place.0] += held * row_bytes;
+        }
         plan.host_bytes += store.bytes(on_host);
         plan.host_pages += on_host.div_ceil(store.page_size);
         plan.host_open_pages += usize::from(!on_host.is_multiple_of(store.page_size));
@@ -46,7 +54,8 @@ pub(super) fn add(plan: &mut CachePlan, config: &HcaConfig, shape: &KvShape) -> 
         None => plan.device.total(),
     };
     let weights = size_of::<f32>() * shape.heads.num_qo_heads * most_watched;
-    plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded) + weights;
+    let coming = coming + replaced.into_iter().max().unwrap_or(0);
+    plan.score_scratch_bytes = scratch_bytes(&shape.heads, most_coded) + weights + coming;
     Ok(())
 }
 

@@ -138,24 +138,34 @@ fn the_arena_is_empty_when_all_are_gone() {
     }
 }
 
+/// Softmax weights `[2][num_tokens]` of a token's queries of a KV head over it and all before it.
+fn weights(rows: &Rows, token: usize, kv_head: usize) -> Vec<Vec<f64>> {
+    let HeadShape { head_dim, sm_scale, .. } = shape().heads;
+    let queries = &rows.query(token)[2 * kv_head * head_dim..][..2 * head_dim];
+    let of_query = |query: &[f32]| {
+        let logit = |token: usize| -> f64 {
+            let key = token * shape().heads.kv_row_len() + kv_head * head_dim;
+            let key = &rows.k[key..][..head_dim];
+            let products = key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q));
+            f64::from(sm_scale) * products.sum::<f64>()
+        };
+        let weights: Vec<f64> = (0..=token).map(|token| logit(token).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|weight| weight / sum).collect()
+    };
+    queries.chunks_exact(head_dim).map(of_query).collect()
+}
+
 /// What the pivot of [`Rows`] attends to with a token's queries, by HeteroCache's definition (arXiv 2601.13684, §3): softmax
 /// weights, means over five neighbours, the larger of its two query heads, and of all tokens but the last `recent` the `top_k`
 /// highest.
 fn looked_at(rows: &Rows, token: usize, recent: usize, top_k: usize) -> BTreeSet<usize> {
-    let HeadShape { head_dim, sm_scale, .. } = shape().heads;
     let num_tokens = token + 1;
     let mut scores = vec![0.0f64; num_tokens];
-    for query in rows.query(token)[..2 * head_dim].chunks_exact(head_dim) {
-        let logit = |token: usize| -> f64 {
-            let key = &rows.k[token * shape().heads.kv_row_len()..][..head_dim];
-            let products = key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q));
-            f64::from(sm_scale) * products.sum::<f64>()
-        };
-        let weights: Vec<f64> = (0..num_tokens).map(|token| logit(token).exp()).collect();
-        let sum: f64 = weights.iter().sum();
+    for weights in weights(rows, token, 0) {
         for (token, score) in scores.iter_mut().enumerate() {
             let near = &weights[token.saturating_sub(2)..num_tokens.min(token + 3)];
-            *score = score.max(near.iter().sum::<f64>() / (5.0 * sum));
+            *score = score.max(near.iter().sum::<f64>() / 5.0);
         }
     }
     let mut order: Vec<usize> = (0..num_tokens.saturating_sub(recent)).collect();
@@ -163,9 +173,17 @@ fn looked_at(rows: &Rows, token: usize, recent: usize, top_k: usize) -> BTreeSet
     order.into_iter().take(top_k).collect()
 }
 
-#[test]
-fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_must() {
-    const RECENT: usize = 8;
+/// The tokens of the satellite of [`pair`] in 70 % of a full cache's bytes: what the pivot's pages leave, by whole pages of 16
+/// tokens and 4 bytes more for each of them.
+fn satellite_tokens(num_tokens: usize) -> usize {
+    let row_bytes = 2 * 2 * shape().heads.head_dim;
+    let page_bytes = 16 * row_bytes;
+    let pages_left = 7 * 2 * row_bytes * num_tokens / 10 / page_bytes - num_tokens.div_ceil(16);
+    pages_left * page_bytes / (page_bytes + 16 * 4) * 16
+}
+
+/// The file of a pivot and its satellite.
+fn pair() -> tempfile::NamedTempFile {
     let measure = HeadMeasure {
         prompt_tokens: PROMPT,
         steps: 10,
@@ -178,6 +196,13 @@ fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_mus
     let profile = HeadProfile::new("rows", &shape(), measure, vec![0.8; 2], roles).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     profile.save(file.path()).unwrap();
+    file
+}
+
+#[test]
+fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_must() {
+    const RECENT: usize = 8;
+    let file = pair();
     let mut num_undrifted = 0;
     // Queries of these rows have no topic: of what one looks at, the others look at some 40 %.
     for (steps, seed, tau) in
@@ -189,14 +214,14 @@ fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_mus
             "heterocache:70%,evict=last-query,gqa=max,sinks=2,recent={RECENT},every=drift:{steps},tau={tau},refresh=sync,\
              heads={heads}"
         ));
-        let top_k = |cache: &mut KvCache| mean_limit(&cache.policy_mut().0.unwrap().limits);
-        let mut reference = looked_at(&rows, PROMPT - 1, RECENT, top_k(&mut cache));
+        let mut reference = looked_at(&rows, PROMPT - 1, RECENT, satellite_tokens(PROMPT));
         let (mut overlaps, mut expected, mut num_unlooked) = (Vec::new(), 0, 0);
         for token in PROMPT..TOTAL {
             rows.append(&mut cache, token);
             let policy = cache.policy_mut().0.unwrap();
             num_unlooked += usize::from(!policy.drift.as_ref().unwrap().wants(0));
-            let top_k = top_k(&mut cache);
+            let top_k = satellite_tokens(token + 1);
+            assert_eq!(mean_limit(&policy.limits), top_k, "at token {token}");
             let mut out = vec![0.0; rows.query(token).len()];
             cache.attend(0, rows.query(token), &mut out).unwrap();
             let set = looked_at(&rows, token, RECENT, top_k);
@@ -219,4 +244,63 @@ fn a_pivot_has_drifted_when_the_definition_says_so_and_looks_no_more_than_it_mus
         assert!(if steps < 3 { num_unlooked == 0 } else { num_unlooked > 0 || steps == 4 });
     }
     assert!(num_undrifted > 5, "{num_undrifted}: both come about");
+}
+
+/// What each scorer makes of one query of the pivot, of a token at a position.
+fn seen(scorer: &str, weights: &[Vec<f64>], position: usize) -> f64 {
+    let of_heads = weights.iter().map(|weights| weights[position]);
+    let (token, num_tokens) = (position as f64, weights[0].len() as f64);
+    match scorer {
+        "squared" => of_heads.map(|x| x * x).fold(0.0, f64::max),
+        "votes" if of_heads.clone().any(|x| x >= 1.0 / num_tokens) => num_tokens,
+        "votes" => token + 1.0,
+        _ => of_heads.fold(0.0, f64::max),
+    }
+}
+
+#[test]
+fn evidence_begins_anew_with_the_query_that_has_chosen() {
+    let file = pair();
+    for (seed, scorer) in ["window", "accumulated", "last-query", "squared", "votes", "key-norm"]
+        .into_iter()
+        .enumerate()
+    {
+        let rows = Rows::new(seed as u64);
+        let heads = file.path().display();
+        let mut cache = rows.cache(&format!(
+            "heterocache:70%,evict={scorer},observe=8,pool=mean:5,gqa=max,sinks=2,recent=8,every=drift:5,tau=0.9,\
+             refresh=sync,heads={heads}"
+        ));
+        let mut farthest = [0.0f64; 2];
+        for token in PROMPT..TOTAL {
+            rows.append(&mut cache, token);
+            let refreshes = cache.num_refreshes();
+            cache.attend(0, rows.query(token), &mut vec![0.0; rows.query(token).len()]).unwrap();
+            let has_come = cache.num_refreshes() > refreshes;
+            if scorer != "key-norm" && !has_come {
+                continue;
+            }
+            let (heads, ..) = cache.parts_mut();
+            // The negative control is the satellite's own query.
+            for (kv_head, farthest) in farthest.iter_mut().enumerate() {
+                let weights = weights(&rows, token, kv_head);
+                let positions = heads[1].positions().iter().map(|&position| position as usize);
+                for (position, &evidence) in positions.zip(heads[1].evidence()) {
+                    let expected = match scorer {
+                        "key-norm" => {
+                            let key = position * shape().heads.kv_row_len() + (1 - kv_head) * 16;
+                            f64::from(
+                                heterokv_evict::key_norm(&rows.k[key..][..16], 16).unwrap()[0],
+                            )
+                        }
+                        _ => seen(scorer, &weights, position),
+                    };
+                    *farthest = farthest.max((f64::from(evidence) - expected).abs());
+                }
+            }
+        }
+        assert!(cache.num_refreshes() > 3, "{scorer}");
+        let [distance, of_other] = farthest;
+        assert!(distance < 1e-5 && of_other > 1e-3, "{scorer}: {distance} and {of_other}");
+    }
 }

@@ -3,17 +3,19 @@
 //! One layer of three KV heads: a pivot, its satellite, which attends as it does, and an anchor. Keys of two topics point
 //! two ways, and a query looks at the one or the other.
 
+mod late;
+
 use heterokv_attn::reference::head_attention;
 use heterokv_cache::{
-    CacheSpec, HeadMeasure, HeadProfile, HeadRole, HeadShape, KvCache, KvShape, Level,
-    PrefillInput, SimilarityAt, prefill_layer,
+    CacheSpec, DiskOptions, HeadMeasure, HeadProfile, HeadRole, HeadShape, KvCache, KvShape, Level,
+    PrefillInput, SimilarityAt, Store, StoreOptions, prefill_layer,
 };
 use heterokv_testkit::Inputs;
 
 use crate::wide;
 
 const HEAD_DIM: usize = 8;
-const PROMPT: usize = 1024;
+const PROMPT: usize = 4096;
 const RECENT: usize = 16;
 
 /// A text whose tokens are of two topics in turns of 64, and the file of the heads' roles.
@@ -63,20 +65,33 @@ impl Text {
 
     /// A cache that has read the prompt, whose last query looks at topic 0.
     fn cache(&self, options: &str) -> KvCache {
+        self.cache_in(options, usize::MAX, None).0
+    }
+
+    /// The same with a store of so many bytes in RAM, and the store.
+    fn cache_in(
+        &self,
+        options: &str,
+        ram_budget_bytes: usize,
+        disk: Option<DiskOptions>,
+    ) -> (KvCache, Store) {
         let roles = self.roles.path().display();
         let spec: CacheSpec =
             format!("heterocache:70%,sinks=2,recent={RECENT},heads={roles}{options}")
                 .parse()
                 .expect("a spec");
         let config = spec.resolve(&self.shape, Some("text")).expect("it fits the shape");
-        let mut caches =
-            [KvCache::new(self.shape, config, Level::detect(), None).expect("it is sound")];
+        let shape = config.store_shape(&self.shape);
+        let options = StoreOptions { shape, ram_budget_bytes, disk };
+        let store = Store::open(options).expect("a store of a test");
+        let cache = KvCache::in_store(self.shape, config, Level::detect(), None, &store);
+        let mut caches = [cache.expect("it is sound")];
         let q: Vec<f32> = (0..PROMPT).flat_map(|token| self.query(0, token)).collect();
         let mut out = vec![0.0; q.len()];
         let input = PrefillInput { q: &q, k: &self.k, v: &self.v };
         prefill_layer(&mut caches, 0, input, &mut out).expect("a sound prompt");
         let [cache] = caches;
-        cache
+        (cache, store)
     }
 
     /// One more token, of topic 0, whose query looks at `topic`; gives its keys, values and what comes out.
@@ -168,60 +183,35 @@ fn what_comes_back_is_what_was_there_generated_tokens_too_within_the_budget() {
         );
         generated_came_back |=
             step > 90 && positions.iter().any(|&p| (PROMPT..PROMPT + 40).contains(&(p as usize)));
-        // The next step, of the same token count, tells whether rows and positions belong together.
-        let mut again = vec![0.0; 3 * HEAD_DIM];
-        let query = text.query(topic, cache.num_tokens());
-        let mut fork = cache.fork().expect("there is memory");
-        let held = fork.held_positions(0, 1).to_vec();
-        fork.attend(0, &query, &mut again).expect("a sound query");
-        let expected = over(&text, &held, &query, &k, &v);
-        let near = |(x, e): (&f32, &f64)| (f64::from(*x) - e).abs() < 5e-3;
-        let of_satellite = HEAD_DIM..2 * HEAD_DIM;
-        assert!(again[of_satellite.clone()].iter().zip(&expected).all(near), "step {step}");
-        let late: Vec<u32> = held.iter().map(|&position| position.saturating_sub(1)).collect();
-        let late = over(&text, &late, &query, &k, &v);
-        assert!(
-            !again[of_satellite].iter().zip(&late).all(near),
-            "the comparer sees a row too late"
-        );
+        check_rows(&text, &cache, topic, (&k, &v));
         assert!(out.iter().all(|x| x.is_finite()));
     }
     assert!(cache.num_refreshes() >= 3);
     assert!(generated_came_back, "tokens that were generated are candidates");
 }
 
+/// Holds the attention of a satellite, in a copy of the cache, against that over the tokens at the positions that it says
+/// it holds, of all tokens' keys and values.
+#[track_caller]
+fn check_rows(text: &Text, cache: &KvCache, topic: usize, (k, v): (&[f32], &[f32])) {
+    let mut out = vec![0.0; 3 * HEAD_DIM];
+    let query = text.query(topic, cache.num_tokens());
+    let mut fork = cache.fork().expect("there is memory");
+    let held = fork.held_positions(0, 1).to_vec();
+    fork.attend(0, &query, &mut out).expect("a sound query");
+    let expected = over(text, &held, &query, k, v);
+    let near = |(x, e): (&f32, &f64)| (f64::from(*x) - e).abs() < 5e-3;
+    let out = &out[HEAD_DIM..2 * HEAD_DIM];
+    assert!(out.iter().zip(&expected).all(near), "with {} tokens", cache.num_tokens());
+    let late: Vec<u32> = held.iter().map(|&position| position.saturating_sub(1)).collect();
+    let late = over(text, &late, &query, k, v);
+    assert!(!out.iter().zip(&late).all(near), "the comparer sees a row too late");
+}
+
 /// Attention in f64 of the satellite's query over some tokens.
 fn over(text: &Text, positions: &[u32], query: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     let seen: Vec<usize> = positions.iter().map(|&position| position as usize).collect();
     head_attention(&text.shape.heads, query, k, v, (0, 1), &seen).out
-}
-
-#[test]
-fn rows_that_nobody_waits_for_come_all_the_same_also_to_a_fork() {
-    let text = Text::new();
-    let mut cache = text.cache("");
-    let before = of_other_topic(&cache, 1);
-    let mut fork = None;
-    for _ in 0..200 {
-        text.step(&mut cache, 1);
-        if cache.num_refreshes() == 1 && fork.is_none() {
-            fork = Some(cache.fork().expect("there is memory"));
-        }
-        if of_other_topic(&cache, 1) > before + 100 {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    assert!(of_other_topic(&cache, 1) > before + 100, "they have come");
-    let mut fork = fork.expect("something drifted");
-    for _ in 0..200 {
-        text.step(&mut fork, 1);
-        std::thread::sleep(std::time::Duration::from_millis(2));
-        if of_other_topic(&fork, 1) > before + 100 {
-            return;
-        }
-    }
-    panic!("nothing came to the fork");
 }
 
 #[test]

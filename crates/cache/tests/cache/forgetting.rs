@@ -91,6 +91,29 @@ impl Way {
         )
     }
 
+    /// The same with a file of heads, where it goes by one, and the folder of it.
+    fn with_heads(mut self, shape: &KvShape) -> (Self, tempfile::TempDir) {
+        let folder = tempfile::tempdir().expect("a folder");
+        if self.every.starts_with("drift") && !self.every.contains("heads=") {
+            self.every += &format!(",heads={}", head_profile(folder.path(), shape));
+        }
+        (self, folder)
+    }
+
+    /// The same of exact rows that come back on drift, within a ratio.
+    fn on_drift(self, seed: u64) -> Self {
+        let steps = 1 + seed % 4;
+        let refresh = if seed % 8 < 4 { ",refresh=sync" } else { "" };
+        let every = format!("drift:{steps},tau=0.9{refresh}");
+        let amount = match self.amount {
+            Amount::Tokens(more) | Amount::Bytes(more) => Amount::Ratio(more as f64 % 80.0 + 5.0),
+            // Less is promised from another length on, at which the least is another.
+            Amount::Ratio(percent) => Amount::Ratio(percent.max(5.0)),
+        };
+        let budget = if has_own_amount(self.budget) { "stability" } else { self.budget };
+        Self { layout: EXACT, budget, amount, every, ..self }
+    }
+
     /// What is kept, asked for as a number, and the spec: the least is what the refusal of less names.
     fn spec(&self, shape: &KvShape) -> (usize, String) {
         if has_own_amount(self.budget) {

@@ -88,7 +88,7 @@ proptest! {
                 true => needed.observe(set.clone()).unwrap(),
                 false => {
                     num_passed += 1;
-                    needed.pass();
+                    needed.pass().unwrap();
                     false
                 }
             };
@@ -103,9 +103,9 @@ proptest! {
 fn most_of_the_steps_decide() {
     let mut monitor = DriftMonitor::new(vec![0, 1], 5, 0.5).unwrap();
     for _ in 0..2 {
-        for _ in 0..3 {
+        for step in 0..3 {
             assert!(monitor.needs_set());
-            monitor.pass();
+            assert_eq!(monitor.pass(), Err(Error::SetNeeded { step }));
             assert_eq!(
                 monitor.observe(vec![0, 1]),
                 Ok(false),
@@ -114,14 +114,14 @@ fn most_of_the_steps_decide() {
         }
         for _ in 0..2 {
             assert!(!monitor.needs_set(), "three of five are as they were");
-            monitor.pass();
+            monitor.pass().unwrap();
         }
     }
     for _ in 0..3 {
         assert_eq!(monitor.observe(vec![7, 8]), Ok(false));
     }
     assert!(!monitor.needs_set());
-    monitor.pass();
+    monitor.pass().unwrap();
     assert!(monitor.needs_set(), "the last is what is chosen by");
     assert_eq!(monitor.observe(vec![8, 9]), Ok(true));
     assert_eq!(monitor.reference(), [8, 9]);

@@ -43,6 +43,8 @@ impl Bound {
 /// Follows a cache of a way through a prompt and the tokens behind it, and gives it back.
 fn follow(way: &Way, tokens: &Tokens, prompt: usize) -> KvCache {
     let shape = tokens.shape;
+    let (way, _folder) = way.clone().with_heads(&shape);
+    let way = &way;
     let (amount, spec) = way.spec(&shape);
     let config = config(&spec, shape);
     let bound = Bound { config: config.clone(), shape, way: way.clone(), amount };
@@ -135,6 +137,8 @@ fn bytes_hold_from_the_first_token_on() {
 fn ratios_hold_from_the_promised_length_on() {
     let shape = shape(2, 2, 2, 16);
     let tokens = Tokens::new(1, shape, 4_160);
+    let folder = tempfile::tempdir().expect("a folder");
+    let heads = head_profile(folder.path(), &shape);
     for (spec, prompt) in [
         ("snapkv:25%", 4_096),
         ("adakv:20%", 4_096),
@@ -143,6 +147,12 @@ fn ratios_hold_from_the_promised_length_on() {
         ("h2o:12.5%,keys=int4-channel/32,values=int8@host", 4_096),
         ("tova:12.5%", 2_000),
         ("knorm:6.25%,keys=lm2,values=int8@host", 2_000),
+        ("streamingllm:12.5%", 2_000),
+        ("keydiff:25%", 4_096),
+        ("expected:12.5%", 4_096),
+        (&format!("baklava:25%,heads={heads}"), 4_096),
+        (&format!("heterocache:75%,heads={heads}"), 4_096),
+        (&format!("heterocache:80%,heads={heads},refresh=sync,tau=0.9"), 2_000),
     ] {
         let parsed: CacheSpec = spec.parse().expect("a preset");
         let promise = parsed.promise().expect("a ratio");
@@ -157,7 +167,9 @@ fn ratios_hold_from_the_promised_length_on() {
                 tokens.attend(&mut cache, token);
             }
             if token + 1 >= promise.min_tokens {
-                let percent = 100.0 * cache.ratio();
+                // Of two layers, two heads of 16 channels, keys and values, in two bytes each.
+                let full = (2 * 2 * 16 * 2 * 2 * (token + 1)) as f64;
+                let percent = 100.0 * cache.device_in_use_bytes() as f64 / full;
                 assert!(percent <= promise.percent, "{spec}: {percent} % with {token}");
                 smallest = smallest.min(percent);
             }
@@ -180,7 +192,7 @@ fn budgets_of_profiles_hold() {
         ("stability", EXACT, Amount::Ratio(60.0)),
         ("stability", CODED[0], Amount::Ratio(60.0)),
     ] {
-        for every in ["once", "4", "drift:3,refresh=sync"] {
+        for every in ["once", "4", "drift:3,tau=0.9,refresh=sync"] {
             if every.starts_with("drift") && (layout, budget) != (EXACT, "stability") {
                 continue;
             }
@@ -190,6 +202,7 @@ fn budgets_of_profiles_hold() {
             let lens: Vec<usize> = held(&cache).iter().map(Vec::len).collect();
             assert!(lens[2] < 320, "an anchor has forgotten: {lens:?}");
             assert_eq!(lens[0] == 320, budget == "stability", "a pivot holds all: {lens:?}");
+            assert_eq!(cache.num_refreshes() > 5, every.starts_with("drift"), "{every}");
         }
     }
 }
@@ -225,6 +238,7 @@ fn ways() -> impl Strategy<Value = (Way, KvShape, [usize; 2], u64)> {
                 _ => scoring,
             };
             let way = Way { layout, scorer, budget, scoring, amount, every, sinks, recent };
+            let way = if seed / 64 % 4 == 0 { way.on_drift(seed / 256) } else { way };
             let (num_layers, group_size, num_kv_heads, head_dim) = shapes;
             let shape = shape(num_layers, group_size * num_kv_heads, num_kv_heads, head_dim);
             (way, shape, lengths, seed)
