@@ -21,8 +21,9 @@ use crate::head::HeadCache;
 use crate::policy::new_evidence;
 use crate::{KvShape, Result};
 
-/// Where a profile does not say how stable the positions of a head must be: the threshold of most of those published.
-const TAU_STABLE: f64 = 0.5;
+/// The overlap below which a pivot has drifted, where nothing else is asked for. Published is the threshold of stability by
+/// which heads were told apart, with which later steps lose more (`docs/evict.md`).
+const TAU: f64 = 0.8;
 
 /// Tokens that one thread scores at a time.
 const PART_TOKENS: usize = 1 << 14;
@@ -32,7 +33,7 @@ const PART_TOKENS: usize = 1 << 14;
 pub(crate) struct Drift {
     scoring: Scoring,
     steps: usize,
-    tau_stable: f64,
+    tau: f64,
     refresh: Refresh,
     num_kv_heads: usize,
     group_size: usize,
@@ -90,11 +91,10 @@ impl Drift {
         let steps = eviction.drift_steps()?;
         let heads = &eviction.heads.as_ref()?.profile;
         let roles: Vec<HeadRole> = shape.places().map(|(l, head)| heads.role(l, head)).collect();
-        let of_profile = heads.measure().map_or(TAU_STABLE, |measure| measure.tau_stable);
         Some(Self {
             scoring: eviction.scoring,
             steps,
-            tau_stable: eviction.tau.unwrap_or(of_profile),
+            tau: eviction.tau.unwrap_or(TAU),
             refresh: eviction.refresh,
             num_kv_heads: shape.heads.num_kv_heads,
             group_size: shape.heads.group_size(),
@@ -130,8 +130,7 @@ impl Drift {
             if self.is_watched(place) {
                 let end = scores.len().saturating_sub(self.recent);
                 let reference = top_positions(&scores[..end], top_k)?;
-                self.monitors[place] =
-                    Some(DriftMonitor::new(reference, self.steps, self.tau_stable)?);
+                self.monitors[place] = Some(DriftMonitor::new(reference, self.steps, self.tau)?);
             }
         }
         Ok(())
@@ -166,7 +165,7 @@ impl Drift {
                 self.score_candidates(weights)?;
                 let set = top_positions(&self.scores, top_k)?;
                 let Some(monitor) = &mut self.monitors[place] else {
-                    let monitor = DriftMonitor::new(set, self.steps, self.tau_stable)?;
+                    let monitor = DriftMonitor::new(set, self.steps, self.tau)?;
                     self.monitors[place] = Some(monitor);
                     continue;
                 };

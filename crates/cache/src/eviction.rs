@@ -26,7 +26,7 @@ pub struct Eviction {
     pub heads: Option<Heads>,
     /// Whether a step waits for what drift brings back.
     pub refresh: Refresh,
-    /// The overlap of positions below which a pivot has drifted, in (0, 1]; none: as the profile of heads says.
+    /// The overlap of positions below which a pivot has drifted, in (0, 1]; none: 0.8.
     pub tau: Option<f64>,
 }
 

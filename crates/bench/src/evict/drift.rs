@@ -46,7 +46,7 @@ pub(super) struct DriftArgs {
     #[arg(long, value_name = "SPEC", default_value = "heterocache:45%,tau=0.001")]
     frozen: String,
     /// A cache whose selection is made anew on drift; may be repeated
-    #[arg(long, value_name = "SPEC", default_values = ["heterocache:45%,tau=0.8", "heterocache:45%,tau=0.8,refresh=sync"])]
+    #[arg(long, value_name = "SPEC", default_values = ["heterocache:45%", "heterocache:45%,refresh=sync"])]
     refreshed: Vec<String>,
     /// The cache whose selection is made anew at every step: what can be recovered
     #[arg(
