@@ -144,7 +144,7 @@ impl Allotment {
     fn unit(&self) -> usize {
         match self.is_in_tokens() {
             true => 1,
-            false => self.costs.iter().map(HeadCost::unit_bytes).max().unwrap_or(1),
+            false => self.costs[0].unit_bytes(),
         }
     }
 

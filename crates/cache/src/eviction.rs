@@ -198,19 +198,10 @@ impl Eviction {
 
     /// Refuses what does not go with rows that come back.
     fn check_drift(&self) -> Result<()> {
-        // Pivots hold all tokens, and the others a number that is known before the text is.
-        if self.budget.sets_its_own() || matches!(self.budget, Budget::Global | Budget::Adaptive(_))
-        {
+        if self.budget.sets_its_own() {
             return Err(Error::Conflict {
-                conflict: "every=drift:W goes with the budgets stability, uniform, pyramid and profile: the others would \
-                           cut the heads that say what has drifted",
-            });
-        }
-        // A pivot's attention is what satellites' tokens are scored by.
-        if !self.scoring.scorer.sees_attention() || self.counts_votes() {
-            return Err(Error::Conflict {
-                conflict: "every=drift:W scores tokens by attention; use evict=window, accumulated, squared or \
-                           last-query with it",
+                conflict: "the budgets norm-drop, norm-drop-tail and votes cut the heads that say what has drifted, too; \
+                           with every=drift:W use another",
             });
         }
         Ok(())
