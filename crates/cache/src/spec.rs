@@ -211,18 +211,17 @@ impl CacheSpec {
             Setting::Forget(Forget::Keep(keep)) => Some(*keep),
             _ => None,
         });
-        let (of_preset, keep) = match self.base {
-            Base::Preset(preset, keep) => (Some(preset), named.or(keep)),
-            Base::Full | Base::Options => (None, named),
-        };
         let grows = Setting::Forget(Forget::Every(Schedule::Once));
-        let Some(Keep::Ratio(percent)) = keep.filter(|_| !self.overrides.contains(&grows)) else {
+        if self.overrides.contains(&grows) {
             return None;
+        }
+        let (percent, min_tokens) = match (named, self.base) {
+            (Some(Keep::Ratio(percent)), _) => (percent, presets::min_tokens_of_kept(percent)),
+            (None, Base::Preset(preset, Some(Keep::Ratio(percent)))) => {
+                (percent, preset.min_tokens(percent))
+            }
+            _ => return None,
         };
-        let min_tokens = of_preset.map_or_else(
-            || presets::min_tokens_of_kept(percent),
-            |preset| preset.min_tokens(percent),
-        );
         Some(RatioPromise { percent, min_tokens })
     }
 
