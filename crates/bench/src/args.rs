@@ -37,7 +37,7 @@ pub struct Options {
 pub(crate) enum Suite {
     /// Key formats: scan, encode, values and fit; with --quality, what their bits cost
     Quant(QuantArgs),
-    /// Caches that leave tokens out: --quality, --bars, --drift, --latency
+    /// Caches that leave tokens out: --quality, --bars, --drift, --latency, --hybrid
     Evict(Box<EvictArgs>),
     /// Kernels on a GPU: GB/s of each beside a copy; with --derived, the bytes of each and the times that follow
     Gpu(GpuArgs),

@@ -82,8 +82,6 @@ pub(crate) struct EvictArgs {
     /// Rows of another build of this program count as measured
     #[arg(long)]
     any_build: bool,
-    #[command(flatten)]
-    drift_terms: DriftArgs,
     /// Steps that --latency times
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least_one)]
     rounds: usize,
@@ -99,6 +97,9 @@ pub(crate) struct EvictArgs {
     /// Where the rows, the CSV files and the description of the environment go
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
+    // Last: its heading stands over all options behind it.
+    #[command(flatten)]
+    drift_terms: DriftArgs,
 }
 
 /// A share of a full cache's bytes.

@@ -98,7 +98,6 @@ impl Allotment {
     /// Refuses an amount that cannot hold what each head holds in any case.
     pub(crate) fn check(config: &HcaConfig, eviction: &Eviction, shape: &KvShape) -> Result<()> {
         let allotment = Self::new(config, eviction, shape)?;
-        let heads = allotment.costs.len();
         match eviction.keep {
             Keep::Own => Ok(()),
             Keep::Ratio(percent) => {
@@ -120,18 +119,16 @@ impl Allotment {
             }
             Keep::Tokens(_) | Keep::Bytes(_) => {
                 let least = allotment.least_shares(usize::MAX >> 20).iter().sum::<usize>();
-                match allotment.total(0) {
-                    total if total >= least => Ok(()),
-                    total => Err(Error::BudgetTooSmall {
-                        what: if matches!(eviction.keep, Keep::Bytes(_)) {
-                            "bytes"
-                        } else {
-                            "tokens"
-                        },
-                        budget: total / heads,
-                        least: least.div_ceil(heads),
-                    }),
+                let total = allotment.total(0);
+                if total >= least {
+                    return Ok(());
                 }
+                let heads = allotment.costs.len();
+                let (what, of) = match allotment.is_in_tokens() {
+                    true => ("tokens of each head", heads),
+                    false => ("bytes", 1),
+                };
+                Err(Error::BudgetTooSmall { what, budget: total / of, least: least.div_ceil(of) })
             }
         }
     }

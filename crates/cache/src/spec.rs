@@ -261,6 +261,10 @@ impl CacheSpec {
             }
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?.into();
         }
+        let names_rule = self.overrides.iter().any(|setting| matches!(setting, Setting::Select(_)));
+        if config.is_exact() && !names_rule {
+            config.rule = Rule::All;
+        }
         config.check(shape)?;
         if let Some(eviction) = &config.evict {
             Allotment::check(&config, eviction, shape)?;
@@ -320,6 +324,12 @@ impl HcaConfig {
     pub(crate) fn is_exact(&self) -> bool {
         self.keys == Keys::Uniform(KeyFormat::F16)
             && (self.values, self.values_on, self.rescore) == (RowFormat::F16, Place::Device, None)
+    }
+
+    /// Whether every query head takes every token, and nothing else is said of what it takes.
+    fn reads_all(&self) -> bool {
+        let Self { rule, min, max, union, renormalise, .. } = *self;
+        (rule, min, max, union, renormalise) == (Rule::All, 0, usize::MAX, Union::Group, true)
     }
 
     /// Whether heads have rows of values, wherever they are, or rows that come back.
@@ -393,6 +403,12 @@ impl HcaConfig {
         if self.recent == 0 && !self.is_exact() {
             return Err(Error::Conflict {
                 conflict: "recent must be at least 1 where keys are coded",
+            });
+        }
+        if self.is_exact() && !self.reads_all() {
+            return Err(Error::Conflict {
+                conflict: "all rows are exact ones on the device, and a step reads every one of them; leave select, min, \
+                           max, union and renorm out",
             });
         }
         if self.rescore.is_some() && self.values_on == Place::Device {

@@ -127,7 +127,11 @@ impl Way {
         match self.amount {
             Amount::Tokens(more) => {
                 let least = match refusal("1") {
-                    Err(Error::BudgetTooSmall { what: "tokens", budget: 1, least }) => least,
+                    Err(Error::BudgetTooSmall {
+                        what: "tokens of each head",
+                        budget: 1,
+                        least,
+                    }) => least,
                     other => {
                         other.expect("one token is enough");
                         1
@@ -140,7 +144,7 @@ impl Way {
                 let Err(Error::BudgetTooSmall { what: "bytes", least, .. }) = refusal("1B") else {
                     panic!("one byte is enough for {self:?}")
                 };
-                let bytes = (least + more) * num_heads;
+                let bytes = least + more * num_heads;
                 (bytes, self.with(&format!("{bytes}B")))
             }
             Amount::Ratio(percent) => {

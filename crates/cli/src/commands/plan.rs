@@ -297,6 +297,8 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("  recent tokens, exact", &|p| size(p.plan.device.window)),
         row("  key codes", &|p| size(p.plan.device.codes)),
         row("  key tables", &|p| size(p.plan.device.tables)),
+        row("  values", &|p| size(p.plan.device.values)),
+        row("  evidence of tokens", &|p| size(p.plan.device.evidence)),
         row("  cache", &|p| size(p.device_total_bytes)),
     ];
     let mut ratios = vec!["  of a full f16 cache".to_owned()];
