@@ -145,8 +145,11 @@ impl Group {
         self.any.positions_into(positions);
         taken.clear();
         if with_scores {
-            let rows = (0..self.group_size).map(|head| tiles(&self.scores, self.group_size, head));
-            self.any.pick(rows, scores);
+            scores.resize(self.group_size * positions.len(), 0.0);
+            let rows = scores.par_chunks_exact_mut(positions.len().max(1)).enumerate();
+            rows.for_each(|(head, row)| {
+                self.any.pick(tiles(&self.scores, self.group_size, head), row);
+            });
         }
         if union == Union::Head {
             for head in &self.heads {

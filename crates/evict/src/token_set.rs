@@ -51,28 +51,23 @@ impl TokenSet {
         out.truncate(count);
     }
 
-    /// Makes `out [rows, count]` the values of the tokens in the set, ascending, row by row. Each row comes in tiles with a
-    /// value for every token, in its order, and tokens by whole 64, in the last tile too.
+    /// Makes `out [count]` the values of the tokens in the set, ascending. The values come in tiles with one for every token,
+    /// in its order, and tokens by whole 64, in the last tile too.
     ///
     /// # Panics
-    /// When a tile is of another length, and when the tiles of a row have no value for a token in the set.
-    pub fn pick<'a, R>(&self, rows: impl ExactSizeIterator<Item = R>, out: &mut Vec<f32>)
-    where
-        R: Iterator<Item = &'a [f32]>,
-    {
-        let (count, num_rows) = (self.count(), rows.len());
-        resize(out, num_rows * count + LANES);
-        for (row, tiles) in rows.enumerate() {
-            let (mut next, mut words) = (row * count, &self.words[..]);
-            for tile in tiles {
-                assert!(tile.len().is_multiple_of(WORD), "a tile has tokens by whole {WORD}");
-                let (own, rest) = words.split_at(words.len().min(tile.len() / WORD));
-                next += pick(Form::detect(), own, tile, &mut out[next..]);
-                words = rest;
-            }
-            assert_eq!(next, (row + 1) * count, "a value for every token in the set");
+    /// When a tile is of another length, and when there is not a value for every token in the set, and room for it.
+    pub fn pick<'a>(&self, tiles: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+        let (mut next, mut words) = (0, &self.words[..]);
+        for tile in tiles {
+            assert!(tile.len().is_multiple_of(WORD), "a tile has tokens by whole {WORD}");
+            let (own, rest) = words.split_at(words.len().min(tile.len() / WORD));
+            next += pick(Form::detect(), own, tile, &mut out[next..]);
+            words = rest;
         }
-        out.truncate(num_rows * count);
+        assert!(
+            next == out.len() && words.iter().all(|&word| word == 0),
+            "a value for every token in the set"
+        );
     }
 
     /// Adds the tokens of another set of as many tokens.
@@ -159,15 +154,12 @@ mod tests {
 
     #[test]
     fn values_of_tokens_are_picked_out_of_tiles() {
-        let mut picked = vec![-1.0];
+        let values: Vec<f32> = (0..384).map(|at| 1000.0 + at as f32).collect();
         for num_tokens in [300, 0, 1, 64, 200] {
             let [set, _] = sets(num_tokens);
-            let rows = [0.0, 1000.0];
-            let values = rows.map(|row| (0..384).map(|at| row + at as f32).collect::<Vec<_>>());
-            set.pick(values.iter().map(|row| row.chunks(128)), &mut picked);
-            let positions = set.positions();
-            let expected =
-                rows.iter().flat_map(|row| positions.iter().map(move |&at| row + at as f32));
+            let mut picked = vec![-1.0; set.count()];
+            set.pick(values.chunks(128), &mut picked);
+            let expected = set.positions().into_iter().map(|at| 1000.0 + at as f32);
             assert_eq!(picked, expected.collect::<Vec<_>>());
         }
     }
@@ -175,8 +167,15 @@ mod tests {
     #[test]
     #[should_panic = "a value for every token in the set"]
     fn a_token_without_a_value_is_refused() {
-        let tile = [0.0; 128];
-        sets(200)[0].pick([[&tile[..]].into_iter()].into_iter(), &mut Vec::new());
+        let [set, _] = sets(200);
+        set.pick([&[0.0; 128][..]].into_iter(), &mut vec![0.0; set.count()]);
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_value_without_a_place_is_refused() {
+        let [set, _] = sets(200);
+        set.pick([&[0.0; 256][..]].into_iter(), &mut vec![0.0; set.count() - 1]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<Part> {
         for entry in &entries {
             let profile = profiles.iter().find(|profile| profile.name == entry.name);
             table.push(cells(entry, context, profile));
-            bars.extend(profile.map(|profile| profile.bar(context)));
+            bars.push(bar(entry, context, profile));
         }
     }
     let is_held = !arguments.check || !bars.is_empty() && bars.iter().all(Bar::is_held);
@@ -196,14 +196,15 @@ impl Profile {
     fn share(&self) -> f64 {
         self.of(self.parts.selection + self.parts.policy) / self.step
     }
+}
 
-    fn bar(&self, context: usize) -> Bar {
-        Bar {
-            what: format!("selection and policy over a step, {context} tokens"),
-            by: self.name.clone(),
-            reached: self.share(),
-            limit: Limit::AtMost(MOST_SHARE),
-        }
+/// What was not measured holds no bar.
+fn bar(entry: &Entry, context: usize, profile: Option<&Profile>) -> Bar {
+    Bar {
+        what: format!("selection and policy over a step, {context} tokens"),
+        by: entry.name.clone(),
+        reached: profile.map_or(f64::NAN, Profile::share),
+        limit: Limit::AtMost(MOST_SHARE),
     }
 }
 
@@ -233,6 +234,7 @@ fn cells(entry: &Entry, context: usize, profile: Option<&Profile>) -> Vec<Cell> 
 mod tests {
     use std::time::Duration;
 
+    use super::super::grid::tests::shape;
     use super::*;
 
     #[test]
@@ -249,7 +251,10 @@ mod tests {
             num_steps: 10,
         };
         assert!((profile(60, 30).share() - 0.09).abs() < 1e-9);
-        assert!(profile(60, 30).bar(1).is_held());
-        assert!(!profile(60, 50).bar(1).is_held());
+        let fit = Fit { shape: &shape(), fingerprint: "", heads: None };
+        let entry = fit.usual("x");
+        assert!(bar(&entry, 1, Some(&profile(60, 30))).is_held());
+        assert!(!bar(&entry, 1, Some(&profile(60, 50))).is_held());
+        assert!(!bar(&entry, 1, None).is_held(), "it was not measured");
     }
 }

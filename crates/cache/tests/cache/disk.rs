@@ -1,5 +1,7 @@
 //! A host store under a budget, on a disk below it: the same attention, in bounded memory.
 
+use std::time::{Duration, Instant};
+
 use heterokv_cache::{DiskOptions, HostStats, Store, StoreOptions};
 
 use super::*;
@@ -60,22 +62,34 @@ fn the_next_layers_pages_are_there_when_it_comes() {
     let mut cache = on_disk(spec, shape, 220 * 8_192, folder.path());
     tokens.fill(&mut cache, 2_990, 2_990);
     let mut out = vec![0.0; shape.heads.qo_row_len()];
-    let mut step = |cache: &mut KvCache, token: usize| {
+    let pause = Duration::from_millis(10);
+    // A step; each layer but the last is given time until pages have come while nothing is read, and no more come.
+    let mut step = |cache: &mut KvCache, token: usize, patience: Duration| {
         tokens.append(cache, token);
-        // Pages that come while nothing is read.
         let mut num_ahead = 0;
         for layer in 0..shape.num_layers {
             cache.attend(layer, tokens.query(layer, token), &mut out).expect("finite queries");
-            let before = stats(cache).prefetched;
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            let is_last = layer + 1 == shape.num_layers;
-            num_ahead += if is_last { 0 } else { stats(cache).prefetched - before };
+            if layer + 1 == shape.num_layers {
+                break;
+            }
+            let (start, before) = (Instant::now(), stats(cache).prefetched);
+            let mut seen = before;
+            loop {
+                std::thread::sleep(pause);
+                let now = stats(cache).prefetched;
+                if now == seen && (now > before || start.elapsed() >= patience) {
+                    break;
+                }
+                seen = now;
+            }
+            num_ahead += seen - before;
         }
         num_ahead
     };
-    assert_eq!(step(&mut cache, 2_990), 0, "in the first step nobody knows what a layer will read");
+    let num_ahead = step(&mut cache, 2_990, pause);
+    assert_eq!(num_ahead, 0, "in the first step nobody knows what a layer will read");
     for token in 2_991..2_994 {
-        let num_ahead = step(&mut cache, token);
+        let num_ahead = step(&mut cache, token, 100 * pause);
         assert!(num_ahead > 20, "{num_ahead} of those that are not in RAM: {:?}", stats(&cache));
     }
     assert!(stats(&cache).ram_peak.bytes <= 220 * 8_192);

@@ -75,11 +75,25 @@ pub(super) fn pick(words: &[u64], chunks: &[[f32; WORD]], out: &mut [f32]) -> us
     for (&word, chunk) in words.iter().zip(chunks).filter(|(word, _)| **word != 0) {
         for (part, lanes) in chunk.as_chunks::<LANES>().0.iter().enumerate() {
             let is_set = (word >> (LANES * part)) as u16;
-            store(&mut out[next..], _mm512_maskz_compress_ps(is_set, load(lanes)));
-            next += is_set.count_ones() as usize;
+            let (picked, count) =
+                (_mm512_maskz_compress_ps(is_set, load(lanes)), is_set.count_ones());
+            match out[next..].len() {
+                LANES.. => store(&mut out[next..], picked),
+                _ => store_first(&mut out[next..][..count as usize], picked),
+            }
+            next += count as usize;
         }
     }
     next
+}
+
+/// Writes as many of the first values as `out` has room for.
+#[inline]
+#[target_feature(enable = "avx512f,popcnt")]
+fn store_first(out: &mut [f32], values: __m512) {
+    let mask = (1u32 << out.len().min(LANES)) - 1;
+    // SAFETY: the mask has no lane behind the end of the slice.
+    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask as u16, values) };
 }
 
 /// Writes to the front of `out`.

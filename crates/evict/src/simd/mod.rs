@@ -194,12 +194,10 @@ fn positions_scalar(words: &[u64], out: &mut [u32]) {
     }
 }
 
-/// Writes the values whose bits are set in `words`, and says how many; what is behind them in `out`
-/// means nothing.
+/// Writes the values whose bits are set in `words`, and says how many.
 ///
 /// # Panics
-/// When there is not a value for every bit, and when `out` is not longer than there are by
-/// [`LANES`].
+/// When there is not a value for every bit, and when `out` has no room for them.
 pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -> usize {
     let chunks = &values.as_chunks::<WORD>().0[..words.len()];
     match form.0 {
