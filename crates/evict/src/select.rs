@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use crate::simd::{Form, LANES, Split, split};
+use crate::simd::{Form, LANES, Sides, Split, WORD, split};
 use crate::{Error, Result, TokenSet};
 
 /// Bits by which tokens are put into bins at a time.
@@ -99,13 +99,15 @@ pub struct Enough {
 pub struct SelectScratch {
     counts: Vec<u32>,
     masses: Vec<f64>,
-    /// Weights, of which some are to be taken.
+    /// Bits of the tokens of which some are to be taken, and their weights.
+    open: Vec<u64>,
     between: Vec<f32>,
 }
 
 impl Default for SelectScratch {
     fn default() -> Self {
-        Self { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS], between: Vec::new() }
+        let (counts, masses) = (vec![0; NUM_BINS], vec![0.0; NUM_BINS]);
+        Self { counts, masses, open: Vec::new(), between: Vec::new() }
     }
 }
 
@@ -226,15 +228,14 @@ impl Selector {
         }
         let (mut bounds, mut is_guess) = (scratch.guess(weights, &enough), true);
         loop {
-            let (heavy, num_between) = scratch.split(weights, bounds)?;
+            let (heavy, num_between) = scratch.split(weights, bounds, taken)?;
             if wanted.is_met(heavy) && is_guess {
                 bounds = [bounds[1], INFINITE];
             } else if wanted.is_met(heavy) {
                 // Sums of the same weights in another order may differ in the last place.
-                taken.mark(weights, f32::from_bits(bounds[1]));
                 return Ok(heavy.count);
             } else if let Some(last) = scratch.last(bounds, num_between, heavy, &wanted) {
-                taken.mark(weights, last.weight);
+                taken.add_open(&scratch.open, &scratch.between, last.weight);
                 taken.remove_last(last.num_left, weights, last.weight.next_up());
                 return Ok(last.count);
             } else if bounds[0] == 0 {
@@ -252,16 +253,25 @@ impl SelectScratch {
     /// Bytes of what a choice among `num_tokens` tokens works in.
     #[must_use]
     pub fn bytes(num_tokens: usize) -> usize {
-        12 * NUM_BINS + 4 * (num_tokens + LANES)
+        12 * NUM_BINS + TokenSet::bytes(num_tokens) + 4 * (num_tokens + LANES)
     }
 
-    /// What is above the bounds, and how many weights are between them, which `between` begins with then.
-    fn split(&mut self, weights: &[f32], bounds: Bounds) -> Result<(Taken, usize)> {
-        if self.between.len() < weights.len() + LANES {
-            self.between.resize(weights.len() + LANES, 0.0);
+    /// Makes `heavy` the tokens above the bounds; gives what they come to, and how many tokens are between: `open` marks
+    /// them then, and `between` begins with their weights.
+    fn split(
+        &mut self,
+        weights: &[f32],
+        bounds: Bounds,
+        heavy: &mut TokenSet,
+    ) -> Result<(Taken, usize)> {
+        let Self { open, between, .. } = self;
+        open.resize(weights.len().div_ceil(WORD), 0);
+        if between.len() < weights.len() + LANES {
+            between.resize(weights.len() + LANES, 0.0);
         }
         let edges = bounds.map(f32::from_bits);
-        let found = split(Form::detect(), weights, edges, &mut self.between);
+        let sides = Sides { heavy: heavy.words_of(weights.len()), open, between };
+        let found = split(Form::detect(), weights, edges, sides);
         let Split { num_heavy, heavy_mass, num_between, is_sound } = found;
         if !is_sound {
             check(weights)?;
@@ -311,7 +321,7 @@ impl SelectScratch {
     }
 
     /// The last token of a set to which those above the bounds belong, whose sum is not enough, and the heaviest of the
-    /// `num_between` between them; none where all of these together are not enough. They are used up.
+    /// `num_between` between them; none where all of these together are not enough.
     fn last(
         &mut self,
         [mut least, mut end]: Bounds,
@@ -319,18 +329,18 @@ impl SelectScratch {
         mut sum: Taken,
         wanted: &Wanted,
     ) -> Option<Last> {
-        let Self { counts, masses, between } = self;
-        let mut weights = &mut between[..num_between];
+        let Self { counts, masses, between, .. } = self;
+        let weights = &between[..num_between];
         while end - least > 1 {
             let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(BIN_BITS);
-            let bin = |weight: f32| ((bits(weight) - least) >> shift) as usize;
-            let num_bins = bin(f32::from_bits(end - 1)) + 1;
+            let num_bins = ((end - 1 - least) >> shift) as usize + 1;
             let (counts, masses) = (&mut counts[..num_bins], &mut masses[..num_bins]);
             counts.fill(0);
             masses.fill(0.0);
-            for &weight in weights.iter() {
-                counts[bin(weight)] += 1;
-                masses[bin(weight)] += f64::from(weight);
+            for &weight in weights.iter().filter(|weight| (least..end).contains(&bits(**weight))) {
+                let bin = ((bits(weight) - least) >> shift) as usize;
+                counts[bin] += 1;
+                masses[bin] += f64::from(weight);
             }
             let bins = counts.iter().zip(masses).enumerate().rev();
             let mut non_empty = bins.filter(|(_, (count, _))| **count > 0);
@@ -340,27 +350,17 @@ impl SelectScratch {
                 sum = if is_last { sum } else { more };
                 is_last.then_some(bin)
             })?;
-            let mut count = 0;
-            for at in 0..weights.len() {
-                if bin(weights[at]) == last {
-                    weights[count] = weights[at];
-                    count += 1;
-                }
-            }
-            weights = &mut weights[..count];
             let first = least + ((last as u32) << shift);
             (least, end) = (first, end.min(first + (1 << shift)));
         }
         let weight = f32::from_bits(least);
-        for num_taken in 1..=weights.len() {
+        let num_equal = weights.iter().filter(|weight| bits(**weight) == least).count();
+        for num_taken in 1..=num_equal {
             sum.count += 1;
             sum.mass += f64::from(weight);
             if wanted.is_met(sum) {
-                return Some(Last {
-                    weight,
-                    num_left: weights.len() - num_taken,
-                    count: sum.count,
-                });
+                let num_left = num_equal - num_taken;
+                return Some(Last { weight, num_left, count: sum.count });
             }
         }
         None

@@ -1,6 +1,6 @@
 //! A set of tokens, a bit each.
 
-use crate::simd::{Form, LANES, WORD, mark, pick, positions};
+use crate::simd::{Form, LANES, WORD, bits, mark, pick, positions};
 
 /// Some of the first `num_tokens` tokens of a sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,23 @@ impl TokenSet {
         mark(Form::detect(), weights, least, &mut self.words);
     }
 
+    /// A word for every 64 of `num_tokens` tokens, whatever is in it, to be written.
+    pub(crate) fn words_of(&mut self, num_tokens: usize) -> &mut [u64] {
+        self.words.resize(num_tokens.div_ceil(WORD), 0);
+        self.num_tokens = num_tokens;
+        &mut self.words
+    }
+
+    /// Adds those of the tokens `open`, whose weights are `weights` in their order, that weigh at least `least`.
+    pub(crate) fn add_open(&mut self, open: &[u64], weights: &[f32], least: f32) {
+        let mut weights = weights.iter();
+        for (word, &open) in self.words.iter_mut().zip(open).filter(|(_, open)| **open != 0) {
+            for (bit, &weight) in bits(open).zip(&mut weights) {
+                *word |= u64::from(weight >= least) << bit;
+            }
+        }
+    }
+
     /// Removes the last `count` tokens in the set that weigh less than `above`, all where there are no more.
     pub(crate) fn remove_last(&mut self, mut count: usize, weights: &[f32], above: f32) {
         for (word, weights) in self.words.iter_mut().zip(weights.chunks(WORD)).rev() {
@@ -189,6 +206,17 @@ mod tests {
             assert_eq!((set.count(), set.num_tokens()), (0, num_tokens));
             assert_eq!(TokenSet::bytes(num_tokens), 8 * set.words.len());
         }
+    }
+
+    #[test]
+    fn open_tokens_are_added_by_their_weights() {
+        let open = [1 << 3 | 1 << 63, 0, 1 << 5];
+        let mut set = TokenSet::default();
+        set.words_of(180).copy_from_slice(&[1, 0, 0]);
+        set.add_open(&open, &[0.5, 0.25, 0.5, 9.0], 0.5);
+        assert_eq!(set.positions(), [0, 3, 133]);
+        set.add_open(&open, &[0.0; 3], 0.0);
+        assert_eq!(set.positions(), [0, 3, 63, 133]);
     }
 
     #[test]

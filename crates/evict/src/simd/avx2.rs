@@ -2,16 +2,22 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Seen, WORD, bits};
+use super::{LANES, Seen, Sides, WORD, bits};
 
 /// [`super::split`] of whole words.
 #[target_feature(enable = "avx2,popcnt")]
-pub(super) fn split(chunks: &[[f32; WORD]], [least, heavy]: [f32; 2], between: &mut [f32]) -> Seen {
+pub(super) fn split(
+    chunks: &[[f32; WORD]],
+    [least, heavy]: [f32; 2],
+    Sides { heavy: heavy_words, open: open_words, between }: Sides<'_>,
+) -> Seen {
     let (least, heavy) = (_mm256_set1_ps(least), _mm256_set1_ps(heavy));
     let mut sums = [_mm256_setzero_pd(); LANES / 4];
     let mut most_bits = _mm256_setzero_si256();
     let mut seen = Seen::default();
-    for chunk in chunks {
+    for (chunk, (heavy_word, open_word)) in
+        chunks.iter().zip(heavy_words.iter_mut().zip(open_words))
+    {
         let (mut is_heavy, mut is_least) = (0, 0);
         for (at, eight) in chunk.as_chunks::<8>().0.iter().enumerate() {
             let weights = load(eight);
@@ -26,8 +32,9 @@ pub(super) fn split(chunks: &[[f32; WORD]], [least, heavy]: [f32; 2], between: &
             sums[lane + 1] = _mm256_add_pd(sums[lane + 1], _mm256_cvtps_pd(high));
             most_bits = _mm256_max_epu32(most_bits, _mm256_castps_si256(weights));
         }
+        [*heavy_word, *open_word] = [is_heavy, is_least & !is_heavy];
         seen.num_heavy += is_heavy.count_ones() as usize;
-        for bit in bits(is_least & !is_heavy) {
+        for bit in bits(*open_word) {
             between[seen.num_between] = chunk[bit];
             seen.num_between += 1;
         }

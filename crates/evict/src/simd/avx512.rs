@@ -5,29 +5,40 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Seen, WORD};
+use super::{LANES, Seen, Sides, WORD};
 
 /// [`super::split`] of whole words.
 #[target_feature(enable = "avx512f,popcnt")]
-pub(super) fn split(chunks: &[[f32; WORD]], [least, heavy]: [f32; 2], between: &mut [f32]) -> Seen {
+pub(super) fn split(
+    chunks: &[[f32; WORD]],
+    [least, heavy]: [f32; 2],
+    Sides { heavy: heavy_words, open: open_words, between }: Sides<'_>,
+) -> Seen {
     let (least, heavy) = (_mm512_set1_ps(least), _mm512_set1_ps(heavy));
     let mut sums = [_mm512_setzero_pd(); LANES / 8];
     let mut most_bits = _mm512_setzero_si512();
     let mut seen = Seen::default();
-    for lanes in chunks.as_flattened().as_chunks::<LANES>().0 {
-        let weights = load(lanes);
-        let is_heavy = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(weights, heavy);
-        let is_between = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(weights, least) & !is_heavy;
-        let taken = _mm512_castps_pd(_mm512_maskz_mov_ps(is_heavy, weights));
-        let low = _mm256_castpd_ps(_mm512_castpd512_pd256(taken));
-        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(taken));
-        sums[0] = _mm512_add_pd(sums[0], _mm512_cvtps_pd(low));
-        sums[1] = _mm512_add_pd(sums[1], _mm512_cvtps_pd(high));
-        most_bits = _mm512_max_epu32(most_bits, _mm512_castps_si512(weights));
-        seen.num_heavy += is_heavy.count_ones() as usize;
-        let picked = _mm512_maskz_compress_ps(is_between, weights);
-        store(&mut between[seen.num_between..], picked);
-        seen.num_between += is_between.count_ones() as usize;
+    for (chunk, (heavy_word, open_word)) in
+        chunks.iter().zip(heavy_words.iter_mut().zip(open_words))
+    {
+        [*heavy_word, *open_word] = [0; 2];
+        for (at, lanes) in chunk.as_chunks::<LANES>().0.iter().enumerate() {
+            let weights = load(lanes);
+            let is_heavy = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(weights, heavy);
+            let is_between = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(weights, least) & !is_heavy;
+            let taken = _mm512_castps_pd(_mm512_maskz_mov_ps(is_heavy, weights));
+            let low = _mm256_castpd_ps(_mm512_castpd512_pd256(taken));
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(taken));
+            sums[0] = _mm512_add_pd(sums[0], _mm512_cvtps_pd(low));
+            sums[1] = _mm512_add_pd(sums[1], _mm512_cvtps_pd(high));
+            most_bits = _mm512_max_epu32(most_bits, _mm512_castps_si512(weights));
+            let picked = _mm512_maskz_compress_ps(is_between, weights);
+            store(&mut between[seen.num_between..], picked);
+            seen.num_between += is_between.count_ones() as usize;
+            *heavy_word |= u64::from(is_heavy) << (LANES * at);
+            *open_word |= u64::from(is_between) << (LANES * at);
+        }
+        seen.num_heavy += heavy_word.count_ones() as usize;
     }
     for (out, sums) in seen.sums.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
         // SAFETY: the array has the 64 bytes of this unaligned store.

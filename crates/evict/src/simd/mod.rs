@@ -46,6 +46,17 @@ pub(crate) struct Split {
     pub(crate) is_sound: bool,
 }
 
+/// Where [`split`] writes which weights are on which side.
+#[derive(Debug)]
+pub(crate) struct Sides<'a> {
+    /// Bits of the heavy ones, a word for every [`WORD`] weights or a part of them.
+    pub(crate) heavy: &'a mut [u64],
+    /// Bits of those between.
+    pub(crate) open: &'a mut [u64],
+    /// Those between, in their order; what is behind them means nothing.
+    pub(crate) between: &'a mut [f32],
+}
+
 /// What has been seen of weights.
 #[derive(Default)]
 struct Seen {
@@ -98,29 +109,33 @@ fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
 }
 
-/// Counts and sums the weights that are at least `edges[1]`, the heavy ones, and writes the others
-/// that are at least `edges[0]` to the front of `between`, in their order; what is behind them
-/// there means nothing.
+/// Counts, sums and marks the weights that are at least `edges[1]`, the heavy ones, and marks and copies
+/// the others that are at least `edges[0]`, those between.
 ///
 /// # Panics
-/// When `between` is not longer than `weights` by [`LANES`].
-pub(crate) fn split(form: Form, weights: &[f32], edges: [f32; 2], between: &mut [f32]) -> Split {
+/// When there is not a word for every [`WORD`] weights or a part of them, and when `between` is not
+/// longer than `weights` by [`LANES`].
+pub(crate) fn split(form: Form, weights: &[f32], edges: [f32; 2], sides: Sides<'_>) -> Split {
+    let Sides { heavy, open, between } = sides;
+    let num_words = weights.len().div_ceil(WORD);
+    assert!(heavy.len() == num_words && open.len() == num_words, "a word for every {WORD} weights");
     assert!(between.len() >= weights.len() + LANES, "room for every weight and a vector");
     let (chunks, rest) = weights.as_chunks::<WORD>();
+    let (heavy, last_heavy) = heavy.split_at_mut(chunks.len());
+    let (open, last_open) = open.split_at_mut(chunks.len());
+    let sides = Sides { heavy, open, between: &mut *between };
     let mut seen = match form.0 {
-        Instructions::Scalar => {
-            let mut seen = Seen::default();
-            chunks.iter().for_each(|chunk| seen.add(chunk, edges, between));
-            seen
-        }
+        Instructions::Scalar => Seen::of(chunks, edges, sides),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
-        Instructions::Avx2 => unsafe { avx2::split(chunks, edges, between) },
+        Instructions::Avx2 => unsafe { avx2::split(chunks, edges, sides) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
-        Instructions::Avx512 => unsafe { avx512::split(chunks, edges, between) },
+        Instructions::Avx512 => unsafe { avx512::split(chunks, edges, sides) },
     };
-    seen.add(rest, edges, between);
+    for (heavy, open) in last_heavy.iter_mut().zip(last_open) {
+        [*heavy, *open] = seen.add(rest, edges, between);
+    }
     Split {
         num_heavy: seen.num_heavy,
         heavy_mass: seen.sums.iter().sum(),
@@ -130,17 +145,31 @@ pub(crate) fn split(form: Form, weights: &[f32], edges: [f32; 2], between: &mut 
 }
 
 impl Seen {
-    /// Adds weights of a word.
-    fn add(&mut self, weights: &[f32], [least, heavy]: [f32; 2], between: &mut [f32]) {
+    fn of(chunks: &[[f32; WORD]], edges: [f32; 2], sides: Sides<'_>) -> Self {
+        let mut seen = Self::default();
+        let words = sides.heavy.iter_mut().zip(sides.open);
+        for (chunk, (heavy, open)) in chunks.iter().zip(words) {
+            [*heavy, *open] = seen.add(chunk, edges, sides.between);
+        }
+        seen
+    }
+
+    /// Adds weights of a word, and gives the bits of the heavy ones and of those between.
+    fn add(&mut self, weights: &[f32], [least, heavy]: [f32; 2], between: &mut [f32]) -> [u64; 2] {
+        let mut words = [0; 2];
         for (at, &weight) in weights.iter().enumerate() {
             let is_heavy = weight >= heavy;
+            let is_between = weight >= least && !is_heavy;
+            words[0] |= u64::from(is_heavy) << at;
+            words[1] |= u64::from(is_between) << at;
             self.num_heavy += usize::from(is_heavy);
             self.sums[at % LANES] += if is_heavy { f64::from(weight) } else { 0.0 };
             self.most_bits = self.most_bits.max(weight.to_bits());
             // No branch foretells which are.
             between[self.num_between] = weight;
-            self.num_between += usize::from(weight >= least && !is_heavy);
+            self.num_between += usize::from(is_between);
         }
+        words
     }
 }
 
@@ -220,7 +249,7 @@ fn pick_scalar(words: &[u64], chunks: &[[f32; WORD]], out: &mut [f32]) -> usize 
 }
 
 /// The bits that are set in a word, ascending.
-fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = word.trailing_zeros() as usize;
         (word != 0).then(|| {

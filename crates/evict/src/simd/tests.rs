@@ -12,12 +12,14 @@ fn weights(len: usize) -> Vec<f32> {
     bits.map(|bits| (bits % 101 * (bits % 7)) as f32 / 600.0).collect()
 }
 
-/// What [`split`] gives, with the weights between the edges.
-fn split_by(form: Form, weights: &[f32], edges: [f32; 2]) -> (Split, Vec<f32>) {
+/// What [`split`] gives, with the weights between the edges, and the bits of the heavy ones and of these.
+fn split_by(form: Form, weights: &[f32], edges: [f32; 2]) -> (Split, Vec<f32>, [Vec<u64>; 2]) {
     let mut between = vec![f32::NAN; weights.len() + LANES];
-    let found = split(form, weights, edges, &mut between);
+    let [mut heavy, mut open] = [0; 2].map(|_| vec![u64::MAX; weights.len().div_ceil(WORD)]);
+    let sides = Sides { heavy: &mut heavy, open: &mut open, between: &mut between };
+    let found = split(form, weights, edges, sides);
     between.truncate(found.num_between);
-    (found, between)
+    (found, between, [heavy, open])
 }
 
 fn marked_by(form: Form, weights: &[f32], least: f32) -> Vec<u64> {
@@ -31,17 +33,22 @@ fn all_forms_split_alike() {
     for len in LENGTHS {
         let weights = weights(len);
         for edges in [[0.0, f32::INFINITY], [0.0, 0.0], [0.1, 0.3], [0.3, 0.3], [2.0, 3.0]] {
-            let (found, between) = split_by(Form::SCALAR, &weights, edges);
+            let (found, between, words) = split_by(Form::SCALAR, &weights, edges);
             let is_between = |weight: &f32| (edges[0]..edges[1]).contains(weight);
             let expected: Vec<f32> = weights.iter().copied().filter(is_between).collect();
             assert_eq!(between, expected, "{len} {edges:?}");
+            let [heavier, least] = [edges[1], edges[0].min(edges[1])]
+                .map(|least| marked_by(Form::SCALAR, &weights, least));
+            let open = least.iter().zip(&heavier).map(|(least, heavy)| least & !heavy);
+            assert_eq!(words, [heavier.clone(), open.collect()], "{len} {edges:?}");
             let heavy = || weights.iter().filter(|weight| **weight >= edges[1]);
             assert_eq!(found.num_heavy, heavy().count());
             let mass: f64 = heavy().map(|&weight| f64::from(weight)).sum();
             assert!((found.heavy_mass - mass).abs() <= 1e-12 * mass && found.is_sound);
             for form in Form::available() {
                 let other = split_by(form, &weights, edges);
-                assert_eq!(other, (found, between.clone()), "{form:?} {len} {edges:?}");
+                let expected = (found, between.clone(), words.clone());
+                assert_eq!(other, expected, "{form:?} {len} {edges:?}");
             }
         }
     }
