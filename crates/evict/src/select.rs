@@ -28,8 +28,12 @@ const INFINITE: u32 = f32::INFINITY.to_bits();
 /// Weights of a sample, about.
 const SAMPLE: usize = 4096;
 
-/// Standard deviations of a sample's sums that its bounds leave on either side.
-const DEVIATIONS: f64 = 4.0;
+/// Neighbours that a sample takes together: they lie in the same line of memory, though they resemble each other.
+const NEIGHBOURS: usize = 4;
+
+/// Standard deviations of a sample's sums that its bounds leave on either side: the wider, the more tokens are between, the
+/// narrower, the more often a second pass is needed.
+const DEVIATIONS: f64 = 3.0;
 
 /// Which tokens a query head takes, before floor and cap.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,17 +101,25 @@ pub struct Enough {
 /// Working memory of [`Selector::select`], reused from call to call.
 #[derive(Clone, Debug)]
 pub struct SelectScratch {
-    counts: Vec<u32>,
-    masses: Vec<f64>,
+    bins: Bins,
     /// Bits of the tokens of which some are to be taken, and their weights.
     open: Vec<u64>,
     between: Vec<f32>,
+    /// Those of the bin in which a set is completed.
+    members: Vec<f32>,
+}
+
+/// How many weights are in each bin, and what they come to.
+#[derive(Clone, Debug)]
+struct Bins {
+    counts: Vec<u32>,
+    masses: Vec<f64>,
 }
 
 impl Default for SelectScratch {
     fn default() -> Self {
-        let (counts, masses) = (vec![0; NUM_BINS], vec![0.0; NUM_BINS]);
-        Self { counts, masses, open: Vec::new(), between: Vec::new() }
+        let bins = Bins { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS] };
+        Self { bins, open: Vec::new(), between: Vec::new(), members: Vec::new() }
     }
 }
 
@@ -253,7 +265,7 @@ impl SelectScratch {
     /// Bytes of what a choice among `num_tokens` tokens works in.
     #[must_use]
     pub fn bytes(num_tokens: usize) -> usize {
-        12 * NUM_BINS + TokenSet::bytes(num_tokens) + 4 * (num_tokens + LANES)
+        12 * NUM_BINS + TokenSet::bytes(num_tokens) + 4 * (2 * num_tokens + LANES)
     }
 
     /// Makes `heavy` the tokens above the bounds; gives what they come to, and how many tokens are between: `open` marks
@@ -285,12 +297,16 @@ impl SelectScratch {
     /// What is left out is estimated, not what is taken: there no token weighs much, and a sample is the nearer for it.
     fn guess(&mut self, weights: &[f32], enough: &Enough) -> Bounds {
         // Odd, since texts and pages repeat themselves at round distances.
-        let stride = (weights.len() / SAMPLE) | 1;
-        self.counts.fill(0);
-        let bin_of = |weight: f32| (bits(weight) >> UPPER_SHIFT) as usize;
-        weights.iter().step_by(stride).for_each(|&weight| self.counts[bin_of(weight)] += 1);
-        let num_sampled = weights.len().div_ceil(stride) as f64;
-        let scale = weights.len() as f64 / num_sampled.max(1.0);
+        let stride = NEIGHBOURS * ((weights.len() / SAMPLE) | 1);
+        let counts = &mut self.bins.counts;
+        counts.fill(0);
+        let mut num_sampled = 0.0;
+        for stretch in weights.chunks(stride) {
+            let sampled = &stretch[..stretch.len().min(NEIGHBOURS)];
+            sampled.iter().for_each(|&weight| counts[(bits(weight) >> UPPER_SHIFT) as usize] += 1);
+            num_sampled += sampled.len() as f64;
+        }
+        let scale = weights.len() as f64 / f64::max(num_sampled, 1.0);
         let left_out = 1.0 - f64::from(enough.mass);
         // Whether the tokens that are not light are enough, where the light ones are fewer and lighter by so much.
         let is_enough = |light: f64, light_mass: f64| {
@@ -299,13 +315,13 @@ impl SelectScratch {
                 || (count >= enough.at_least as f64 && light_mass <= left_out)
         };
         let mut bounds = [0, INFINITE];
-        let (mut light, mut light_mass) = (0.0, 0.0);
-        let bins = self.counts.iter().zip(0u32..).filter(|(count, _)| **count > 0);
+        let (mut light, mut light_mass, mut light_squares) = (0.0, 0.0, 0.0);
+        let bins = counts.iter().zip(0u32..).filter(|(count, _)| **count > 0);
         for (&count, bin) in bins {
             let [edge, next] = [bin, bin + 1].map(|bin| f32::from_bits(bin << UPPER_SHIFT));
             let count_slack = DEVIATIONS * (f64::min(light, num_sampled - light) + 1.0).sqrt();
-            // No light weight is above the edge, and so no square of one above its product with the edge.
-            let mass_slack = DEVIATIONS * (f64::from(edge) * light_mass).sqrt();
+            // As if there were one more, which weighs as much as the edge.
+            let mass_slack = DEVIATIONS * (light_squares + f64::from(edge).powi(2)).sqrt();
             if is_enough(scale * (light + count_slack), scale * (light_mass + mass_slack)) {
                 bounds[0] = edge.to_bits();
             }
@@ -315,7 +331,9 @@ impl SelectScratch {
             }
             light += f64::from(count);
             // As if weights were in the middle of their bin.
-            light_mass += f64::from(count) * 0.5 * (f64::from(edge) + f64::from(next));
+            let middle = 0.5 * (f64::from(edge) + f64::from(next));
+            light_mass += f64::from(count) * middle;
+            light_squares += f64::from(count) * middle.powi(2);
         }
         bounds
     }
@@ -324,37 +342,23 @@ impl SelectScratch {
     /// `num_between` between them; none where all of these together are not enough.
     fn last(
         &mut self,
-        [mut least, mut end]: Bounds,
+        mut bounds: Bounds,
         num_between: usize,
         mut sum: Taken,
         wanted: &Wanted,
     ) -> Option<Last> {
-        let Self { counts, masses, between, .. } = self;
-        let weights = &between[..num_between];
-        while end - least > 1 {
-            let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(BIN_BITS);
-            let num_bins = ((end - 1 - least) >> shift) as usize + 1;
-            let (counts, masses) = (&mut counts[..num_bins], &mut masses[..num_bins]);
-            counts.fill(0);
-            masses.fill(0.0);
-            for &weight in weights.iter().filter(|weight| (least..end).contains(&bits(**weight))) {
-                let bin = ((bits(weight) - least) >> shift) as usize;
-                counts[bin] += 1;
-                masses[bin] += f64::from(weight);
-            }
-            let bins = counts.iter().zip(masses).enumerate().rev();
-            let mut non_empty = bins.filter(|(_, (count, _))| **count > 0);
-            let last = non_empty.find_map(|(bin, (&count, &mut mass))| {
-                let more = Taken { count: sum.count + count as usize, mass: sum.mass + mass };
-                let is_last = wanted.is_met(more);
-                sum = if is_last { sum } else { more };
-                is_last.then_some(bin)
-            })?;
-            let first = least + ((last as u32) << shift);
-            (least, end) = (first, end.min(first + (1 << shift)));
+        let Self { bins, between, members, .. } = self;
+        let between = &between[..num_between];
+        if num_values(bounds) > 1 {
+            bounds = bins.narrow(between, bounds, &mut sum, wanted)?;
         }
-        let weight = f32::from_bits(least);
-        let num_equal = weights.iter().filter(|weight| bits(**weight) == least).count();
+        members.clear();
+        members.extend(between.iter().filter(|weight| is_within(**weight, bounds)));
+        while num_values(bounds) > 1 {
+            bounds = bins.narrow(members, bounds, &mut sum, wanted)?;
+            members.retain(|&weight| is_within(weight, bounds));
+        }
+        let (weight, num_equal) = (f32::from_bits(bounds[0]), members.len());
         for num_taken in 1..=num_equal {
             sum.count += 1;
             sum.mass += f64::from(weight);
@@ -365,6 +369,51 @@ impl SelectScratch {
         }
         None
     }
+}
+
+impl Bins {
+    /// The bounds of the bin in which a set is completed by the heaviest of `weights`, all within `bounds`; what is heavier
+    /// than that bin goes into `sum`. None where all of them are not enough.
+    fn narrow(
+        &mut self,
+        weights: &[f32],
+        [least, end]: Bounds,
+        sum: &mut Taken,
+        wanted: &Wanted,
+    ) -> Option<Bounds> {
+        let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(BIN_BITS);
+        let num_bins = ((end - 1 - least) >> shift) as usize + 1;
+        let Self { counts, masses } = self;
+        let (counts, masses) = (&mut counts[..num_bins], &mut masses[..num_bins]);
+        counts.fill(0);
+        masses.fill(0.0);
+        for &weight in weights {
+            let bin = ((bits(weight) - least) >> shift) as usize;
+            counts[bin] += 1;
+            masses[bin] += f64::from(weight);
+        }
+        for (bin, (&count, &mass)) in counts.iter().zip(&*masses).enumerate().rev() {
+            if count == 0 {
+                continue;
+            }
+            let more = Taken { count: sum.count + count as usize, mass: sum.mass + mass };
+            if wanted.is_met(more) {
+                let first = least + ((bin as u32) << shift);
+                return Some([first, end.min(first + (1 << shift))]);
+            }
+            *sum = more;
+        }
+        None
+    }
+}
+
+/// How many values a weight can have.
+fn num_values([least, end]: Bounds) -> u32 {
+    end - least
+}
+
+fn is_within(weight: f32, [least, end]: Bounds) -> bool {
+    (least..end).contains(&bits(weight))
 }
 
 /// The bits of a weight, those of 0 for −0.
