@@ -412,8 +412,9 @@ fn num_values([least, end]: Bounds) -> u32 {
     end - least
 }
 
-fn is_within(weight: f32, [least, end]: Bounds) -> bool {
-    (least..end).contains(&bits(weight))
+fn is_within(weight: f32, bounds: Bounds) -> bool {
+    // One comparison, whose outcome is nearly always the same.
+    bits(weight).wrapping_sub(bounds[0]) < num_values(bounds)
 }
 
 /// The bits of a weight, those of 0 for −0.
