@@ -1,5 +1,7 @@
 //! From the scores of coded keys to the rows that a KV head's group fetches.
 
+use std::time::{Duration, Instant};
+
 use heterokv_attn::HeadShape;
 use heterokv_attn::simd::exp::exp_weights;
 use heterokv_evict::{SelectScratch, Selector, TokenSet, Union};
@@ -9,6 +11,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::coded::{CodedKeys, SCORE_TILE};
 use crate::head::HeadCache;
+use crate::times::timed;
 
 /// Working memory of one KV head's group, reused from step to step and layer to layer.
 #[derive(Clone, Debug)]
@@ -69,6 +72,22 @@ pub(crate) struct HeadSelection {
     pub(crate) full_lse: Vec<f32>,
 }
 
+/// How rows are selected.
+pub(crate) struct Choice<'a> {
+    pub(crate) selector: &'a Selector,
+    pub(crate) union: Union,
+    /// Whether rows are summed under their coded scores.
+    pub(crate) with_scores: bool,
+    pub(crate) level: Level,
+}
+
+/// What softmax weights took and what choosing by them, on all threads together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Took {
+    pub(crate) weights: Duration,
+    pub(crate) selection: Duration,
+}
+
 impl Group {
     pub(crate) fn new(shape: &HeadShape) -> Self {
         Self {
@@ -112,53 +131,48 @@ impl Group {
             .collect()
     }
 
-    /// Turns scores into softmax weights, given the log-sum-exp of the resident part of each query head.
-    pub(crate) fn weigh(&mut self, level: Level, resident_lse: &[f32]) {
-        let Self { group_size, num_coded, scores, maxima, heads, .. } = self;
-        heads.par_iter_mut().zip(resident_lse).enumerate().for_each(|(at, (head, &lse))| {
-            head.weights.resize(*num_coded, 0.0);
-            let maxima = maxima.iter().skip(at).step_by(*group_size);
-            let max = maxima.copied().fold(lse, f32::max);
-            let tiles = tiles(scores, *group_size, at);
-            head.lses = [lse, weigh(level, tiles, lse, max, &mut head.weights)];
-        });
-    }
-
-    /// Selects by the weights that [`Self::weigh`] has made; with scores where rows are summed under them.
+    /// Turns scores into softmax weights, given the log-sum-exp of the resident part of each query head, and selects by them.
+    /// Each query head does both while its weights are near.
     pub(crate) fn select(
         &mut self,
-        selector: &Selector,
-        union: Union,
-        with_scores: bool,
+        choice: &Choice<'_>,
+        resident_lse: &[f32],
         selection: &mut HeadSelection,
-    ) -> Result<()> {
+    ) -> Result<Took> {
+        let Self { group_size, num_coded, scores: own_scores, maxima, heads, any, .. } = self;
         let HeadSelection { positions, scores, taken, full_lse } = selection;
+        let of_head = |(at, (head, &lse)): (usize, (&mut QueryHead, &f32))| {
+            let maxima = maxima.iter().skip(at).step_by(*group_size);
+            let max = maxima.copied().fold(lse, f32::max);
+            head.select(choice, (lse, max), *num_coded, tiles(own_scores, *group_size, at))
+        };
+        let took = heads.par_iter_mut().zip(resident_lse).enumerate().map(of_head);
+        let mut took = took.try_reduce(Took::default, Took::add)?;
+        let start = Instant::now();
         full_lse.clear();
-        full_lse.extend(self.heads.iter().map(|head| head.lses[1]));
-        self.heads.par_iter_mut().try_for_each(|head| {
-            let QueryHead { weights, lses: [resident, full], taken, scratch } = head;
-            let resident_mass = f64::from(*resident - *full).exp();
-            selector.select(weights, resident_mass, scratch, taken).map(drop)
-        })?;
-        self.any.clear(self.num_coded);
-        self.heads.iter().for_each(|head| self.any.add_all(&head.taken));
-        self.any.positions_into(positions);
-        taken.clear();
-        if with_scores {
-            scores.resize(self.group_size * positions.len(), 0.0);
+        full_lse.extend(heads.iter().map(|head| head.lses[1]));
+        any.clear(*num_coded);
+        heads.iter().for_each(|head| any.add_all(&head.taken));
+        any.positions_into(positions);
+        took.selection += start.elapsed();
+        if choice.with_scores {
+            scores.resize(*group_size * positions.len(), 0.0);
             let rows = scores.par_chunks_exact_mut(positions.len().max(1)).enumerate();
-            rows.for_each(|(head, row)| {
-                self.any.pick(tiles(&self.scores, self.group_size, head), row);
-            });
+            let picked = rows
+                .map(|(head, row)| timed(|| any.pick(tiles(own_scores, *group_size, head), row)).1);
+            took.selection += picked.sum::<Duration>();
         }
-        if union == Union::Head {
-            for head in &self.heads {
+        taken.clear();
+        if choice.union == Union::Head {
+            let start = Instant::now();
+            for head in &*heads {
                 taken.extend(positions.iter().map(|&token| head.taken.contains(token as usize)));
             }
             let not_taken = scores.iter_mut().zip(&*taken).filter(|(_, is_taken)| !**is_taken);
             not_taken.for_each(|(score, _)| *score = f32::NEG_INFINITY);
+            took.selection += start.elapsed();
         }
-        Ok(())
+        Ok(took)
     }
 
     /// Appends the scores of all coded keys `[num_coded]` for one query head.
@@ -167,6 +181,41 @@ impl Group {
         for tile in tiles(&self.scores, self.group_size, head) {
             scores.extend_from_slice(&tile[..SCORE_TILE.min(end - scores.len())]);
         }
+    }
+}
+
+impl QueryHead {
+    /// Turns the scores of `num_coded` tokens into weights, given the log-sum-exp of the resident tokens and the largest of it
+    /// and the scores, and selects by them.
+    fn select<'a>(
+        &mut self,
+        choice: &Choice<'_>,
+        (resident_lse, max): (f32, f32),
+        num_coded: usize,
+        tiles: impl Iterator<Item = &'a [f32]>,
+    ) -> Result<Took> {
+        let Self { weights, lses, taken, scratch } = self;
+        let (full_lse, weighing) = timed(|| {
+            weights.resize(num_coded, 0.0);
+            weigh(choice.level, tiles, resident_lse, max, weights)
+        });
+        *lses = [resident_lse, full_lse];
+        let resident_mass = f64::from(resident_lse - full_lse).exp();
+        let (selected, selecting) =
+            timed(|| choice.selector.select(weights, resident_mass, scratch, taken));
+        selected?;
+        Ok(Took { weights: weighing, selection: selecting })
+    }
+}
+
+impl Took {
+    /// Both together.
+    #[expect(clippy::unnecessary_wraps, reason = "what a reduction of results takes")]
+    pub(crate) fn add(self, other: Self) -> Result<Self> {
+        Ok(Self {
+            weights: self.weights + other.weights,
+            selection: self.selection + other.selection,
+        })
     }
 }
 

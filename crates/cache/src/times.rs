@@ -27,13 +27,26 @@ impl StepTimes {
 
     /// Shares out the time since `start` between exact rows and scores, which went on side by side and took so long each.
     pub(crate) fn add_scan(&mut self, start: Instant, resident: Duration, scores: Duration) {
-        let both = start.elapsed();
-        let share =
-            resident.as_secs_f64() / (resident + scores).as_secs_f64().max(f64::MIN_POSITIVE);
-        let resident = both.mul_f64(share);
+        let [resident, scores] = share_out(start, resident, scores);
         self.resident += resident;
-        self.scores += both - resident;
+        self.scores += scores;
     }
+
+    /// Shares out the time since `start` between softmax weights and choices by them, which went on side by side and took so
+    /// long each on all threads together.
+    pub(crate) fn add_choice(&mut self, start: Instant, weights: Duration, selection: Duration) {
+        let [weights, selection] = share_out(start, weights, selection);
+        self.scores += weights;
+        self.selection += selection;
+    }
+}
+
+/// The time since `start` in two parts that are to each other as `one` to `other`; the other's where neither took any.
+fn share_out(start: Instant, one: Duration, other: Duration) -> [Duration; 2] {
+    let both = start.elapsed();
+    let share = one.as_secs_f64() / (one + other).as_secs_f64().max(f64::MIN_POSITIVE);
+    let one = both.mul_f64(share);
+    [one, both - one]
 }
 
 /// What `work` gives, and the time that it takes.
@@ -61,5 +74,10 @@ mod tests {
         let mut times = StepTimes::default();
         times.add_scan(start, Duration::ZERO, Duration::ZERO);
         assert!(times.total() >= Duration::from_millis(4) && times.resident.is_zero());
+        let mut times = StepTimes::default();
+        times.add_choice(start, three, one);
+        let (weights, selection) = (times.scores.as_secs_f64(), times.selection.as_secs_f64());
+        assert!((weights / (3.0 * selection) - 1.0).abs() < 1e-3, "{times:?}");
+        assert!(times.total() >= Duration::from_millis(4));
     }
 }

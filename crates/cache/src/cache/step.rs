@@ -11,7 +11,7 @@ use super::{KvCache, KvShape, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
 use crate::host_step::HostStep;
-use crate::select::Group;
+use crate::select::{Choice, Group, Took};
 use crate::spec::CacheConfig;
 use crate::times::timed;
 
@@ -134,16 +134,18 @@ impl KvCache {
         let Self { config, host, hints, groups, selections, stats, times, .. } = self;
         let (Some(config), Some(host)) = (config.coded(), &*host) else { return Ok(()) };
         let start = Instant::now();
-        let weighed = groups.par_iter_mut().zip(&*states);
-        weighed.for_each(|(group, state)| group.weigh(level, state.lse()));
-        times.scores += start.elapsed();
-        let start = Instant::now();
         let selector = config.selector()?;
-        let with_scores = config.rescore.is_none();
-        groups.par_iter_mut().zip(&mut *selections).try_for_each(|(group, selection)| {
-            group.select(&selector, config.union, with_scores, selection)
-        })?;
-        times.selection += start.elapsed();
+        let choice = Choice {
+            selector: &selector,
+            union: config.union,
+            with_scores: config.rescore.is_none(),
+            level,
+        };
+        let chosen = groups.par_iter_mut().zip(&*states).zip(&mut *selections);
+        let took =
+            chosen.map(|((group, state), selection)| group.select(&choice, state.lse(), selection));
+        let Took { weights, selection } = took.try_reduce(Took::default, Took::add)?;
+        times.add_choice(start, weights, selection);
         let start = Instant::now();
         let step = HostStep { config, host, shape, level, layer, queries: scaled };
         hints.before(host, layer, selections);
