@@ -82,8 +82,8 @@ pub(crate) struct EvictArgs {
     /// Rows of another build of this program count as measured
     #[arg(long)]
     any_build: bool,
-    /// Steps that --latency times
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least_one)]
+    /// Steps that --latency times; caches that forget decide every 16 steps, pivots look every 5
+    #[arg(long, value_name = "N", default_value_t = 80, value_parser = at_least_one)]
     rounds: usize,
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = from_one_to::<MAX_THREADS>)]

@@ -37,8 +37,8 @@ pub enum Error {
     },
     /// A ratio that the preset cannot keep for this model.
     #[error(
-        "{preset} cannot keep {asked:.2} % from {min_tokens} tokens on for this model; with the sinks, recent \
-         and (of one that forgets) every that it has, the least it can keep is {least:.2} %"
+        "{preset} cannot keep {asked:.2} % from {min_tokens} tokens on for this model; the least it can keep is \
+         {least:.2} %, or less with lower sinks, recent or every, or fewer heads that hold all tokens"
     )]
     Ratio {
         /// Name of the preset.
@@ -52,7 +52,7 @@ pub enum Error {
     },
     /// An amount that is less than what every head holds in any case.
     #[error(
-        "{budget} {what} are fewer than the {least} of first and last tokens and of what it takes to cut a head; keep \
+        "{budget} {what} are fewer than the {least} that first and last tokens take, and what it takes to cut a head; keep \
          more, or lower sinks, recent or every"
     )]
     BudgetTooSmall {

@@ -34,8 +34,8 @@ pub(crate) struct Group {
 struct QueryHead {
     /// `[num_coded]`: softmax weights under the normaliser of all tokens.
     weights: Vec<f32>,
-    /// Log-sum-exp over the resident tokens, and over all.
-    lses: [f32; 2],
+    /// Log-sum-exp over all tokens.
+    full_lse: f32,
     taken: TokenSet,
     scratch: SelectScratch,
 }
@@ -150,13 +150,15 @@ impl Group {
         let mut took = took.try_reduce(Took::default, Took::add)?;
         let start = Instant::now();
         full_lse.clear();
-        full_lse.extend(heads.iter().map(|head| head.lses[1]));
+        full_lse.extend(heads.iter().map(|head| head.full_lse));
         any.clear(*num_coded);
         heads.iter().for_each(|head| any.add_all(&head.taken));
         any.positions_into(positions);
         took.selection += start.elapsed();
         if choice.with_scores {
-            scores.resize(*group_size * positions.len(), 0.0);
+            let num_scores = *group_size * positions.len();
+            scores.reserve_exact(num_scores.saturating_sub(scores.len()));
+            scores.resize(num_scores, 0.0);
             let rows = scores.par_chunks_exact_mut(positions.len().max(1)).enumerate();
             let picked = rows
                 .map(|(head, row)| timed(|| any.pick(tiles(own_scores, *group_size, head), row)).1);
@@ -194,13 +196,13 @@ impl QueryHead {
         num_coded: usize,
         tiles: impl Iterator<Item = &'a [f32]>,
     ) -> Result<Took> {
-        let Self { weights, lses, taken, scratch } = self;
-        let (full_lse, weighing) = timed(|| {
+        let Self { weights, full_lse, taken, scratch } = self;
+        let weighing;
+        (*full_lse, weighing) = timed(|| {
             weights.resize(num_coded, 0.0);
             weigh(choice.level, tiles, resident_lse, max, weights)
         });
-        *lses = [resident_lse, full_lse];
-        let resident_mass = f64::from(resident_lse - full_lse).exp();
+        let resident_mass = f64::from(resident_lse - *full_lse).exp();
         let (selected, selecting) =
             timed(|| choice.selector.select(weights, resident_mass, scratch, taken));
         selected?;

@@ -262,8 +262,15 @@ impl CacheSpec {
             config.keys = presets::keys_for_ratio(preset, &config, ratio, shape)?.into();
         }
         let names_rule = self.overrides.iter().any(|setting| matches!(setting, Setting::Select(_)));
-        if config.is_exact() && !names_rule {
-            config.rule = Rule::All;
+        match self.base {
+            Base::Preset(Preset::Hca | Preset::HcaRescore, _) if config.is_exact() => {
+                return Err(Error::Conflict {
+                    conflict: "hca and hca-rescore select among coded keys or rows of the host, and here all rows are exact \
+                               ones on the device; use full, or leave the preset out",
+                });
+            }
+            Base::Options if config.is_exact() && !names_rule => config.rule = Rule::All,
+            _ => {}
         }
         config.check(shape)?;
         if let Some(eviction) = &config.evict {

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 /// Time that the attention of decode steps took, by what it was spent on. All of it together is the time of
-/// [`KvCache::attend`](crate::KvCache::attend): of what goes on side by side, each part has its share.
+/// [`KvCache::attend`](crate::KvCache::attend) and of what decides in [`KvCache::append`](crate::KvCache::append) what is
+/// forgotten: of what goes on side by side, each part has its share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTimes {
     /// Scores of coded keys, with the tables of the queries for them, and the softmax weights that the scores come to.
@@ -14,7 +15,7 @@ pub struct StepTimes {
     pub selection: Duration,
     /// Attention over rows of the host, with waiting for them, and hints for the next.
     pub host: Duration,
-    /// What is noted of queries and weights for decisions to come.
+    /// What is noted of queries and weights for decisions to come, these decisions, and what they have moved.
     pub policy: Duration,
 }
 

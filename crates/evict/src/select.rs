@@ -278,9 +278,9 @@ impl SelectScratch {
     ) -> Result<(Taken, usize)> {
         let Self { open, between, .. } = self;
         open.resize(weights.len().div_ceil(WORD), 0);
-        if between.len() < weights.len() + LANES {
-            between.resize(weights.len() + LANES, 0.0);
-        }
+        let room = weights.len() + LANES;
+        between.reserve_exact(room.saturating_sub(between.len()));
+        between.resize(between.len().max(room), 0.0);
         let edges = bounds.map(f32::from_bits);
         let sides = Sides { heavy: heavy.words_of(weights.len()), open, between };
         let found = split(Form::detect(), weights, edges, sides);
@@ -296,8 +296,7 @@ impl SelectScratch {
     ///
     /// What is left out is estimated, not what is taken: there no token weighs much, and a sample is the nearer for it.
     fn guess(&mut self, weights: &[f32], enough: &Enough) -> Bounds {
-        // Odd, since texts and pages repeat themselves at round distances.
-        let stride = NEIGHBOURS * ((weights.len() / SAMPLE) | 1);
+        let stride = sample_stride(weights.len());
         let counts = &mut self.bins.counts;
         counts.fill(0);
         let mut num_sampled = 0.0;
@@ -353,6 +352,7 @@ impl SelectScratch {
             bounds = bins.narrow(between, bounds, &mut sum, wanted)?;
         }
         members.clear();
+        members.reserve_exact(num_between);
         members.extend(between.iter().filter(|weight| is_within(**weight, bounds)));
         while num_values(bounds) > 1 {
             bounds = bins.narrow(members, bounds, &mut sum, wanted)?;
@@ -405,6 +405,12 @@ impl Bins {
         }
         None
     }
+}
+
+/// Tokens from the first of some neighbours of a sample to that of the next.
+fn sample_stride(num_tokens: usize) -> usize {
+    // Odd but for the neighbours, since texts and pages repeat themselves at round distances.
+    NEIGHBOURS * ((num_tokens / SAMPLE) | 1)
 }
 
 /// How many values a weight can have.

@@ -156,9 +156,9 @@ fn a_ratio_is_promised_where_it_is_kept_to() {
 #[test]
 fn budgets_below_what_every_head_holds_are_refused_with_the_least() {
     for (spec, says) in [
-        ("snapkv:83", "83 tokens of each head are fewer than the 84 of first"),
-        ("tova:1", "1 tokens of each head are fewer than the 2 of first"),
-        ("snapkv:1MiB", "1048576 bytes are fewer than the 2246400 of first"),
+        ("snapkv:83", "83 tokens of each head are fewer than the 84 that first"),
+        ("tova:1", "1 tokens of each head are fewer than the 2 that first"),
+        ("snapkv:1MiB", "1048576 bytes are fewer than the 2246400 that first"),
         ("snapkv:2%,recent=20000", "cannot keep 2.00 % from 32768 tokens on"),
         ("snapkv:0.1%", "the least it can keep is "),
     ] {
@@ -327,6 +327,8 @@ fn options_that_do_not_go_together_are_refused() {
         "keys=f16,values=f16@device,max=64",
         "keys=f16,values=f16@device,union=head",
         "keys=f16,values=f16@device,renorm=off",
+        "hca,keys=f16,values=f16@device",
+        "hca-rescore,keys=f16,values=f16@device,rescore=none",
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert!(parsed.resolve(&smollm2(), None).is_err(), "{spec}");

@@ -43,8 +43,8 @@ fn weights() -> impl Strategy<Value = Vec<f32>> {
     prop::collection::vec((0u32..64).prop_map(|x| (x * x) as f32 / 65_536.0), 0..300)
 }
 
-/// Weights whose sums are exact in any order, so many that a sample of them is looked at first: what one of every few
-/// weighs is drawn apart, so that the sample may be of the others, or of these alone.
+/// Weights whose sums are exact in any order, so many that a sample of them is looked at first: what some neighbours of every
+/// few weigh is drawn apart, so that the sample may be of the others, or of these alone.
 fn many_weights() -> impl Strategy<Value = Vec<f32>> {
     let draw = |bits: std::ops::Range<u32>| bits.prop_map(|bits| (1u64 << bits) as u32);
     let shape = (3 * SAMPLE..6 * SAMPLE, 1usize..12, draw(1..20), draw(1..20), any::<u64>());
@@ -54,7 +54,8 @@ fn many_weights() -> impl Strategy<Value = Vec<f32>> {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as u32 % most
         };
-        let most = |token: usize| if token.is_multiple_of(every) { apart } else { most };
+        let is_apart = |token: usize| token % (NEIGHBOURS * every) < NEIGHBOURS;
+        let most = |token: usize| if is_apart(token) { apart } else { most };
         (0..len).map(|token| below(most(token)) as f32 / (1u32 << 30) as f32).collect()
     })
 }
@@ -226,14 +227,21 @@ fn a_wrong_set_is_not_the_definitions() {
 #[test]
 fn a_sample_that_misleads_is_found_out() {
     let len = 5 * SAMPLE;
-    let stride = (len / SAMPLE) | 1;
-    for (sampled, others) in [(1.0f32, 1024.0), (1024.0, 1.0)] {
-        let weight = |token: usize| if token.is_multiple_of(stride) { sampled } else { others };
+    let stride = sample_stride(len);
+    // How often what is taken in the end was heavier than the guess, and how often lighter.
+    let mut misled = [0; 2];
+    // What is sampled weighs otherwise than the others, but for one in so many.
+    for (sampled, others, every) in
+        [(1.0f32, 1024.0, len), (1024.0, 1.0, len), (64.0, 1.0, len), (1.0, 64.0, 10)]
+    {
+        let is_apart =
+            |token: usize| token % stride < NEIGHBOURS && !(token / stride).is_multiple_of(every);
+        let weight = |token: usize| if is_apart(token) { sampled } else { others };
         let sum: f64 = (0..len).map(|token| f64::from(weight(token))).sum();
         let scale = f64::from(1u32 << 25);
         let weights: Vec<f32> = (0..len).map(|token| weight(token) / scale as f32).collect();
         let resident = 1.0 - sum / scale;
-        for share in [0.001, 0.25, 0.5, 0.75, 0.999] {
+        for share in [0.001, 0.25, 0.5, 0.75, 0.98, 0.999] {
             let wanted = (resident + share * sum / scale) as f32;
             let count = 1 + (share * (len - 1) as f64) as usize;
             for rule in [Rule::TopP(wanted), Rule::TopK(count)] {
@@ -241,9 +249,16 @@ fn a_sample_that_misleads_is_found_out() {
                 let taken = select(&selector, &weights, resident).unwrap();
                 let expected = by_definition(rule, 0, usize::MAX, &weights, resident);
                 assert!(taken == expected, "{sampled} {rule:?}");
+                let [least, end] =
+                    SelectScratch::default().guess(&weights, &selector.enough().unwrap());
+                let taken = weights.iter().zip(&taken).filter(|(_, is_taken)| **is_taken);
+                let lightest = taken.map(|(weight, _)| weight.to_bits()).min().unwrap_or(end);
+                misled[0] += usize::from(lightest >= end);
+                misled[1] += usize::from(lightest < least);
             }
         }
     }
+    assert!(misled.iter().all(|&count| count > 0), "{misled:?}");
 }
 
 #[test]
