@@ -82,7 +82,7 @@ pub(crate) struct EvictArgs {
     /// Rows of another build of this program count as measured
     #[arg(long)]
     any_build: bool,
-    /// Steps that --latency times; caches that forget decide every 16 steps, pivots look every 5
+    /// Steps that --latency times: whole cycles of caches that decide every 16 steps and look at pivots every 5
     #[arg(long, value_name = "N", default_value_t = 80, value_parser = at_least_one)]
     rounds: usize,
     /// Threads

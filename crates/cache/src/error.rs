@@ -52,8 +52,8 @@ pub enum Error {
     },
     /// An amount that is less than what every head holds in any case.
     #[error(
-        "{budget} {what} are fewer than the {least} that first and last tokens take, and what it takes to cut a head; keep \
-         more, or lower sinks, recent or every"
+        "{budget} {what} are fewer than the {least} that first and last tokens and a cut take; keep more, or \
+         lower sinks, recent or every"
     )]
     BudgetTooSmall {
         /// Tokens of each head, or bytes of the whole cache.

@@ -2,7 +2,7 @@
 //!
 //! HCAttention (arXiv 2507.19823, §3.3) sorts the weights in falling order and keeps the smallest set
 //! whose mass reaches τ. Here nothing is sorted. A sample of the weights says between which two the
-//! lightest token that is taken probably weighs; one pass over all of them takes those above, and finds those
+//! lightest token that is taken probably weighs; one pass over all of them takes those above, and marks those
 //! between, which are few. The bits of a non-negative float are ordered like the float, so its upper bits put
 //! these into bins, a walk over the bins finds the one in which the set is completed, and that bin's
 //! members alone go on to the next bits. A sample that misled is found out by that one pass, and all tokens on
