@@ -17,7 +17,7 @@ use crate::exact::EXACT_PAGE_TOKENS;
 use crate::head::{HeadCache, Stores};
 use crate::held::Held;
 use crate::hints::Hints;
-use crate::host_step::HostStep;
+use crate::host_step::{HostStep, TaskSums};
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::policy::Policy;
 use crate::select::{Group, HeadSelection};
@@ -114,6 +114,8 @@ pub struct KvCache {
     heads: Vec<HeadCache>,
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
+    /// `[num_kv_heads]`.
+    sums: Vec<TaskSums>,
     /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks
     /// at.
     weights: Vec<Vec<f32>>,
@@ -206,6 +208,7 @@ impl KvCache {
         let heads: Result<_> = shape.places().map(head).collect();
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
+        let sums = vec![TaskSums::default(); groups.len()];
         let selections = vec![HeadSelection::default(); groups.len()];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
         let policy = match &config {
@@ -226,6 +229,7 @@ impl KvCache {
             hints,
             heads,
             groups,
+            sums,
             weights,
             selections,
             policy,
@@ -347,6 +351,7 @@ impl KvCache {
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
         let weights = vec![Vec::new(); self.weights.len()];
+        let sums = vec![TaskSums::default(); groups.len()];
         let selections = vec![HeadSelection::default(); groups.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
@@ -358,6 +363,7 @@ impl KvCache {
             hints,
             device,
             groups,
+            sums,
             weights,
             selections,
             policy,

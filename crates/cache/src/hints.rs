@@ -22,18 +22,28 @@ impl Hints {
 
     /// Asks for all that a layer is about to read, so that the disk has as much to do at a time as it can, however few
     /// rows a task of the sum has.
-    pub(crate) fn before(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
-        self.ask(host, layer, selections.iter().map(|one| &one.positions[..]));
+    pub(crate) fn before<'a>(
+        &mut self,
+        host: &Sequence,
+        layer: usize,
+        selections: impl Iterator<Item = &'a HeadSelection>,
+    ) {
+        self.ask(host, layer, selections.map(|one| &one.positions[..]));
     }
 
     /// Remembers what a layer has read, and asks for what the next one read in the step before: the disk, which has just
     /// become idle, then works while the next layer's queries and scores are computed.
-    pub(crate) fn after(&mut self, host: &Sequence, layer: usize, selections: &[HeadSelection]) {
+    pub(crate) fn after<'a>(
+        &mut self,
+        host: &Sequence,
+        layer: usize,
+        selections: impl Iterator<Item = &'a HeadSelection>,
+    ) {
         self.tickets.clear();
         if host.store().hint_pages() == 0 {
             return;
         }
-        self.taken[layer] = selections.iter().map(|one| one.positions.clone()).collect();
+        self.taken[layer] = selections.map(|one| one.positions.clone()).collect();
         let next = (layer + 1) % self.taken.len();
         let taken = std::mem::take(&mut self.taken[next]);
         self.ask(host, next, taken.iter().map(|positions| &positions[..]));

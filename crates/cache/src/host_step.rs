@@ -1,6 +1,7 @@
 //! The part of an attention step that the host takes: the sum of the rows that were selected.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use heterokv_attn::{AttnState, GroupSum, HeadShape, HostScores};
 use heterokv_evict::Union;
@@ -11,6 +12,7 @@ use rayon::prelude::*;
 use crate::plan::host_shape;
 use crate::select::HeadSelection;
 use crate::spec::{HcaConfig, Place};
+use crate::times::timed;
 use crate::{KvShape, Result};
 
 /// Host rows that one task takes at most.
@@ -43,23 +45,30 @@ impl HostStep<'_> {
         states: &mut [AttnState],
         selections: &[HeadSelection],
     ) -> Result<()> {
-        let tasks: Vec<(usize, Range<usize>)> = selections
-            .iter()
-            .enumerate()
-            .flat_map(|(kv_head, selection)| {
-                let num_rows = selection.positions.len();
-                let starts = (0..num_rows).step_by(TASK_ROWS);
-                starts.map(move |start| (kv_head, start..(start + TASK_ROWS).min(num_rows)))
-            })
-            .collect();
-        let sums: Vec<GroupSum> = tasks
-            .par_iter()
-            .map(|(kv_head, span)| self.sum_rows(*kv_head, &selections[*kv_head], span.clone()))
-            .collect::<Result<_>>()?;
-        for ((kv_head, _), sum) in tasks.iter().zip(&sums) {
-            sum.merge_into(&mut states[*kv_head]);
-        }
-        Ok(())
+        let heads = states.par_iter_mut().zip(selections).enumerate();
+        heads.try_for_each(|(kv_head, (state, selection))| {
+            self.add_rows_of(kv_head, selection, state, &mut TaskSums::default()).map(drop)
+        })
+    }
+
+    /// The same of one KV head; gives the time that it took on all threads together.
+    pub(crate) fn add_rows_of(
+        &self,
+        kv_head: usize,
+        selection: &HeadSelection,
+        state: &mut AttnState,
+        sums: &mut TaskSums,
+    ) -> Result<Duration> {
+        let num_rows = selection.positions.len();
+        let sums = sums.empty(num_rows.div_ceil(TASK_ROWS), &self.shape);
+        let tasks = sums.par_iter_mut().enumerate().map(|(task, sum)| {
+            let span = task * TASK_ROWS..num_rows.min((task + 1) * TASK_ROWS);
+            let (summed, took) = timed(|| self.sum_rows(kv_head, selection, span, sum));
+            summed.map(|()| took)
+        });
+        let took = tasks.try_reduce(Duration::default, |a, b| Ok(a + b))?;
+        sums.iter().for_each(|sum| sum.merge_into(state));
+        Ok(took)
     }
 
     fn sum_rows(
@@ -67,9 +76,9 @@ impl HostStep<'_> {
         kv_head: usize,
         selection: &HeadSelection,
         span: Range<usize>,
-    ) -> Result<GroupSum> {
+        sum: &mut GroupSum,
+    ) -> Result<()> {
         let group_size = self.shape.group_size();
-        let mut sum = GroupSum::new(group_size, self.shape.head_dim);
         let stride = selection.positions.len();
         let by_head = self.config.union == Union::Head;
         let scores = if self.config.rescore.is_some() {
@@ -81,7 +90,23 @@ impl HostStep<'_> {
             HostScores::Coded { scores: &selection.scores[span.start..], stride }
         };
         let rows = self.host.rows(self.layer, kv_head);
-        sum.add_host(self.level, &rows, &selection.positions[span], scores)?;
-        Ok(sum)
+        Ok(sum.add_host(self.level, &rows, &selection.positions[span], scores)?)
+    }
+}
+
+/// What the tasks of a KV head sum, reused from step to step and layer to layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TaskSums(Vec<GroupSum>);
+
+impl TaskSums {
+    /// Sums of so many tasks, of no rows yet.
+    pub(crate) fn empty(&mut self, num_tasks: usize, shape: &HeadShape) -> &mut [GroupSum] {
+        let Self(sums) = self;
+        if sums.len() < num_tasks {
+            sums.resize(num_tasks, GroupSum::new(shape.group_size(), shape.head_dim));
+        }
+        let sums = &mut sums[..num_tasks];
+        sums.iter_mut().for_each(GroupSum::reset);
+        sums
     }
 }

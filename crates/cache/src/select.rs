@@ -10,8 +10,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::coded::{CodedKeys, SCORE_TILE};
-use crate::head::HeadCache;
-use crate::times::timed;
+use crate::times::{Took, timed};
 
 /// Working memory of one KV head's group, reused from step to step and layer to layer.
 #[derive(Clone, Debug)]
@@ -50,15 +49,6 @@ pub(crate) fn scratch_bytes(shape: &HeadShape, num_coded: usize) -> usize {
     shape.num_kv_heads * (tiles + shape.group_size() * head + set + selection)
 }
 
-/// One tile of scores to be computed.
-pub(crate) struct ScoreTile<'a> {
-    coded: &'a CodedKeys,
-    prepared: &'a PreparedQueries,
-    tile: usize,
-    out: &'a mut [f32],
-    maxima: &'a mut [f32],
-}
-
 /// What a group fetches from the host; on the CPU, reused from step to step and layer to layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HeadSelection {
@@ -79,13 +69,6 @@ pub(crate) struct Choice<'a> {
     /// Whether rows are summed under their coded scores.
     pub(crate) with_scores: bool,
     pub(crate) level: Level,
-}
-
-/// What softmax weights took and what choosing by them, on all threads together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Took {
-    pub(crate) weights: Duration,
-    pub(crate) selection: Duration,
 }
 
 impl Group {
@@ -119,16 +102,17 @@ impl Group {
         }
     }
 
-    /// The tiles of scores to be computed, which may be done in any order.
-    pub(crate) fn tiles<'a>(&'a mut self, head: &'a HeadCache) -> Vec<ScoreTile<'a>> {
-        let Some(coded) = head.coded() else { return Vec::new() };
-        let prepared = &self.prepared;
-        self.scores
-            .chunks_exact_mut(self.group_size * SCORE_TILE)
-            .zip(self.maxima.chunks_exact_mut(self.group_size))
-            .enumerate()
-            .map(|(tile, (out, maxima))| ScoreTile { coded, prepared, tile, out, maxima })
-            .collect()
+    /// Scores the coded keys for which the queries were prepared; gives the time that it took on all threads together.
+    pub(crate) fn score(&mut self, coded: &CodedKeys, level: Level) -> Duration {
+        let Self { group_size, prepared, scores, maxima, .. } = self;
+        let tiles = scores
+            .par_chunks_exact_mut(*group_size * SCORE_TILE)
+            .zip(maxima.par_chunks_exact_mut(*group_size))
+            .enumerate();
+        let score = |(tile, (out, maxima)): (usize, (&mut [f32], &mut [f32]))| {
+            timed(|| coded.score_tile(level, prepared, tile, out, maxima)).1
+        };
+        tiles.map(score).sum()
     }
 
     /// Turns scores into softmax weights, given the log-sum-exp of the resident part of each query head, and selects by them.
@@ -147,7 +131,7 @@ impl Group {
             head.select(choice, (lse, max), *num_coded, tiles(own_scores, *group_size, at))
         };
         let took = heads.par_iter_mut().zip(resident_lse).enumerate().map(of_head);
-        let mut took = took.try_reduce(Took::default, Took::add)?;
+        let mut took = took.try_reduce(Took::default, |a, b| Ok(a + b))?;
         let start = Instant::now();
         full_lse.clear();
         full_lse.extend(heads.iter().map(|head| head.full_lse));
@@ -206,24 +190,7 @@ impl QueryHead {
         let (selected, selecting) =
             timed(|| choice.selector.select(weights, resident_mass, scratch, taken));
         selected?;
-        Ok(Took { weights: weighing, selection: selecting })
-    }
-}
-
-impl Took {
-    /// Both together.
-    #[expect(clippy::unnecessary_wraps, reason = "what a reduction of results takes")]
-    pub(crate) fn add(self, other: Self) -> Result<Self> {
-        Ok(Self {
-            weights: self.weights + other.weights,
-            selection: self.selection + other.selection,
-        })
-    }
-}
-
-impl ScoreTile<'_> {
-    pub(crate) fn score(&mut self, level: Level) {
-        self.coded.score_tile(level, self.prepared, self.tile, self.out, self.maxima);
+        Ok(Took { scores: weighing, selection: selecting, ..Took::default() })
     }
 }
 

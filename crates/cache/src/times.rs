@@ -1,5 +1,6 @@
 //! Where the time of decode steps goes.
 
+use std::ops::Add;
 use std::time::{Duration, Instant};
 
 /// Time that the attention of decode steps took, by what it was spent on. All of it together is the time of
@@ -26,28 +27,41 @@ impl StepTimes {
         self.scores + self.resident + self.selection + self.host + self.policy
     }
 
-    /// Shares out the time since `start` between exact rows and scores, which went on side by side and took so long each.
-    pub(crate) fn add_scan(&mut self, start: Instant, resident: Duration, scores: Duration) {
-        let [resident, scores] = share_out(start, resident, scores);
+    /// Shares out the time since `start` among what went on side by side.
+    pub(crate) fn add(&mut self, start: Instant, took: Took) {
+        let all = start.elapsed();
+        let Took { scores, resident, selection, host } = took;
+        let sum = (scores + resident + selection + host).as_secs_f64().max(f64::MIN_POSITIVE);
+        let share = |part: Duration| all.mul_f64(part.as_secs_f64() / sum);
+        let [resident, selection, host] = [resident, selection, host].map(share);
         self.resident += resident;
-        self.scores += scores;
-    }
-
-    /// Shares out the time since `start` between softmax weights and choices by them, which went on side by side and took so
-    /// long each on all threads together.
-    pub(crate) fn add_choice(&mut self, start: Instant, weights: Duration, selection: Duration) {
-        let [weights, selection] = share_out(start, weights, selection);
-        self.scores += weights;
         self.selection += selection;
+        self.host += host;
+        // All the rest, so that nothing is lost to rounding, or where no part took any time that the clock sees.
+        self.scores += all.saturating_sub(resident + selection + host);
     }
 }
 
-/// The time since `start` in two parts that are to each other as `one` to `other`; the other's where neither took any.
-fn share_out(start: Instant, one: Duration, other: Duration) -> [Duration; 2] {
-    let both = start.elapsed();
-    let share = one.as_secs_f64() / (one + other).as_secs_f64().max(f64::MIN_POSITIVE);
-    let one = both.mul_f64(share);
-    [one, both - one]
+/// What the parts of a step took, on all threads together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Took {
+    pub(crate) scores: Duration,
+    pub(crate) resident: Duration,
+    pub(crate) selection: Duration,
+    pub(crate) host: Duration,
+}
+
+impl Add for Took {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            scores: self.scores + other.scores,
+            resident: self.resident + other.resident,
+            selection: self.selection + other.selection,
+            host: self.host + other.host,
+        }
+    }
 }
 
 /// What `work` gives, and the time that it takes.
@@ -67,18 +81,20 @@ mod tests {
         let [one, three] = [1, 3].map(Duration::from_millis);
         let start = Instant::now();
         std::thread::sleep(Duration::from_millis(4));
-        times.add_scan(start, one, three);
-        let (resident, scores) = (times.resident.as_secs_f64(), times.scores.as_secs_f64());
+        let took = Took { scores: three, resident: one, selection: one, host: three };
+        times.add(start, took);
+        let [scores, resident, selection, host] =
+            [times.scores, times.resident, times.selection, times.host]
+                .map(|part| part.as_secs_f64());
         assert!((3.0 * resident / scores - 1.0).abs() < 1e-3, "{times:?}");
+        assert!((3.0 * selection / host - 1.0).abs() < 1e-3, "{times:?}");
         assert!(times.total() >= Duration::from_millis(4));
-        // Where neither took any time that the clock sees, all of it counts all the same.
+        // Where none took any time that the clock sees, all of it counts all the same.
         let mut times = StepTimes::default();
-        times.add_scan(start, Duration::ZERO, Duration::ZERO);
+        times.add(start, Took::default());
         assert!(times.total() >= Duration::from_millis(4) && times.resident.is_zero());
-        let mut times = StepTimes::default();
-        times.add_choice(start, three, one);
-        let (weights, selection) = (times.scores.as_secs_f64(), times.selection.as_secs_f64());
-        assert!((weights / (3.0 * selection) - 1.0).abs() < 1e-3, "{times:?}");
-        assert!(times.total() >= Duration::from_millis(4));
+        let twice = took + took;
+        assert_eq!((twice.scores, twice.resident), (2 * three, 2 * one));
+        assert_eq!((twice.selection, twice.host), (2 * one, 2 * three));
     }
 }

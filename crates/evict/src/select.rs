@@ -25,11 +25,14 @@ const UPPER_SHIFT: u32 = u32::BITS - 1 - BIN_BITS;
 /// Bits of a weight above every finite one.
 const INFINITE: u32 = f32::INFINITY.to_bits();
 
-/// Weights of a sample, about.
-const SAMPLE: usize = 4096;
+/// Weights of a sample, about: a sixteenth of all, but no fewer and no more.
+const SAMPLE: [usize; 2] = [512, 4096];
 
 /// Neighbours that a sample takes together: they lie in the same line of memory, though they resemble each other.
 const NEIGHBOURS: usize = 4;
+
+/// So many weights are rather sorted than put into bins.
+const FEW: usize = 32;
 
 /// Standard deviations of a sample's sums that its bounds leave on either side: the wider, the more tokens are between, the
 /// narrower, the more often a second pass is needed.
@@ -101,6 +104,8 @@ pub struct Enough {
 /// Working memory of [`Selector::select`], reused from call to call.
 #[derive(Clone, Debug)]
 pub struct SelectScratch {
+    /// How many of a sample are in each bin; none between two calls.
+    sampled: Vec<u32>,
     bins: Bins,
     /// Bits of the tokens of which some are to be taken, and their weights.
     open: Vec<u64>,
@@ -119,7 +124,8 @@ struct Bins {
 impl Default for SelectScratch {
     fn default() -> Self {
         let bins = Bins { counts: vec![0; NUM_BINS], masses: vec![0.0; NUM_BINS] };
-        Self { bins, open: Vec::new(), between: Vec::new(), members: Vec::new() }
+        let sampled = vec![0; NUM_BINS];
+        Self { sampled, bins, open: Vec::new(), between: Vec::new(), members: Vec::new() }
     }
 }
 
@@ -265,7 +271,7 @@ impl SelectScratch {
     /// Bytes of what a choice among `num_tokens` tokens works in.
     #[must_use]
     pub fn bytes(num_tokens: usize) -> usize {
-        12 * NUM_BINS + TokenSet::bytes(num_tokens) + 4 * (2 * num_tokens + LANES)
+        16 * NUM_BINS + TokenSet::bytes(num_tokens) + 4 * (2 * num_tokens + LANES)
     }
 
     /// Makes `heavy` the tokens above the bounds; gives what they come to, and how many tokens are between: `open` marks
@@ -297,12 +303,15 @@ impl SelectScratch {
     /// What is left out is estimated, not what is taken: there no token weighs much, and a sample is the nearer for it.
     fn guess(&mut self, weights: &[f32], enough: &Enough) -> Bounds {
         let stride = sample_stride(weights.len());
-        let counts = &mut self.bins.counts;
-        counts.fill(0);
-        let mut num_sampled = 0.0;
+        let counts = &mut self.sampled;
+        let (mut num_sampled, mut first, mut last) = (0.0, NUM_BINS - 1, 0);
         for stretch in weights.chunks(stride) {
             let sampled = &stretch[..stretch.len().min(NEIGHBOURS)];
-            sampled.iter().for_each(|&weight| counts[(bits(weight) >> UPPER_SHIFT) as usize] += 1);
+            for &weight in sampled {
+                let bin = (bits(weight) >> UPPER_SHIFT) as usize;
+                counts[bin] += 1;
+                (first, last) = (first.min(bin), last.max(bin));
+            }
             num_sampled += sampled.len() as f64;
         }
         let scale = weights.len() as f64 / f64::max(num_sampled, 1.0);
@@ -315,7 +324,8 @@ impl SelectScratch {
         };
         let mut bounds = [0, INFINITE];
         let (mut light, mut light_mass, mut light_squares) = (0.0, 0.0, 0.0);
-        let bins = counts.iter().zip(0u32..).filter(|(count, _)| **count > 0);
+        let counts = counts.get_mut(first..=last).unwrap_or_default();
+        let bins = counts.iter().zip(first as u32..).filter(|(count, _)| **count > 0);
         for (&count, bin) in bins {
             let [edge, next] = [bin, bin + 1].map(|bin| f32::from_bits(bin << UPPER_SHIFT));
             let count_slack = DEVIATIONS * (f64::min(light, num_sampled - light) + 1.0).sqrt();
@@ -334,6 +344,7 @@ impl SelectScratch {
             light_mass += f64::from(count) * middle;
             light_squares += f64::from(count) * middle.powi(2);
         }
+        counts.fill(0);
         bounds
     }
 
@@ -348,23 +359,23 @@ impl SelectScratch {
     ) -> Option<Last> {
         let Self { bins, between, members, .. } = self;
         let between = &between[..num_between];
-        if num_values(bounds) > 1 {
+        if num_between > FEW && num_values(bounds) > 1 {
             bounds = bins.narrow(between, bounds, &mut sum, wanted)?;
         }
         members.clear();
         members.reserve_exact(num_between);
         members.extend(between.iter().filter(|weight| is_within(**weight, bounds)));
-        while num_values(bounds) > 1 {
+        while members.len() > FEW && num_values(bounds) > 1 {
             bounds = bins.narrow(members, bounds, &mut sum, wanted)?;
             members.retain(|&weight| is_within(weight, bounds));
         }
-        let (weight, num_equal) = (f32::from_bits(bounds[0]), members.len());
-        for num_taken in 1..=num_equal {
+        members.sort_unstable_by(|a, b| b.total_cmp(a));
+        for (taken, &weight) in (1..).zip(&*members) {
             sum.count += 1;
             sum.mass += f64::from(weight);
             if wanted.is_met(sum) {
-                let num_left = num_equal - num_taken;
-                return Some(Last { weight, num_left, count: sum.count });
+                let equal = members[taken..].iter().take_while(|other| **other == weight);
+                return Some(Last { weight, num_left: equal.count(), count: sum.count });
             }
         }
         None
@@ -381,7 +392,9 @@ impl Bins {
         sum: &mut Taken,
         wanted: &Wanted,
     ) -> Option<Bounds> {
-        let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(BIN_BITS);
+        // No more bins than weights, about.
+        let bin_bits = BIN_BITS.min(usize::BITS - weights.len().leading_zeros());
+        let shift = (u32::BITS - (end - least - 1).leading_zeros()).saturating_sub(bin_bits);
         let num_bins = ((end - 1 - least) >> shift) as usize + 1;
         let Self { counts, masses } = self;
         let (counts, masses) = (&mut counts[..num_bins], &mut masses[..num_bins]);
@@ -409,8 +422,9 @@ impl Bins {
 
 /// Tokens from the first of some neighbours of a sample to that of the next.
 fn sample_stride(num_tokens: usize) -> usize {
+    let [least, most] = SAMPLE;
     // Odd but for the neighbours, since texts and pages repeat themselves at round distances.
-    NEIGHBOURS * ((num_tokens / SAMPLE) | 1)
+    NEIGHBOURS * ((num_tokens / (num_tokens / 16).clamp(least, most)) | 1)
 }
 
 /// How many values a weight can have.

@@ -1,37 +1,54 @@
 //! One attention step over a layer of a cache.
 
-use std::time::Instant;
+use std::ops::Add as _;
+use std::time::{Duration, Instant};
 
-use heterokv_attn::{AttnState, GroupSum, ResidentRows};
-use heterokv_quant::Precision;
+use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows};
+use heterokv_quant::{Level, Precision};
 use rayon::prelude::*;
 
 use super::weigh::{HeldScores, weigh_held};
 use super::{KvCache, KvShape, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
-use crate::host_step::HostStep;
-use crate::select::{Choice, Group, Took};
-use crate::spec::CacheConfig;
-use crate::times::timed;
+use crate::host_step::{HostStep, TaskSums};
+use crate::select::{Choice, Group, HeadSelection};
+use crate::spec::{CacheConfig, HcaConfig};
+use crate::times::{Took, timed};
 
 /// Exact rows that one task takes, and a page more at most.
 const EXACT_TASK_ROWS: usize = 512;
 
 /// Some of the exact rows of a KV head.
 struct ExactTask<'a> {
-    kv_head: usize,
     rows: Vec<ResidentRows<'a>>,
     num_rows: usize,
 }
 
-/// What exact rows come to.
-struct ExactPart {
-    /// `[num_kv_heads]`.
-    states: Vec<AttnState>,
-    /// Of each KV head that is watched, in the order of its rows: scores `[group_size, rows]` of
-    /// some of them.
-    scores: Vec<Vec<Vec<f32>>>,
+/// A step of one layer, as its KV heads share it.
+struct LayerStep<'a> {
+    shape: HeadShape,
+    level: Level,
+    precision: Precision,
+    /// Queries `[num_qo_heads, head_dim]`.
+    queries: &'a [f32],
+    /// The same times `sm_scale`.
+    scaled: &'a [f32],
+    /// What chooses coded tokens and sums their rows; none where all rows are exact.
+    coded: Option<(Choice<'a>, HostStep<'a>)>,
+}
+
+/// What one KV head has in it. Heads need nothing of each other.
+struct HeadStep<'a> {
+    kv_head: usize,
+    head: &'a HeadCache,
+    group: &'a mut Group,
+    sums: &'a mut TaskSums,
+    selection: &'a mut HeadSelection,
+    state: AttnState,
+    /// Where the head is watched, in the order of its exact rows: scores `[group_size, rows]` of some of them.
+    scores: Option<Vec<Vec<f32>>>,
+    took: Took,
 }
 
 impl KvCache {
@@ -54,9 +71,7 @@ impl KvCache {
         }
         self.times.policy += start.elapsed();
         let watched = self.watched(layer);
-        let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
-        let ExactPart { mut states, scores } = self.scan(layer, q, &scaled, &watched);
-        self.add_selected(layer, &scaled, &mut states)?;
+        let (states, scores) = self.step(layer, q, &watched)?;
         self.stats.steps += 1;
         for (state, out) in states.iter().zip(out.chunks_exact_mut(group_len)) {
             out.copy_from_slice(state.out());
@@ -75,93 +90,67 @@ impl KvCache {
         heads.map(wants).collect()
     }
 
-    /// Attention over the exact rows of a layer, and the scores of its coded keys, which do not
-    /// need each other; `scaled` are the queries times `sm_scale`.
-    fn scan(&mut self, layer: usize, q: &[f32], scaled: &[f32], watched: &[bool]) -> ExactPart {
+    /// The states of a layer's KV heads over all tokens that it holds, and of those that are watched the scores of exact rows.
+    ///
+    /// Each head goes through its step on its own, and its parts are shared out among the threads that have no head: so
+    /// threads meet once. Where rows are on a disk, all heads choose before any is summed, so that the disk has as much to
+    /// do at a time as it can.
+    fn step(
+        &mut self,
+        layer: usize,
+        q: &[f32],
+        watched: &[bool],
+    ) -> Result<(Vec<AttnState>, Vec<Vec<Vec<f32>>>)> {
         let start = Instant::now();
-        let Self { shape: KvShape { heads: shape, .. }, level, ref mut groups, .. } = *self;
-        let heads = &self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
-        let group_len = shape.group_size() * shape.head_dim;
-        let precision = match &self.config {
+        let Self { shape: KvShape { heads: shape, .. }, level, .. } = *self;
+        let Self { config, host, hints, groups, sums, selections, stats, times, .. } = self;
+        let scaled: Vec<f32> = q.iter().map(|q| q * shape.sm_scale).collect();
+        let selector = config.coded().map(HcaConfig::selector).transpose()?;
+        let coded = config.coded().zip(selector.as_ref()).zip(host.as_ref());
+        let coded = coded.map(|((config, selector), host)| {
+            let with_scores = config.rescore.is_none();
+            let choice = Choice { selector, union: config.union, with_scores, level };
+            (choice, HostStep { config, host, shape, level, layer, queries: &scaled })
+        });
+        let precision = match &*config {
             CacheConfig::Full => Precision::Exact,
             CacheConfig::Hca(config) => config.precision(),
         };
-        for ((group, head), queries) in groups.iter_mut().zip(heads).zip(q.chunks_exact(group_len))
-        {
-            group.begin(head.coded(), queries, shape.sm_scale, precision);
-        }
-        let tasks = exact_tasks(heads);
-        let sum_exact = |task: &ExactTask<'_>| {
-            let mut sum = GroupSum::new(shape.group_size(), shape.head_dim);
-            let queries = &scaled[task.kv_head * group_len..][..group_len];
-            let is_watched = watched[task.kv_head];
-            let mut scores =
-                vec![0.0; if is_watched { shape.group_size() * task.num_rows } else { 0 }];
-            let wanted = is_watched.then_some((&mut scores[..], task.num_rows));
-            sum.add_resident_runs(level, queries, &task.rows, wanted);
-            (sum, scores)
-        };
-        let mut tiles: Vec<_> =
-            groups.iter_mut().zip(heads).flat_map(|(group, head)| group.tiles(head)).collect();
-        let ((sums, exact_time), ((), scores_time)) = rayon::join(
-            || timed(|| tasks.par_iter().map(sum_exact).collect::<Vec<_>>()),
-            || timed(|| tiles.par_iter_mut().for_each(|tile| tile.score(level))),
-        );
-        let empty = || AttnState::empty(shape.group_size(), shape.head_dim);
-        let mut exact = ExactPart {
-            states: std::iter::repeat_with(empty).take(shape.num_kv_heads).collect(),
-            scores: vec![Vec::new(); shape.num_kv_heads],
-        };
-        for (&ExactTask { kv_head, .. }, (sum, scores)) in tasks.iter().zip(sums) {
-            sum.merge_into(&mut exact.states[kv_head]);
-            if watched[kv_head] {
-                exact.scores[kv_head].push(scores);
-            }
-        }
-        self.times.add_scan(start, exact_time, scores_time);
-        exact
-    }
-
-    /// Selects among the coded tokens of a layer by their scores, and merges what the rows of the
-    /// selected ones come to into the states of the exact rows. Nothing where all rows are exact.
-    fn add_selected(
-        &mut self,
-        layer: usize,
-        scaled: &[f32],
-        states: &mut [AttnState],
-    ) -> Result<()> {
-        let Self { shape: KvShape { heads: shape, .. }, level, .. } = *self;
-        let Self { config, host, hints, groups, selections, stats, times, .. } = self;
-        let (Some(config), Some(host)) = (config.coded(), &*host) else { return Ok(()) };
-        let start = Instant::now();
-        let selector = config.selector()?;
-        let choice = Choice {
-            selector: &selector,
-            union: config.union,
-            with_scores: config.rescore.is_none(),
-            level,
-        };
-        let chosen = groups.par_iter_mut().zip(&*states).zip(&mut *selections);
-        let took =
-            chosen.map(|((group, state), selection)| group.select(&choice, state.lse(), selection));
-        let Took { weights, selection } = took.try_reduce(Took::default, Took::add)?;
-        times.add_choice(start, weights, selection);
-        let start = Instant::now();
-        let step = HostStep { config, host, shape, level, layer, queries: scaled };
-        hints.before(host, layer, selections);
-        step.add_rows(states, selections)?;
-        hints.after(host, layer, selections);
-        if !config.renormalise {
-            for (state, selection) in states.iter_mut().zip(&*selections) {
-                for (head, &lse) in selection.full_lse.iter().enumerate() {
-                    state.widen_normaliser(head, lse)?;
-                }
-            }
-        }
-        times.host += start.elapsed();
+        let step = LayerStep { shape, level, precision, queries: q, scaled: &scaled, coded };
         let heads = &self.heads[layer * shape.num_kv_heads..][..shape.num_kv_heads];
-        stats.count_rows(heads.iter().map(HeadCache::num_held), selections, &step);
-        Ok(())
+        let of_heads = heads.iter().zip(groups).zip(sums).zip(&mut *selections).zip(watched);
+        let parts = of_heads.enumerate().map(
+            |(kv_head, ((((head, group), sums), selection), is_watched))| HeadStep {
+                kv_head,
+                head,
+                group,
+                sums,
+                selection,
+                state: AttnState::empty(shape.group_size(), shape.head_dim),
+                scores: is_watched.then(Vec::new),
+                took: Took::default(),
+            },
+        );
+        let mut parts: Vec<HeadStep<'_>> = parts.collect();
+        let on_disk = host.as_ref().filter(|host| host.store().hint_pages() > 0);
+        parts.par_iter_mut().try_for_each(|part| {
+            step.choose(part)?;
+            if on_disk.is_none() { step.add_rows(part) } else { Ok(()) }
+        })?;
+        times.add(start, parts.iter().map(|part| part.took).fold(Took::default(), Took::add));
+        if let Some(host) = on_disk {
+            let start = Instant::now();
+            hints.before(host, layer, parts.iter().map(|part| &*part.selection));
+            parts.par_iter_mut().try_for_each(|part| step.add_rows(part))?;
+            hints.after(host, layer, parts.iter().map(|part| &*part.selection));
+            times.host += start.elapsed();
+        }
+        let taken =
+            parts.into_iter().map(|part| (part.state, part.scores.unwrap_or_default())).unzip();
+        if let Some((_, host)) = &step.coded {
+            stats.count_rows(heads.iter().map(HeadCache::num_held), selections, host);
+        }
+        Ok(taken)
     }
 
     /// Shows the policy the softmax weights over all that the watched heads of a layer hold,
@@ -208,23 +197,78 @@ impl KvCache {
     }
 }
 
-/// The exact rows of each KV head in tasks of bounded size.
-fn exact_tasks(heads: &[HeadCache]) -> Vec<ExactTask<'_>> {
-    let mut tasks = Vec::new();
-    for (kv_head, head) in heads.iter().enumerate() {
-        let mut task = ExactTask { kv_head, rows: Vec::new(), num_rows: 0 };
-        let row_bytes = 2 * head.head_dim();
-        for rows in head.exact_segments() {
-            task.num_rows += rows.keys.len() / row_bytes;
-            task.rows.push(rows);
-            if task.num_rows >= EXACT_TASK_ROWS {
-                tasks.push(task);
-                task = ExactTask { kv_head, rows: Vec::new(), num_rows: 0 };
+impl LayerStep<'_> {
+    /// Attention over the exact rows of a head, the scores of its coded keys, and the choice among them.
+    fn choose(&self, part: &mut HeadStep<'_>) -> Result<()> {
+        let Self { shape, level, .. } = *self;
+        let coded = part.head.coded();
+        let group_len = shape.group_size() * shape.head_dim;
+        let queries = &self.queries[part.kv_head * group_len..][..group_len];
+        let ((), took) = timed(|| part.group.begin(coded, queries, shape.sm_scale, self.precision));
+        part.took.scores += took;
+        self.add_exact(part);
+        let Some((choice, _)) = &self.coded else { return Ok(()) };
+        if let Some(coded) = coded {
+            part.took.scores += part.group.score(coded, level);
+        }
+        part.took = part.took + part.group.select(choice, part.state.lse(), part.selection)?;
+        Ok(())
+    }
+
+    /// Attention over the exact rows of a head.
+    fn add_exact(&self, part: &mut HeadStep<'_>) {
+        let Self { shape, level, .. } = *self;
+        let group_len = shape.group_size() * shape.head_dim;
+        let queries = &self.scaled[part.kv_head * group_len..][..group_len];
+        let tasks = exact_tasks(part.head);
+        let is_watched = part.scores.is_some();
+        let sums = part.sums.empty(tasks.len(), &shape);
+        let sum_exact = |(task, sum): (&ExactTask<'_>, &mut GroupSum)| {
+            timed(|| {
+                let num_scores = if is_watched { shape.group_size() * task.num_rows } else { 0 };
+                let mut scores = vec![0.0; num_scores];
+                let wanted = is_watched.then_some((&mut scores[..], task.num_rows));
+                sum.add_resident_runs(level, queries, &task.rows, wanted);
+                scores
+            })
+        };
+        let summed = tasks.par_iter().zip(&mut *sums).map(sum_exact);
+        let (scores, took): (Vec<_>, Vec<Duration>) = summed.unzip();
+        sums.iter().for_each(|sum| sum.merge_into(&mut part.state));
+        if let Some(of_head) = &mut part.scores {
+            *of_head = scores;
+        }
+        part.took.resident += took.into_iter().sum::<Duration>();
+    }
+
+    /// Merges what the rows of the selected tokens come to into the state of the exact rows. Nothing where all rows are exact.
+    fn add_rows(&self, part: &mut HeadStep<'_>) -> Result<()> {
+        let Some((_, host)) = &self.coded else { return Ok(()) };
+        let HeadStep { kv_head, selection, state, sums, .. } = part;
+        part.took.host += host.add_rows_of(*kv_head, selection, state, sums)?;
+        if !host.config.renormalise {
+            for (head, &lse) in selection.full_lse.iter().enumerate() {
+                state.widen_normaliser(head, lse)?;
             }
         }
-        if task.num_rows > 0 {
-            tasks.push(task);
+        Ok(())
+    }
+}
+
+/// The exact rows of a KV head in tasks of bounded size.
+fn exact_tasks(head: &HeadCache) -> Vec<ExactTask<'_>> {
+    let mut tasks = Vec::new();
+    let mut task = ExactTask { rows: Vec::new(), num_rows: 0 };
+    let row_bytes = 2 * head.head_dim();
+    for rows in head.exact_segments() {
+        task.num_rows += rows.keys.len() / row_bytes;
+        task.rows.push(rows);
+        if task.num_rows >= EXACT_TASK_ROWS {
+            tasks.push(std::mem::replace(&mut task, ExactTask { rows: Vec::new(), num_rows: 0 }));
         }
+    }
+    if task.num_rows > 0 {
+        tasks.push(task);
     }
     tasks
 }

@@ -310,9 +310,9 @@ impl DeviceCache {
             // As the states of the host are.
             return Ok(());
         }
-        self.hints.before(host, layer, &results.selections);
+        self.hints.before(host, layer, results.selections.iter());
         step.add_rows(&mut states, &results.selections)?;
-        self.hints.after(host, layer, &results.selections);
+        self.hints.after(host, layer, results.selections.iter());
         if !config.renormalise {
             for (kv_head, (state, selection)) in
                 states.iter_mut().zip(&results.selections).enumerate()

@@ -38,6 +38,9 @@ fn select(selector: &Selector, weights: &[f32], resident: f64) -> Result<Vec<boo
     Ok((0..weights.len()).map(|token| taken.contains(token)).collect())
 }
 
+/// Of so many weights and more a sample is taken.
+const MANY: usize = 8 * SAMPLE[0];
+
 /// Weights on a grid of 2⁻¹⁶, whose sums are exact in any order, with many ties.
 fn weights() -> impl Strategy<Value = Vec<f32>> {
     prop::collection::vec((0u32..64).prop_map(|x| (x * x) as f32 / 65_536.0), 0..300)
@@ -47,7 +50,7 @@ fn weights() -> impl Strategy<Value = Vec<f32>> {
 /// few weigh is drawn apart, so that the sample may be of the others, or of these alone.
 fn many_weights() -> impl Strategy<Value = Vec<f32>> {
     let draw = |bits: std::ops::Range<u32>| bits.prop_map(|bits| (1u64 << bits) as u32);
-    let shape = (3 * SAMPLE..6 * SAMPLE, 1usize..12, draw(1..20), draw(1..20), any::<u64>());
+    let shape = (3 * MANY..6 * MANY, 1usize..20, draw(1..20), draw(1..20), any::<u64>());
     shape.prop_map(|(len, every, most, apart, seed)| {
         let mut state = seed | 1;
         let mut below = |most: u32| {
@@ -89,10 +92,10 @@ proptest! {
         weights in many_weights(),
         rule in prop_oneof![
             (0.01f64..1.0).prop_map(|p| (Rule::TopP(1.0), p)),
-            (0.0f64..1.0).prop_map(|p| (Rule::TopK(1 + (p * 6.0 * SAMPLE as f64) as usize), p)),
+            (0.0f64..1.0).prop_map(|p| (Rule::TopK(1 + (p * 6.0 * MANY as f64) as usize), p)),
             (0.0f64..1.0).prop_map(|p| (Rule::Threshold(((p * 20.0).exp2() / 1e9) as f32), p)),
         ],
-        (min, extra) in (0usize..6 * SAMPLE, prop_oneof![Just(usize::MAX), 0usize..SAMPLE]),
+        (min, extra) in (0usize..6 * MANY, prop_oneof![Just(usize::MAX), 0usize..MANY]),
         has_bounds in any::<bool>(),
     ) {
         let (rule, part) = rule;
@@ -226,7 +229,7 @@ fn a_wrong_set_is_not_the_definitions() {
 /// Where all that a sample sees is light, the heavy tokens beside it are found, and the other way round.
 #[test]
 fn a_sample_that_misleads_is_found_out() {
-    let len = 5 * SAMPLE;
+    let len = 5 * MANY;
     let stride = sample_stride(len);
     // How often what is taken in the end was heavier than the guess, and how often lighter.
     let mut misled = [0; 2];

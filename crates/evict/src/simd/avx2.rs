@@ -1,8 +1,29 @@
 //! Kernels for x86-64 with AVX2.
+//!
+//! What is picked out of a vector is brought to its front by a look-up and stored whole, without a branch that
+//! foretells how many these are.
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Seen, Sides, WORD, bits};
+use super::{LANES, Seen, Sides, WORD};
+
+/// For each set of eight lanes which lanes are in it, ascending, then lanes that are not: what brings them to the front.
+static FRONT: [[u8; 8]; 256] = {
+    let mut front = [[0; 8]; 256];
+    let mut set = 0;
+    while set < 256 {
+        let (mut lane, mut next) = (0, 0);
+        while lane < 8 {
+            if set >> lane & 1 != 0 {
+                front[set][next] = lane as u8;
+                next += 1;
+            }
+            lane += 1;
+        }
+        set += 1;
+    }
+    front
+};
 
 /// [`super::split`] of whole words.
 #[target_feature(enable = "avx2,popcnt")]
@@ -34,9 +55,11 @@ pub(super) fn split(
         }
         [*heavy_word, *open_word] = [is_heavy, is_least & !is_heavy];
         seen.num_heavy += is_heavy.count_ones() as usize;
-        for bit in bits(*open_word) {
-            between[seen.num_between] = chunk[bit];
-            seen.num_between += 1;
+        if *open_word != 0 {
+            for (eight, set) in chunk.as_chunks::<8>().0.iter().zip(open_word.to_le_bytes()) {
+                store(&mut between[seen.num_between..], to_front(load(eight), set));
+                seen.num_between += set.count_ones() as usize;
+            }
         }
     }
     for (out, sums) in seen.sums.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
@@ -61,6 +84,70 @@ pub(super) fn mark(chunks: &[[f32; WORD]], least: f32, words: &mut [u64]) {
             *word |= u64::from(_mm256_movemask_ps(is_least) as u32) << (8 * at);
         }
     }
+}
+
+/// [`super::positions`].
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn positions(words: &[u64], out: &mut [u32]) {
+    let mut next = 0;
+    for (at, &word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
+        for (part, set) in word.to_le_bytes().into_iter().enumerate() {
+            let first = _mm256_set1_epi32((WORD * at + 8 * part) as i32);
+            let picked = _mm256_add_epi32(first, front_of(set));
+            let out: &mut [u32] = &mut out[next..][..8];
+            // SAFETY: the slice has the 32 bytes of this unaligned store.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), picked) };
+            next += set.count_ones() as usize;
+        }
+    }
+}
+
+/// [`super::pick`].
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn pick(words: &[u64], chunks: &[[f32; WORD]], out: &mut [f32]) -> usize {
+    let mut next = 0;
+    for (&word, chunk) in words.iter().zip(chunks).filter(|(word, _)| **word != 0) {
+        for (eight, set) in chunk.as_chunks::<8>().0.iter().zip(word.to_le_bytes()) {
+            let (picked, count) = (to_front(load(eight), set), set.count_ones() as usize);
+            if out[next..].len() >= 8 {
+                store(&mut out[next..], picked);
+            } else {
+                let mut last = [0.0; 8];
+                store(&mut last, picked);
+                out[next..][..count].copy_from_slice(&last[..count]);
+            }
+            next += count;
+        }
+    }
+    next
+}
+
+/// The lanes of a set, at the front of a vector.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+fn to_front(lanes: __m256, set: u8) -> __m256 {
+    _mm256_permutevar8x32_ps(lanes, front_of(set))
+}
+
+/// Which lanes are in a set.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+fn front_of(set: u8) -> __m256i {
+    let front = &FRONT[usize::from(set)];
+    // SAFETY: the array has the 8 bytes of this unaligned load.
+    _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(front.as_ptr().cast()) })
+}
+
+/// Writes to the front of `out`.
+///
+/// # Panics
+/// When it has no room for eight.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+fn store(out: &mut [f32], values: __m256) {
+    let out = &mut out[..8];
+    // SAFETY: the slice has the 32 bytes of this unaligned store.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
 }
 
 #[inline]

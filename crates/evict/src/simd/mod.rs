@@ -209,7 +209,10 @@ pub(crate) fn positions(form: Form, words: &[u64], out: &mut [u32]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
         Instructions::Avx512 => unsafe { avx512::positions(words, out) },
-        _ => positions_scalar(words, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
+        Instructions::Avx2 => unsafe { avx2::positions(words, out) },
+        Instructions::Scalar => positions_scalar(words, out),
     }
 }
 
@@ -233,7 +236,10 @@ pub(crate) fn pick(form: Form, words: &[u64], values: &[f32], out: &mut [f32]) -
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form is that of a CPU with AVX-512 F and POPCNT.
         Instructions::Avx512 => unsafe { avx512::pick(words, chunks, out) },
-        _ => pick_scalar(words, chunks, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the form is that of a CPU with AVX2 and POPCNT.
+        Instructions::Avx2 => unsafe { avx2::pick(words, chunks, out) },
+        Instructions::Scalar => pick_scalar(words, chunks, out),
     }
 }
 

@@ -30,6 +30,7 @@ use crate::Level;
 use crate::bits::{CHUNK, MAX_BITS};
 use crate::saturate::{in_f16_range, to_f16};
 use crate::simd::keys::Values;
+use crate::simd::scale_errors::{ScaledChunk, nearest_code, scale_errors};
 
 /// Steps tried per width, as multiples of the step that is optimal for a normal distribution. Post-RoPE
 /// channels of high frequency are bounded, not normal, and want smaller ones.
@@ -62,20 +63,8 @@ pub(super) struct Alloc {
     /// Weight of an error, by coded position `[head_dim]`.
     weight: Vec<f16>,
     codes: TokenCodes,
+    /// The tables above by chunk of channels, in f32.
     scaled: Vec<ScaledChunk>,
-}
-
-/// What encoding reads of a chunk of channels: the tables above in f32.
-#[derive(Clone, Debug)]
-struct ScaledChunk {
-    centre: [f32; CHUNK],
-    step: [f32; CHUNK],
-    /// Weight of an error in units of the step.
-    weight: [f32; CHUNK],
-    /// The code value that stands for the centre; the largest code is twice that.
-    middle: f32,
-    /// The spread of a normal channel, in steps; none where nothing is coded.
-    usual: Option<f32>,
 }
 
 /// The fitted arrays, by coded position, and the widths by chunk.
@@ -148,10 +137,11 @@ impl Alloc {
         Self { order, centre, step, weight, codes, scaled }
     }
 
-    /// The codes of a key, and the stored byte of its scale.
-    fn codes_of(&self, key: &[f32]) -> (Vec<u8>, u8) {
+    /// Writes the `codes [head_dim]` of a key and returns the stored byte of its scale; `x` is working memory, a chunk for
+    /// each of the coder's.
+    fn codes_of(&self, level: Level, key: &[f32], x: &mut [[f32; CHUNK]], codes: &mut [u8]) -> u8 {
         // In units of each channel's step; coded channels come first, by falling weighted energy.
-        let mut x = vec![[0.0f32; CHUNK]; self.scaled.len()];
+        x.fill([0.0; CHUNK]);
         let (mut spread, mut coded) = (0.0f32, 0.0f32);
         let order = self.order.as_chunks::<CHUNK>().0;
         for ((x, chunk), order) in x.iter_mut().zip(&self.scaled).zip(order) {
@@ -166,37 +156,32 @@ impl Alloc {
         let ratio = (spread / coded.max(1.0)).sqrt().max(1e-4);
         let nearest = (8.0 * ratio.log2()).round() as i32;
         let mut best = (f32::INFINITY, nearest);
-        for candidates in [&COARSE_SCALES[..], &FINE_SCALES[..]] {
-            let around = best.1;
-            for step in candidates {
-                let error = self.weighted_error(&x, exponent_scale(exponent_of(around + step)));
-                if error < best.0 {
-                    best = (error, around + step);
-                }
-            }
-        }
+        self.try_scales(level, x, COARSE_SCALES.map(|step| nearest + step), &mut best);
+        self.try_scales(level, x, FINE_SCALES.map(|step| best.1 + step), &mut best);
         let exponent = exponent_of(best.1);
         let inverse = 1.0 / exponent_scale(exponent);
-        let codes = x
-            .iter()
-            .zip(&self.scaled)
-            .flat_map(|(x, chunk)| x.map(|x| nearest_code(x * inverse, chunk.middle) as u8));
-        (codes.collect(), exponent)
+        let chunks = x.iter().zip(&self.scaled).zip(codes.as_chunks_mut::<CHUNK>().0);
+        for ((x, chunk), codes) in chunks {
+            *codes = x.map(|x| nearest_code(x * inverse, chunk.middle) as u8);
+        }
+        exponent
     }
 
-    /// The weighted squared error of coding `x`, in units of steps, under a scale. Lane by lane, so that
-    /// compilers make vector code of it: a token tries many scales.
-    fn weighted_error(&self, x: &[[f32; CHUNK]], scale: f32) -> f32 {
-        let inverse = 1.0 / scale;
-        let mut sums = [0.0; CHUNK];
-        for (x, chunk) in x.iter().zip(&self.scaled) {
-            for i in 0..CHUNK {
-                let level = nearest_code(x[i] * inverse, chunk.middle) - chunk.middle;
-                let error = x[i] - scale * level;
-                sums[i] += chunk.weight[i] * error * error;
+    /// Makes `best` the least of it and of the errors under scales in eighths of an octave; the first of equals.
+    fn try_scales<const N: usize>(
+        &self,
+        level: Level,
+        x: &[[f32; CHUNK]],
+        eighths: [i32; N],
+        best: &mut (f32, i32),
+    ) {
+        let scales = eighths.map(|eighths| exponent_scale(exponent_of(eighths)));
+        let errors = scale_errors(level, x, &self.scaled, scales);
+        for (error, eighths) in errors.into_iter().zip(eighths) {
+            if error < best.0 {
+                *best = (error, eighths);
             }
         }
-        sums.iter().sum()
     }
 
     /// The code value that stands for the centre.
@@ -217,9 +202,11 @@ impl Codec for Alloc {
         ]
     }
 
-    fn encode(&self, _level: Level, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+    fn encode(&self, level: Level, first_token: usize, keys: &[f32], blocks: &mut [u8]) {
+        let mut x = vec![[0.0; CHUNK]; self.scaled.len()];
+        let mut codes = vec![0; self.order.len()];
         for (i, key) in keys.chunks_exact(self.order.len()).enumerate() {
-            let (codes, exponent) = self.codes_of(key);
+            let exponent = self.codes_of(level, key, &mut x, &mut codes);
             self.codes.write(blocks, first_token + i, &codes, &[exponent]);
         }
     }
@@ -320,14 +307,6 @@ fn exponent_of(eighths: i32) -> u8 {
 
 fn middle(bits: u8) -> f32 {
     f32::from((1u16 << bits) - 1) / 2.0
-}
-
-/// The code, a whole number, of a value in units of the step; halves go to the even code.
-fn nearest_code(x: f32, middle: f32) -> f32 {
-    // What is added has no room for a fraction below it, so that the sum rounds: unlike a call of the
-    // rounding function this becomes vector code on every machine.
-    const NO_FRACTION: f32 = (1 << 23) as f32;
-    (x + middle).clamp(0.0, 2.0 * middle) + NO_FRACTION - NO_FRACTION
 }
 
 /// Centred tokens, each over its own spread, on which channels are measured.

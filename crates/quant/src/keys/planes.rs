@@ -305,20 +305,41 @@ impl Planes {
 
     /// The products of a query with what the sixteen nibbles of a plane stand for.
     fn products(&self, plane: Plane, query: &[f32]) -> [f32; 16] {
-        let (bits, mask) = (u32::from(plane.bits), u32::from(plane.mask()));
-        let part = |nibble: u32, i: u32| (nibble >> (i * bits) & mask) << plane.shift;
+        let unit = f32::from(1u8 << plane.shift);
         let mut products = [0.0; 16];
         let queries = &query[plane.first_channel..][..plane.num_channels()];
-        for (i, query) in (0..).zip(queries) {
-            for (nibble, product) in (0..).zip(&mut products) {
-                *product += query
-                    * match &self.values {
-                        Values::Integer => part(nibble, i) as i32 as f32,
-                        levels @ Values::Levels(_) => levels.of(part(nibble, i) as u8),
-                    };
-            }
+        for (query, parts) in queries.iter().zip(parts(plane.bits)) {
+            // Nibble by nibble, which compilers turn into vector code.
+            let values = match &self.values {
+                Values::Integer => parts.map(|part| unit * part),
+                levels @ Values::Levels(_) => parts.map(|part| levels.of((unit * part) as u8)),
+            };
+            products.iter_mut().zip(values).for_each(|(product, value)| *product += query * value);
         }
         products
+    }
+}
+
+/// What each of the sixteen nibbles says of the channels of a plane, of so many bits each.
+fn parts(bits: u8) -> &'static [[f32; 16]] {
+    const fn of_nibbles<const CHANNELS: usize>() -> [[f32; 16]; CHANNELS] {
+        let bits = 4 / CHANNELS;
+        let mut parts = [[0.0; 16]; CHANNELS];
+        let mut i = 0;
+        while i < 16 * CHANNELS {
+            let (channel, nibble) = (i / 16, i % 16);
+            parts[channel][nibble] = (nibble >> (channel * bits) & ((1 << bits) - 1)) as f32;
+            i += 1;
+        }
+        parts
+    }
+    static SINGLE: [[f32; 16]; 4] = of_nibbles();
+    static DOUBLE: [[f32; 16]; 2] = of_nibbles();
+    static WHOLE: [[f32; 16]; 1] = of_nibbles();
+    match bits {
+        1 => &SINGLE,
+        2 => &DOUBLE,
+        _ => &WHOLE,
     }
 }
 

@@ -15,6 +15,7 @@ mod neon;
 pub(crate) mod planes;
 pub(crate) mod prefetch;
 pub(crate) mod rows;
+pub(crate) mod scale_errors;
 mod tails;
 pub(crate) mod vectors;
 pub(crate) mod weights;
