@@ -174,9 +174,9 @@ impl Reader {
         let [mut hits, mut misses, mut prefetch_hits, mut end] = [0; 4];
         let mut last_page = None;
         let mut spans = Vec::with_capacity(RUN_ROWS);
+        let mut run = Run::default();
         while end < positions.len() {
             end = self.split(positions, end, &mut spans);
-            let mut run = Run::default();
             // What lies apart is asked for together, a step before it is looked at: seats, blocks, lists, frames.
             self.pages(&spans).for_each(|page| prefetch(&page.seat));
             self.pages(&spans).for_each(|page| page.seat.prefetch());
@@ -204,7 +204,7 @@ impl Reader {
             if !run.pages.is_empty() {
                 show(&run);
             }
-            drop(run);
+            run.release();
             shared.memory.nudge();
             while let Some((span, held)) = pending.try_take()? {
                 show(&Run::of(span, held.frame()));
@@ -353,6 +353,12 @@ impl<'a> Run<'a> {
         let mut run = Self::default();
         run.push_alone(span, frame);
         run
+    }
+
+    /// Holds nothing any more, and keeps its memory.
+    fn release(&mut self) {
+        self.frames.clear();
+        self.pages.clear();
     }
 
     /// Takes hold of the block of a seat, unless it is that of the seat before.

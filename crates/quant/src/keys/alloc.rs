@@ -227,11 +227,14 @@ impl Codec for Alloc {
         let mut reordered = vec![0.0; head_dim];
         for (head, query) in prepared.queries.chunks_exact_mut(head_dim).enumerate() {
             let (mut bias, mut middle) = (0.0, 0.0);
-            for (i, scaled) in reordered.iter_mut().enumerate() {
-                let q = query[usize::from(self.order[i])];
-                *scaled = q * self.step[i].to_f32();
-                bias += q * self.centre[i].to_f32();
-                middle += *scaled * self.middle(i);
+            let chunks = reordered.as_chunks_mut::<CHUNK>().0.iter_mut().zip(&self.scaled);
+            for ((out, chunk), order) in chunks.zip(self.order.as_chunks::<CHUNK>().0) {
+                for i in 0..CHUNK {
+                    let q = query[usize::from(order[i])];
+                    out[i] = q * chunk.step[i];
+                    bias += q * chunk.centre[i];
+                    middle += out[i] * chunk.middle;
+                }
             }
             prepared.bias[head] = bias;
             // The scale of a token multiplies what its codes are relative to, too.
