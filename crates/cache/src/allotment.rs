@@ -244,10 +244,11 @@ impl Allotment {
         }
     }
 
+    /// What fits in a head's last page is its own: whoever holds all tokens needs no other share before that is full.
     fn limit(&self, head: usize, share: usize, num_tokens: usize) -> usize {
         match self.is_whole[head] {
             true => usize::MAX,
-            false => self.tokens(head, share, num_tokens),
+            false => self.tokens(head, share, num_tokens.next_multiple_of(KEPT_PAGE_TOKENS)),
         }
     }
 
