@@ -6,7 +6,7 @@
 //!
 //! - [`HeadShape`]: the heads of a layer and the scale of its scores.
 //! - [`AttnState`], [`Accumulator`]: finished parts and the running softmax that makes them.
-//! - [`prefill`]: exact causal attention over a whole prompt.
+//! - [`prefill`], [`PromptAttention`]: causal attention over a whole prompt, exact or by a [`PrefillPattern`].
 //! - [`reference`](mod@reference): the same in scalar f64, sharing no code with the kernels.
 //! - [`device`]: the kernels of `heterokv-shaders` on a GPU, with their arguments checked.
 //! - `cuda`, with the feature of that name: their twins in CUDA C++ on a GPU of NVIDIA's.
@@ -32,7 +32,7 @@ mod weights;
 pub use accumulator::Accumulator;
 pub use decode::{GroupSum, HostScores, ResidentRows};
 pub use error::AttnError;
-pub use prefill::{PrefillInput, PrefillOutput, prefill};
+pub use prefill::{PrefillInput, PrefillOutput, PrefillPattern, PromptAttention, prefill};
 pub use shape::HeadShape;
 pub use state::AttnState;
 pub use weights::PromptKeys;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use heterokv_attn::PrefillPattern;
 use heterokv_quant::KeyFormat;
 
 use crate::FileKind;
@@ -106,6 +107,19 @@ pub enum Error {
     DifferentShapes {
         /// Place of the cache in the list.
         index: usize,
+    },
+    /// Caches that are to take one prompt differ in what its tokens attend to.
+    #[error(
+        "cache {index} asks for prefill={asked}, and the prompt is read with prefill={given}; prefill together only \
+         caches that ask for the same, and show them to `PromptLayer::watch` before the first block"
+    )]
+    DifferentPrefills {
+        /// Place of the cache in the list.
+        index: usize,
+        /// What it asks for.
+        asked: PrefillPattern,
+        /// What the prompt's tokens attend to.
+        given: PrefillPattern,
     },
     /// A slice has the wrong length.
     #[error("{tensor} has {actual} values, expected {expected}")]
@@ -280,6 +294,12 @@ pub enum Error {
     NotOnDevice {
         /// The format.
         format: KeyFormat,
+    },
+    /// A prefill that has no kernel.
+    #[error("prefill={pattern} is not on a GPU here; use prefill=exact, or leave --device out")]
+    PrefillNotOnDevice {
+        /// What tokens of a prompt were to attend to.
+        pattern: PrefillPattern,
     },
     /// Memory on the device is not to be had, or the device is gone.
     #[error(transparent)]

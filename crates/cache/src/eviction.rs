@@ -5,6 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use heterokv_attn::PrefillPattern;
 use heterokv_evict::{Budget, HeadRole, Schedule, Scorer, Scoring};
 
 use crate::plan::MAX_EXACT_TOKENS;
@@ -202,6 +203,19 @@ impl Eviction {
             return Err(Error::Conflict {
                 conflict: "the budgets norm-drop, norm-drop-tail and votes cut the heads that say what has drifted, too; \
                            with every=drift:W use another",
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses to look at attention of a prompt's queries to tokens that they do not attend to: with blocks, only
+    /// the last block attends to all.
+    pub(crate) fn check_watched(&self, prefill: PrefillPattern) -> Result<()> {
+        let PrefillPattern::Anchor { block, .. } = prefill else { return Ok(()) };
+        let num_watched = usize::MAX - self.scoring.first_query(usize::MAX);
+        if self.scoring.scorer.sees_attention() && num_watched > block.get() {
+            return Err(Error::Conflict {
+                conflict: "prefill=anchor:BLOCK lets only the last BLOCK tokens of a prompt attend to all of it, and the                            scorer looks at more queries; lower observe, raise BLOCK, or use prefill=exact",
             });
         }
         Ok(())

@@ -50,7 +50,7 @@ pub use device::{
 pub use error::{Error, Result};
 pub use eviction::{Eviction, Heads, Keep, Refresh};
 pub use head_profile::{HeadMeasure, HeadProfile, SimilarityAt};
-pub use heterokv_attn::{HeadShape, PrefillInput};
+pub use heterokv_attn::{HeadShape, PrefillInput, PrefillPattern};
 pub use heterokv_evict::HeadRole;
 pub use heterokv_evict::RotaryTurns;
 pub use heterokv_offload::{

@@ -1,12 +1,12 @@
-//! One layer of a prompt: exact attention over itself, then storage in any number of caches.
+//! One layer of a prompt: attention over itself, then storage in any number of caches.
 
-use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, prefill};
+use heterokv_attn::{HeadShape, PrefillInput, PrefillOutput, PrefillPattern, PromptAttention};
 use heterokv_quant::Level;
 use rayon::prelude::*;
 
 use heterokv_evict::RotaryTurns;
 
-use crate::cache::{KvCache, check_finite, check_len};
+use crate::cache::{KvCache, check_len};
 use crate::head::PromptTokens;
 use crate::policy::{Kept, Policy};
 use crate::watch::Watch;
@@ -16,13 +16,15 @@ use crate::{Error, Result};
 ///
 /// The queries come in blocks, so that those of the whole prompt never exist at once; then the
 /// layer is stored, and its exact keys and values can be freed. Storing in several caches at once
-/// is how these are compared, since the exact attention is computed once.
+/// is how these are compared, since the attention is computed once; so they must agree in what the tokens
+/// of a prompt attend to ([`CacheConfig::prefill`](crate::CacheConfig::prefill)).
 #[derive(Debug)]
 pub struct PromptLayer<'a> {
     shape: HeadShape,
     level: Level,
     k: &'a [f32],
     v: &'a [f32],
+    attention: PromptAttention,
     /// Sum of q² over the queries seen, by channel of each KV head `[num_kv_heads, head_dim]`.
     query_energy: Vec<f64>,
     /// What caches that forget look at; none where nobody does.
@@ -40,19 +42,21 @@ impl<'a> PromptLayer<'a> {
         let row_len = shape.kv_row_len();
         check_len("k", k.len(), k.len() / row_len * row_len)?;
         check_len("v", v.len(), k.len())?;
-        check_finite("k", k)?;
-        check_finite("v", v)?;
+        let attention = PromptAttention::new(level, shape, k, v, PrefillPattern::Exact)?;
         let query_energy = vec![0.0; shape.num_kv_heads * shape.head_dim];
-        Ok(Self { shape, level, k, v, query_energy, watch: None })
+        Ok(Self { shape, level, k, v, attention, query_energy, watch: None })
     }
 
-    /// Looks at queries as those of `caches` need it that forget tokens, before the first block;
-    /// for others nothing is done. What is expected of queries to come needs `turns`, the model's
+    /// Before the first block: attends as `caches` ask for, without them exactly, and looks at queries as
+    /// those need it that forget tokens. What is expected of queries to come needs `turns`, the model's
     /// rotary embedding.
     ///
     /// # Errors
-    /// [`Error::NoRotary`], and ways of scoring that are impossible.
+    /// [`Error::DifferentPrefills`], [`Error::NoRotary`], and ways of scoring that are impossible.
     pub fn watch(mut self, caches: &[KvCache], turns: Option<RotaryTurns<'_>>) -> Result<Self> {
+        let pattern = caches.first().map(|cache| cache.config().prefill()).unwrap_or_default();
+        self.attention = self.attention.with_pattern(pattern);
+        self.check_prefills(caches)?;
         let mut evictions = caches.iter().filter_map(KvCache::eviction).peekable();
         if evictions.peek().is_some() {
             self.watch = Some(Watch::new(self.level, self.shape, self.k, evictions, turns)?);
@@ -60,43 +64,54 @@ impl<'a> PromptLayer<'a> {
         Ok(self)
     }
 
-    /// Exact causal attention of the post-RoPE queries `q [n, num_qo_heads, head_dim]` of tokens
+    /// Refuses caches of another prefill than that of the attention.
+    fn check_prefills(&self, caches: &[KvCache]) -> Result<()> {
+        let given = self.attention.pattern();
+        for (index, cache) in caches.iter().enumerate() {
+            let asked = cache.config().prefill();
+            if asked != given {
+                return Err(Error::DifferentPrefills { index, asked, given });
+            }
+        }
+        Ok(())
+    }
+
+    /// Causal attention of the post-RoPE queries `q [n, num_qo_heads, head_dim]` of tokens
     /// `first..first + n` over the prompt up to each of them, into `out`, of the same shape.
     ///
     /// # Errors
     /// [`Error::Length`] when the prompt has fewer tokens, and what attention refuses.
     pub fn attend(&mut self, first: usize, q: &[f32], out: &mut [f32]) -> Result<()> {
-        let Self { shape, level, k, v, .. } = *self;
+        let Self { shape, .. } = *self;
         let kv_len = first.saturating_add(q.len() / shape.qo_row_len());
-        let Some(seen) = kv_len.checked_mul(shape.kv_row_len()).filter(|&seen| seen <= k.len())
-        else {
-            let actual = k.len() / shape.kv_row_len();
+        let actual = self.attention.num_tokens();
+        if kv_len > actual {
             return Err(Error::Length { tensor: "k", actual, expected: kv_len });
-        };
-        let input = PrefillInput { q, k: &k[..seen], v: &v[..seen] };
-        prefill(level, &shape, input, PrefillOutput { out, lse: None })?;
+        }
+        self.attention.attend(first, q, PrefillOutput { out, lse: None })?;
         if let Some(watch) = &mut self.watch {
             watch.look(first, q)?;
         }
         let group_len = shape.group_size() * shape.head_dim;
-        for token in q.chunks_exact(shape.qo_row_len()) {
-            let energies = self.query_energy.chunks_exact_mut(shape.head_dim);
-            for (queries, energy) in token.chunks_exact(group_len).zip(energies) {
+        let energies = self.query_energy.par_chunks_exact_mut(shape.head_dim);
+        energies.enumerate().for_each(|(kv_head, energy)| {
+            for token in q.chunks_exact(shape.qo_row_len()) {
+                let queries = &token[kv_head * group_len..][..group_len];
                 for query in queries.chunks_exact(shape.head_dim) {
                     for (energy, &q) in energy.iter_mut().zip(query) {
                         *energy += f64::from(q) * f64::from(q);
                     }
                 }
             }
-        }
+        });
         Ok(())
     }
 
     /// Stores the layer in every one of `caches`, all of this shape and empty in `layer`.
     ///
     /// # Errors
-    /// [`Error::DifferentShapes`], [`Error::NoSuchLayer`] and [`Error::NotEmpty`], before anything
-    /// is stored; or no memory, after which the caches are of no further use.
+    /// [`Error::DifferentShapes`], [`Error::DifferentPrefills`], [`Error::NoSuchLayer`] and
+    /// [`Error::NotEmpty`], before anything is stored; or no memory, after which the caches are of no further use.
     pub fn store(self, caches: &mut [KvCache], layer: usize) -> Result<()> {
         for (index, cache) in caches.iter().enumerate() {
             if cache.shape().heads != self.shape {
@@ -104,6 +119,9 @@ impl<'a> PromptLayer<'a> {
             }
             cache.check_empty(layer)?;
         }
+        self.check_prefills(caches)?;
+        // What queries read is not what is stored; the two need not be in memory together.
+        drop(self.attention);
         let head_dim = self.shape.head_dim;
         let num_tokens = self.k.len() / self.shape.kv_row_len();
         let [keys, values] = [self.k, self.v].map(|rows| rows_of_heads(&self.shape, rows));
@@ -154,7 +172,7 @@ pub(crate) fn rows_of_heads(shape: &HeadShape, rows: &[f32]) -> Vec<Vec<f32>> {
     (0..shape.num_kv_heads).map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
 }
 
-/// Exact causal attention of a whole prompt over itself in one layer, and its storage in every
+/// Causal attention of a whole prompt over itself in one layer, and its storage in every
 /// cache: [`PromptLayer`] in one call. `out [num_tokens, num_qo_heads, head_dim]` takes the
 /// attention outputs.
 ///

@@ -6,7 +6,7 @@
 //!        | expected | kvcompress | dbudget | baklava | corm | heterocache
 //! OPTION = keys=FORMAT | keys=mix:FILE | values=f16|int8|int4|int4/G@host|@device | rescore=none|f16@host|int8@host
 //!        | select=none|top-p:T|top-k:N|threshold:W | min=N | max=N|none | union=group|head | renorm=on|off
-//!        | sinks=N | recent=N
+//!        | sinks=N | recent=N | prefill=exact|anchor:BLOCK[:RECENT]
 //!        | evict=SCORER | observe=N|all | pool=… | gqa=… | budget=… | keep=R%|N|SIZE|own | every=…
 //!        | heads=FILE | tau=T | refresh=async|sync
 //! ```
@@ -21,6 +21,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use heterokv_attn::PrefillPattern;
 use heterokv_evict::{Budget, Gqa, Pool, Rule, Schedule, Scorer, Selector, Union};
 use heterokv_quant::{KeyFormat, Precision, RowFormat};
 
@@ -54,6 +55,8 @@ OPTION = keys=FORMAT                          codes on the device: f16, bf16, fp
        | union=group|head                     whose selected tokens a query head attends to
        | renorm=on|off                        softmax over the tokens taken, or over all
        | sinks=N | recent=N                   first and last tokens kept exact on the device
+       | prefill=exact|anchor:BLOCK[:RECENT]  what tokens of a prompt attend to: all before them, or the first BLOCK
+                                              tokens, their own BLOCK and RECENT before it (the last BLOCK: all)
        | evict=SCORER                         forget tokens by: window, accumulated, last-query, squared, votes,
                                               votes-seen, key-norm, key-diff, expected, position
        | observe=N|all | pool=none|mean:K|max:K | gqa=mean|max|sum|sum-squares
@@ -118,6 +121,7 @@ enum Setting {
     Renormalise(bool),
     Sinks(usize),
     Recent(usize),
+    Prefill(PrefillPattern),
     Evict(Scorer),
     Forget(Forget),
 }
@@ -193,6 +197,8 @@ pub struct HcaConfig {
     pub sinks: usize,
     /// Last tokens, exact on the device.
     pub recent: usize,
+    /// What the tokens of a prompt attend to while it is read.
+    pub prefill: PrefillPattern,
     /// How tokens are forgotten; none: they are not.
     pub evict: Option<Eviction>,
 }
@@ -288,6 +294,15 @@ impl CacheSpec {
 }
 
 impl CacheConfig {
+    /// What the tokens of a prompt attend to while it is read.
+    #[must_use]
+    pub fn prefill(&self) -> PrefillPattern {
+        match self {
+            Self::Full => PrefillPattern::Exact,
+            Self::Hca(hca) => hca.prefill,
+        }
+    }
+
     /// The options of a cache that codes keys; none where all rows are exact ones on the device.
     pub(crate) fn coded(&self) -> Option<&HcaConfig> {
         match self {
@@ -324,6 +339,7 @@ impl HcaConfig {
         renormalise: true,
         sinks: 4,
         recent: 64,
+        prefill: PrefillPattern::Exact,
         evict: None,
     };
 
@@ -380,6 +396,7 @@ impl HcaConfig {
             Setting::Renormalise(renormalise) => self.renormalise = renormalise,
             Setting::Sinks(sinks) => self.sinks = sinks,
             Setting::Recent(recent) => self.recent = recent,
+            Setting::Prefill(pattern) => self.prefill = pattern,
             Setting::Evict(scorer) => {
                 let eviction = self.evict.get_or_insert_with(|| presets::plain_eviction(scorer));
                 eviction.scoring.scorer = scorer;
@@ -428,7 +445,10 @@ impl HcaConfig {
             Some(eviction) if eviction.is_on_drift() && !self.is_exact() => Err(Error::Conflict {
                 conflict: "rows that come back on drift are exact ones: leave keys=f16,values=f16@device",
             }),
-            Some(eviction) => eviction.check(shape),
+            Some(eviction) => {
+                eviction.check_watched(self.prefill)?;
+                eviction.check(shape)
+            }
         }
     }
 }
@@ -498,6 +518,9 @@ impl fmt::Display for HcaConfig {
         let renorm = if self.renormalise { "on" } else { "off" };
         write!(f, ",union={},renorm={renorm}", self.union)?;
         write!(f, ",sinks={},recent={}", self.sinks, self.recent)?;
+        if self.prefill != PrefillPattern::Exact {
+            write!(f, ",prefill={}", self.prefill)?;
+        }
         self.evict.as_ref().map_or(Ok(()), |eviction| eviction.fmt(f))
     }
 }

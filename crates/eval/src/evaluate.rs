@@ -4,7 +4,6 @@
 mod probe;
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use heterokv_cache::{CachePlan, KvCache};
 use heterokv_model::text::Tokenizer;
@@ -13,6 +12,7 @@ use heterokv_model::{Model, Progress};
 use crate::Result;
 use crate::divergence::{Distribution, median};
 use crate::hash::hex_digest;
+use crate::reading::{ReadCache, Reading, read};
 use crate::row::{Outcome, ROW_VERSION, Row, Run, Time};
 use crate::subject::{Candidate, Subject};
 use crate::task::{Probe, Sample};
@@ -169,6 +169,9 @@ struct Group<'a> {
 struct Held<'a> {
     candidate: &'a Candidate<'a>,
     subject: Box<dyn Subject>,
+    /// How long that took, and of how many caches together.
+    prefill_seconds: f64,
+    prefill_caches: usize,
 }
 
 /// All caches that have.
@@ -188,10 +191,8 @@ impl Group<'_> {
             group.iter().any(|pending| pending.candidates.iter().any(|(wanted, _)| wanted == index))
         };
         let wanted: Vec<usize> = (0..self.candidates.len()).filter(is_wanted).collect();
-        let start = Instant::now();
         let mut progress = |done, total| watcher.reads(done, total);
         let Prefilled { reference, held, last } = self.prefill(context, &wanted, &mut progress)?;
-        let prefill_seconds = start.elapsed().as_secs_f64();
         for pending in group {
             let sample = &pending.job.sample;
             let mut probed: Vec<Probed> = Vec::new();
@@ -216,14 +217,14 @@ impl Group<'_> {
                     probe::ask(self.engine, &mut probed, questions, &mut progress)?
                 }
             };
-            let time = |probed: &Probed| Time {
-                prefill_seconds,
-                prefill_caches: wanted.len() + 1,
+            let time = |held: &Held<'_>, probed: &Probed| Time {
+                prefill_seconds: held.prefill_seconds,
+                prefill_caches: held.prefill_caches,
                 step_seconds: median(&probed.step_seconds),
                 num_steps: probed.step_seconds.len(),
             };
             for (((held, inputs), probed), outcome) in rows.into_iter().zip(probed).zip(outcomes) {
-                let time = time(&probed);
+                let time = time(held, &probed);
                 let inputs = inputs.clone();
                 watcher.row(self.row(
                     pending.job,
@@ -279,7 +280,7 @@ impl Group<'_> {
         Ok(CachePlan::new(&candidate.config, &shape, num_tokens)?)
     }
 
-    /// The context in a cache `full` and in each of the wanted candidates.
+    /// The context in a cache `full`, which is read with exact attention, and in each of the wanted candidates.
     fn prefill(
         &self,
         context: &[u32],
@@ -292,21 +293,27 @@ impl Group<'_> {
         for candidate in chosen.clone() {
             caches.push(new_cache(model, candidate)?);
         }
-        let hidden = model.prefill(context, &mut caches, Some(progress))?;
-        let last = &hidden[hidden.len() - model.config().hidden_size..];
-        let last = Distribution::of_logits(&model.logits(last)?);
-        let reference = Box::new(caches.remove(0));
+        let Reading { caches, last } = read(model, context, caches, Some(progress))?;
+        let last = Distribution::of_logits(&model.logits(&last)?);
+        let mut caches = caches.into_iter();
+        let reference = caches.next().expect("the full one").cache;
         let mut held = Vec::new();
-        for (candidate, cache) in chosen.zip(caches) {
+        for (candidate, read) in chosen.zip(caches) {
+            let ReadCache { cache, seconds, num_together } = read;
             let plan = self.plan(candidate, context.len())?;
             let subject: Box<dyn Subject> = match candidate.replace {
                 Some(replace) => replace(context, cache)?,
                 None => Box::new(cache),
             };
             candidate.check_bytes(&subject.memory(), &plan)?;
-            held.push(Held { candidate, subject });
+            held.push(Held {
+                candidate,
+                subject,
+                prefill_seconds: seconds,
+                prefill_caches: num_together,
+            });
         }
-        Ok(Prefilled { reference, held, last })
+        Ok(Prefilled { reference: Box::new(reference), held, last })
     }
 }
 

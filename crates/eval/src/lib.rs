@@ -32,6 +32,7 @@ mod metric;
 mod peer;
 mod projected;
 mod prompting;
+mod reading;
 mod report;
 mod results;
 mod row;

@@ -7,6 +7,7 @@ use heterokv_model::{Model, Progress};
 
 use crate::Result;
 use crate::divergence::Distribution;
+use crate::reading::read;
 
 /// Caches and one that is full, behind the same tokens.
 #[derive(Debug)]
@@ -46,10 +47,11 @@ impl<'a> SideBySide<'a> {
             KvCache::new(model.kv_shape(), config.clone(), model.level(), None)
         };
         let configs = std::iter::once(&CacheConfig::Full).chain(configs);
-        let mut caches = configs.map(new).collect::<Result<Vec<_>, _>>()?;
-        model.prefill(context, &mut caches, progress)?;
-        let full = caches.remove(0);
-        Ok(Self { model, full, caches })
+        let caches = configs.map(new).collect::<Result<Vec<_>, _>>()?;
+        let read = read(model, context, caches, progress)?;
+        let mut caches = read.caches.into_iter().map(|read| read.cache);
+        let full = caches.next().expect("the full one");
+        Ok(Self { model, full, caches: caches.collect() })
     }
 
     /// Feeds a token to all, and shows `each` what every cache says then, one after the other.

@@ -137,7 +137,7 @@ fn exp_weights_avx512(scores: &mut [f32], reference: f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn exp_avx512(x: __m512) -> __m512 {
+pub(crate) fn exp_avx512(x: __m512) -> __m512 {
     let shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(LOG2_E), _mm512_set1_ps(ROUND));
     let n = _mm512_sub_ps(shifted, _mm512_set1_ps(ROUND));
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
@@ -159,20 +159,48 @@ fn exp_avx512(x: __m512) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(crate) fn exp_avx2(x: __m256) -> __m256 {
-    let shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(LOG2_E), _mm256_set1_ps(ROUND));
-    let n = _mm256_sub_ps(shifted, _mm256_set1_ps(ROUND));
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), x);
-    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), r);
-    let mut q = _mm256_set1_ps(Q[4]);
-    for coefficient in [Q[3], Q[2], Q[1], Q[0]] {
-        q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(coefficient));
+    let [weights] = exps_avx2([x]);
+    weights
+}
+
+/// [`exp_avx2`] of several vectors, step by step of all: the steps of one wait for each other.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn exps_avx2<const N: usize>(x: [__m256; N]) -> [__m256; N] {
+    let round = _mm256_set1_ps(ROUND);
+    let mut shifted = x;
+    for shifted in &mut shifted {
+        *shifted = _mm256_fmadd_ps(*shifted, _mm256_set1_ps(LOG2_E), round);
     }
-    let power = _mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r);
-    let power = _mm256_add_ps(power, _mm256_set1_ps(1.0));
-    let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)));
-    // "Not less than" is true for NaN, which comes through.
-    let keep = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(LOWEST));
-    _mm256_and_ps(_mm256_mul_ps(power, scale), keep)
+    let mut n = shifted;
+    for n in &mut n {
+        *n = _mm256_sub_ps(*n, round);
+    }
+    let mut r = x;
+    for (r, n) in r.iter_mut().zip(n) {
+        *r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), *r);
+    }
+    for (r, n) in r.iter_mut().zip(n) {
+        *r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), *r);
+    }
+    let mut q = [_mm256_set1_ps(Q[4]); N];
+    for coefficient in [Q[3], Q[2], Q[1], Q[0]] {
+        for (q, r) in q.iter_mut().zip(r) {
+            *q = _mm256_fmadd_ps(*q, r, _mm256_set1_ps(coefficient));
+        }
+    }
+    for (q, r) in q.iter_mut().zip(r) {
+        let power = _mm256_fmadd_ps(_mm256_mul_ps(r, r), *q, r);
+        *q = _mm256_add_ps(power, _mm256_set1_ps(1.0));
+    }
+    for ((q, shifted), x) in q.iter_mut().zip(shifted).zip(x) {
+        let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)));
+        // "Not less than" is true for NaN, which comes through.
+        let keep = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(LOWEST));
+        *q = _mm256_and_ps(_mm256_mul_ps(*q, scale), keep);
+    }
+    q
 }
 
 /// The sum of eight lanes, pairwise.

@@ -9,6 +9,8 @@ pub(crate) mod pack;
 pub(crate) mod strip;
 #[cfg(target_arch = "x86_64")]
 mod strip_avx2;
+#[cfg(target_arch = "x86_64")]
+mod strip_avx512;
 #[cfg(test)]
 mod tests;
 

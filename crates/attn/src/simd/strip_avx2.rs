@@ -6,53 +6,67 @@ use std::arch::x86_64::*;
 
 use heterokv_quant::Level;
 
-use super::exp::{exp_avx2, finite_reference, max_avx2, sum_avx2};
-use super::strip::{KEY_LANES, STRIP_ROWS, Strip, Tile, VALUE_LANES};
+use super::exp::{exps_avx2, finite_reference, max_avx2, sum_avx2};
+use super::strip::{KEY_LANES, STRIP_ROWS, Strip, Tile, VALUE_LANES, mask};
 
 /// Floats of a vector.
 const LANES: usize = 8;
 
-/// Takes a tile into a strip whose rows see at most `num_visible` of its tokens, at least one.
+/// Takes a tile into a strip whose rows see tokens before `end` of it, and at least one.
 ///
-/// The caller has asserted every length that [`Strip`] and [`Tile`] state, and that `num_visible` is
-/// within the tile.
-pub(super) fn absorb(level: Level, strip: Strip<'_>, tile: Tile<'_>, num_visible: usize) {
+/// The caller has asserted every length that [`Strip`] and [`Tile`] state, and that `end` is within the tile.
+pub(super) fn absorb(level: Level, strip: Strip<'_>, tile: Tile<'_>, end: usize) {
     assert!(level.is_avx2());
     // SAFETY: a level for which `is_avx2` is true exists only on a CPU with AVX2 and FMA.
-    unsafe { absorb_avx2(strip, tile, num_visible) }
+    unsafe { absorb_avx2(strip, tile, end) }
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn absorb_avx2(strip: Strip<'_>, tile: Tile<'_>, num_visible: usize) {
-    let Strip { queries, visible, max, sum, weighted, scores } = strip;
-    let num_panels = num_visible.div_ceil(KEY_LANES);
-    for panel in 0..num_panels {
+fn absorb_avx2(strip: Strip<'_>, tile: Tile<'_>, end: usize) {
+    let Strip { queries, hidden, visible, max, sum, weighted, scores } = strip;
+    let panels = hidden / KEY_LANES..end.div_ceil(KEY_LANES);
+    let scored = panels.start * KEY_LANES..panels.end * KEY_LANES;
+    let mut maxima = [_mm256_set1_ps(f32::NEG_INFINITY); STRIP_ROWS];
+    for panel in panels {
         let keys = &tile.keys[panel * tile.head_dim * KEY_LANES..][..tile.head_dim * KEY_LANES];
-        score_panel(queries, keys, &mut scores[panel * KEY_LANES..], tile.capacity);
+        score_panel(queries, keys, (&mut scores[panel * KEY_LANES..], tile.capacity), &mut maxima);
     }
-    let num_scored = num_panels * KEY_LANES;
     let mut rescale = [1.0_f32; STRIP_ROWS];
     for row in 0..STRIP_ROWS {
-        let scores = &mut scores[row * tile.capacity..][..num_scored];
-        scores[visible[row]..].fill(f32::NEG_INFINITY);
-        let (new_max, scale, tile_sum) = weigh_row(scores, max[row]);
-        max[row] = new_max;
-        rescale[row] = scale;
-        sum[row] = sum[row] * scale + tile_sum;
+        let scores = &mut scores[row * tile.capacity..][scored.clone()];
+        if hidden > scored.start || visible[row] < scored.end {
+            mask(scores, hidden - scored.start, visible[row].saturating_sub(scored.start));
+            maxima[row] = lane_maxima(scores);
+        }
+        let new_max = max[row].max(max_avx2(maxima[row]));
+        if new_max != max[row] {
+            rescale[row] = (max[row] - finite_reference(new_max)).exp();
+            max[row] = new_max;
+        }
+    }
+    for row in 0..STRIP_ROWS {
+        let scores = &mut scores[row * tile.capacity..][scored.clone()];
+        sum[row] = sum[row] * rescale[row] + weigh_row(scores, finite_reference(max[row]));
     }
     let row_stride = weighted.len() / STRIP_ROWS;
     for (panel, values) in tile.values.chunks_exact(tile.capacity * VALUE_LANES).enumerate() {
-        let values = &values[..num_visible * VALUE_LANES];
+        let values = &values[scored.start * VALUE_LANES..end * VALUE_LANES];
         let out = &mut weighted[panel * VALUE_LANES..];
-        value_panel((scores, tile.capacity), values, (out, row_stride), &rescale);
+        value_panel((&scores[scored.start..], tile.capacity), values, (out, row_stride), &rescale);
     }
 }
 
 /// Scores of six rows against sixteen tokens: `queries [head_dim, 6]`, `keys [head_dim, 16]`, results
-/// into the first sixteen of each of six rows of `scores`, `stride` apart.
+/// into the first sixteen of each of six rows of `scores`, `stride` apart, and the largest of each row's lanes
+/// into `maxima`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn score_panel(queries: &[f32], keys: &[f32], scores: &mut [f32], stride: usize) {
+fn score_panel(
+    queries: &[f32],
+    keys: &[f32],
+    (scores, stride): (&mut [f32], usize),
+    maxima: &mut [__m256; STRIP_ROWS],
+) {
     let head_dim = keys.len() / KEY_LANES;
     assert!(queries.len() == head_dim * STRIP_ROWS);
     assert!(scores.len() >= (STRIP_ROWS - 1) * stride + KEY_LANES);
@@ -74,6 +88,8 @@ fn score_panel(queries: &[f32], keys: &[f32], scores: &mut [f32], stride: usize)
         }
     }
     for (row, acc) in acc.iter().enumerate() {
+        // The second operand is what `max` gives where one is a NaN, which a sum then shows.
+        maxima[row] = _mm256_max_ps(_mm256_max_ps(acc[0], acc[1]), maxima[row]);
         // SAFETY: the last row ends within `scores`, as asserted above.
         unsafe {
             let out = scores.as_mut_ptr().add(row * stride);
@@ -83,36 +99,50 @@ fn score_panel(queries: &[f32], keys: &[f32], scores: &mut [f32], stride: usize)
     }
 }
 
-/// Turns one row of scores, a multiple of sixteen, into weights relative to the new running maximum.
-/// Returns that maximum, the factor for what was summed under the old one, and the weights' sum.
+/// The largest of each lane of one row of scores, a multiple of eight.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn weigh_row(scores: &mut [f32], old_max: f32) -> (f32, f32, f32) {
-    let mut maxima = [_mm256_set1_ps(old_max); 2];
-    for chunk in scores.chunks_exact(2 * LANES) {
-        // SAFETY: a chunk is sixteen floats.
-        let (low, high) = unsafe {
-            (_mm256_loadu_ps(chunk.as_ptr()), _mm256_loadu_ps(chunk.as_ptr().add(LANES)))
-        };
-        maxima = [_mm256_max_ps(maxima[0], low), _mm256_max_ps(maxima[1], high)];
+fn lane_maxima(scores: &[f32]) -> __m256 {
+    let mut maxima = _mm256_set1_ps(f32::NEG_INFINITY);
+    for chunk in scores.chunks_exact(LANES) {
+        // SAFETY: a chunk is eight floats.
+        maxima = _mm256_max_ps(unsafe { _mm256_loadu_ps(chunk.as_ptr()) }, maxima);
     }
-    let new_max = max_avx2(_mm256_max_ps(maxima[0], maxima[1]));
-    let reference = finite_reference(new_max);
-    let scale = if old_max == new_max { 1.0 } else { (old_max - reference).exp() };
+    maxima
+}
+
+/// Turns one row of scores, a multiple of sixteen, into weights relative to `reference` and returns their sum.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn weigh_row(scores: &mut [f32], reference: f32) -> f32 {
     let shift = _mm256_set1_ps(reference);
     let mut sums = [_mm256_setzero_ps(); 2];
-    for chunk in scores.chunks_exact_mut(2 * LANES) {
-        let chunk = chunk.as_mut_ptr();
-        // SAFETY: a chunk is sixteen floats.
-        unsafe {
-            let low = exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(chunk), shift));
-            let high = exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(chunk.add(LANES)), shift));
-            sums = [_mm256_add_ps(sums[0], low), _mm256_add_ps(sums[1], high)];
-            _mm256_storeu_ps(chunk, low);
-            _mm256_storeu_ps(chunk.add(LANES), high);
-        }
+    let (fours, rest) = scores.as_chunks_mut::<{ 4 * LANES }>();
+    for chunk in fours {
+        weigh::<4>(chunk, shift, &mut sums);
     }
-    (new_max, scale, sum_avx2(_mm256_add_ps(sums[0], sums[1])))
+    for chunk in rest.chunks_exact_mut(2 * LANES) {
+        weigh::<2>(chunk, shift, &mut sums);
+    }
+    sum_avx2(_mm256_add_ps(sums[0], sums[1]))
+}
+
+/// Turns `N` vectors of scores, an even number, into weights and adds those of even places to the first sum,
+/// of odd ones to the second.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn weigh<const N: usize>(scores: &mut [f32], shift: __m256, sums: &mut [__m256; 2]) {
+    assert!(scores.len() == N * LANES);
+    let mut x = [shift; N];
+    for (i, x) in x.iter_mut().enumerate() {
+        // SAFETY: there are N vectors of scores.
+        *x = _mm256_sub_ps(unsafe { _mm256_loadu_ps(scores.as_ptr().add(i * LANES)) }, *x);
+    }
+    for (i, weights) in exps_avx2(x).into_iter().enumerate() {
+        sums[i % 2] = _mm256_add_ps(sums[i % 2], weights);
+        // SAFETY: there are N vectors of scores.
+        unsafe { _mm256_storeu_ps(scores.as_mut_ptr().add(i * LANES), weights) };
+    }
 }
 
 /// `out = out * rescale + weights * values` for six rows and sixteen channels: `weights` is six rows

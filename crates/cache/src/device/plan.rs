@@ -1,7 +1,7 @@
 //! What a cache on a device will take of it, by the sizes that its buffers are made with.
 
-use heterokv_attn::HeadShape;
 use heterokv_attn::device::{Device, KeySpan, RowPart, RowSlot, ScoreRow, SelectScratch};
+use heterokv_attn::{HeadShape, PrefillPattern};
 use heterokv_evict::{Budget, Schedule};
 use heterokv_gpu::Limits;
 use heterokv_quant::KeyFormat;
@@ -67,6 +67,10 @@ fn check_shape(config: &CacheConfig, shape: &KvShape, tokens: usize) -> Result<(
     let group_size = shape.heads.group_size();
     let is_coded = config.coded().is_some();
     let refused = |what, value, remedy| Err(Error::DeviceShape { what, value, remedy });
+    match config.prefill() {
+        PrefillPattern::Exact => {}
+        pattern => return Err(Error::PrefillNotOnDevice { pattern }),
+    }
     if !head_dim.is_multiple_of(4) || head_dim > Device::MAX_HEAD_DIM {
         return refused("a head_dim", head_dim, "whole fours up to 256; use the CPU");
     }

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use heterokv_attn::PrefillPattern;
 use heterokv_evict::{Rule, Union};
 use heterokv_quant::RowFormat;
 
@@ -10,7 +11,7 @@ use crate::eviction::{Keep, Refresh};
 use crate::presets::{self, Preset};
 use crate::{Error, Result};
 
-const OPTIONS: &str = "keys, values, rescore, select, min, max, union, renorm, sinks, recent, evict, observe, pool, \
+const OPTIONS: &str = "keys, values, rescore, select, min, max, union, renorm, sinks, recent, prefill, evict, observe, pool, \
      gqa, budget, keep, every, heads, tau, refresh (see `--help`)";
 
 /// Stands before the path of a mix of formats.
@@ -120,6 +121,7 @@ fn parse_option(word: &str) -> Result<Setting> {
         },
         "sinks" => Setting::Sinks(count()?),
         "recent" => Setting::Recent(count()?),
+        "prefill" => Setting::Prefill(parse_prefill(value)?),
         "evict" => Setting::Evict(value.parse()?),
         "observe" if value == "all" => Setting::Forget(Forget::Observe(usize::MAX)),
         "observe" => Setting::Forget(Forget::Observe(count()?)),
@@ -154,6 +156,18 @@ fn parse_rule(value: &str) -> Result<Rule> {
         Some(("threshold", w)) => Ok(Rule::Threshold(w.parse().map_err(|_| bad())?)),
         _ => Err(bad()),
     }
+}
+
+fn parse_prefill(value: &str) -> Result<PrefillPattern> {
+    let known = "exact, anchor:BLOCK and anchor:BLOCK:RECENT, in tokens, BLOCK at least 1";
+    let bad = || unknown("prefill", value, known);
+    if value == "exact" {
+        return Ok(PrefillPattern::Exact);
+    }
+    let tokens = value.strip_prefix("anchor:").ok_or_else(bad)?;
+    let (block, recent) = tokens.split_once(':').unwrap_or((tokens, "0"));
+    let block = block.parse().map_err(|_| bad())?;
+    Ok(PrefillPattern::Anchor { block, recent: recent.parse().map_err(|_| bad())? })
 }
 
 fn values(value: &str) -> Result<(RowFormat, Place)> {

@@ -8,6 +8,7 @@ mod exact;
 mod forgetting;
 mod head_profiles;
 mod mixes;
+mod prefill;
 mod profiles;
 mod refusals;
 mod saved;

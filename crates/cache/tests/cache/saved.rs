@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SPECS: [&str; 11] = [
+const SPECS: [&str; 12] = [
     "full",
     "keys=f16,select=top-p:0.9",
     "keys=int4-channel/64,values=int8@host,select=top-k:40,recent=20",
@@ -20,6 +20,7 @@ const SPECS: [&str; 11] = [
     "keys=alloc/2,sinks=70,recent=3",
     "hca:50%,recent=20",
     "hca-rescore:50%",
+    "hca:50%,recent=20,prefill=anchor:64:32",
 ];
 
 /// What every cache is saved under.

@@ -30,6 +30,8 @@ fn specs_are_shown_as_given_and_configs_written_out() {
         "keys=alloc/1.25,select=top-k:77,max=none,union=head",
         "keys=alloc/1.25,select=threshold:0.001,min=8",
         "keys=int3-channel/128,select=none,min=0,max=5,renorm=off,sinks=0,recent=1",
+        "hca:12.5%,prefill=anchor:512:256",
+        "keys=f16,values=f16@device,prefill=anchor:512",
     ] {
         let parsed: CacheSpec = spec.parse().unwrap_or_else(|e| panic!("{spec}: {e}"));
         assert_eq!(parsed.to_string(), spec);
@@ -188,6 +190,7 @@ fn every_option_reaches_the_config() {
         "renorm=off",
         "sinks=9",
         "recent=9",
+        "prefill=anchor:9:3",
         "keys=lm4",
     ] {
         let keys = if option.starts_with("keys=") { "" } else { "keys=f16," };
@@ -392,6 +395,7 @@ fn the_grammar_names_every_option() {
         "renorm=",
         "sinks=",
         "recent=",
+        "prefill=",
     ] {
         assert!(SPEC_GRAMMAR.contains(word), "{word}");
     }
@@ -407,8 +411,8 @@ fn paths() -> impl Strategy<Value = String> {
 
 /// A spec that is right, or nearly.
 fn near_specs() -> impl Strategy<Value = String> {
-    let word = "(full|hca|hca-rescore|snapkv|corm|keys|values|rescore|select|min|max|union|renorm|sinks|recent|evict|observe|pool|gqa|budget|keep|every|refresh|)";
-    let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|window|key-norm|all|mean:|pyramid:|global|once|step|drift:|sync|)";
+    let word = "(full|hca|hca-rescore|snapkv|corm|keys|values|rescore|select|min|max|union|renorm|sinks|recent|prefill|evict|observe|pool|gqa|budget|keep|every|refresh|)";
+    let rest = "(:|=|)(f16|int8|int4|int4/32|int8-token|lm[0-9]|pq/[0-9]x[0-9]{1,3}|alloc/[0-9.]{1,4}|none|on|off|group|head|top-[pk]:|window|key-norm|all|mean:|pyramid:|global|once|step|drift:|sync|exact|anchor:|)";
     let end = "(@host|@disk|@device|[0-9.]{0,22}|)(%|)";
     let words = (word, rest, end).prop_map(|(word, rest, end)| word + &rest + &end);
     prop::collection::vec(words, 1..6).prop_map(|words| words.join(","))
