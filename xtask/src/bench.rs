@@ -23,12 +23,16 @@ pub(crate) const PEERS_MANIFEST: &str = "crates/bench/peers/Cargo.toml";
 /// Where it is built, in the target folder.
 const PEERS_TARGET: &str = "bench-peers";
 
+/// The package of the program, and its file.
+const PROGRAM: &str = "heterokv";
+
 /// What to measure.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// A filter and options, or `quant`, `evict`, `gpu`, `offload` or `load` and its own: `--help` and `quant --help` list them;
-    /// none measures everything. `quant --peers` measures programs of others beside ours
+    /// A filter and options, or `quant`, `evict`, `gpu`, `offload`, `load` or `speed` and its own: `--help` and
+    /// `quant --help` list them; none measures everything. `quant --peers` and `--peers speed` measure programs of others
+    /// beside ours
     #[arg(value_name = "WORD", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }
@@ -38,7 +42,28 @@ pub(crate) struct Options {
 /// # Errors
 /// If it cannot be started, or the default model is needed and cannot be had.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
-    process::run(&mut command(workspace, &options.words)?)
+    let words = suite_first(&options.words);
+    if measures_program(&words) {
+        process::run_or_fail(&mut workspace.cargo(&["build", "--release", "--package", PROGRAM]))?;
+    }
+    process::run(&mut command(workspace, &words)?)
+}
+
+/// `--peers speed` as the program has it: a suite of its own, and its option.
+fn suite_first(words: &[OsString]) -> Vec<OsString> {
+    match words {
+        [peers, speed, rest @ ..] if peers == "--peers" && speed == "speed" => {
+            [&[speed.clone(), peers.clone()], rest].concat()
+        }
+        _ => words.to_vec(),
+    }
+}
+
+/// Whether the suite starts the program `heterokv` itself.
+fn measures_program(words: &[OsString]) -> bool {
+    let is_left_out = ["--test", "--help", "-h", "--shape", "--program"];
+    words.first().is_some_and(|first| first == "speed")
+        && !is_left_out.into_iter().any(|option| has(words, option))
 }
 
 /// Every suite small, to see that its answers are right: a check each.
@@ -53,6 +78,7 @@ pub(crate) fn check_answers(workspace: &Workspace) -> Result<Tally> {
         check(workspace, &["evict", "--quality", "--drift", "--latency", "--hybrid", "--test"])?;
     tally += check(workspace, &["load", "--test"])?;
     tally += check(workspace, &["offload", "--test"])?;
+    tally += check(workspace, &["speed", "--test"])?;
     if !process::succeeds(Command::new("dd").arg("--version")) {
         println!("skipped: the disk's rates are held against dd, which is not installed");
         tally += Tally::of_skip();
@@ -132,6 +158,10 @@ fn command(workspace: &Workspace, words: &[OsString]) -> Result<Command> {
         if needs_model(words) {
             command.arg("--model").arg(model_file::obtain_default()?);
         }
+        if measures_program(words) {
+            let name = format!("{PROGRAM}{}", env::consts::EXE_SUFFIX);
+            command.arg("--program").arg(target.join("release").join(name));
+        }
     }
     Ok(command)
 }
@@ -154,6 +184,7 @@ fn needs_model(words: &[OsString]) -> bool {
         Some(first) if first == "quant" => has("--quality"),
         Some(first) if first == "offload" => false,
         Some(first) if first == "evict" => true,
+        Some(first) if first == "speed" => !has("--shape"),
         _ if has("--measured") => false,
         _ => {
             // The filter is a word that is no option and no option's value; it may begin with a suite's name.
@@ -188,6 +219,26 @@ mod tests {
         assert!(with_peers.ends_with("-- quant --help"), "{with_peers}");
         let small = shown(&["quant", "--quality", "--test"]);
         assert!(!small.contains("--model") && small.contains("--out"), "{small}");
+    }
+
+    #[test]
+    fn speed_beside_peers_is_a_suite_and_its_options() {
+        let beside = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            let words = suite_first(&words);
+            let workspace = Workspace::around_this_package().expect("we are in it");
+            process::shown(&command(&workspace, &words).expect("the workspace can be read"))
+        };
+        let shown =
+            beside(&["--peers", "speed", "--model", "m", "--peers-folder", "p", "--out", "o"]);
+        assert!(shown.contains("-- speed --peers --model m --peers-folder p --out o"), "{shown}");
+        assert!(shown.contains("--program") && shown.contains("release/heterokv"), "{shown}");
+        let small = beside(&["speed", "--test"]);
+        assert!(!small.contains("--program") && !small.contains("--model"), "{small}");
+        let other = beside(&["--peers", "speed", "--shape", "llama3-8b"]);
+        assert!(!other.contains("--model") && other.contains("--peers-folder"), "{other}");
+        let filtered = beside(&["--peers", "hca:25%", "--model", "m"]);
+        assert!(filtered.contains("-- --peers hca:25% --model m"), "{filtered}");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::gpu::GpuArgs;
 use crate::load::LoadArgs;
 use crate::offload::OffloadArgs;
 use crate::scan::MAX_GROUP_SIZE;
-use crate::{end_to_end, instructions};
+use crate::speed::SpeedArgs;
+use crate::{end_to_end, instructions, speed};
 
 /// Far more than machines have cores.
 pub(crate) const MAX_THREADS: usize = 1024;
@@ -45,9 +46,18 @@ pub(crate) enum Suite {
     Load(LoadArgs),
     /// The host store: rows gathered from RAM, pages read and written, hints, saves
     Offload(OffloadArgs),
+    /// Decode steps and prompts at every context, with --peers beside llama.cpp; a step over 131,072 tokens; memory and
+    /// first token of the program
+    Speed(Box<SpeedArgs>),
     /// One cache and context, in a process of its own
     #[command(hide = true)]
     EndToEndProcess(end_to_end::ChildArgs),
+    /// One context of `speed`, in a process of its own
+    #[command(hide = true)]
+    SpeedProcess(speed::ChildArgs),
+    /// What `speed profile` counts, under valgrind
+    #[command(hide = true)]
+    SpeedProfileProcess(speed::ProfileArgs),
     /// One kernel, under valgrind
     #[command(hide = true)]
     InstructionsProcess(instructions::ChildArgs),
@@ -110,6 +120,9 @@ pub(crate) struct StepArgs {
     /// New time over old up to which the lower end of the 95 % interval may reach, and new resident memory over old
     #[arg(long, value_name = "RATIO", default_value_t = 1.10, value_parser = allowance, requires = "compare")]
     pub(crate) allow: f64,
+    /// Keep the counts of `instructions` in crates/bench/instructions.json: what later runs are held to
+    #[arg(long, conflicts_with_all = ["test", "peers", "measured"])]
+    pub(crate) baseline: bool,
     /// Compare records of different machines, settings or models, too
     #[arg(long, requires = "compare")]
     pub(crate) across: bool,
@@ -206,8 +219,15 @@ impl Options {
             Some(Suite::Quant(quant)) => quant.threads,
             Some(Suite::Evict(evict)) => evict.threads,
             Some(Suite::Load(load)) => load.threads,
+            Some(Suite::Speed(speed)) => speed.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
-            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_) | Suite::Offload(_)) => 1,
+            Some(Suite::SpeedProcess(child)) => child.threads,
+            Some(
+                Suite::SpeedProfileProcess(_)
+                | Suite::InstructionsProcess(_)
+                | Suite::Gpu(_)
+                | Suite::Offload(_),
+            ) => 1,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Each kernel runs once in a process of its own under valgrind, on one thread and at AVX2, as valgrind knows no
 //! AVX-512. Only what happens inside of [`measured_kernel`] is counted.
 
+mod guard;
 mod kernels;
 
 use std::fs;
@@ -16,6 +17,7 @@ use crate::caches::distance;
 use crate::machine::threads;
 use crate::record::{Case, Record};
 use crate::settings::Settings;
+use guard::{Counts, Verdict};
 use kernels::{Kernel, NAMES};
 
 pub(crate) const SUITE: &str = "instructions";
@@ -61,6 +63,35 @@ pub(crate) fn measure(settings: &Settings<'_>, record: &mut Record) -> Result<()
     Ok(())
 }
 
+/// Holds the counts of a record to those in `crates/bench/instructions.json`, or keeps them there, where `keep`; false where a
+/// kernel needs more than a twentieth more.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub(crate) fn guard(record: &Record, keep: bool) -> Result<bool> {
+    let Some(counts) = Counts::of(record) else { return Ok(true) };
+    let path = guard::path();
+    if keep {
+        counts.write(&path)?;
+        println!("{}: {} kernels", path.display(), counts.kernels.len());
+        return Ok(true);
+    }
+    match counts.against(&Counts::load(&path)?) {
+        Verdict::Held(fewer) => {
+            fewer.iter().for_each(|remark| println!("{remark}"));
+            Ok(true)
+        }
+        Verdict::Missed(missed) => {
+            missed.iter().for_each(|missed| println!("MISSED: {missed}"));
+            Ok(false)
+        }
+        Verdict::NotCompared(reason) => {
+            println!("instructions are not compared: {reason}");
+            Ok(true)
+        }
+    }
+}
+
 /// Instructions of one kernel.
 fn count(name: &str, folder: &Path) -> Result<u64> {
     let counts = folder.join("callgrind.out");
@@ -100,7 +131,7 @@ pub(crate) fn run_child(arguments: &ChildArgs) -> Result<()> {
 }
 
 /// AVX2 where there is one, as valgrind knows nothing beyond.
-fn level() -> Level {
+pub(crate) fn level() -> Level {
     #[cfg(target_arch = "x86_64")]
     return Level::avx2().unwrap_or(Level::SCALAR);
     #[cfg(not(target_arch = "x86_64"))]

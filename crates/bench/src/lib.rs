@@ -10,8 +10,9 @@
 //!
 //! The suite `quant` measures kernels by format. The others (`steps`) measure decode steps and whole prompts by cache
 //! and context, against what the machine was found to read in the same run, and keep a record with which a
-//! later run is compared. `gpu`, `offload`, `load` and `evict` have options of their own, as `quant` has: kernels on a device,
-//! the host store, a cache with more rows than RAM may hold, and caches that leave tokens out.
+//! later run is compared. `gpu`, `offload`, `load`, `evict` and `speed` have options of their own, as `quant` has: kernels on a
+//! device, the host store, a cache with more rows than RAM may hold, caches that leave tokens out, and decode steps and
+//! prompts beside llama.cpp, held to bars.
 //!
 //! What this crate never does: decide how the library computes.
 
@@ -59,6 +60,7 @@ mod selection;
 mod settings;
 mod sheet;
 mod slope;
+mod speed;
 mod steps;
 mod subject;
 mod suite;

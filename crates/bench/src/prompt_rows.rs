@@ -42,6 +42,18 @@ struct LayerRows {
     last_queries: Vec<f32>,
 }
 
+/// Where the tiles of a repeated prompt stand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tiles<'a> {
+    /// All at the positions of the prompt: behind a long context every one of them is far away.
+    Plain,
+    /// The last one where it stands, and each one before it a token before the next.
+    Near {
+        /// The angle per position of each pair of channels, in the half-split pairing, `[head_dim / 2]`.
+        frequencies: &'a [f32],
+    },
+}
+
 /// One layer of a context: keys and values `[num_tokens, num_kv_heads, head_dim]`, f32.
 pub(crate) struct Context<'a> {
     heads: HeadShape,
@@ -117,15 +129,52 @@ impl PromptRows {
 
     /// `num_tokens` tokens of `layer`: the prompt, or its beginning, or the prompt over and over.
     pub(crate) fn context(&self, layer: usize, num_tokens: usize) -> Context<'_> {
+        self.tiled(layer, num_tokens, Tiles::Plain)
+    }
+
+    /// As [`PromptRows::context`], the repeated prompts standing where `tiles` says.
+    pub(crate) fn tiled(&self, layer: usize, num_tokens: usize, tiles: Tiles<'_>) -> Context<'_> {
         let layer = &self.layers[layer];
         let len = num_tokens * self.shape.heads.kv_row_len();
-        let tiled = |rows: &[f32]| rows.iter().copied().cycle().take(len).collect();
+        let tiled = |rows: &[f32]| -> Vec<f32> { rows.iter().copied().cycle().take(len).collect() };
+        let mut keys = tiled(&layer.keys);
+        if let Tiles::Near { frequencies } = tiles {
+            self.turn_near(&mut keys, frequencies);
+        }
         Context {
             heads: self.shape.heads,
-            keys: tiled(&layer.keys),
+            keys,
             values: tiled(&layer.values),
             first_queries: &layer.first_queries,
             last_queries: &layer.last_queries,
+        }
+    }
+
+    /// Turns the keys of tiled prompts `[num_tokens, num_kv_heads, head_dim]`: the last tile to where it stands, each one
+    /// before it to a token before the next one.
+    fn turn_near(&self, keys: &mut [f32], frequencies: &[f32]) {
+        let (row_len, head_dim) = (self.shape.heads.kv_row_len(), self.shape.heads.head_dim);
+        let num_tokens = keys.len() / row_len;
+        let num_tiles = num_tokens.div_ceil(self.num_tokens);
+        for (tile, keys) in keys.chunks_mut(self.num_tokens * row_len).enumerate() {
+            let num_behind = num_tiles - 1 - tile;
+            let turn = match num_behind {
+                0 => tile * self.num_tokens,
+                _ => (num_tokens - self.num_tokens).saturating_sub(num_behind),
+            };
+            let turns: Vec<(f32, f32)> = frequencies
+                .iter()
+                .map(|&frequency| {
+                    let (sin, cos) = (turn as f64 * f64::from(frequency)).sin_cos();
+                    (sin as f32, cos as f32)
+                })
+                .collect();
+            for key in keys.chunks_exact_mut(head_dim) {
+                let (first, second) = key.split_at_mut(head_dim / 2);
+                for ((a, b), &(sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
         }
     }
 
@@ -204,5 +253,46 @@ mod tests {
         assert_eq!(long.values[20 * row_len..40 * row_len], long.values[..20 * row_len]);
         assert_eq!(rows.context(0, 7).keys, long.keys[..7 * row_len]);
         assert!(rows.is_real(20) && !rows.is_real(21));
+    }
+
+    #[test]
+    fn near_tiles_have_the_scores_of_the_prompt_and_plain_ones_do_not() {
+        let rows = PromptRows::synthetic(20).expect("it is made");
+        let (row_len, head_dim) = (rows.shape.heads.kv_row_len(), rows.shape.heads.head_dim);
+        let frequencies: Vec<f32> =
+            (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let plain = rows.tiled(0, 60, Tiles::Plain);
+        let near = rows.tiled(0, 60, Tiles::Near { frequencies: &frequencies });
+        assert_eq!(near.values, plain.values);
+        // A query at the end of the prompt, and the same turned to the end of the context.
+        let score = |query: &[f32], keys: &[f32], token: usize| -> f64 {
+            let key = &keys[token * row_len..][..head_dim];
+            query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let query: Vec<f32> = rows.queries(0).last().expect("one")[..head_dim].to_vec();
+        let mut turned = query.clone();
+        let (first, second) = turned.split_at_mut(head_dim / 2);
+        for ((a, b), &frequency) in first.iter_mut().zip(second).zip(&frequencies) {
+            let (sin, cos) = (40.0 * frequency).sin_cos();
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+        for token in 0..20 {
+            let expected = score(&query, &plain.keys, token);
+            let last = score(&turned, &near.keys, 40 + token);
+            assert!((last - expected).abs() < 1e-3, "{token}: {last} {expected}");
+        }
+        let off = |keys: &[f32]| -> f64 {
+            let apart =
+                |token| score(&turned, keys, 40 + token) - score(&query, &plain.keys, token);
+            (0..20).map(|token| apart(token).abs()).sum()
+        };
+        assert!(off(&plain.keys) > 1.0, "the query is 40 tokens further away");
+        // The tile before the last is one token further back.
+        let mut moved = near.keys[20 * row_len..40 * row_len].to_vec();
+        let (sin, cos) = frequencies[0].sin_cos();
+        let key = &mut moved[..head_dim];
+        (key[0], key[head_dim / 2]) =
+            (key[0] * cos - key[head_dim / 2] * sin, key[head_dim / 2] * cos + key[0] * sin);
+        assert!((key[0] - near.keys[40 * row_len]).abs() < 1e-4);
     }
 }

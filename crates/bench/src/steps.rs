@@ -32,7 +32,8 @@ const UNFINISHED: &str = "unfinished.json";
 /// Where records are kept that are to stay.
 const RECORDS: &str = "../../docs/bench/record";
 
-/// Measures, or reads what was measured, and does with it what is asked; true unless something became slower.
+/// Measures, or reads what was measured, and does with it what is asked; true unless something became slower, or a kernel needs more
+/// instructions than are kept.
 ///
 /// # Errors
 /// A wrong answer, a model or text that is needed and cannot be had, and files that cannot be read or written.
@@ -76,12 +77,14 @@ pub(crate) fn run(arguments: &StepArgs) -> Result<bool> {
     if arguments.splice {
         splice(&record, page_of)?;
     }
-    let Some(old) = old else { return Ok(true) };
+    let is_guarded =
+        arguments.measured.is_some() || instructions::guard(&record, arguments.baseline)?;
+    let Some(old) = old else { return Ok(is_guarded) };
     let allowance = Allowance { ratio: arguments.allow, across: arguments.across };
     let wanted = Selection::new(arguments.filter.clone());
     let comparison = compare(&record, &old, &wanted, allowance)?;
     println!("\n{}\n{}", comparison.sheet().aligned(), comparison.summary());
-    Ok(comparison.is_held())
+    Ok(comparison.is_held() && is_guarded)
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

@@ -15,7 +15,7 @@ use crate::quality::KeyCodec;
 use crate::rate_distortion::rate_distortion;
 use crate::scan::ScanFormat;
 use crate::throughput::throughput;
-use crate::{end_to_end, evict, gpu, instructions, load, offload, steps};
+use crate::{end_to_end, evict, gpu, instructions, load, offload, speed, steps};
 
 /// Programs of others, measured in the same run.
 #[derive(Default)]
@@ -37,6 +37,9 @@ pub fn run(options: &Options, peers: Peers) -> ExitCode {
         Some(Suite::Gpu(arguments)) => gpu::run(arguments).map(|()| true),
         Some(Suite::Load(arguments)) => load::run(arguments).map(|()| true),
         Some(Suite::Offload(arguments)) => offload::run(arguments),
+        Some(Suite::Speed(arguments)) => speed::run(arguments),
+        Some(Suite::SpeedProcess(arguments)) => speed::run_child(arguments).map(|()| true),
+        Some(Suite::SpeedProfileProcess(arguments)) => speed::run_profile(arguments).map(|()| true),
         Some(Suite::EndToEndProcess(arguments)) => end_to_end::run_child(arguments).map(|()| true),
         Some(Suite::InstructionsProcess(arguments)) => {
             instructions::run_child(arguments).map(|()| true)

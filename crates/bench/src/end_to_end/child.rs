@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::caches::Planned;
 use crate::machine::threads;
 use crate::memory;
+use crate::samples::Samples;
 
 /// The word that starts it.
 pub(super) const COMMAND: &str = "end-to-end-process";
@@ -39,6 +40,7 @@ pub(crate) struct Report {
     pub(crate) prefill_ns: f64,
     /// From the beginning of the prefill to the first token.
     pub(crate) first_token_ns: f64,
+    /// The median step.
     pub(crate) decode_ns_per_token: f64,
     /// Resident bytes with the model loaded and no prompt.
     pub(crate) loaded_rss: u64,
@@ -94,21 +96,21 @@ fn report(arguments: &ChildArgs) -> Result<Report> {
         memory::reset_peak()?;
     }
     let mut generated = vec![first];
-    let mut seconds = 0.0;
+    let mut steps = Samples::default();
     for step in 0..=arguments.steps {
         let start = Instant::now();
         let hidden = model.extend(&generated[generated.len() - 1..], &mut cache)?;
         generated.push(next_token(model, &hidden)?);
         // The first step behind a prefill finds everything cold; peers leave theirs out, too.
         if step > 0 {
-            seconds += start.elapsed().as_secs_f64();
+            steps.push(1e9 * start.elapsed().as_secs_f64());
         }
     }
     let decode = memory::resident()?;
     Ok(Report {
         prefill_ns,
         first_token_ns,
-        decode_ns_per_token: 1e9 * seconds / arguments.steps as f64,
+        decode_ns_per_token: steps.median(),
         loaded_rss: loaded.now,
         prefill_peak_rss: prefill.peak,
         prefill_rss: before_decode.now,
@@ -122,7 +124,10 @@ fn report(arguments: &ChildArgs) -> Result<Report> {
 }
 
 /// The most probable token behind a hidden state.
-fn next_token(model: &Model, hidden: &[f32]) -> Result<u32> {
+///
+/// # Errors
+/// Logits that are not finite, and a model without tokens.
+pub(crate) fn next_token(model: &Model, hidden: &[f32]) -> Result<u32> {
     let logits = model.logits(hidden)?;
     ensure!(logits.iter().all(|x| x.is_finite()), "a logit is not finite");
     let best = logits.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));

@@ -123,7 +123,7 @@ pub struct PeerSpeed {
     pub context: usize,
     /// Seconds of the prefill.
     pub prefill_seconds: f64,
-    /// Seconds of a step, the mean.
+    /// Seconds of a step, the median.
     pub step_seconds: f64,
     /// Largest resident size of the process meanwhile.
     pub peak_rss_bytes: u64,

@@ -1,5 +1,6 @@
 """What is measured, the same for every engine: quality against the engine's own full cache, then speed."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -112,26 +113,27 @@ def _warm_up(engine: Engine, name: str, tokens: list[int]) -> None:
 
 
 def _time(engine: Engine, name: str, speed: Speed, context: int) -> dict:
-    """One prefill and one run of steps; the first step behind a prompt, which sets things up, is not timed."""
+    """One prefill and the median of steps behind it; the first step behind a prompt, which sets things up, is not timed."""
     tokens = speed.tokens[: context + speed.steps + 1]
     memory.reset_peak()
     cache = engine.open(name, len(tokens))
     try:
         start = time.perf_counter()
         cache.prefill(tokens[:context])
-        prefilled = time.perf_counter()
+        prefill_seconds = time.perf_counter() - start
         cache.step(tokens[context])
-        first = time.perf_counter()
+        step_seconds = []
         for token in tokens[context + 1 :]:
+            began = time.perf_counter()
             cache.step(token)
-        end = time.perf_counter()
+            step_seconds.append(time.perf_counter() - began)
     finally:
         cache.close()
     return {
         "speed": {
             "context": context,
-            "prefill_seconds": prefilled - start,
-            "step_seconds": (end - first) / speed.steps,
+            "prefill_seconds": prefill_seconds,
+            "step_seconds": statistics.median(step_seconds),
         },
         "peak_rss_bytes": memory.peak_bytes(),
     }
