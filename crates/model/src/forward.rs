@@ -165,9 +165,10 @@ impl Model {
         layers.map(|projection| projection.weights.bytes()).sum()
     }
 
-    /// Runs a whole prompt through the model with exact attention and stores it in every one of
-    /// `caches`, all empty and of this model. Returns the last hidden states `[num_tokens,
-    /// hidden_size]`, which [`Model::logits`] turns into logits.
+    /// Runs a whole prompt through the model and stores it in every one of `caches`, all empty, of this
+    /// model, and of one [`prefill`](heterokv_cache::CacheConfig::prefill); attention is exact unless they ask
+    /// for another. Returns the last hidden states `[num_tokens, hidden_size]`, which [`Model::logits`] turns
+    /// into logits.
     ///
     /// Layer by layer: besides the caches, one layer's exact keys and values and the hidden states are
     /// held at a time.

@@ -4,7 +4,7 @@
 //! Each law is held on a small checkpoint of ours and, where it is there, on the default model.
 
 use heterokv_cache::{KvCache, PrefillInput, prefill_layer};
-use heterokv_eval::{Candidate, Distribution, Outcome, Steps, kl_divergence};
+use heterokv_eval::{Candidate, Distribution, Outcome, Row, Steps, kl_divergence};
 use heterokv_model::{ComputeType, Model, PromptBlock};
 
 use crate::distance::{bits, max_distance};
@@ -88,6 +88,30 @@ fn check_forks(model: &Model) {
     let Outcome::Divergence { summary, .. } = row.outcome else { panic!("tokens were fed") };
     assert_eq!((summary.kl_mean, summary.kl_max, summary.top1, summary.top5), (0.0, 0.0, 1.0, 1.0));
     assert_eq!((summary.ppl_change, summary.probability_change), (0.0, 0.0));
+}
+
+/// Caches of which one reads a prompt by blocks go through the layers apart from others, and beside them come to what
+/// each comes to alone.
+#[test]
+fn caches_that_read_a_prompt_by_blocks_are_measured_beside_others() {
+    let model = tiny_model();
+    let (prompt, fed) = split(&model);
+    let rows = "keys=f16,values=f16@device";
+    let specs =
+        [rows, &format!("{rows},prefill=anchor:64:16"), &format!("{rows},prefill=anchor:400")];
+    let candidates = specs.map(|spec| candidate(&model, spec));
+    let kl = |row: &Row| match &row.outcome {
+        Outcome::Divergence { summary, .. } => summary.kl_mean,
+        _ => panic!("tokens were fed"),
+    };
+    let together: Vec<f64> = measure(&model, &candidates, &prompt, &fed).iter().map(kl).collect();
+    for (candidate, together) in candidates.iter().zip(&together) {
+        let alone = measure(&model, std::slice::from_ref(candidate), &prompt, &fed);
+        assert_eq!(kl(&alone[0]), *together, "{}", candidate.name);
+    }
+    let [exact, by_blocks, by_one_block] = together[..] else { panic!("three rows") };
+    assert_eq!((exact, by_one_block), (0.0, 0.0));
+    assert!(by_blocks > 1e-9, "{by_blocks}");
 }
 
 #[test]
