@@ -10,13 +10,16 @@
 
 use std::collections::BTreeMap;
 
-use heterokv_quant::{GroupQueries, Level, RowFormat, RowLayout, RowSource, WeightedRows};
+use heterokv_quant::{
+    GroupQueries, Level, RowFormat, RowLayout, RowSource, ScoredVectors, VectorList, WeightedRows,
+};
 
 use crate::AttnState;
 use crate::simd::exp::{exp_weight, exp_weights};
 
-/// Rows whose scores are held at a time.
-const TILE: usize = 128;
+/// Rows whose scores are held at a time: at a head_dim of 64 their f16 keys and values are 16 KB, and those of the tile
+/// after it, which the memory is asked for meanwhile, as much again.
+const TILE: usize = 64;
 
 /// The running softmax of the query heads of one KV head.
 #[derive(Clone, Debug)]
@@ -102,21 +105,22 @@ impl GroupSum {
         runs: &[ResidentRows<'_>],
         mut scores: Option<(&mut [f32], usize)>,
     ) {
-        let row_bytes = RowFormat::F16.bytes(self.head_dim);
         assert_eq!(queries.len(), self.num_heads * self.head_dim, "one query per head");
         assert!(runs.iter().all(|rows| rows.keys.len() == rows.values.len()));
+        if queries.is_empty() {
+            return;
+        }
         let queries = GroupQueries { queries, head_dim: self.head_dim };
-        let mut rows = runs.iter().flat_map(|rows| {
-            rows.keys.chunks_exact(row_bytes).zip(rows.values.chunks_exact(row_bytes))
-        });
+        let mut next = Runs { runs, row: 0, row_bytes: RowFormat::F16.bytes(self.head_dim) };
         let mut first = 0;
         loop {
-            let mut tile = [&[][..]; TILE];
+            let mut tile = next;
             let mut count = 0;
-            for (value, (key, bytes)) in tile.iter_mut().zip(rows.by_ref()) {
-                RowFormat::F16.dot(level, queries, key, &mut self.scores[count..], TILE);
-                *value = bytes;
-                count += 1;
+            while let Some(rows) = next.take(TILE - count) {
+                let (vectors, soon) = (VectorList::Beside(rows.keys), next.soon().keys);
+                let scored = ScoredVectors { queries, vectors, soon: VectorList::Beside(soon) };
+                RowFormat::F16.score(level, scored, &mut self.scores[count..], TILE);
+                count += next.num_rows(rows);
             }
             if count == 0 {
                 return;
@@ -126,7 +130,16 @@ impl GroupSum {
                     scores[head * *stride + first..][..count].copy_from_slice(&tile[..count]);
                 }
             }
-            self.sum_tile(level, RowFormat::F16, &tile[..count]);
+            self.weigh(level, count);
+            let mut at = 0;
+            while let Some(rows) = tile.take(TILE - at) {
+                let (vectors, soon) = (VectorList::Beside(rows.values), tile.soon().values);
+                let soon = VectorList::Beside(soon);
+                let weights = &self.scores[at..];
+                let summed = WeightedRows { vectors, soon, weights, stride: TILE };
+                RowFormat::F16.weighted_sum(level, summed, &mut self.weighted);
+                at += tile.num_rows(rows);
+            }
             first += count;
         }
     }
@@ -178,7 +191,7 @@ impl GroupSum {
         level: Level,
         layout: RowLayout,
         first: usize,
-        rows: &[&[u8]],
+        (rows, soon): (&[&[u8]], &[&[u8]]),
         scores: HostScores<'_>,
     ) {
         match scores {
@@ -191,10 +204,9 @@ impl GroupSum {
             HostScores::Exact { queries, taken } => {
                 let format = layout.key.expect("rows that are re-scored carry their keys");
                 let queries = GroupQueries { queries, head_dim: self.head_dim };
-                for (slot, row) in rows.iter().enumerate() {
-                    let key = &row[..layout.key_bytes()];
-                    format.dot(level, queries, key, &mut self.scores[slot..], TILE);
-                }
+                let [vectors, soon] = [rows, soon].map(|rows| VectorList::InRows { rows, at: 0 });
+                let scored = ScoredVectors { queries, vectors, soon };
+                format.score(level, scored, &mut self.scores, TILE);
                 let Some((taken, stride)) = taken else { return };
                 for (head, tile) in self.scores.chunks_exact_mut(TILE).enumerate() {
                     let taken = &taken[head * stride + first..][..rows.len()];
@@ -206,24 +218,13 @@ impl GroupSum {
         }
     }
 
-    /// Takes in a tile of values whose scores are there: first the maximum of all of them, so that what
-    /// was summed before is rescaled once, then the values under their weights.
-    fn sum_tile(&mut self, level: Level, format: RowFormat, values: &[&[u8]]) {
-        if values.is_empty() || self.num_heads == 0 {
-            return;
-        }
-        self.weigh(level, values.len());
-        let rows = WeightedRows { vectors: values, weights: &self.scores, stride: TILE };
-        format.weighted_sum(level, rows, &mut self.weighted);
-    }
-
     /// Turns the first `count` scores of every head into weights relative to the new maximum, and
     /// rescales what was summed before.
     fn weigh(&mut self, level: Level, count: usize) {
         for head in 0..self.num_heads {
             let scores = &mut self.scores[head * TILE..][..count];
             let old = self.max[head];
-            // `f32::max` drops a NaN; it comes back through the weights.
+            // A NaN that is passed over comes back through the weights.
             let new = largest(scores).max(old);
             if new > old && old != f32::NEG_INFINITY {
                 let scale = exp_weight(old - new);
@@ -282,31 +283,84 @@ impl HostTiles<'_> {
             if next < end {
                 continue;
             }
+            let soon = &later[..later.len().min(TILE)];
             if partial.is_empty() {
-                self.add_tile(first, now);
+                self.add_tile(first, now, soon);
             } else {
-                self.add_tile(first, &partial.chunks_exact(row_bytes).collect::<Vec<_>>());
+                self.add_tile(first, &partial.chunks_exact(row_bytes).collect::<Vec<_>>(), soon);
                 partial.clear();
             }
         }
         next
     }
 
-    fn add_tile(&mut self, first: usize, rows: &[&[u8]]) {
-        let mut values = [&[][..]; TILE];
-        let key_bytes = self.layout.key_bytes();
-        self.sum.score_host_rows(self.level, self.layout, first, rows, self.scores);
-        values.iter_mut().zip(rows).for_each(|(value, row)| *value = &row[key_bytes..]);
-        self.sum.sum_tile(self.level, self.layout.value, &values[..rows.len()]);
+    /// Takes in a tile whose first row is the `first` of the list: first the maximum of all its scores, so that what was
+    /// summed before is rescaled once, then the values under their weights.
+    fn add_tile(&mut self, first: usize, rows: &[&[u8]], soon: &[&[u8]]) {
+        let Self { ref mut sum, level, layout, scores, .. } = *self;
+        if sum.num_heads == 0 {
+            return;
+        }
+        sum.score_host_rows(level, layout, first, (rows, soon), scores);
+        sum.weigh(level, rows.len());
+        let at = layout.key_bytes();
+        let [vectors, soon] = [rows, soon].map(|rows| VectorList::InRows { rows, at });
+        let summed = WeightedRows { vectors, soon, weights: &sum.scores, stride: TILE };
+        layout.value.weighted_sum(level, summed, &mut sum.weighted);
     }
 }
 
-/// The largest of the scores, minus infinity of none, in eight chains that do not wait for each other.
-fn largest(scores: &[f32]) -> f32 {
-    let (eights, rest) = scores.as_chunks::<8>();
-    let mut largest = [f32::NEG_INFINITY; 8];
-    for eight in eights {
-        largest.iter_mut().zip(eight).for_each(|(largest, score)| *largest = largest.max(*score));
+/// Resident rows in the order of their runs, from one of them on.
+#[derive(Clone, Copy)]
+struct Runs<'a> {
+    runs: &'a [ResidentRows<'a>],
+    /// Rows of the first run that were taken.
+    row: usize,
+    row_bytes: usize,
+}
+
+impl<'a> Runs<'a> {
+    /// The next rows of one run, as many as are wanted at most; none where none are wanted or left.
+    fn take(&mut self, most: usize) -> Option<ResidentRows<'a>> {
+        while let Some((&run, rest)) = self.runs.split_first() {
+            let (first, num_rows) = (self.row, self.num_rows(run));
+            if first == num_rows {
+                (self.runs, self.row) = (rest, 0);
+                continue;
+            }
+            self.row = num_rows.min(first + most);
+            let span = first * self.row_bytes..self.row * self.row_bytes;
+            let rows = ResidentRows { keys: &run.keys[span.clone()], values: &run.values[span] };
+            return (most > 0).then_some(rows);
+        }
+        None
     }
-    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+
+    /// What comes after what was taken, a tile at most.
+    fn soon(mut self) -> ResidentRows<'a> {
+        self.take(TILE).unwrap_or(ResidentRows { keys: &[], values: &[] })
+    }
+
+    fn num_rows(&self, rows: ResidentRows<'_>) -> usize {
+        rows.keys.len() / self.row_bytes
+    }
+}
+
+/// The largest of the scores, minus infinity of none; NaN is passed over.
+fn largest(scores: &[f32]) -> f32 {
+    /// Chains that do not wait for each other.
+    const LANES: usize = 16;
+    // What processors have an instruction for, which is not `f32::max`.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &score)| *lane = larger(*lane, score));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, &score)| *lane = larger(*lane, score));
+    for half in [8, 4, 2, 1] {
+        let (low, high) = lanes.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, &mut high)| *low = larger(*low, high));
+    }
+    lanes[0]
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use heterokv_quant::{GroupSize, Level, RowFormat, WeightedRows};
+use heterokv_quant::{GroupSize, Level, RowFormat, VectorList, WeightedRows};
 use heterokv_testkit::{Inputs, Tolerance, compare};
 use rayon::ThreadPool;
 
@@ -171,7 +171,8 @@ impl<'a> Walk<'a> {
         vectors
             .extend(self.picked.iter().map(|i| &rows[(position + i) * row_bytes..][..row_bytes]));
         sums.fill(0.0);
-        let rows = WeightedRows { vectors, weights: &self.weights, stride: SUM_ROWS };
+        let (vectors, soon) = (VectorList::InRows { rows: vectors, at: 0 }, VectorList::NONE);
+        let rows = WeightedRows { vectors, soon, weights: &self.weights, stride: SUM_ROWS };
         self.format.weighted_sum(self.level, rows, sums);
     }
 

@@ -30,5 +30,8 @@ pub use keys::{
     TokenRule,
 };
 pub use rotation::Rotation;
-pub use rows::{GroupQueries, PageRows, RowFormat, RowLayout, RowRun, RowSource, WeightedRows};
+pub use rows::{
+    GroupQueries, PageRows, RowFormat, RowLayout, RowRun, RowSource, ScoredVectors, VectorList,
+    WeightedRows,
+};
 pub use simd::Level;

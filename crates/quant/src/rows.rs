@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use half::f16;
 
+pub use self::list::VectorList;
 use crate::grouped::{GroupSize, Grouped};
 use crate::saturate::to_f16;
 use crate::simd::prefetch::prefetch as request;
@@ -107,31 +108,30 @@ impl RowFormat {
         }
     }
 
-    /// Dot products of the queries with one vector, into `out[head · stride]` for each of the heads.
-    /// Accumulates in f32. No queries, or a vector without elements: nothing is written.
+    /// Dot products of the queries with every vector, that of a head and the i-th vector into `out[head · stride + i]`.
+    /// Accumulates in f32; a product does not depend on what else is in the list, to the bit. No queries, no vectors, or
+    /// vectors without elements: nothing is written.
     ///
     /// # Panics
-    /// When the queries are not whole rows of the vector's length or `out` is too short.
-    pub fn dot(
-        self,
-        level: Level,
-        queries: GroupQueries<'_>,
-        bytes: &[u8],
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        let GroupQueries { queries, head_dim } = queries;
-        assert_eq!(bytes.len(), self.bytes(head_dim), "one vector");
-        assert!(queries.len().is_multiple_of(head_dim), "queries of the vector's length");
-        if queries.is_empty() {
-            return;
-        }
+    /// When the queries are not whole rows of the vectors' length, a vector is of another length, or `out` is too short.
+    pub fn score(self, level: Level, rows: ScoredVectors<'_>, out: &mut [f32], stride: usize) {
+        let ScoredVectors { queries: GroupQueries { queries, head_dim }, vectors, soon } = rows;
+        let num_bytes = self.bytes(head_dim);
+        let lists = (vectors, soon);
         match self {
-            Self::F16 => simd::dot_f16(level, queries, bytes, out, stride),
-            Self::Int8 => simd::dot_int8(level, queries, bytes, out, stride),
+            Self::F16 | Self::Int8 if !vectors::have_form(level) => {
+                assert!(queries.len().is_multiple_of(head_dim), "queries of the vectors' length");
+                let dots = if self == Self::F16 { simd::dot_f16 } else { simd::dot_int8 };
+                let count = if queries.is_empty() { 0 } else { vectors.count(num_bytes) };
+                for i in 0..count {
+                    dots(level, queries, vectors.get(i, num_bytes), &mut out[i..], stride);
+                }
+            }
+            Self::F16 => vectors::score(level, F16 { head_dim }, queries, lists, out, stride),
+            Self::Int8 => vectors::score(level, Int8 { head_dim }, queries, lists, out, stride),
             Self::Int4 { group } => {
                 let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
-                vectors::score(level, vector, queries, bytes, out, stride);
+                vectors::score(level, vector, queries, lists, out, stride);
             }
         }
     }
@@ -156,7 +156,8 @@ impl RowFormat {
             Self::Int8 => simd::add_scaled_int8(level, weights, bytes, sums),
             Self::Int4 { group } => {
                 let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
-                vectors::weighted_sum(level, vector, &[bytes], weights, 1, sums);
+                let lists = (VectorList::Beside(bytes), VectorList::NONE);
+                vectors::weighted_sum(level, vector, lists, weights, 1, sums);
             }
         }
     }
@@ -168,32 +169,36 @@ impl RowFormat {
     /// # Panics
     /// When a vector is not of `sums`' `head_dim`, or the weights are not rows of a weight for each.
     pub fn weighted_sum(self, level: Level, rows: WeightedRows<'_>, sums: &mut [f32]) {
-        let WeightedRows { vectors, weights, stride } = rows;
-        if vectors.is_empty() || sums.is_empty() {
+        let WeightedRows { vectors, soon, weights, stride } = rows;
+        if vectors.is_empty() || weights.is_empty() || sums.is_empty() {
             return;
         }
-        assert!(stride >= vectors.len() && weights.len().is_multiple_of(stride), "rows of weights");
-        let num_heads = weights.len() / stride;
+        assert!(stride > 0, "a weight for each vector");
+        let num_heads = weights.len().div_ceil(stride);
         assert!(sums.len().is_multiple_of(num_heads), "one row of sums per row of weights");
         let head_dim = sums.len() / num_heads;
+        let count = vectors.count(self.bytes(head_dim));
+        assert!(stride >= count, "a weight for each vector");
+        let lists = (vectors, soon);
         match self {
             Self::F16 | Self::Int8 if !vectors::have_form(level) => {
                 let mut of_heads = vec![0.0; num_heads];
-                for (i, bytes) in vectors.iter().enumerate() {
+                for i in 0..count {
                     let column = weights.iter().skip(i).step_by(stride);
                     of_heads.iter_mut().zip(column).for_each(|(weight, &of_row)| *weight = of_row);
+                    let bytes = vectors.get(i, self.bytes(head_dim));
                     self.add_scaled(level, &of_heads, bytes, sums);
                 }
             }
             Self::F16 => {
-                vectors::weighted_sum(level, F16 { head_dim }, vectors, weights, stride, sums);
+                vectors::weighted_sum(level, F16 { head_dim }, lists, weights, stride, sums);
             }
             Self::Int8 => {
-                vectors::weighted_sum(level, Int8 { head_dim }, vectors, weights, stride, sums);
+                vectors::weighted_sum(level, Int8 { head_dim }, lists, weights, stride, sums);
             }
             Self::Int4 { group } => {
                 let vector = Integers::<4>::new(Grouped::new(4, head_dim, group));
-                vectors::weighted_sum(level, vector, vectors, weights, stride, sums);
+                vectors::weighted_sum(level, vector, lists, weights, stride, sums);
             }
         }
     }
@@ -208,12 +213,26 @@ pub struct GroupQueries<'a> {
     pub head_dim: usize,
 }
 
+/// Vectors to be scored, and the queries that score them.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoredVectors<'a> {
+    /// The queries.
+    pub queries: GroupQueries<'a>,
+    /// Vectors of one format.
+    pub vectors: VectorList<'a>,
+    /// Vectors of the same format that are wanted next: the memory is asked for them meanwhile.
+    pub soon: VectorList<'a>,
+}
+
 /// Vectors to be summed, and the weights that the heads give them.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightedRows<'a> {
     /// Vectors of one format: those of selected rows, or of all rows of a page.
-    pub vectors: &'a [&'a [u8]],
-    /// `[num_heads, stride]`: the weight of the i-th vector is `weights[head · stride + i]`.
+    pub vectors: VectorList<'a>,
+    /// Vectors of the same format that are wanted next: the memory is asked for them meanwhile.
+    pub soon: VectorList<'a>,
+    /// `[num_heads, stride]`, the last row as short as the vectors are few: the weight of the i-th vector is
+    /// `weights[head · stride + i]`.
     pub weights: &'a [f32],
     /// From one head's weights to the next; at least the number of vectors.
     pub stride: usize,
@@ -387,5 +406,6 @@ pub fn page_spans(positions: &[u32], page_size: u32) -> impl Iterator<Item = (u3
     })
 }
 
+mod list;
 #[cfg(test)]
 mod tests;

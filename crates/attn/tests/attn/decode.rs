@@ -10,7 +10,7 @@ use heterokv_quant::{GroupSize, Level, PageRows, RowFormat, RowLayout, RowSource
 use heterokv_testkit::{Controls, Inputs, Mismatch, Sabotage, Tolerance, compare};
 use proptest::prelude::*;
 
-const NUM_ROWS: [usize; 6] = [0, 1, 127, 128, 129, 300];
+const NUM_ROWS: [usize; 8] = [0, 1, 63, 64, 65, 128, 129, 300];
 const HEAD_DIMS: [usize; 5] = [8, 16, 64, 80, 128];
 const MAX_HEADS: usize = 9;
 

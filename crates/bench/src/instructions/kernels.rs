@@ -5,7 +5,8 @@ use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows, reference};
 use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
 use heterokv_quant::{
-    FitInput, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows, WeightedRows,
+    FitInput, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows, VectorList,
+    WeightedRows,
 };
 use heterokv_testkit::Inputs;
 
@@ -141,7 +142,8 @@ impl Values {
 impl Kernel for Values {
     fn run(&mut self, level: Level) {
         let mut sums = vec![0.0; self.sums.len()];
-        let rows = WeightedRows { vectors: &self.rows(), weights: &self.weights, stride: TOKENS };
+        let (vectors, soon) = (VectorList::Beside(&self.rows), VectorList::NONE);
+        let rows = WeightedRows { vectors, soon, weights: &self.weights, stride: TOKENS };
         Self::FORMAT.weighted_sum(level, rows, &mut sums);
         self.sums = sums;
     }

@@ -2,7 +2,9 @@
 
 #![no_main]
 
-use heterokv_quant::{Error, GroupQueries, GroupSize, Level, RowFormat, RowLayout, WeightedRows};
+use heterokv_quant::{
+    Error, GroupQueries, GroupSize, Level, RowFormat, RowLayout, ScoredVectors, VectorList, WeightedRows,
+};
 use heterokv_quant_fuzz::{bytes, floats};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -33,15 +35,18 @@ fn read(input: &mut Unstructured<'_>) -> Result<()> {
     let mut out = vec![f32::NAN; head_dim];
     format.decode(&row, &mut out);
     for level in Level::available() {
-        let mut dots = vec![0.0; (num_heads * (1 + gap)).saturating_sub(gap)];
+        // The same row three times, with a gap between what belongs to two heads.
+        let stride = 3 + gap;
+        let vectors = VectorList::InRows { rows: &[&row[..]; 3], at: 0 };
+        let mut scores = vec![0.0; (num_heads * stride).saturating_sub(gap)];
         let of_group = GroupQueries { queries: &queries, head_dim };
-        format.dot(level, of_group, &row, &mut dots, 1 + gap);
+        let rows = ScoredVectors { queries: of_group, vectors, soon: VectorList::Beside(&row) };
+        format.score(level, rows, &mut scores, stride);
         let mut sums = queries.clone();
         format.add_scaled(level, &weights, &row, &mut sums);
-        // The same row three times, under the same weights with a gap between those of two heads.
-        let stride = 3 + gap;
         let spread: Vec<f32> = weights.iter().flat_map(|&x| vec![x; stride]).collect();
-        let rows = WeightedRows { vectors: &[&row[..]; 3], weights: &spread, stride };
+        let soon = VectorList::NONE;
+        let rows = WeightedRows { vectors, soon, weights: &spread, stride };
         format.weighted_sum(level, rows, &mut sums);
     }
     Ok(())

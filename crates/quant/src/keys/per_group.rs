@@ -4,6 +4,7 @@ use super::PreparedQueries;
 use super::codec::Codec;
 use crate::Level;
 use crate::grouped::Grouped;
+use crate::rows::VectorList;
 use crate::simd::vectors::{self, Integers};
 
 #[derive(Clone, Debug)]
@@ -40,6 +41,7 @@ impl Codec for PerGroup {
         stride: usize,
     ) {
         let (rows, queries) = (self.rows, prepared.queries());
+        let codes = (VectorList::Beside(codes), VectorList::NONE);
         match rows.bits() {
             2 => vectors::score(level, Integers::<2>::new(rows), queries, codes, out, stride),
             3 => vectors::score(level, Integers::<3>::new(rows), queries, codes, out, stride),

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use super::codec::Codec;
 use super::{ChannelCodes, FrameCodes, PreparedQueries, QueryFrame};
 use crate::Level;
+use crate::rows::VectorList;
 use crate::saturate::{from_fp8, to_bf16, to_f16, to_fp8};
 use crate::simd::f16_keys;
 use crate::simd::vectors::{self, Bf16, Fp8};
@@ -67,12 +68,13 @@ impl Codec for Plain {
         stride: usize,
     ) {
         let (queries, head_dim) = (prepared.queries(), self.head_dim);
+        let lists = (VectorList::Beside(codes), VectorList::NONE);
         match self.float {
             Float::F16 => {
                 f16_keys::score(level, queries, head_dim, codes, num_tokens, out, stride);
             }
-            Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, codes, out, stride),
-            Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, codes, out, stride),
+            Float::Bf16 => vectors::score(level, Bf16 { head_dim }, queries, lists, out, stride),
+            Float::Fp8 => vectors::score(level, Fp8 { head_dim }, queries, lists, out, stride),
         }
     }
 

@@ -96,11 +96,10 @@ fn the_bound_is_reached_and_so_can_fail() {
 }
 
 #[test]
-fn dots_and_sums_are_those_of_f64_on_every_level() {
+fn added_vectors_are_those_of_f64_on_every_level() {
     for (seed, &head_dim) in HEAD_DIMS.iter().enumerate() {
         let mut inputs = Inputs::new(100 + seed as u64);
         for num_heads in [1, 2, 3, 4, 5, 8, 9] {
-            let queries = inputs.gaussian_rows(num_heads, head_dim, 1.0);
             let start = inputs.gaussian_rows(num_heads, head_dim, 1.0);
             let weights = inputs.gaussian_rows(1, num_heads, 1.0);
             let x = inputs.gaussian_rows(1, head_dim, 2.0);
@@ -112,30 +111,6 @@ fn dots_and_sums_are_those_of_f64_on_every_level() {
                     decoded(format, &bytes, head_dim).iter().map(|&x| x.into()).collect();
                 let label = format!("{format} {level} {num_heads} heads of {head_dim}");
                 let seed = inputs.seed();
-                // One rounding per product and sum of terms of at most `size`.
-                let size: f64 = exact.iter().map(|x| 6.0 * x.abs()).sum();
-                let absolute = f64::from(f32::EPSILON) * (head_dim as f64 + 2.0) * size;
-                let tolerance = Tolerance { absolute, relative: 0.0 };
-
-                let stride = 3;
-                let mut out = Guarded::<f32>::new((num_heads - 1) * stride + 1);
-                format.dot(
-                    level,
-                    GroupQueries { queries: &queries, head_dim },
-                    &bytes,
-                    out.payload_mut(),
-                    stride,
-                );
-                let out = out.check_bands().unwrap();
-                let dots: Vec<f32> = out.iter().copied().step_by(stride).collect();
-                let written = out.iter().filter(|x| !x.is_nan()).count();
-                assert_eq!(written, num_heads, "{label} writes one value per head");
-                let dot = |q: &[f32]| -> f64 {
-                    q.iter().zip(&exact).map(|(&q, x)| f64::from(q) * x).sum()
-                };
-                let expected: Vec<f64> = queries.chunks_exact(head_dim).map(dot).collect();
-                assert_close(&label, seed, &dots, &expected, tolerance);
-
                 let mut sums = Guarded::<f32>::new(num_heads * head_dim);
                 sums.payload_mut().copy_from_slice(&start);
                 format.add_scaled(level, &weights, &bytes, sums.payload_mut());
@@ -151,6 +126,69 @@ fn dots_and_sums_are_those_of_f64_on_every_level() {
                 if num_heads == 9 && head_dim == 64 {
                     Controls { num_heads, head_dim }
                         .assert_rejects(sums, |sums| compare(sums, &expected, tolerance));
+                }
+            }
+        }
+    }
+}
+
+/// Vectors side by side, and each in a row between bytes of others.
+fn beside_and_in_rows(vectors: &[u8], num_bytes: usize) -> (Vec<u8>, usize) {
+    let rows =
+        vectors.chunks_exact(num_bytes).flat_map(|x| [&[0x7B; 5][..], x, &[0xFE; 3]].concat());
+    (rows.collect(), num_bytes + 8)
+}
+
+#[test]
+fn scores_are_those_of_f64_wherever_the_vectors_lie() {
+    for (seed, &head_dim) in HEAD_DIMS.iter().chain(&[130]).enumerate() {
+        let mut inputs = Inputs::new(100 + seed as u64);
+        for (num_heads, format) in (1..=9).flat_map(|n| FORMATS.map(|f| (n, f))) {
+            for count in [0, 1, 3, 4, 5, 64, 130] {
+                let queries = inputs.gaussian_rows(num_heads, head_dim, 1.0);
+                let x = inputs.gaussian_rows(count, head_dim, 2.0);
+                let bytes: Vec<u8> =
+                    x.chunks_exact(head_dim).flat_map(|x| encoded(format, x)).collect();
+                let num_bytes = format.bytes(head_dim);
+                let exact: Vec<f64> = bytes
+                    .chunks_exact(num_bytes)
+                    .flat_map(|bytes| decoded(format, bytes, head_dim))
+                    .map(f64::from)
+                    .collect();
+                let products = queries.chunks_exact(head_dim).flat_map(|q| {
+                    let product =
+                        |x: &[f64]| q.iter().zip(x).map(|(&q, x)| f64::from(q) * x).sum::<f64>();
+                    exact.chunks_exact(head_dim).map(product).collect::<Vec<_>>()
+                });
+                let expected: Vec<f64> = products.collect();
+                // One rounding per product and sum, of terms below 6 deviations times 12.
+                let absolute =
+                    f64::from(f32::EPSILON) * (head_dim as f64 + 2.0) * head_dim as f64 * 12.0;
+                let tolerance = Tolerance { absolute, relative: 0.0 };
+                let (in_rows, row_bytes) = beside_and_in_rows(&bytes, num_bytes);
+                let rows: Vec<&[u8]> = in_rows.chunks_exact(row_bytes).collect();
+                let lists = [VectorList::Beside(&bytes), VectorList::InRows { rows: &rows, at: 5 }];
+                let stride = count + 2;
+                for level in Level::available() {
+                    let label = format!("{format} {level} {num_heads} heads of {head_dim}");
+                    let scores = lists.map(|vectors| {
+                        let mut out = Guarded::<f32>::new((num_heads - 1) * stride + count);
+                        let queries = GroupQueries { queries: &queries, head_dim };
+                        let rows = ScoredVectors { queries, vectors, soon: lists[0] };
+                        format.score(level, rows, out.payload_mut(), stride);
+                        let out = out.check_bands().unwrap();
+                        let written = out.iter().filter(|x| !x.is_nan()).count();
+                        assert_eq!(written, num_heads * count, "{label}: gaps stay as they were");
+                        out.chunks(stride).flat_map(|of| of[..count].to_vec()).collect::<Vec<_>>()
+                    });
+                    assert_eq!(scores[0], scores[1], "{label}: where they lie changes no bit");
+                    if count > 0 {
+                        assert_close(&label, inputs.seed(), &scores[0], &expected, tolerance);
+                    }
+                    if (num_heads, head_dim, count) == (9, 64, 64) {
+                        Controls { num_heads, head_dim: count }
+                            .assert_rejects(&scores[0], |out| compare(out, &expected, tolerance));
+                    }
                 }
             }
         }
@@ -182,7 +220,9 @@ fn every_half_and_every_code_is_widened_exactly() {
                 }
                 let mut dot = [f32::INFINITY];
                 let queries = GroupQueries { queries: &[1.0; 8], head_dim: 8 };
-                format.dot(level, queries, &one, &mut dot, 1);
+                let vectors = VectorList::Beside(&one);
+                let rows = ScoredVectors { queries, vectors, soon: VectorList::NONE };
+                format.score(level, rows, &mut dot, 1);
                 assert!(dot[0] == *x || (dot[0].is_nan() && x.is_nan()), "{format} {level}: {x}");
             }
         }
@@ -233,7 +273,9 @@ fn selected_rows_and_whole_pages_are_summed_under_the_weights_of_every_head() {
                 for level in Level::available() {
                     let mut sums = Guarded::<f32>::new(num_heads * head_dim);
                     sums.payload_mut().copy_from_slice(&start);
-                    let rows = WeightedRows { vectors: &vectors, weights: &weights, stride };
+                    let in_rows = VectorList::InRows { rows: &vectors, at: 0 };
+                    let rows =
+                        WeightedRows { vectors: in_rows, soon: in_rows, weights: &weights, stride };
                     format.weighted_sum(level, rows, sums.payload_mut());
                     let sums = sums.check().unwrap();
                     let label = format!("{format} {level} {num_heads} heads of {head_dim}");
@@ -304,13 +346,17 @@ fn no_heads_and_no_elements_change_nothing() {
             for level in Level::available() {
                 let mut out = [7.0; 5];
                 let queries = GroupQueries { queries: &values, head_dim };
-                format.dot(level, queries, &bytes, &mut out, 2);
+                let (vectors, soon) = (VectorList::Beside(&bytes), VectorList::NONE);
+                format.score(level, ScoredVectors { queries, vectors, soon }, &mut out, 2);
+                let one = GroupQueries { queries: &[1.0; 8], head_dim: 8 };
+                let rows = ScoredVectors { queries: one, vectors: soon, soon };
+                format.score(level, rows, &mut out, 2);
                 assert_eq!(out, [7.0; 5], "{format} {level} {num_heads} {head_dim}");
                 format.add_scaled(level, &vec![1.0; num_heads], &bytes, &mut values.clone());
                 let weights = vec![1.0; num_heads];
-                let rows = WeightedRows { vectors: &[&bytes], weights: &weights, stride: 1 };
+                let rows = WeightedRows { vectors, soon, weights: &weights, stride: 1 };
                 format.weighted_sum(level, rows, &mut values.clone());
-                let rows = WeightedRows { vectors: &[], weights: &[], stride: 0 };
+                let rows = WeightedRows { vectors: soon, soon, weights: &[], stride: 0 };
                 format.weighted_sum(level, rows, &mut out);
                 assert_eq!(out, [7.0; 5]);
             }

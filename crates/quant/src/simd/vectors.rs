@@ -3,9 +3,11 @@
 //! The query heads of a group share the keys and values of one KV head, so both kernels read and convert
 //! a vector once for all of them:
 //!
-//! - [`score`] keeps a group's sums of products in registers along one vector;
+//! - [`score`] keeps a group's sums of products with a few vectors in registers, along those vectors;
 //! - [`weighted_sum`] keeps some channels of a group's sums in registers along a run of vectors. The
 //!   vectors are read again for the next channels, from the first-level cache, where a run should fit.
+//!
+//! Both ask the memory for the vectors that come next (`soon`), a few for every few that they are done with.
 //!
 //! What lies in the bytes is a [`Vector`]: it hands out eight values at a time, or sixteen. The kernels are written
 //! once per instruction set, the formats once for both (`formats`, `grouped`).
@@ -31,6 +33,7 @@ pub(crate) use formats::{Bf16, F16, Fp8, Int8};
 pub(crate) use grouped::Integers;
 
 use crate::Level;
+use crate::rows::VectorList;
 
 /// Values per chunk: the lanes of a vector register.
 const LANES: usize = 8;
@@ -86,34 +89,36 @@ pub(crate) fn have_form(level: Level) -> bool {
     level == Level::SCALAR
 }
 
-/// `out[head · stride + i] = queries[head] · vector i` for `queries [num_heads, head_dim]` and the
-/// vectors that follow each other in `vectors`. Nothing is written for vectors of no values.
+/// `out[head · stride + i] = queries[head] · vector i` for `queries [num_heads, head_dim]`. A score does not depend on
+/// what else is in the list. Nothing is written for vectors of no values.
 ///
 /// # Panics
-/// When `out` is too short.
+/// When `out` is too short, or a vector has another length than its format.
 pub(crate) fn score<V: Vector>(
     level: Level,
     vector: V,
     queries: &[f32],
-    vectors: &[u8],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     out: &mut [f32],
     stride: usize,
 ) {
     let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
-    if head_dim == 0 || queries.is_empty() || vectors.is_empty() {
+    let count = vectors.count(num_bytes);
+    if head_dim == 0 || queries.is_empty() || count == 0 {
         return;
     }
-    let (num_heads, count) = (queries.len() / head_dim, vectors.len() / num_bytes);
-    assert!(queries.len().is_multiple_of(head_dim) && vectors.len().is_multiple_of(num_bytes));
+    let num_heads = queries.len() / head_dim;
+    assert!(queries.len().is_multiple_of(head_dim), "whole queries");
     assert!(out.len() >= (num_heads - 1) * stride + count, "a place for every score");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
-        unsafe { avx2::score(vector, queries, vectors, out, stride) };
+        unsafe { avx2::score(vector, queries, (vectors, soon), out, stride) };
         return;
     }
-    let _ = level;
-    for (i, bytes) in vectors.chunks_exact(num_bytes).enumerate() {
+    let _ = (level, soon);
+    for i in 0..count {
+        let bytes = vectors.get(i, num_bytes);
         for head in 0..num_heads {
             out[head * stride + i] = 0.0;
         }
@@ -134,34 +139,34 @@ pub(crate) fn score<V: Vector>(
 pub(crate) fn weighted_sum<V: Vector>(
     level: Level,
     vector: V,
-    vectors: &[&[u8]],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
-    let head_dim = vector.head_dim();
-    if sums.is_empty() || vectors.is_empty() {
+    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
+    let count = vectors.count(num_bytes);
+    if sums.is_empty() || count == 0 {
         return;
     }
     assert!(sums.len().is_multiple_of(head_dim), "whole rows of sums");
     let num_heads = sums.len() / head_dim;
-    assert!(weights.len() >= (num_heads - 1) * stride + vectors.len(), "a weight for each vector");
-    let num_bytes = vector.num_bytes();
-    assert!(vectors.iter().all(|bytes| bytes.len() == num_bytes), "vectors of the sums' length");
+    assert!(weights.len() >= (num_heads - 1) * stride + count, "a weight for each vector");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx512() {
-        // SAFETY: an AVX-512 level exists only where F, AVX2, FMA and F16C do; the lengths were just checked.
-        unsafe { avx512::weighted_sum(vector, vectors, weights, stride, sums) };
+        // SAFETY: an AVX-512 level exists only where F, AVX2, FMA and F16C do; the weights were just counted.
+        unsafe { avx512::weighted_sum(vector, (vectors, soon), weights, stride, sums) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the lengths were just checked.
-        unsafe { avx2::weighted_sum(vector, vectors, weights, stride, sums) };
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the weights were just counted.
+        unsafe { avx2::weighted_sum(vector, (vectors, soon), weights, stride, sums) };
         return;
     }
-    let _ = level;
-    for (i, bytes) in vectors.iter().enumerate() {
+    let _ = (level, soon);
+    for i in 0..count {
+        let bytes = vectors.get(i, num_bytes);
         for chunk in 0..head_dim.div_ceil(LANES) {
             let values = vector.eight(bytes, chunk);
             for (head, sums) in sums.chunks_exact_mut(head_dim).enumerate() {

@@ -3,28 +3,33 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, Vector};
-use crate::simd::lanes::{horizontal_sum, load, store};
+use crate::rows::VectorList;
+use crate::simd::lanes::{load, store};
 
-/// See [`super::score`].
+/// Vectors that are scored side by side.
+const VECTORS: usize = 4;
+
+/// See [`super::score`]. The sums of `G` heads with four vectors are twelve at most, so that they and two values stay in
+/// the sixteen registers.
 ///
 /// # Safety
 /// AVX2, FMA and F16C are available.
 pub(super) unsafe fn score<V: Vector>(
     vector: V,
     queries: &[f32],
-    vectors: &[u8],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     out: &mut [f32],
     stride: usize,
 ) {
-    for (batch, queries) in queries.chunks(4 * vector.head_dim()).enumerate() {
-        let out = &mut out[4 * batch * stride..];
+    for (batch, queries) in queries.chunks(3 * vector.head_dim()).enumerate() {
+        let out = &mut out[3 * batch * stride..];
+        let lists = (vectors, if batch == 0 { soon } else { VectorList::NONE });
         // SAFETY: as this function.
         unsafe {
             match queries.len() / vector.head_dim() {
-                1 => score_heads::<V, 1>(vector, queries, vectors, out, stride),
-                2 => score_heads::<V, 2>(vector, queries, vectors, out, stride),
-                3 => score_heads::<V, 3>(vector, queries, vectors, out, stride),
-                _ => score_heads::<V, 4>(vector, queries, vectors, out, stride),
+                1 => score_heads::<V, 1>(vector, queries, lists, out, stride),
+                2 => score_heads::<V, 2>(vector, queries, lists, out, stride),
+                _ => score_heads::<V, 3>(vector, queries, lists, out, stride),
             }
         }
     }
@@ -38,45 +43,72 @@ pub(super) unsafe fn score<V: Vector>(
 unsafe fn score_heads<V: Vector, const G: usize>(
     vector: V,
     queries: &[f32],
-    vectors: &[u8],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     out: &mut [f32],
     stride: usize,
 ) {
-    let head_dim = vector.head_dim();
-    let chunks = head_dim / LANES;
+    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
+    let (count, chunks) = (vectors.count(num_bytes), head_dim / LANES);
     let queries: [&[f32]; G] = std::array::from_fn(|g| &queries[g * head_dim..][..head_dim]);
     let query_chunks = queries.map(|query| query.as_chunks::<LANES>().0);
-    for (i, bytes) in vectors.chunks_exact(vector.num_bytes()).enumerate() {
-        let mut sums = [_mm256_setzero_ps(); G];
-        let mut chunk = 0;
-        while chunk + 4 <= chunks {
-            // SAFETY: `bytes` is one vector, which has these chunks.
-            let values = unsafe { vector.lanes::<4>(bytes, chunk) };
-            for (sum, query) in sums.iter_mut().zip(&query_chunks) {
-                for (k, &x) in values.iter().enumerate() {
-                    *sum = _mm256_fmadd_ps(load(&query[chunk + k]), x, *sum);
+    let query_rest = queries.map(|query| padded(&query[chunks * LANES..]));
+    for first in (0..count).step_by(VECTORS) {
+        let four: [&[u8]; VECTORS] =
+            std::array::from_fn(|i| vectors.get((first + i).min(count - 1), num_bytes));
+        soon.request(first..first + VECTORS, num_bytes);
+        let mut sums = [[_mm256_setzero_ps(); VECTORS]; G];
+        for chunk in (0..chunks / 2 * 2).step_by(2) {
+            for (i, bytes) in four.iter().enumerate() {
+                // SAFETY: `bytes` is one vector, which has these chunks.
+                let [x, y] = unsafe { vector.lanes::<2>(bytes, chunk) };
+                for (sums, query) in sums.iter_mut().zip(&query_chunks) {
+                    sums[i] = _mm256_fmadd_ps(load(&query[chunk]), x, sums[i]);
+                    sums[i] = _mm256_fmadd_ps(load(&query[chunk + 1]), y, sums[i]);
                 }
             }
-            chunk += 4;
         }
-        while chunk < chunks {
-            // SAFETY: `bytes` is one vector, which has this chunk.
-            let [x] = unsafe { vector.lanes::<1>(bytes, chunk) };
-            for (sum, query) in sums.iter_mut().zip(&query_chunks) {
-                *sum = _mm256_fmadd_ps(load(&query[chunk]), x, *sum);
+        if !chunks.is_multiple_of(2) {
+            for (i, bytes) in four.iter().enumerate() {
+                // SAFETY: `bytes` is one vector, which has this chunk.
+                let [x] = unsafe { vector.lanes::<1>(bytes, chunks - 1) };
+                for (sums, query) in sums.iter_mut().zip(&query_chunks) {
+                    sums[i] = _mm256_fmadd_ps(load(&query[chunks - 1]), x, sums[i]);
+                }
             }
-            chunk += 1;
-        }
-        for (g, sum) in sums.iter().enumerate() {
-            out[g * stride + i] = horizontal_sum(*sum);
         }
         if !head_dim.is_multiple_of(LANES) {
-            let rest = vector.eight(bytes, chunks);
-            for (g, query) in queries.iter().enumerate() {
-                let products = query[chunks * LANES..].iter().zip(rest).map(|(q, x)| q * x);
-                out[g * stride + i] += products.sum::<f32>();
+            for (i, bytes) in four.iter().enumerate() {
+                let x = load(&vector.eight(bytes, chunks));
+                for (sums, query) in sums.iter_mut().zip(&query_rest) {
+                    sums[i] = _mm256_fmadd_ps(load(query), x, sums[i]);
+                }
             }
         }
+        for (g, &[a, b, c, d]) in sums.iter().enumerate() {
+            let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let four = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
+            put(four, &mut out[g * stride + first..], count - first);
+        }
+    }
+}
+
+/// The values, then zeros.
+fn padded(values: &[f32]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    out[..values.len()].copy_from_slice(values);
+    out
+}
+
+/// Writes the first of four scores, as many as there are vectors left.
+#[inline]
+#[target_feature(enable = "avx")]
+fn put(four: __m128, out: &mut [f32], left: usize) {
+    let mut scores = [0.0; VECTORS];
+    // SAFETY: the array has the 16 bytes of this unaligned store.
+    unsafe { _mm_storeu_ps(scores.as_mut_ptr(), four) };
+    match out.first_chunk_mut() {
+        Some(out) if left >= VECTORS => *out = scores,
+        _ => out[..left].copy_from_slice(&scores[..left]),
     }
 }
 
@@ -88,24 +120,25 @@ unsafe fn score_heads<V: Vector, const G: usize>(
 /// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
 pub(super) unsafe fn weighted_sum<V: Vector>(
     vector: V,
-    vectors: &[&[u8]],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     for (batch, sums) in sums.chunks_mut(8 * vector.head_dim()).enumerate() {
         let weights = &weights[8 * batch * stride..];
+        let lists = (vectors, if batch == 0 { soon } else { VectorList::NONE });
         // SAFETY: as this function.
         unsafe {
             match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, 1, 4>(vector, vectors, weights, stride, sums),
-                2 => sum_heads::<V, 2, 4>(vector, vectors, weights, stride, sums),
-                3 => sum_heads::<V, 3, 2>(vector, vectors, weights, stride, sums),
-                4 => sum_heads::<V, 4, 2>(vector, vectors, weights, stride, sums),
-                5 => sum_heads::<V, 5, 2>(vector, vectors, weights, stride, sums),
-                6 => sum_heads::<V, 6, 2>(vector, vectors, weights, stride, sums),
-                7 => sum_heads::<V, 7, 1>(vector, vectors, weights, stride, sums),
-                _ => sum_heads::<V, 8, 1>(vector, vectors, weights, stride, sums),
+                1 => sum_heads::<V, 1, 4>(vector, lists, weights, stride, sums),
+                2 => sum_heads::<V, 2, 4>(vector, lists, weights, stride, sums),
+                3 => sum_heads::<V, 3, 2>(vector, lists, weights, stride, sums),
+                4 => sum_heads::<V, 4, 2>(vector, lists, weights, stride, sums),
+                5 => sum_heads::<V, 5, 2>(vector, lists, weights, stride, sums),
+                6 => sum_heads::<V, 6, 2>(vector, lists, weights, stride, sums),
+                7 => sum_heads::<V, 7, 1>(vector, lists, weights, stride, sums),
+                _ => sum_heads::<V, 8, 1>(vector, lists, weights, stride, sums),
             }
         }
     }
@@ -118,22 +151,24 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
     vector: V,
-    vectors: &[&[u8]],
+    (vectors, mut soon): (VectorList<'_>, VectorList<'_>),
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     let head_dim = vector.head_dim();
     let chunks = head_dim / LANES;
-    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
+    let count = vectors.count(vector.num_bytes());
+    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..count]);
     let mut chunk = 0;
     while chunk + C <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, C>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, G, C>(vector, (vectors, soon), weights, chunk, sums) };
+        soon = VectorList::NONE;
         chunk += C;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
+    unsafe { sum_rest::<V, G>(vector, (vectors, soon), weights, chunk, sums) };
 }
 
 /// The sums of `G` heads from chunk `chunk` on: chunk by chunk, then what is left.
@@ -143,7 +178,7 @@ unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     vector: V,
-    vectors: &[&[u8]],
+    (vectors, mut soon): (VectorList<'_>, VectorList<'_>),
     weights: [&[f32]; G],
     mut chunk: usize,
     sums: &mut [f32],
@@ -152,11 +187,14 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     let chunks = head_dim / LANES;
     while chunk < chunks {
         // SAFETY: as this function; this chunk lies within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, G, 1>(vector, (vectors, soon), weights, chunk, sums) };
+        soon = VectorList::NONE;
         chunk += 1;
     }
     if !head_dim.is_multiple_of(LANES) {
-        for (i, bytes) in vectors.iter().enumerate() {
+        let num_bytes = vector.num_bytes();
+        for i in 0..vectors.count(num_bytes) {
+            let bytes = vectors.get(i, num_bytes);
             let rest = vector.eight(bytes, chunks);
             for (sums, weights) in sums.chunks_exact_mut(head_dim).zip(weights) {
                 for (sum, x) in sums[chunks * LANES..].iter_mut().zip(rest) {
@@ -176,19 +214,21 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
     vector: V,
-    vectors: &[&[u8]],
+    (vectors, soon): (VectorList<'_>, VectorList<'_>),
     weights: [&[f32]; G],
     chunk: usize,
     sums: &mut [f32],
 ) {
-    let head_dim = vector.head_dim();
+    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
     let mut tile = [[_mm256_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
         for (sum, from) in row.iter_mut().zip(&sums.as_chunks::<LANES>().0[chunk..]) {
             *sum = load(from);
         }
     }
-    for (i, bytes) in vectors.iter().enumerate() {
+    for i in 0..vectors.count(num_bytes) {
+        let bytes = vectors.get(i, num_bytes);
+        soon.request(i..i + 1, num_bytes);
         // SAFETY: the vector has these chunks.
         let values = unsafe { vector.lanes::<C>(bytes, chunk) };
         for (row, weights) in tile.iter_mut().zip(&weights) {

@@ -139,7 +139,8 @@ impl Checked for Scores {
         for level in Level::available() {
             let stride = count + 3;
             let mut out = Guarded::<f32>::new((num_heads - 1) * stride + count);
-            score(level, case.vector, &queries, &case.bytes, out.payload_mut(), stride);
+            let lists = (VectorList::Beside(&case.bytes), VectorList::NONE);
+            score(level, case.vector, &queries, lists, out.payload_mut(), stride);
             let out = out.check_bands().expect("nothing outside is written");
             let written = out.iter().filter(|x| !x.is_nan()).count();
             assert_eq!(written, num_heads * count, "the gaps are left as they were");
@@ -147,6 +148,17 @@ impl Checked for Scores {
                 out.chunks(stride).flat_map(|row| &row[..count]).copied().collect();
             if let Err(mismatch) = compare(&scores, &expected, tolerance) {
                 panic!("{}", mismatch.at(case.label(level), case.inputs.seed()));
+            }
+            // What is beside a vector, and where it lies, changes no bit.
+            let vectors: Vec<&[u8]> = case.bytes.chunks_exact(case.vector.num_bytes()).collect();
+            for (i, pair) in vectors.chunks(2).enumerate() {
+                let list = VectorList::InRows { rows: pair, at: 0 };
+                let mut two = vec![f32::NAN; 2 * num_heads];
+                score(level, case.vector, &queries, (list, list), &mut two, 2);
+                for (head, two) in two.chunks(2).enumerate() {
+                    let of_head = &scores[head * count..][2 * i..][..pair.len()];
+                    assert_eq!(two[..pair.len()], *of_head, "{}", case.label(level));
+                }
             }
             if (head_dim, num_heads, count) == (64, 3, 17) {
                 Controls { num_heads: 3, head_dim: 17 }
@@ -183,13 +195,18 @@ impl Checked for Sums {
             largest = largest.max(terms.iter().map(|x| x.abs()).sum());
         }
         let tolerance = case.tolerance(largest, count);
-        // In falling order, as a selection of rows has gaps and another order in a store has none.
         let vectors: Vec<&[u8]> = case.bytes.chunks_exact(case.vector.num_bytes()).collect();
+        let in_rows = VectorList::InRows { rows: &vectors, at: 0 };
         for level in Level::available() {
             let mut sums = Guarded::<f32>::new(num_heads * head_dim);
             sums.payload_mut().copy_from_slice(&start);
-            weighted_sum(level, case.vector, &vectors, &weights, stride, sums.payload_mut());
+            let lists = (VectorList::Beside(&case.bytes), in_rows);
+            weighted_sum(level, case.vector, lists, &weights, stride, sums.payload_mut());
             let sums = sums.check().expect("nothing outside is written");
+            let mut of_rows = start.clone();
+            let lists = (in_rows, VectorList::Beside(&case.bytes));
+            weighted_sum(level, case.vector, lists, &weights, stride, &mut of_rows);
+            assert_eq!(of_rows, sums, "where vectors lie changes no bit: {}", case.label(level));
             if let Err(mismatch) = compare(sums, &expected, tolerance) {
                 panic!("{}", mismatch.at(case.label(level), case.inputs.seed()));
             }
@@ -211,12 +228,15 @@ fn nothing_to_sum_or_to_score_changes_nothing() {
     for level in Level::available() {
         let (bytes, vector) = ([0u8; 16], Bf16 { head_dim: 8 });
         let mut out = [7.0; 8];
-        score(level, vector, &[], &bytes, &mut out, 1);
-        score(level, vector, &[1.0; 8], &[], &mut out, 1);
-        score(level, Bf16 { head_dim: 0 }, &[], &[], &mut out, 1);
-        weighted_sum(level, vector, &[], &[], 1, &mut out);
-        weighted_sum(level, vector, &[&bytes], &[], 1, &mut []);
-        weighted_sum(level, Bf16 { head_dim: 0 }, &[&[]], &[1.0], 1, &mut []);
+        let (beside, none) = (VectorList::Beside(&bytes), VectorList::NONE);
+        let empty = Bf16 { head_dim: 0 };
+        let no_bytes = VectorList::InRows { rows: &[&[]], at: 0 };
+        score(level, vector, &[], (beside, beside), &mut out, 1);
+        score(level, vector, &[1.0; 8], (none, beside), &mut out, 1);
+        score(level, empty, &[], (no_bytes, none), &mut out, 1);
+        weighted_sum(level, vector, (none, beside), &[], 1, &mut out);
+        weighted_sum(level, vector, (beside, none), &[], 1, &mut []);
+        weighted_sum(level, empty, (no_bytes, none), &[1.0], 1, &mut []);
         assert_eq!(out, [7.0; 8]);
     }
 }
