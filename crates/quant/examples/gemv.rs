@@ -4,13 +4,15 @@
 //! cargo run --release -p heterokv-quant --example gemv [THREADS]
 //! ```
 //!
-//! Prints, per compute form: one decoding step over the shapes of a SmolLM2-135M layer stack (106 M
-//! weights), GB/s of weights read, and for prefill GFLOP/s. The best of several runs, as the machine
-//! may be shared. Every timed answer is compared with an f64 product of the same weights.
+//! Prints, per source type and compute form: one decoding step over the shapes of a SmolLM2-135M layer
+//! stack (106 M weights) and its output projection (28 M), GB/s of weights read, and for prefill GFLOP/s.
+//! The best of several runs, as the machine may be shared. Every timed answer is compared with an f64
+//! product of the same weights.
 #![expect(clippy::print_stdout, reason = "an example prints what it measures")]
 
 use std::time::Instant;
 
+use half::f16;
 use heterokv_quant::{
     Level,
     weights::{Activations, ComputeType, TensorType, WeightMatrix, gemv_many},
@@ -21,6 +23,7 @@ const LAYERS: usize = 30;
 const HIDDEN: usize = 576;
 const KV: usize = 192;
 const MLP: usize = 1536;
+const VOCABULARY: usize = 49152;
 const REPEATS: usize = 60;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -44,39 +47,60 @@ fn main() -> Outcome<()> {
     let level = Level::detect();
     println!("{num_threads} threads, level {level}");
     pool.install(|| {
-        for compute in [ComputeType::Q8, ComputeType::F16, ComputeType::F32] {
-            decode_step(compute, level)?;
+        for (ty, compute) in [
+            (TensorType::Q4_1, ComputeType::Q8),
+            (TensorType::F32, ComputeType::Q8),
+            (TensorType::F32, ComputeType::F16),
+            (TensorType::F32, ComputeType::F32),
+        ] {
+            decode_step(ty, compute, level)?;
         }
-        for compute in [ComputeType::Q8, ComputeType::F16, ComputeType::F32] {
+        for (ty, compute) in [
+            (TensorType::Q4_1, ComputeType::Q8),
+            (TensorType::F32, ComputeType::Q8),
+            (TensorType::F32, ComputeType::F16),
+            (TensorType::F32, ComputeType::F32),
+        ] {
             for (rows, cols) in [(HIDDEN, HIDDEN), (KV, HIDDEN), (MLP, HIDDEN), (HIDDEN, MLP)] {
-                prefill(compute, level, [rows, cols])?;
+                prefill(ty, compute, level, [rows, cols])?;
             }
-            prefill(compute, level, [4096, 4096])?;
+            prefill(ty, compute, level, [4096, 4096])?;
         }
         Ok(())
     })
 }
 
-/// Weights as a checkpoint would hold them: f32, uniform in ±0.05.
+/// Weights as a checkpoint would hold them, uniform in ±0.05: f32, or blocks of Q4_1.
 fn matrix(
     rng: &mut StdRng,
     shape: [usize; 2],
+    ty: TensorType,
     compute: ComputeType,
     level: Level,
 ) -> Outcome<WeightMatrix> {
-    let bytes: Vec<u8> = (0..shape[0] * shape[1])
-        .flat_map(|_| rng.random_range(-0.05f32..0.05).to_le_bytes())
-        .collect();
-    Ok(WeightMatrix::from_tensor(TensorType::F32, &bytes, shape, |row| row, compute, level)?)
+    let num_blocks = shape[0] * shape[1] / ty.block_len();
+    let mut bytes = Vec::with_capacity(num_blocks * ty.block_bytes());
+    for _ in 0..num_blocks {
+        match ty {
+            TensorType::Q4_1 => {
+                let step = rng.random_range(0.004f32..0.006);
+                bytes.extend(f16::from_f32(step).to_le_bytes());
+                bytes.extend(f16::from_f32(-7.5 * step).to_le_bytes());
+                bytes.extend(std::array::from_fn::<u8, 16, _>(|_| rng.random()));
+            }
+            _ => bytes.extend(rng.random_range(-0.05f32..0.05).to_le_bytes()),
+        }
+    }
+    Ok(WeightMatrix::from_tensor(ty, &bytes, shape, |row| row, compute, level)?)
 }
 
 fn vector(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
 }
 
-fn decode_step(compute: ComputeType, level: Level) -> Outcome<()> {
+fn decode_step(ty: TensorType, compute: ComputeType, level: Level) -> Outcome<()> {
     let mut rng = StdRng::seed_from_u64(1);
-    let mut make = |rows, cols| matrix(&mut rng, [rows, cols], compute, level);
+    let mut make = |rows, cols| matrix(&mut rng, [rows, cols], ty, compute, level);
     let mut layers = Vec::with_capacity(LAYERS);
     for _ in 0..LAYERS {
         layers.push(Layer {
@@ -92,12 +116,14 @@ fn decode_step(compute: ComputeType, level: Level) -> Outcome<()> {
     let parts = |l: &Layer| {
         [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(|m| (m.bytes(), m.rows() * m.cols()))
     };
-    let num_bytes: usize = layers.iter().flat_map(parts).map(|(bytes, _)| bytes).sum();
-    let num_weights: usize = layers.iter().flat_map(parts).map(|(_, weights)| weights).sum();
+    let output = make(VOCABULARY, HIDDEN)?;
+    let all = layers.iter().flat_map(parts).chain([(output.bytes(), output.rows() * HIDDEN)]);
+    let (num_bytes, num_weights) = all.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
 
     let (hidden, wide) = (vector(&mut rng, HIDDEN), vector(&mut rng, MLP));
     let [mut q, mut k, mut v, mut o] = [HIDDEN, KV, KV, HIDDEN].map(|len| vec![0.0; len]);
     let [mut gate, mut up, mut down] = [MLP, MLP, HIDDEN].map(|len| vec![0.0; len]);
+    let mut logits = vec![0.0; VOCABULARY];
     let mut best_s = f64::INFINITY;
     for _ in 0..REPEATS {
         let start = Instant::now();
@@ -111,6 +137,7 @@ fn decode_step(compute: ComputeType, level: Level) -> Outcome<()> {
             gemv_many(&x, &mut [(&layer.gate, &mut gate[..]), (&layer.up, &mut up[..])])?;
             layer.down.gemv(&wide, &mut down)?;
         }
+        output.gemv(&hidden, &mut logits)?;
         best_s = best_s.min(start.elapsed().as_secs_f64());
     }
     let mut worst = 0.0f64;
@@ -123,12 +150,13 @@ fn decode_step(compute: ComputeType, level: Level) -> Outcome<()> {
             (&layer.gate, &hidden, &gate),
             (&layer.up, &hidden, &up),
             (&layer.down, &wide, &down),
+            (&output, &hidden, &logits),
         ] {
             worst = worst.max(check(w, x, y)?);
         }
     }
     println!(
-        "decode {compute}: {:.1} M weights, {:.2} ms, {:.1} GB/s, worst error {worst:.1e}",
+        "decode {ty} as {compute}: {:.1} M weights, {:.2} ms, {:.1} GB/s, worst error {worst:.1e}",
         num_weights as f64 / 1e6,
         best_s * 1e3,
         num_bytes as f64 / best_s / 1e9,
@@ -136,9 +164,14 @@ fn decode_step(compute: ComputeType, level: Level) -> Outcome<()> {
     Ok(())
 }
 
-fn prefill(compute: ComputeType, level: Level, [rows, cols]: [usize; 2]) -> Outcome<()> {
+fn prefill(
+    ty: TensorType,
+    compute: ComputeType,
+    level: Level,
+    [rows, cols]: [usize; 2],
+) -> Outcome<()> {
     let mut rng = StdRng::seed_from_u64(2);
-    let w = matrix(&mut rng, [rows, cols], compute, level)?;
+    let w = matrix(&mut rng, [rows, cols], ty, compute, level)?;
     for n in [2, 8, 32, 512] {
         let x = vector(&mut rng, n * cols);
         let mut y = vec![0.0; n * rows];
@@ -153,7 +186,7 @@ fn prefill(compute: ComputeType, level: Level, [rows, cols]: [usize; 2]) -> Outc
             worst = worst.max(check(&w, &x[t * cols..][..cols], &y[t * rows..][..rows])?);
         }
         println!(
-            "prefill {compute}: [{rows}, {cols}] x {n}: {:.3} ms, {:.1} GFLOP/s, worst error {worst:.1e}",
+            "prefill {ty} as {compute}: [{rows}, {cols}] x {n}: {:.3} ms, {:.1} GFLOP/s, worst error {worst:.1e}",
             best_s * 1e3,
             2.0 * (n * rows * cols) as f64 / best_s / 1e9,
         );

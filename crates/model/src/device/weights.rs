@@ -75,7 +75,7 @@ impl MatrixRows for Rows<'_> {
         );
         let of_tensor = |source| Error::Weights { name: tensor.name.to_owned(), source };
         let rows = rows.map_err(of_tensor)?;
-        write_words(rows.stored(), form, codes, scales).map_err(|(block, value)| {
+        write_words(&rows.stored(), form, codes, scales).map_err(|(block, value)| {
             let row = first_row + block / (tensor.cols / DeviceMatrix::BLOCK);
             of_tensor(QuantError::WeightOverflow { row, value, compute: loader.compute })
         })
@@ -84,7 +84,7 @@ impl MatrixRows for Rows<'_> {
 
 /// Writes weights as words of a form; an offset that f16 does not hold, with its block, is refused.
 fn write_words(
-    stored: StoredWeights<'_>,
+    stored: &StoredWeights<'_>,
     form: WeightForm,
     codes: &mut [u32],
     scales: &mut [u32],
@@ -172,7 +172,7 @@ mod tests {
                 WeightMatrix::from_tensor(ty, &bytes, shape, |row| row, compute, Level::detect());
             let rows = rows.unwrap();
             let (mut codes, mut scales) = (vec![0; 2 * cols / 8], vec![0; 2 * cols / BLOCK]);
-            write_words(rows.stored(), WeightForm::Q4, &mut codes, &mut scales).unwrap();
+            write_words(&rows.stored(), WeightForm::Q4, &mut codes, &mut scales).unwrap();
             let actual = decoded(&codes, &scales);
             let mut held = vec![0.0; 2 * cols];
             held.chunks_exact_mut(cols).enumerate().for_each(|(i, out)| rows.row(i, out).unwrap());
@@ -193,10 +193,11 @@ mod tests {
     #[test]
     fn an_offset_beyond_f16_is_refused() {
         let scale = f16::from_f32(10_000.0);
-        let stored = StoredWeights::Q8 { codes: &[1; BLOCK], scales: &[scale], offsets: &[] };
+        let stored =
+            StoredWeights::Q8 { codes: vec![1; BLOCK], scales: vec![scale], offsets: Vec::new() };
         let (mut codes, mut scales) = ([0; 4], [0; 1]);
-        let refused = write_words(stored, WeightForm::Q4, &mut codes, &mut scales);
+        let refused = write_words(&stored, WeightForm::Q4, &mut codes, &mut scales);
         assert_eq!(refused, Err((0, -8.0 * scale.to_f32())));
-        write_words(stored, WeightForm::Q8, &mut [0; 8], &mut scales).unwrap();
+        write_words(&stored, WeightForm::Q8, &mut [0; 8], &mut scales).unwrap();
     }
 }

@@ -43,10 +43,12 @@ impl<'a> Activations<'a> {
 #[derive(Debug)]
 pub(crate) struct BlockVector {
     /// Codes `[cols padded to 32]`, in −32767..=32767; the padding is 0.
-    pub(crate) codes: Vec<i16>,
-    /// Scales `[num_blocks padded to 8]`; the padding is 0.
+    pub(crate) codes: Vec<[i16; BLOCK]>,
+    /// Scales `[num_blocks]`.
     pub(crate) scales: Vec<f32>,
-    /// `scale * sum of codes` of each block, `[num_blocks padded to 8]`; the padding is 0.
+    /// The sum of the codes of each block, `[num_blocks]`.
+    pub(crate) code_sums: Vec<i32>,
+    /// `scale * sum of codes` of each block, `[num_blocks]`.
     pub(crate) sums: Vec<f32>,
 }
 
@@ -54,12 +56,11 @@ impl BlockVector {
     /// Quantizes `x` `[cols]`. No columns: no blocks.
     pub(crate) fn quantize(level: Level, x: &[f32]) -> Self {
         let num_blocks = x.len().div_ceil(BLOCK);
-        // The kernels read scales in vectors of eight.
-        let padded = num_blocks.next_multiple_of(8);
         let mut this = Self {
-            codes: vec![0; num_blocks * BLOCK],
-            scales: vec![0.0; padded],
-            sums: vec![0.0; padded],
+            codes: vec![[0; BLOCK]; num_blocks],
+            scales: vec![0.0; num_blocks],
+            code_sums: vec![0; num_blocks],
+            sums: vec![0.0; num_blocks],
         };
         kernels::quantize_blocks(level, x, &mut this);
         this
@@ -81,18 +82,19 @@ mod tests {
             for len in [0, 1, 31, 32, 33, 255, 256, 257, 576] {
                 let x = wave(len);
                 let q = BlockVector::quantize(level, &x);
-                assert_eq!(q.codes.len(), len.next_multiple_of(BLOCK));
-                assert_eq!(q.scales.len() % 8, 0);
+                assert_eq!(q.codes.len(), len.div_ceil(BLOCK));
                 for (i, &value) in x.iter().enumerate() {
                     let scale = f64::from(q.scales[i / BLOCK]);
-                    let error = (f64::from(value) - scale * f64::from(q.codes[i])).abs();
+                    let error =
+                        (f64::from(value) - scale * f64::from(q.codes[i / BLOCK][i % BLOCK])).abs();
                     // The quotient is rounded twice before it is rounded to an integer: 32767 * 2⁻²³.
                     assert!(error <= scale * 0.505, "{level} {len} {i}: {error} {scale}");
                 }
-                assert!(q.codes[len..].iter().all(|&code| code == 0));
-                for (block, codes) in q.codes.chunks(BLOCK).enumerate() {
-                    let sum: f64 = codes.iter().map(|&c| f64::from(c)).sum();
-                    let expected = (f64::from(q.scales[block]) * sum) as f32;
+                assert!(q.codes.as_flattened()[len..].iter().all(|&code| code == 0));
+                for (block, codes) in q.codes.iter().enumerate() {
+                    let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
+                    assert_eq!(q.code_sums[block], sum, "{level} {len} {block}");
+                    let expected = (f64::from(q.scales[block]) * f64::from(sum)) as f32;
                     assert_eq!(q.sums[block], expected, "{level} {len} {block}");
                 }
             }
@@ -107,6 +109,7 @@ mod tests {
             let actual = BlockVector::quantize(level, &x);
             assert_eq!(actual.codes, expected.codes, "{level}");
             assert_eq!(actual.scales, expected.scales, "{level}");
+            assert_eq!(actual.code_sums, expected.code_sums, "{level}");
             assert_eq!(actual.sums, expected.sums, "{level}");
         }
     }
@@ -120,13 +123,13 @@ mod tests {
             x[70] = f32::NEG_INFINITY;
             x[100] = f32::from_bits(1);
             let q = BlockVector::quantize(level, &x);
-            assert_eq!(q.codes[0], 32767);
+            assert_eq!(q.codes[0][0], 32767);
             assert!((q.scales[0] / (f32::MAX / 32767.0) - 1.0).abs() < 1e-6);
             assert!(q.scales[1].is_nan() && q.sums[1].is_nan());
             assert!(q.scales[2].is_nan() && q.sums[2].is_nan());
             assert_eq!((q.scales[3], q.sums[3]), (0.0, 0.0));
             assert_eq!((q.scales[4], q.sums[4]), (0.0, 0.0));
-            assert!(q.codes[32..].iter().all(|&code| code == 0), "{level}");
+            assert!(q.codes[1..].iter().all(|&codes| codes == [0; BLOCK]), "{level}");
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn encode_row(
     bytes: &[u8],
     row: usize,
     scratch: &mut [f32],
-    out: Q8RowMut<'_>,
+    out: &mut Q8RowMut<'_>,
 ) -> Result<()> {
     let to_half = |value: f32| {
         let half = f16::from_f32(value);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Activations, WeightMatrix, matrix::check_len};
+use super::{Activations, BAND, WeightMatrix, matrix::check_len};
 use crate::Result;
 
 /// Bytes of weights under which a further task costs more than it saves: a few microseconds of
@@ -47,7 +47,7 @@ pub fn gemv_many(x: &Activations<'_>, products: &mut [(&WeightMatrix, &mut [f32]
             continue;
         }
         let row_bytes = (matrix.bytes() / matrix.rows()).max(1);
-        let task_rows = task_bytes.div_ceil(row_bytes);
+        let task_rows = task_bytes.div_ceil(row_bytes).next_multiple_of(BAND);
         for (i, y) in y.chunks_mut(task_rows).enumerate() {
             tasks.push((*matrix, i * task_rows, y));
         }

@@ -4,15 +4,15 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::{
-    Activations, BLOCK, ComputeType, TensorType,
+    Activations, BAND, BLOCK, ComputeType, TensorType,
+    bands::Bands,
     dequant::dequantize,
     encode::{Q8RowMut, encode_row},
     gemv::gemv_many,
-    unpack,
 };
 use crate::{
     Error, Level, Result,
-    simd::weights::{self as kernels, PanelSource, Q8Rows},
+    simd::weights::{self as kernels, PanelLayout, PanelSource},
 };
 
 /// A matrix `[rows, cols]` and the product `y = W x`.
@@ -34,51 +34,25 @@ enum Store {
     F32(Vec<f32>),
     /// `[rows, cols]`.
     F16(Vec<f16>),
-    Q8(Q8Store),
+    Q8(Bands),
 }
 
-/// What a [`WeightMatrix`] holds.
-#[derive(Clone, Copy, Debug)]
+/// What a [`WeightMatrix`] holds, row by row.
+#[derive(Clone, Debug)]
 pub enum StoredWeights<'a> {
     /// `[rows, cols]`.
     F32(&'a [f32]),
     /// `[rows, cols]`.
     F16(&'a [f16]),
-    /// `scale * code + offset`, for every 32 columns.
+    /// `scale * code + offset`, for every 32 columns: copied out of the bands in which products read them.
     Q8 {
         /// `[rows, blocks * 32]`, blocks being `cols / 32`, rounded up; the padding is 0.
-        codes: &'a [i8],
+        codes: Vec<i8>,
         /// `[rows, blocks]`.
-        scales: &'a [f16],
+        scales: Vec<f16>,
         /// `[rows, blocks]`, or empty if all are zero.
-        offsets: &'a [f16],
+        offsets: Vec<f16>,
     },
-}
-
-/// `value = scale * code + offset`.
-#[derive(Debug)]
-struct Q8Store {
-    /// `cols / 32`, rounded up.
-    num_blocks: usize,
-    /// `[rows, num_blocks * 32]`; the padding is 0.
-    codes: Vec<i8>,
-    /// `[rows, num_blocks]`.
-    scales: Vec<f16>,
-    /// `[rows, num_blocks]`, or empty if all are zero.
-    offsets: Vec<f16>,
-}
-
-impl Q8Store {
-    /// Rows `first..first + num_rows`.
-    fn rows(&self, first: usize, num_rows: usize) -> Q8Rows<'_> {
-        let blocks = first * self.num_blocks..(first + num_rows) * self.num_blocks;
-        Q8Rows {
-            num_blocks: self.num_blocks,
-            codes: &self.codes[blocks.start * BLOCK..blocks.end * BLOCK],
-            scales: &self.scales[blocks.clone()],
-            offsets: if self.offsets.is_empty() { &[] } else { &self.offsets[blocks] },
-        }
-    }
 }
 
 /// Bytes of decoded weights that one loading task handles, so that tasks are neither tiny nor few.
@@ -182,33 +156,27 @@ impl WeightMatrix {
                 Store::F16(values)
             }
             ComputeType::Q8 => {
-                let mut codes = vec![0; rows * num_blocks * BLOCK];
-                let mut scales = vec![f16::ZERO; rows * num_blocks];
-                let has_offset = unpack::has_offset(ty);
-                let mut offsets = vec![f16::ZERO; if has_offset { scales.len() } else { 0 }];
-                let task_blocks = task_rows * num_blocks;
-                let mut offset_chunks = offsets.chunks_mut(task_blocks);
-                let tasks: Vec<_> = codes
-                    .chunks_mut(task_blocks * BLOCK)
-                    .zip(scales.chunks_mut(task_blocks))
-                    .map(|(c, s)| (c, s, offset_chunks.next().unwrap_or_default()))
-                    .collect();
-                tasks.into_par_iter().enumerate().try_for_each_init(
-                    || vec![0.0; cols],
-                    |decoded, (task, (codes, scales, offsets))| {
-                        let mut row_offsets = offsets.chunks_exact_mut(num_blocks);
-                        let row_codes = codes.chunks_exact_mut(num_blocks * BLOCK);
-                        let row_scales = scales.chunks_exact_mut(num_blocks);
-                        for (i, (codes, scales)) in row_codes.zip(row_scales).enumerate() {
-                            let (row, source) = source_row(task * task_rows + i)?;
-                            let offsets = row_offsets.next().unwrap_or_default();
-                            let out = Q8RowMut { codes, scales, offsets };
-                            encode_row(ty, source, row, decoded, out)?;
+                let mut bands = Bands::zeros(ty, rows, num_blocks);
+                let num_offsets = if bands.has_offsets() { num_blocks } else { 0 };
+                let scratch = || {
+                    let fields = (vec![f16::ZERO; num_blocks], vec![f16::ZERO; num_offsets]);
+                    (vec![0.0; cols], vec![0i8; num_blocks * BLOCK], fields)
+                };
+                let tasks = bands.bands_mut().into_par_iter().enumerate();
+                tasks.with_min_len(task_rows.div_ceil(BAND)).try_for_each_init(
+                    scratch,
+                    |(decoded, codes, (scales, offsets)), (band_index, mut band)| {
+                        let first = band_index * BAND;
+                        for row in first..rows.min(first + BAND) {
+                            let (source_index, source) = source_row(row)?;
+                            let mut out = Q8RowMut { codes, scales, offsets };
+                            encode_row(ty, source, source_index, decoded, &mut out)?;
+                            band.put(row - first, &out);
                         }
                         Ok(())
                     },
                 )?;
-                Store::Q8(Q8Store { num_blocks, codes, scales, offsets })
+                Store::Q8(bands)
             }
         };
         Ok(Self { rows, cols, level, store })
@@ -237,10 +205,7 @@ impl WeightMatrix {
         let per_row = match compute {
             ComputeType::F32 => cols.checked_mul(size_of::<f32>()),
             ComputeType::F16 => cols.checked_mul(size_of::<f16>()),
-            ComputeType::Q8 => {
-                let scales = if unpack::has_offset(ty) { 2 } else { 1 };
-                cols.div_ceil(BLOCK).checked_mul(BLOCK + scales * size_of::<f16>())
-            }
+            ComputeType::Q8 => return Bands::bytes_of(ty, rows, cols.div_ceil(BLOCK)),
         };
         per_row?.checked_mul(rows)
     }
@@ -251,22 +216,31 @@ impl WeightMatrix {
         match &self.store {
             Store::F32(values) => size_of_val(&values[..]),
             Store::F16(values) => size_of_val(&values[..]),
-            Store::Q8(q8) => {
-                size_of_val(&q8.codes[..])
-                    + size_of_val(&q8.scales[..])
-                    + size_of_val(&q8.offsets[..])
-            }
+            Store::Q8(bands) => bands.bytes(),
         }
     }
 
-    /// The weights as they are held: for kernels elsewhere.
+    /// The weights as they are held, row by row: for kernels elsewhere.
     #[must_use]
     pub fn stored(&self) -> StoredWeights<'_> {
         match &self.store {
             Store::F32(values) => StoredWeights::F32(values),
             Store::F16(values) => StoredWeights::F16(values),
-            Store::Q8(q8) => {
-                StoredWeights::Q8 { codes: &q8.codes, scales: &q8.scales, offsets: &q8.offsets }
+            Store::Q8(bands) => {
+                let num_blocks = self.cols.div_ceil(BLOCK);
+                let num_offsets = if bands.has_offsets() { num_blocks } else { 0 };
+                let mut codes = vec![0; self.rows * num_blocks * BLOCK];
+                let mut scales = vec![f16::ZERO; self.rows * num_blocks];
+                let mut offsets = vec![f16::ZERO; self.rows * num_offsets];
+                let mut row_offsets = offsets.chunks_exact_mut(num_blocks);
+                let row_codes = codes.chunks_exact_mut(num_blocks * BLOCK);
+                for (row, (codes, scales)) in
+                    row_codes.zip(scales.chunks_exact_mut(num_blocks)).enumerate()
+                {
+                    let offsets = row_offsets.next().unwrap_or_default();
+                    bands.unpack_row(row, Q8RowMut { codes, scales, offsets });
+                }
+                StoredWeights::Q8 { codes, scales, offsets }
             }
         }
     }
@@ -281,7 +255,15 @@ impl WeightMatrix {
             return Err(Error::RowOutOfRange { row, rows: self.rows });
         }
         check_len("the output row", self.cols, out.len())?;
-        self.decode_row(row, out);
+        let start = row * self.cols;
+        match &self.store {
+            _ if self.cols == 0 => {}
+            Store::F32(values) => out.copy_from_slice(&values[start..][..self.cols]),
+            Store::F16(values) => {
+                kernels::widen_f16(self.level, &values[start..][..self.cols], out);
+            }
+            Store::Q8(bands) => bands.decode_row(row, out),
+        }
         Ok(())
     }
 
@@ -331,7 +313,7 @@ impl WeightMatrix {
         Ok(())
     }
 
-    /// Rows `first..first + y.len()` of `W x`, on this thread.
+    /// Rows `first..first + y.len()` of `W x`, on this thread; `first` is a multiple of [`BAND`].
     pub(super) fn gemv_rows(&self, first: usize, x: &Activations<'_>, y: &mut [f32]) {
         match &self.store {
             _ if self.cols == 0 => y.fill(0.0),
@@ -343,8 +325,9 @@ impl WeightMatrix {
                 let w = &values[first * self.cols..][..y.len() * self.cols];
                 kernels::gemv_f16(self.level, w, x.values(), y);
             }
-            Store::Q8(q8) => {
-                kernels::gemv_q8(self.level, q8.rows(first, y.len()), x.blocks(self.level), y);
+            Store::Q8(bands) => {
+                let bands = bands.bands(first / BAND, y.len().div_ceil(BAND));
+                kernels::gemv_bands(self.level, bands, x.blocks(self.level), y);
             }
         }
     }
@@ -367,15 +350,25 @@ impl PanelSource for WeightMatrix {
         Some(&values[first * self.cols..][..num_rows * self.cols])
     }
 
-    fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let start = row * self.cols;
+    fn decode(&self, first: usize, num_rows: usize, out: &mut Vec<f32>) -> PanelLayout {
+        let cols = self.cols;
         match &self.store {
-            _ if self.cols == 0 => {}
-            Store::F32(values) => out.copy_from_slice(&values[start..][..self.cols]),
+            Store::F32(_) => unreachable!("f32 rows are resident"),
             Store::F16(values) => {
-                kernels::widen_f16(self.level, &values[start..][..self.cols], out);
+                let layout = PanelLayout::of_rows(cols);
+                out.resize(num_rows * layout.row_stride, 0.0);
+                let rows = values[first * cols..][..num_rows * cols].chunks_exact(cols);
+                for (out, row) in out.chunks_exact_mut(layout.row_stride).zip(rows) {
+                    kernels::widen_f16(self.level, row, &mut out[..cols]);
+                }
+                layout
             }
-            Store::Q8(q8) => kernels::expand_q8(self.level, q8.rows(row, 1), self.cols, out),
+            Store::Q8(bands) => {
+                let num_bands = num_rows.div_ceil(BAND);
+                out.resize(num_bands * BAND * cols, 0.0);
+                kernels::expand_bands(self.level, bands.bands(first / BAND, num_bands), cols, out);
+                PanelLayout::of_columns(num_bands * BAND)
+            }
         }
     }
 }

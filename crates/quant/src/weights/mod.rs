@@ -5,6 +5,7 @@
 //! straight from the stored form) and `gemm` for many (bound by arithmetic, over panels of f32).
 
 mod activations;
+mod bands;
 mod compute;
 mod dequant;
 mod encode;
@@ -21,6 +22,7 @@ pub use matrix::{StoredWeights, WeightMatrix};
 pub use types::{TensorType, ggml_name};
 
 pub(crate) use activations::BlockVector;
+pub(crate) use bands::{BAND, BandRows, Words};
 
 /// Columns that share one scale in the `q8` compute form, for weights and activations alike.
 pub(crate) const BLOCK: usize = 32;

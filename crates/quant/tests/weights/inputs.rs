@@ -67,7 +67,7 @@ pub(crate) fn build(
     WeightMatrix::from_tensor(ty, bytes, shape, |row| row, compute, level).expect("a good tensor")
 }
 
-pub(crate) const SHAPES: [[usize; 2]; 14] = [
+pub(crate) const SHAPES: [[usize; 2]; 20] = [
     [1, 1],
     [3, 7],
     [1, 31],
@@ -77,6 +77,12 @@ pub(crate) const SHAPES: [[usize; 2]; 14] = [
     [5, 255],
     [32, 256],
     [97, 257],
+    [15, 96],
+    [16, 512],
+    [17, 544],
+    [48, 100],
+    [63, 600],
+    [70, 599],
     [7, 288],
     [64, 576],
     [576, 576],

@@ -3,7 +3,9 @@
 use half::f16;
 use heterokv_quant::{
     Error, Level,
-    weights::{Activations, ComputeType, TensorType, WeightMatrix, dequantize, gemv_many},
+    weights::{
+        Activations, ComputeType, StoredWeights, TensorType, WeightMatrix, dequantize, gemv_many,
+    },
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
@@ -95,11 +97,45 @@ fn bytes_are_those_of_the_form() {
     let size = |compute| build(TensorType::F32, &bytes, [10, 33], compute, Level::SCALAR).bytes();
     assert_eq!(size(ComputeType::F32), 4 * 330);
     assert_eq!(size(ComputeType::F16), 2 * 330);
-    // Two blocks per row, each 32 codes and a scale.
-    assert_eq!(size(ComputeType::Q8), 10 * 2 * 34);
-    let bytes = vec![0; 20 * 3];
-    let w = build(TensorType::Q4_1, &bytes, [3, 32], ComputeType::Q8, Level::SCALAR);
-    assert_eq!((w.bytes(), w.rows(), w.cols()), (3 * 36, 3, 32));
+    // A band of 16 rows, two blocks per row, each 32 codes and a scale.
+    assert_eq!(size(ComputeType::Q8), 16 * 2 * 34);
+    let bytes = vec![0; 20 * 17];
+    let w = build(TensorType::Q4_1, &bytes, [17, 32], ComputeType::Q8, Level::SCALAR);
+    assert_eq!((w.bytes(), w.rows(), w.cols()), (2 * 16 * 20, 17, 32));
+    let bytes = vec![0; 144 * 16];
+    let w = build(TensorType::Q4K, &bytes, [16, 256], ComputeType::Q8, Level::SCALAR);
+    assert_eq!(w.bytes(), 16 * 8 * 20);
+}
+
+#[test]
+fn stored_weights_are_those_of_the_rows() {
+    for_each_case(|name, ty, [rows, cols], compute, level, seed| {
+        let bytes = tensor(ty, rows, cols, &mut StdRng::seed_from_u64(seed));
+        let w = build(ty, &bytes, [rows, cols], compute, level);
+        let values: Vec<f32> = match w.stored() {
+            StoredWeights::F32(values) => values.to_vec(),
+            StoredWeights::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            StoredWeights::Q8 { codes, scales, offsets } => {
+                let num_blocks = cols.div_ceil(32);
+                assert_eq!(codes.len(), rows * num_blocks * 32, "{name}");
+                assert_eq!(scales.len(), rows * num_blocks, "{name}");
+                assert!(offsets.is_empty() || offsets.len() == scales.len(), "{name}");
+                let value = |row: usize, column: usize| {
+                    let block = row * num_blocks + column / 32;
+                    let code = codes[32 * block + column % 32];
+                    let product = scales[block].to_f32() * f32::from(code);
+                    offsets.get(block).map_or(product, |offset| product + offset.to_f32())
+                };
+                let at = (0..rows).flat_map(|row| (0..cols).map(move |column| (row, column)));
+                at.map(|(row, column)| value(row, column)).collect()
+            }
+        };
+        let mut row = vec![f32::NAN; cols];
+        for (r, values) in values.chunks(cols).enumerate() {
+            w.row(r, &mut row).unwrap();
+            assert_eq!(row, values, "{name} row {r}");
+        }
+    });
 }
 
 #[test]

@@ -69,6 +69,78 @@ fn gemv_is_within_its_bound() {
     });
 }
 
+/// Products of the `q8` form as bits, whatever the level.
+fn q8_bits(ty: TensorType, shape: [usize; 2], bytes: &[u8], x: &[f32], level: Level) -> Vec<u32> {
+    let w = build(ty, bytes, shape, ComputeType::Q8, level);
+    let mut y = vec![f32::NAN; shape[0]];
+    w.gemv(x, &mut y).unwrap();
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+#[test]
+fn all_levels_have_the_same_bits() {
+    let mut num_seen = 0;
+    for rows in [1, 2, 15, 16, 17, 31, 33, 48, 70] {
+        for cols in [1usize, 31, 32, 33, 64, 96, 100, 256, 257, 544, 576, 599, 768] {
+            for ty in TensorType::ALL {
+                if !cols.is_multiple_of(ty.block_len()) {
+                    continue;
+                }
+                let mut rng = StdRng::seed_from_u64((rows * 1000 + cols) as u64);
+                let bytes = tensor(ty, rows, cols, &mut rng);
+                let mut x = vector(cols, &mut rng);
+                let expected = q8_bits(ty, [rows, cols], &bytes, &x, Level::SCALAR);
+                for level in Level::available() {
+                    let actual = q8_bits(ty, [rows, cols], &bytes, &x, level);
+                    assert_eq!(actual, expected, "{ty} [{rows}, {cols}] {level}");
+                }
+                // Of a vector that differs in its last element, they are others.
+                x[cols - 1] += 0.25;
+                let other = q8_bits(ty, [rows, cols], &bytes, &x, Level::detect());
+                num_seen += usize::from(other != expected);
+            }
+        }
+    }
+    assert!(num_seen > 450, "{num_seen}");
+}
+
+#[test]
+fn the_largest_codes_do_not_overflow() {
+    // Every code at either end of its range, every activation at the largest code of either sign.
+    for (ty, least, most) in [
+        (TensorType::Q8_0, -128.0, 127.0),
+        (TensorType::Q4_0, -8.0, 7.0),
+        (TensorType::Q4_1, 0.0, 15.0),
+        (TensorType::Q5_0, -16.0, 15.0),
+        (TensorType::Q5_1, 0.0, 31.0),
+    ] {
+        let (rows, cols) = (19, 64);
+        for (fill, code) in [(0u8, least), (0xff, most)] {
+            let mut block = vec![fill; ty.block_bytes()];
+            if ty == TensorType::Q8_0 {
+                block.fill(if fill == 0 { 0x80 } else { 0x7f });
+            }
+            block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
+            if max_offset(ty) > 0.0 {
+                block[2..4].copy_from_slice(&f16::ZERO.to_le_bytes());
+            }
+            let bytes = block.repeat(rows * cols / ty.block_len());
+            for sign in [1.0f32, -1.0] {
+                for level in Level::available() {
+                    let w = build(ty, &bytes, [rows, cols], ComputeType::Q8, level);
+                    let mut y = vec![f32::NAN; rows];
+                    w.gemv(&vec![sign; cols], &mut y).unwrap();
+                    let expected = sign * code * cols as f32;
+                    for y in y {
+                        let error = (y - expected).abs();
+                        assert!(error <= 1e-5 * expected.abs(), "{ty} {code} {level}: {y}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn gemm_is_within_its_bound() {
     let cases: [([usize; 2], usize); 10] = [

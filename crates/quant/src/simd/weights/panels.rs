@@ -1,9 +1,10 @@
 //! A matrix times many vectors, panel by panel.
 //!
-//! A task is a tile: [`PANEL_ROWS`] rows of the matrix (fewer where rows are long), decoded to f32,
-//! times [`TILE_TOKENS`] vectors, multiplied by the `gemm` crate on one thread. Workers take tiles in
-//! order, the tiles of one panel after another, so that a worker mostly decodes a panel once. The
-//! split into tiles depends on the shapes alone, hence so does the result.
+//! A task is a tile: [`PANEL_ROWS`] rows of the matrix (fewer where rows are long), decoded to f32 (bands
+//! column by column, which the multiplication packs fastest), times [`TILE_TOKENS`] vectors, multiplied by
+//! the `gemm` crate on one thread. Workers take tiles in order, the tiles of one panel after another, so
+//! that a worker mostly decodes a panel once. The split into tiles depends on the shapes alone, hence so
+//! does the result.
 //!
 //! The `gemm` crate picks its own kernel for the CPU; the level of this crate governs the decoding.
 #![expect(unsafe_code, reason = "tiles of one output are written from several threads")]
@@ -24,8 +25,9 @@ const MIN_PANEL_ROWS: usize = 48;
 /// Bytes of a decoded panel, at most, unless [`MIN_PANEL_ROWS`] take more.
 const PANEL_BYTES: usize = 2 << 20;
 
-/// Panels are multiples of this: rows that the multiplication's AVX2 kernel takes at a time.
-const KERNEL_ROWS: usize = 24;
+/// Panels are multiples of this: of a band's rows, and of those that the multiplication's AVX2 kernel takes at
+/// a time.
+const KERNEL_ROWS: usize = 48;
 
 /// Unused f32 values after each decoded row. Without them, rows of 4096 columns would compete for the
 /// same few cache lines while they are packed (measured: 13 instead of 22 GFLOP/s for 8 vectors).
@@ -42,8 +44,35 @@ pub(crate) trait PanelSource: Sync {
     /// Rows `first..first + num_rows`, `[num_rows, cols]`, if they lie in memory as f32.
     fn resident(&self, first: usize, num_rows: usize) -> Option<&[f32]>;
 
-    /// Decodes row `row` into `out` `[cols]`.
-    fn decode_row(&self, row: usize, out: &mut [f32]);
+    /// Decodes rows `first..first + num_rows` into `out`, resized to what they take; `first` is a multiple of 48.
+    /// Not called where rows are resident.
+    fn decode(&self, first: usize, num_rows: usize, out: &mut Vec<f32>) -> PanelLayout;
+}
+
+/// Where the elements of a panel are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelLayout {
+    /// From a row to the next, in elements.
+    pub(crate) row_stride: usize,
+    /// From a column to the next, in elements.
+    pub(crate) column_stride: usize,
+}
+
+impl PanelLayout {
+    /// Decoded rows of so many columns, one after the other with a gap.
+    pub(crate) fn of_rows(cols: usize) -> Self {
+        Self { row_stride: cols + ROW_GAP, column_stride: 1 }
+    }
+
+    /// Columns of so many rows, one after the other.
+    pub(crate) fn of_columns(num_rows: usize) -> Self {
+        Self { row_stride: 1, column_stride: num_rows }
+    }
+
+    /// Elements from the first to behind the last of a panel of that shape, neither of which is 0.
+    fn extent(self, num_rows: usize, cols: usize) -> usize {
+        (num_rows - 1) * self.row_stride + (cols - 1) * self.column_stride + 1
+    }
 }
 
 /// `y[t, r] = sum w[r, c] x[t, c]`: `x` `[n, cols]`, `y` `[n, rows]`; `n` is what their lengths say.
@@ -61,7 +90,6 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
 
     let panel_rows = (PANEL_BYTES / (4 * cols)).clamp(MIN_PANEL_ROWS, PANEL_ROWS);
     let panel_rows = panel_rows / KERNEL_ROWS * KERNEL_ROWS;
-    let stride = cols + ROW_GAP;
     let num_blocks = n.div_ceil(TILE_TOKENS);
     let num_tiles = rows.div_ceil(panel_rows) * num_blocks;
     let output = Output { first: y.as_mut_ptr(), rows, n, lent: PhantomData };
@@ -77,24 +105,21 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
             let (row, token) = (tile / num_blocks * panel_rows, tile % num_blocks * TILE_TOKENS);
             let num_rows = panel_rows.min(rows - row);
             let num_tokens = TILE_TOKENS.min(n - token);
-            let (panel, stride) = match w.resident(row, num_rows) {
-                Some(panel) => (panel, cols),
+            let (panel, layout) = match w.resident(row, num_rows) {
+                Some(panel) => (panel, PanelLayout { row_stride: cols, column_stride: 1 }),
                 None => {
-                    if decoded != Some(row) {
-                        scratch.resize(num_rows * stride, 0.0);
-                        for (i, out) in scratch.chunks_exact_mut(stride).enumerate() {
-                            w.decode_row(row + i, &mut out[..cols]);
-                        }
-                        decoded = Some(row);
-                    }
-                    (&scratch[..], stride)
+                    let layout = match decoded {
+                        Some((of_row, layout)) if of_row == row => layout,
+                        _ => w.decode(row, num_rows, &mut scratch),
+                    };
+                    decoded = Some((row, layout));
+                    (&scratch[..], layout)
                 }
             };
-            assert_eq!(panel.len(), num_rows * stride, "the rows of this tile and no others");
             let x = &x[token * cols..][..num_tokens * cols];
-            // SAFETY: `next_tile` gives each tile to one worker, tiles do not overlap, and the panel was
-            // just seen to hold the tile's rows.
-            unsafe { output.multiply(panel, stride, x, row, token, cols) };
+            let panel = Panel { values: panel, layout, num_rows, cols };
+            // SAFETY: `next_tile` gives each tile to one worker, and tiles do not overlap.
+            unsafe { output.multiply(panel, x, row, token) };
         }
     };
     let num_workers = rayon::current_num_threads().min(num_tiles);
@@ -102,6 +127,14 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
         return work();
     }
     (0..num_workers).into_par_iter().with_max_len(1).for_each(|_| work());
+}
+
+/// Decoded rows, none of them empty.
+struct Panel<'a> {
+    values: &'a [f32],
+    layout: PanelLayout,
+    num_rows: usize,
+    cols: usize,
 }
 
 /// An output `[n, rows]`, lent to workers that each write tiles of their own.
@@ -117,27 +150,21 @@ struct Output<'a> {
 unsafe impl Sync for Output<'_> {}
 
 impl Output<'_> {
-    /// Writes `y[token + t, row + r] = sum panel[r, c] x[t, c]` for all rows of `panel`
-    /// `[num_rows, cols]` and vectors of `x` `[num_tokens, cols]`.
+    /// Writes `y[token + t, row + r] = sum panel[r, c] x[t, c]` for all rows of `panel` and vectors of `x`
+    /// `[num_tokens, cols]`.
     ///
     /// # Safety
     ///
     /// - No concurrent call writes the same elements.
-    unsafe fn multiply(
-        &self,
-        panel: &[f32],
-        stride: usize,
-        x: &[f32],
-        row: usize,
-        token: usize,
-        cols: usize,
-    ) {
-        let (num_rows, num_tokens) = (panel.len() / stride, x.len() / cols);
+    unsafe fn multiply(&self, panel: Panel<'_>, x: &[f32], row: usize, token: usize) {
+        let Panel { values, layout, num_rows, cols } = panel;
+        let num_tokens = x.len() / cols;
         assert!(row + num_rows <= self.rows && token + num_tokens <= self.n, "tile is inside");
-        assert!(panel.len() == num_rows * stride && x.len() == num_tokens * cols, "whole rows");
+        assert!(layout.extent(num_rows, cols) <= values.len(), "the panel has all its elements");
+        assert_eq!(x.len(), num_tokens * cols, "whole vectors");
         // SAFETY: element (r, t) of the product is at `first + (token + t) * rows + row + r`, inside
-        // the output by the first assertion; the operands are whole row-major matrices by the
-        // second; the output is not read (`read_dst` is false).
+        // the output by the first assertion; the operands are whole matrices by the others;
+        // the output is not read (`read_dst` is false).
         unsafe {
             gemm::gemm(
                 num_rows,
@@ -147,9 +174,9 @@ impl Output<'_> {
                 self.rows.cast_signed(),
                 1,
                 false,
-                panel.as_ptr(),
-                1,
-                stride.cast_signed(),
+                values.as_ptr(),
+                layout.column_stride.cast_signed(),
+                layout.row_stride.cast_signed(),
                 x.as_ptr(),
                 cols.cast_signed(),
                 1,
