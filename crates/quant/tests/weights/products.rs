@@ -73,7 +73,7 @@ fn gemv_is_within_its_bound() {
 fn q8_bits(ty: TensorType, shape: [usize; 2], bytes: &[u8], x: &[f32], level: Level) -> Vec<u32> {
     let w = build(ty, bytes, shape, ComputeType::Q8, level);
     let mut y = vec![f32::NAN; shape[0]];
-    w.gemv(x, &mut y).unwrap();
+    w.gemv(x, &mut y).expect("vectors that fit");
     y.iter().map(|y| y.to_bits()).collect()
 }
 

@@ -42,8 +42,8 @@ fn gemv<const WORDS: usize, const OFFSETS: bool>(
         let mut minima = [_mm256_setzero_ps(); 2];
         let of_vector = x.codes.iter().zip(&x.scales).zip(x.code_sums.iter().zip(&x.sums));
         for (((q, a), (code_sum, sum)), (at, (words, scales))) in of_vector.zip(&mut blocks) {
-            for line in 0..WORDS {
-                prefetch(words[line].as_ptr().cast::<u8>().wrapping_add(AHEAD_BYTES));
+            for line in words {
+                prefetch(line.as_ptr().cast::<u8>().wrapping_add(AHEAD_BYTES));
             }
             let integers = sums(words, q, -centre * code_sum);
             let (scales, a) = (load_f16(scales), _mm256_set1_ps(*a));
@@ -104,13 +104,13 @@ fn byte_sums(words: &[Words; 8], q: &[i16; BLOCK], start: i32) -> [__m256i; 2] {
     let mut sums = [_mm256_set1_epi32(start); 2];
     for (words, q) in words.as_chunks::<2>().0.iter().zip(q.as_chunks::<8>().0) {
         let q = pairs(q);
-        for half in 0..2 {
+        for (half, sum) in sums.iter_mut().enumerate() {
             for (words, q) in words.iter().zip(q.as_chunks::<2>().0) {
                 let words = load_words(words, half);
                 let product = |codes, pair| _mm256_madd_epi16(codes, _mm256_set1_epi32(pair));
                 let low = product(_mm256_and_si256(words, mask), q[0]);
                 let high = product(_mm256_srli_epi16::<8>(words), q[1]);
-                sums[half] = _mm256_add_epi32(sums[half], _mm256_add_epi32(low, high));
+                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(low, high));
             }
         }
     }
