@@ -205,6 +205,12 @@ impl Checkpoint {
         fingerprint::of(self)
     }
 
+    /// Gives back the memory of the parts of mapped files that were read, for whoever has made of them what it needs. They
+    /// are read again when next touched.
+    pub fn release(&self) {
+        self.files.iter().for_each(|file| file.release());
+    }
+
     /// Every tensor of the checkpoint in the order of their names, as stored: tensors of more than
     /// two axes with all but the last as rows, and all with [`RowOrder::AsStored`].
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use heterokv_cache::{CacheConfig, DeviceBytes, HostStats, KvCache, KvShape, ReadStats};
 
-use crate::{Error, Model, ModelConfig, Progress, Result, Resumed, Sampler, Session};
+use crate::{Error, Model, ModelConfig, Progress, Result, Resumed, Sampler, Scratch, Session};
 
 /// Tokens of a later turn that pass through the model together, which bounds their scratch memory.
 const EXTEND_TOKENS: usize = 256;
@@ -37,7 +37,7 @@ pub trait Decoder: fmt::Debug {
     /// # Errors
     /// As [`Decoder::logits`]; logits that cannot be sampled from.
     fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
-        pick_of(self.logits()?, sampler, history, excluded)
+        pick_of(&mut self.logits()?, sampler, history, excluded)
     }
 
     /// Saves the cache, which holds `tokens` and was resumed from the session, in its folder.
@@ -56,7 +56,7 @@ pub trait Decoder: fmt::Debug {
 
 /// Samples from logits without the ids `excluded`.
 pub(crate) fn pick_of(
-    mut logits: Vec<f32>,
+    logits: &mut [f32],
     sampler: &mut Sampler,
     history: &[u32],
     excluded: &[u32],
@@ -66,7 +66,7 @@ pub(crate) fn pick_of(
             *logit = f32::NEG_INFINITY;
         }
     }
-    Ok(sampler.sample(&logits, history)?)
+    Ok(sampler.sample(logits, history)?)
 }
 
 /// Where the bytes of a cache are, and what its decode steps have moved.
@@ -119,19 +119,20 @@ pub struct HostDecoder<'m> {
     cache: KvCache,
     /// The last token's hidden state `[hidden_size]`; empty where it is not known.
     hidden: Vec<f32>,
+    scratch: Scratch,
 }
 
 impl<'m> HostDecoder<'m> {
     /// Over `cache`, which is empty and of this model.
     #[must_use]
     pub fn new(model: &'m Model, cache: KvCache) -> Self {
-        Self { model, cache, hidden: Vec::new() }
+        Self { model, cache, hidden: Vec::new(), scratch: Scratch::default() }
     }
 
     /// Over the cache of a session, of this model.
     #[must_use]
     pub fn resume(model: &'m Model, resumed: Resumed<KvCache>) -> Self {
-        Self { model, cache: resumed.cache, hidden: resumed.hidden }
+        Self { hidden: resumed.hidden, ..Self::new(model, resumed.cache) }
     }
 
     /// Tokens of a prompt that are processed at once where the cache holds `num_found` of its `num_tokens`: all of it, or
@@ -171,8 +172,9 @@ impl Decoder for HostDecoder<'_> {
         }
         let mut done = 0;
         for block in tokens.chunks(EXTEND_TOKENS) {
-            let hidden = self.model.extend(block, &mut self.cache)?;
-            self.hidden = hidden[hidden.len() - hidden_size..].to_vec();
+            let hidden = self.model.extend_in(&mut self.scratch, block, &mut self.cache)?;
+            self.hidden.clear();
+            self.hidden.extend_from_slice(&hidden[hidden.len() - hidden_size..]);
             done += block.len();
             if let Some(progress) = &mut progress {
                 progress(done, tokens.len());
@@ -186,6 +188,14 @@ impl Decoder for HostDecoder<'_> {
             return Err(Error::EmptyPrompt);
         }
         self.model.logits(&self.hidden)
+    }
+
+    fn pick(&mut self, sampler: &mut Sampler, history: &[u32], excluded: &[u32]) -> Result<u32> {
+        if self.hidden.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let logits = self.model.logits_in(&mut self.scratch, &self.hidden)?;
+        pick_of(logits, sampler, history, excluded)
     }
 
     fn save(&mut self, session: &mut Session, tokens: &[u32]) -> Result<()> {

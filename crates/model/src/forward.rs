@@ -3,18 +3,26 @@
 //! Weights stay in the form that [`ComputeType`] names; norms, softmax and sums are f32. Keys enter the
 //! cache post-RoPE, in the half-split pairing, whatever the checkpoint's own.
 
-use heterokv_cache::{AttentionCache, HeadShape, KvCache, KvShape, PromptLayer};
+mod step;
+
+use heterokv_cache::{HeadShape, KvCache, KvShape, PromptLayer};
 use heterokv_quant::Level;
-use heterokv_quant::weights::{Activations, ComputeType, WeightMatrix, gemv_many};
+use heterokv_quant::weights::{ComputeType, WeightMatrix};
 use rayon::prelude::*;
+
+pub use step::Scratch;
+use step::{Work, fit};
 
 use crate::checkpoint::{LayerTensor, TensorRole};
 use crate::loader::Loader;
-use crate::ops::{Rope, add_bias, add_to, rms_norm, swiglu};
+use crate::ops::{Rope, Turns, rms_norm};
 use crate::{Checkpoint, Error, ModelConfig, Result};
 
 /// Tokens that pass through the projections of a layer together while a prompt is processed.
 const BLOCK_TOKENS: usize = 512;
+
+/// Layers that are loaded side by side, so that small tensors occupy all threads too.
+const LAYERS_AT_ONCE: usize = 8;
 
 /// A model's weights, ready to compute.
 #[derive(Debug)]
@@ -101,17 +109,23 @@ impl Model {
         let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)
             .map_err(heterokv_cache::Error::from)?;
         let mut layers = Vec::new();
-        for layer in 0..config.num_layers {
-            layers.push(Layer::load(&loader, layer)?);
+        while layers.len() < config.num_layers {
+            let end = config.num_layers.min(layers.len() + LAYERS_AT_ONCE);
+            let batch = (layers.len()..end).into_par_iter();
+            let batch: Vec<Result<Layer>> =
+                batch.map(|layer| Layer::load(&loader, layer)).collect();
+            for layer in batch {
+                layers.push(layer?);
+            }
             if let Some(progress) = &mut progress {
-                progress(layer + 1, config.num_layers);
+                progress(layers.len(), config.num_layers);
             }
         }
         let output = match config.tie_word_embeddings {
             true => None,
             false => Some(loader.matrix(TensorRole::Output)?),
         };
-        Ok(Self {
+        let model = Self {
             shape: KvShape { num_layers: config.num_layers, heads },
             level,
             rope: Rope::new(&config.rope, config.head_dim),
@@ -120,7 +134,10 @@ impl Model {
             output_norm: loader.vector(TensorRole::OutputNorm)?,
             output,
             config,
-        })
+        };
+        // Nothing of the file is needed beside what was made of it.
+        checkpoint.release();
+        Ok(model)
     }
 
     /// The configuration.
@@ -217,8 +234,11 @@ impl Model {
         mut progress: Option<Progress<'_>>,
         mut observer: Option<Observer<'_>>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut streams: Vec<Vec<f32>> =
-            texts.iter().map(|tokens| self.embed(tokens)).collect::<Result<_>>()?;
+        let embedded = |tokens: &&[u32]| {
+            let mut hidden = Vec::new();
+            self.embed(tokens, &mut hidden).map(|()| hidden)
+        };
+        let mut streams: Vec<Vec<f32>> = texts.iter().map(embedded).collect::<Result<_>>()?;
         let longest = texts.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
         let steps = self.layers.len() * texts.iter().map(|tokens| tokens.len()).sum::<usize>();
         let mut done = 0;
@@ -229,6 +249,9 @@ impl Model {
         let block_tokens = longest.min(BLOCK_TOKENS);
         let mut q = vec![0.0; block_tokens * qo_len];
         let mut attended = vec![0.0; block_tokens * qo_len];
+        let mut work = Work::default();
+        let mut turns = Turns::default();
+        self.rope.fill_turns(0, longest, &mut turns);
         let places = (0..self.layers.len()).flat_map(|l| (0..texts.len()).map(move |t| (l, t)));
         for (index, text) in places {
             let (layer, hidden) = (&self.layers[index], &mut streams[text]);
@@ -239,19 +262,21 @@ impl Model {
             for (block, (hidden, (k, v))) in
                 hidden.chunks(BLOCK_TOKENS * hidden_size).zip(rows).enumerate()
             {
-                self.project_kv(layer, hidden, block * BLOCK_TOKENS, k, v)?;
+                let of_block = turns.of_tokens(block * BLOCK_TOKENS, k.len() / kv_len);
+                self.project_kv(layer, hidden, of_block, (k, v), &mut work)?;
             }
             let prompt = PromptLayer::new(self.shape.heads, self.level, k, v)?;
             let mut prompt = prompt.watch(caches, Some(self.rope.rotary_turns()))?;
             for (block, hidden) in hidden.chunks_mut(BLOCK_TOKENS * hidden_size).enumerate() {
                 let (first, len) = (block * BLOCK_TOKENS, hidden.len() / hidden_size * qo_len);
                 let (q, attended) = (&mut q[..len], &mut attended[..len]);
-                self.project_q(layer, hidden, first, q)?;
+                let of_block = turns.of_tokens(first, len / qo_len);
+                self.project_q(layer, hidden, of_block, q, &mut work)?;
                 if let Some(observer) = &mut observer {
                     observer(&PromptBlock { layer: index, text, first, hidden, q, k, v });
                 }
                 prompt.attend(first, q, attended)?;
-                self.finish_layer(layer, attended, hidden)?;
+                self.finish_layer(layer, attended, hidden, &mut work)?;
                 done += len / qo_len;
                 if let Some(progress) = &mut progress {
                     progress(done, steps);
@@ -262,168 +287,34 @@ impl Model {
         Ok(streams)
     }
 
-    /// Runs further tokens through the model behind what `cache` holds, each attending over the cache
-    /// as it then is. Returns the last hidden states `[num_tokens, hidden_size]`.
-    ///
-    /// # Errors
-    /// As [`Model::prefill`].
-    pub fn extend(&self, tokens: &[u32], cache: &mut dyn AttentionCache) -> Result<Vec<f32>> {
-        let mut hidden = self.embed(tokens)?;
-        let (qo_len, kv_len) = (self.shape.heads.qo_row_len(), self.shape.heads.kv_row_len());
-        let mut q = vec![0.0; tokens.len() * qo_len];
-        let mut k = vec![0.0; tokens.len() * kv_len];
-        let mut v = vec![0.0; tokens.len() * kv_len];
-        let mut attended = vec![0.0; tokens.len() * qo_len];
-        let position = cache.num_tokens();
-        for (index, layer) in self.layers.iter().enumerate() {
-            self.project(layer, &hidden, position, &mut q, &mut k, &mut v)?;
-            let rows = k.chunks_exact(kv_len).zip(v.chunks_exact(kv_len));
-            let heads = q.chunks_exact(qo_len).zip(attended.chunks_exact_mut(qo_len));
-            for ((k, v), (q, out)) in rows.zip(heads) {
-                cache.append(index, k, v)?;
-                cache.attend(index, q, out)?;
-            }
-            self.finish_layer(layer, &attended, &mut hidden)?;
-        }
-        Ok(hidden)
-    }
-
-    /// Logits `[vocab_size]` of one hidden state `[hidden_size]` of the last layer.
-    ///
-    /// # Errors
-    /// When `hidden` has another length.
-    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let mut normed = hidden.to_vec();
-        rms_norm(&mut normed, &self.output_norm, self.config.rms_norm_eps);
-        let mut logits = vec![0.0; self.config.vocab_size];
-        self.output.as_ref().unwrap_or(&self.embedding).gemv(&normed, &mut logits)?;
-        Ok(logits)
-    }
-
     /// Logits `[n, vocab_size]` of `n` hidden states `[n, hidden_size]`, multiplied together.
     ///
     /// # Errors
     /// When `hidden` is not whole rows.
     pub fn logits_of_rows(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let mut normed = hidden.to_vec();
-        rms_norm(&mut normed, &self.output_norm, self.config.rms_norm_eps);
+        let mut normed = vec![0.0; hidden.len()];
+        rms_norm(hidden, &self.output_norm, self.config.rms_norm_eps, &mut normed);
         let num_rows = hidden.len() / self.config.hidden_size;
         let mut logits = vec![0.0; num_rows * self.config.vocab_size];
         self.output.as_ref().unwrap_or(&self.embedding).gemm(&normed, num_rows, &mut logits)?;
         Ok(logits)
     }
 
-    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+    /// The embeddings of `tokens`, into `hidden [n, hidden_size]`.
+    fn embed(&self, tokens: &[u32], hidden: &mut Vec<f32>) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         let width = self.config.hidden_size;
-        let mut hidden = vec![0.0; tokens.len() * width];
+        let hidden = fit(hidden, tokens.len() * width);
         for (&token, row) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
             if token as usize >= self.config.vocab_size {
                 return Err(Error::TokenId { token, vocab_size: self.config.vocab_size });
             }
             self.embedding.row(token as usize, row)?;
         }
-        Ok(hidden)
-    }
-
-    /// Post-RoPE queries and keys, and values, of tokens at `position..`.
-    fn project(
-        &self,
-        layer: &Layer,
-        hidden: &[f32],
-        position: usize,
-        q: &mut [f32],
-        k: &mut [f32],
-        v: &mut [f32],
-    ) -> Result<()> {
-        let normed = self.attn_normed(layer, hidden);
-        multiply(&normed, &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
-        self.place(&layer.norm_q, q, position, self.shape.heads.num_qo_heads);
-        self.place(&layer.norm_k, k, position, self.shape.heads.num_kv_heads);
         Ok(())
     }
-
-    /// The queries of [`Model::project`] alone.
-    fn project_q(
-        &self,
-        layer: &Layer,
-        hidden: &[f32],
-        position: usize,
-        q: &mut [f32],
-    ) -> Result<()> {
-        multiply(&self.attn_normed(layer, hidden), &mut [(&layer.q, &mut *q)])?;
-        self.place(&layer.norm_q, q, position, self.shape.heads.num_qo_heads);
-        Ok(())
-    }
-
-    /// The keys and values of [`Model::project`] alone.
-    fn project_kv(
-        &self,
-        layer: &Layer,
-        hidden: &[f32],
-        position: usize,
-        k: &mut [f32],
-        v: &mut [f32],
-    ) -> Result<()> {
-        multiply(&self.attn_normed(layer, hidden), &mut [(&layer.k, &mut *k), (&layer.v, v)])?;
-        self.place(&layer.norm_k, k, position, self.shape.heads.num_kv_heads);
-        Ok(())
-    }
-
-    fn attn_normed(&self, layer: &Layer, hidden: &[f32]) -> Vec<f32> {
-        let mut normed = hidden.to_vec();
-        rms_norm(&mut normed, &layer.attn_norm, self.config.rms_norm_eps);
-        normed
-    }
-
-    /// Norms each head of q or k where the model does so, then turns it to its token's position.
-    fn place(&self, norm: &Option<Vec<f32>>, rows: &mut [f32], position: usize, num_heads: usize) {
-        if let Some(norm) = norm {
-            rms_norm(rows, norm, self.config.rms_norm_eps);
-        }
-        self.rope.rotate(rows, position, num_heads);
-    }
-
-    /// The attention output's projection and the MLP, added to the hidden states.
-    fn finish_layer(&self, layer: &Layer, attended: &[f32], hidden: &mut [f32]) -> Result<()> {
-        let mut product = vec![0.0; hidden.len()];
-        multiply(attended, &mut [(&layer.o, &mut product)])?;
-        add_to(hidden, &product);
-        let mut normed = hidden.to_vec();
-        rms_norm(&mut normed, &layer.ffn_norm, self.config.rms_norm_eps);
-        let inner = hidden.len() / self.config.hidden_size * self.config.intermediate_size;
-        let (mut gate, mut up) = (vec![0.0; inner], vec![0.0; inner]);
-        multiply(&normed, &mut [(&layer.gate, &mut gate), (&layer.up, &mut up)])?;
-        swiglu(&mut gate, &up);
-        multiply(&gate, &mut [(&layer.down, &mut product)])?;
-        add_to(hidden, &product);
-        Ok(())
-    }
-}
-
-/// Products of rows `x [n, cols]` with several projections, biases added: by vector for one row, by
-/// matrix for more.
-fn multiply(x: &[f32], products: &mut [(&Projection, &mut [f32])]) -> Result<()> {
-    let cols = products.first().map_or(1, |(projection, _)| projection.weights.cols());
-    let num_rows = x.len() / cols;
-    if num_rows == 1 {
-        let activations = Activations::new(x);
-        let mut pairs: Vec<(&WeightMatrix, &mut [f32])> =
-            products.iter_mut().map(|(projection, y)| (&projection.weights, &mut **y)).collect();
-        gemv_many(&activations, &mut pairs)?;
-    } else {
-        for (projection, y) in &mut *products {
-            projection.weights.gemm(x, num_rows, y)?;
-        }
-    }
-    for (projection, y) in products {
-        if let Some(bias) = &projection.bias {
-            y.par_chunks_exact_mut(bias.len()).for_each(|row| add_bias(row, bias));
-        }
-    }
-    Ok(())
 }
 
 impl Layer {

@@ -22,7 +22,7 @@ pub use config::ModelConfig;
 pub use decoder::{CacheFigures, Decoder, HostDecoder, LinkFigures};
 pub use device::{DeviceDecoder, DeviceModel, DeviceModelPlan};
 pub use error::{Error, Result};
-pub use forward::{Model, Observer, Progress, PromptBlock};
+pub use forward::{Model, Observer, Progress, PromptBlock, Scratch};
 pub use generate::{FinishReason, GenerateSettings, Generation, Generator};
 pub use heterokv_quant::weights::ComputeType;
 pub use memory::{PrefillBytes, f16_weight_bytes, held_weight_bytes, prefill_bytes};

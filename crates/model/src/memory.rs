@@ -15,13 +15,15 @@ pub struct PrefillBytes {
     pub keys_and_values: u64,
     /// The hidden states.
     pub hidden_states: u64,
+    /// Sines and cosines of all positions.
+    pub turns: u64,
 }
 
 impl PrefillBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.keys_and_values.saturating_add(self.hidden_states)
+        self.keys_and_values.saturating_add(self.hidden_states).saturating_add(self.turns)
     }
 }
 
@@ -33,6 +35,7 @@ pub fn prefill_bytes(config: &ModelConfig, num_tokens: usize) -> PrefillBytes {
     PrefillBytes {
         keys_and_values: of_prompt(2 * config.num_kv_heads * config.head_dim),
         hidden_states: of_prompt(config.hidden_size),
+        turns: of_prompt(config.head_dim),
     }
 }
 
@@ -103,5 +106,6 @@ mod tests {
         let bytes = prefill_bytes(&config, 1000);
         assert_eq!(bytes.hidden_states, 1000 * 4096 * 4);
         assert_eq!(bytes.keys_and_values, 1000 * 2 * 8 * 128 * 4);
+        assert_eq!(bytes.turns, 1000 * 128 * 4);
     }
 }

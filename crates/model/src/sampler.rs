@@ -191,6 +191,10 @@ impl Sampler {
     /// [`SamplerError::Logit`], [`SamplerError::NoCandidate`] (also for no logits at all) and
     /// [`SamplerError::History`].
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, SamplerError> {
+        check_history(history, logits.len())?;
+        if self.settings.temperature == 0.0 && self.settings.repetition_penalty == 1.0 {
+            return highest(logits);
+        }
         let candidates = self.penalized(logits, history)?;
         if self.settings.temperature == 0.0 {
             let best = candidates.into_iter().max().ok_or(SamplerError::NoCandidate)?;
@@ -207,16 +211,9 @@ impl Sampler {
 
     /// Every possible token after the repetition penalty, by id, without weights.
     fn penalized(&self, logits: &[f32], history: &[u32]) -> Result<Vec<Candidate>, SamplerError> {
-        let mut seen = BTreeSet::new();
         let penalty = self.settings.repetition_penalty;
-        for &id in history {
-            if id as usize >= logits.len() {
-                return Err(SamplerError::History { id, num_logits: logits.len() });
-            }
-            if penalty != 1.0 {
-                seen.insert(id);
-            }
-        }
+        let penalized = if penalty == 1.0 { &[] } else { history };
+        let seen: BTreeSet<u32> = penalized.iter().copied().collect();
         let mut candidates = Vec::with_capacity(logits.len());
         for (id, &value) in logits.iter().enumerate() {
             if value.is_nan() || value == f32::INFINITY {
@@ -259,6 +256,36 @@ impl Sampler {
         candidates.retain(|candidate| candidate.weight >= min_weight);
         Ok(candidates)
     }
+}
+
+/// That every token of the history has a logit.
+fn check_history(history: &[u32], num_logits: usize) -> Result<(), SamplerError> {
+    match history.iter().find(|&&id| id as usize >= num_logits) {
+        None => Ok(()),
+        Some(&id) => Err(SamplerError::History { id, num_logits }),
+    }
+}
+
+/// The id of the highest logit, of equal ones the lowest.
+fn highest(logits: &[f32]) -> Result<u32, SamplerError> {
+    const LANES: usize = 16;
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let mut is_wrong = false;
+    for chunk in logits.chunks(LANES) {
+        for (highest, &logit) in highest.iter_mut().zip(chunk) {
+            is_wrong |= logit.is_nan() || logit == f32::INFINITY;
+            *highest = if logit > *highest { logit } else { *highest };
+        }
+    }
+    if is_wrong {
+        let wrong = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
+        let id = wrong.unwrap_or_default();
+        return Err(SamplerError::Logit { id, value: logits[id] });
+    }
+    let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let is_best = |&logit: &f32| logit == highest && logit > f32::NEG_INFINITY;
+    let id = logits.iter().position(is_best).ok_or(SamplerError::NoCandidate)?;
+    u32::try_from(id).map_err(|_| SamplerError::Logit { id, value: highest })
 }
 
 /// The fewest candidates, best first, whose weights reach `top_p` of all. A heap gives them in

@@ -34,6 +34,7 @@ const Q: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.
 
 /// The weight `exp(x)` of a score that is `x` above the largest, portable form; see the module for
 /// domain and error.
+#[inline(always)]
 #[must_use]
 pub fn exp_weight(x: f32) -> f32 {
     let shifted = x * LOG2_E + ROUND;

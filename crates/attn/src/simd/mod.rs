@@ -6,6 +6,7 @@
 
 pub mod exp;
 pub(crate) mod pack;
+mod silu;
 pub(crate) mod strip;
 #[cfg(target_arch = "x86_64")]
 mod strip_avx2;
@@ -15,3 +16,4 @@ mod strip_avx512;
 mod tests;
 
 pub use exp::{exp_weight, exp_weights};
+pub use silu::swiglu;

@@ -328,6 +328,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
         row("while reading the prompt", &|_| String::new()),
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
+        row("  sines and cosines of positions", &|p| bytes(p.prefill.turns)),
     ]);
     let or_none = |size: Option<u64>| size.map_or_else(|| "not there".to_owned(), bytes);
     for (i, of_form) in planned.first().map_or(&[][..], |p| &p.gpu).iter().enumerate() {

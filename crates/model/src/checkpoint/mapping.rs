@@ -45,6 +45,19 @@ impl Bytes {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }
+
+    /// Gives back the memory of what was read so far, where the system can: it is read again when next touched, mostly out
+    /// of the system's cache.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is of a file and read-only, so that no page holds anything that the file does not: what is
+            // dropped comes back as it was.
+            let released = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            // A system that keeps the pages is none the worse.
+            drop(released);
+        }
+    }
 }
 
 impl std::ops::Deref for Bytes {

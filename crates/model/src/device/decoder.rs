@@ -89,7 +89,7 @@ impl Decoder for DeviceDecoder<'_> {
             }
         }
         // The host says of logits without a token what is wrong with them.
-        pick_of(self.logits()?, sampler, history, excluded)
+        pick_of(&mut self.logits()?, sampler, history, excluded)
     }
 
     fn save(&mut self, session: &mut Session, tokens: &[u32]) -> Result<()> {

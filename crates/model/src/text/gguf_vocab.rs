@@ -107,29 +107,57 @@ impl GgufVocab {
         let words = Words::by_name(name)?;
         check_length("scores", self.scores.len(), self.tokens.len(), true)?;
 
-        // Control tokens are not words of the language: kept out, so that no merge and no whole
-        // word can give one.
+        let (model, table) = rayon::join(
+            || self.merging(by_token, types, words.ignore_merges),
+            || self.byte_level_table(types),
+        );
+        let model = model?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        inner.with_normalizer(words.normalizer).map_err(Error::Tokenizers)?;
+        inner.with_pre_tokenizer(Some(words.pre_tokenizer));
+        self.finish(inner, None, table, types, words.add_bos, LeadingSpace::Keep)
+    }
+
+    /// The model that merges words out of their bytes. Control tokens are not words of the language: kept out, so that no
+    /// merge and no whole word can give one.
+    fn merging(
+        &self,
+        by_token: &HashMap<&str, u32>,
+        types: &[TokenType],
+        ignore_merges: bool,
+    ) -> Result<BPE> {
         let is_word = |id: u32| !types[id as usize].is_special();
+        let wrong = |index: usize| Error::Merge { index, merge: self.merges[index].clone() };
+        let mut words = Vocab::with_capacity(self.tokens.len());
+        let mut longest_bytes = 0;
+        for (id, token) in (0..).zip(&self.tokens).filter(|&(id, _)| is_word(id)) {
+            longest_bytes = longest_bytes.max(token.len());
+            words.insert(token.clone(), id);
+        }
         let mut merges = Vec::with_capacity(self.merges.len());
         for (index, merge) in self.merges.iter().enumerate() {
-            let wrong = || Error::Merge { index, merge: merge.clone() };
-            let (left, right) = merge.split_once(' ').ok_or_else(wrong)?;
-            for piece in [left, right, &format!("{left}{right}")] {
-                by_token.get(piece).filter(|&&id| is_word(id)).ok_or_else(wrong)?;
+            let (left, right) = merge.split_once(' ').ok_or_else(|| wrong(index))?;
+            // What is longer than every word is none, and the model has no room to look it up.
+            if left.len() + right.len() > longest_bytes {
+                return Err(wrong(index));
             }
             merges.push((left.to_owned(), right.to_owned()));
         }
-        let model_vocab: Vocab = by_token
-            .iter()
-            .filter(|&(_, &id)| is_word(id))
-            .map(|(&token, &id)| (token.to_owned(), id))
-            .collect();
-        let model = BPE::builder()
-            .vocab_and_merges(model_vocab, merges)
-            .ignore_merges(words.ignore_merges)
-            .build()
-            .map_err(Error::Tokenizers)?;
+        // That the pieces are words is checked there, without saying which merge is wrong.
+        let model = BPE::builder().vocab_and_merges(words, merges).ignore_merges(ignore_merges);
+        model.build().map_err(|error| {
+            let is_piece = |piece: &str| by_token.get(piece).copied().is_some_and(is_word);
+            let is_wrong = |merge: &String| match merge.split_once(' ') {
+                Some((left, right)) => {
+                    ![left, right, &[left, right].concat()].into_iter().all(is_piece)
+                }
+                None => true,
+            };
+            self.merges.iter().position(is_wrong).map_or(Error::Tokenizers(error), wrong)
+        })
+    }
 
+    fn byte_level_table(&self, types: &[TokenType]) -> TokenTable {
         let alphabet = ByteAlphabet::new();
         let mut table = TokenTable::default();
         for (id, token) in (0..).zip(&self.tokens) {
@@ -138,11 +166,7 @@ impl GgufVocab {
             let bytes = if is_raw { token.as_bytes().to_vec() } else { alphabet.decode(token) };
             table.set(id, &bytes, kind.is_special());
         }
-
-        let mut inner = tokenizers::Tokenizer::new(model);
-        inner.with_normalizer(words.normalizer).map_err(Error::Tokenizers)?;
-        inner.with_pre_tokenizer(Some(words.pre_tokenizer));
-        self.finish(inner, None, table, types, words.add_bos, LeadingSpace::Keep)
+        table
     }
 
     fn sentencepiece(&self, types: &[TokenType]) -> Result<Tokenizer> {
