@@ -13,8 +13,15 @@ use heterokv_testkit::Inputs;
 use crate::synthetic;
 
 /// What callers know them by.
-pub(super) const NAMES: [&str; 6] =
-    ["score/alloc/2", "score/int8-token", "values/int8", "exact/f16", "gemv/q8", "select/top-p"];
+pub(super) const NAMES: [&str; 7] = [
+    "score/alloc/2",
+    "score/int8-token",
+    "values/int8",
+    "exact/f16",
+    "gemv/q8",
+    "gemv/q4",
+    "select/top-p",
+];
 
 const HEAD_DIM: usize = 64;
 const GROUP_SIZE: usize = 3;
@@ -50,7 +57,8 @@ pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
         "score/int8-token" => Box::new(Score::new("int8-token", level)?),
         "values/int8" => Box::new(Values::new()?),
         "exact/f16" => Box::new(Exact::new()),
-        "gemv/q8" => Box::new(Gemv::new(level)?),
+        "gemv/q8" => Box::new(Gemv::of_bytes(level)?),
+        "gemv/q4" => Box::new(Gemv::of_nibbles(level)?),
         "select/top-p" => Box::new(Select::new()?),
         _ => bail!("there is no kernel `{name}`; there are {}", NAMES.join(", ")),
     })
@@ -222,7 +230,7 @@ impl Kernel for Exact {
     }
 }
 
-/// A matrix of 8-bit blocks times a vector.
+/// A matrix of 8-bit or 4-bit blocks times a vector.
 struct Gemv {
     matrix: WeightMatrix,
     x: Vec<f32>,
@@ -230,12 +238,28 @@ struct Gemv {
 }
 
 impl Gemv {
-    fn new(level: Level) -> Result<Self> {
+    fn of_bytes(level: Level) -> Result<Self> {
         let mut inputs = Inputs::new(10);
         let weights = inputs.gaussian_rows(MATRIX[0], MATRIX[1], 0.05);
         let bytes: Vec<u8> = weights.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let (ty, compute) = (TensorType::F32, ComputeType::Q8);
-        let matrix = WeightMatrix::from_tensor(ty, &bytes, MATRIX, |row| row, compute, level)?;
+        Self::new(TensorType::F32, &bytes, inputs, level)
+    }
+
+    fn of_nibbles(level: Level) -> Result<Self> {
+        let mut inputs = Inputs::new(10);
+        let blocks = inputs.gaussian_rows(MATRIX[0] * MATRIX[1] / 32, 18, 0.02);
+        let block = |row: &[f32]| {
+            let fields = row[..2].iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes());
+            let codes = row[2..].iter().map(|x| x.to_bits() as u8);
+            fields.chain(codes).collect::<Vec<u8>>()
+        };
+        let bytes: Vec<u8> = blocks.chunks_exact(18).flat_map(block).collect();
+        Self::new(TensorType::Q4_1, &bytes, inputs, level)
+    }
+
+    fn new(ty: TensorType, bytes: &[u8], mut inputs: Inputs, level: Level) -> Result<Self> {
+        let compute = ComputeType::Q8;
+        let matrix = WeightMatrix::from_tensor(ty, bytes, MATRIX, |row| row, compute, level)?;
         let x = inputs.gaussian_rows(1, MATRIX[1], 1.0);
         Ok(Self { matrix, x, y: vec![f32::NAN; MATRIX[0]] })
     }
