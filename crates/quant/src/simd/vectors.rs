@@ -38,6 +38,10 @@ use crate::rows::VectorList;
 /// Values per chunk: the lanes of a vector register.
 const LANES: usize = 8;
 
+/// Vectors of a weighted sum that are looked up in their list, and the memory asked for as many, at a time.
+#[cfg(target_arch = "x86_64")]
+const RUN: usize = 32;
+
 /// How vectors of one format and length lie in their bytes.
 pub(crate) trait Vector: Copy {
     /// Values of a vector.
@@ -153,15 +157,24 @@ pub(crate) fn weighted_sum<V: Vector>(
     let num_heads = sums.len() / head_dim;
     assert!(weights.len() >= (num_heads - 1) * stride + count, "a weight for each vector");
     #[cfg(target_arch = "x86_64")]
-    if level.is_avx512() {
-        // SAFETY: an AVX-512 level exists only where F, AVX2, FMA and F16C do; the weights were just counted.
-        unsafe { avx512::weighted_sum(vector, (vectors, soon), weights, stride, sums) };
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; the weights were just counted.
-        unsafe { avx2::weighted_sum(vector, (vectors, soon), weights, stride, sums) };
+        for first in (0..count).step_by(RUN) {
+            let mut run: [&[u8]; RUN] = [&[]; RUN];
+            let len = RUN.min(count - first);
+            for (i, bytes) in run[..len].iter_mut().enumerate() {
+                *bytes = vectors.get(first + i, num_bytes);
+            }
+            soon.request(first..first + len, num_bytes);
+            let weights = &weights[first..];
+            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors
+            // are of that length as they come, and the weights were just counted.
+            unsafe {
+                match level.is_avx512() {
+                    true => avx512::weighted_sum(vector, &run[..len], weights, stride, sums),
+                    false => avx2::weighted_sum(vector, &run[..len], weights, stride, sums),
+                }
+            }
+        }
         return;
     }
     let _ = (level, soon);

@@ -120,25 +120,24 @@ fn put(four: __m128, out: &mut [f32], left: usize) {
 /// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
 pub(super) unsafe fn weighted_sum<V: Vector>(
     vector: V,
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     for (batch, sums) in sums.chunks_mut(8 * vector.head_dim()).enumerate() {
         let weights = &weights[8 * batch * stride..];
-        let lists = (vectors, if batch == 0 { soon } else { VectorList::NONE });
         // SAFETY: as this function.
         unsafe {
             match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, 1, 4>(vector, lists, weights, stride, sums),
-                2 => sum_heads::<V, 2, 4>(vector, lists, weights, stride, sums),
-                3 => sum_heads::<V, 3, 2>(vector, lists, weights, stride, sums),
-                4 => sum_heads::<V, 4, 2>(vector, lists, weights, stride, sums),
-                5 => sum_heads::<V, 5, 2>(vector, lists, weights, stride, sums),
-                6 => sum_heads::<V, 6, 2>(vector, lists, weights, stride, sums),
-                7 => sum_heads::<V, 7, 1>(vector, lists, weights, stride, sums),
-                _ => sum_heads::<V, 8, 1>(vector, lists, weights, stride, sums),
+                1 => sum_heads::<V, 1, 4>(vector, vectors, weights, stride, sums),
+                2 => sum_heads::<V, 2, 4>(vector, vectors, weights, stride, sums),
+                3 => sum_heads::<V, 3, 2>(vector, vectors, weights, stride, sums),
+                4 => sum_heads::<V, 4, 2>(vector, vectors, weights, stride, sums),
+                5 => sum_heads::<V, 5, 2>(vector, vectors, weights, stride, sums),
+                6 => sum_heads::<V, 6, 2>(vector, vectors, weights, stride, sums),
+                7 => sum_heads::<V, 7, 1>(vector, vectors, weights, stride, sums),
+                _ => sum_heads::<V, 8, 1>(vector, vectors, weights, stride, sums),
             }
         }
     }
@@ -151,24 +150,22 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
     vector: V,
-    (vectors, mut soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     let head_dim = vector.head_dim();
     let chunks = head_dim / LANES;
-    let count = vectors.count(vector.num_bytes());
-    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..count]);
+    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
     let mut chunk = 0;
     while chunk + C <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, C>(vector, (vectors, soon), weights, chunk, sums) };
-        soon = VectorList::NONE;
+        unsafe { sum_tile::<V, G, C>(vector, vectors, weights, chunk, sums) };
         chunk += C;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { sum_rest::<V, G>(vector, (vectors, soon), weights, chunk, sums) };
+    unsafe { sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
 }
 
 /// The sums of `G` heads from chunk `chunk` on: chunk by chunk, then what is left.
@@ -178,7 +175,7 @@ unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     vector: V,
-    (vectors, mut soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: [&[f32]; G],
     mut chunk: usize,
     sums: &mut [f32],
@@ -187,14 +184,11 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     let chunks = head_dim / LANES;
     while chunk < chunks {
         // SAFETY: as this function; this chunk lies within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, (vectors, soon), weights, chunk, sums) };
-        soon = VectorList::NONE;
+        unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };
         chunk += 1;
     }
     if !head_dim.is_multiple_of(LANES) {
-        let num_bytes = vector.num_bytes();
-        for i in 0..vectors.count(num_bytes) {
-            let bytes = vectors.get(i, num_bytes);
+        for (i, bytes) in vectors.iter().enumerate() {
             let rest = vector.eight(bytes, chunks);
             for (sums, weights) in sums.chunks_exact_mut(head_dim).zip(weights) {
                 for (sum, x) in sums[chunks * LANES..].iter_mut().zip(rest) {
@@ -214,21 +208,19 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
     vector: V,
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: [&[f32]; G],
     chunk: usize,
     sums: &mut [f32],
 ) {
-    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
+    let head_dim = vector.head_dim();
     let mut tile = [[_mm256_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
         for (sum, from) in row.iter_mut().zip(&sums.as_chunks::<LANES>().0[chunk..]) {
             *sum = load(from);
         }
     }
-    for i in 0..vectors.count(num_bytes) {
-        let bytes = vectors.get(i, num_bytes);
-        soon.request(i..i + 1, num_bytes);
+    for (i, bytes) in vectors.iter().enumerate() {
         // SAFETY: the vector has these chunks.
         let values = unsafe { vector.lanes::<C>(bytes, chunk) };
         for (row, weights) in tile.iter_mut().zip(&weights) {

@@ -3,7 +3,6 @@
 use std::arch::x86_64::*;
 
 use super::{LANES, Vector, avx2};
-use crate::rows::VectorList;
 
 /// Values of a register.
 const WIDE: usize = 2 * LANES;
@@ -16,21 +15,20 @@ const WIDE: usize = 2 * LANES;
 /// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
 pub(super) unsafe fn weighted_sum<V: Vector>(
     vector: V,
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
         let weights = &weights[4 * batch * stride..];
-        let lists = (vectors, if batch == 0 { soon } else { VectorList::NONE });
         // SAFETY: as this function.
         unsafe {
             match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, 1>(vector, lists, weights, stride, sums),
-                2 => sum_heads::<V, 2>(vector, lists, weights, stride, sums),
-                3 => sum_heads::<V, 3>(vector, lists, weights, stride, sums),
-                _ => sum_heads::<V, 4>(vector, lists, weights, stride, sums),
+                1 => sum_heads::<V, 1>(vector, vectors, weights, stride, sums),
+                2 => sum_heads::<V, 2>(vector, vectors, weights, stride, sums),
+                3 => sum_heads::<V, 3>(vector, vectors, weights, stride, sums),
+                _ => sum_heads::<V, 4>(vector, vectors, weights, stride, sums),
             }
         }
     }
@@ -42,29 +40,26 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 /// As [`weighted_sum`].
 unsafe fn sum_heads<V: Vector, const G: usize>(
     vector: V,
-    (vectors, mut soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: &[f32],
     stride: usize,
     sums: &mut [f32],
 ) {
     let chunks = vector.head_dim() / LANES;
-    let count = vectors.count(vector.num_bytes());
-    let of_head: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..count]);
+    let of_head: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
     let mut chunk = 0;
     while chunk + 8 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 4>(vector, (vectors, soon), of_head, chunk, sums) };
-        soon = VectorList::NONE;
+        unsafe { sum_tile::<V, G, 4>(vector, vectors, of_head, chunk, sums) };
         chunk += 8;
     }
     while chunk + 2 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, (vectors, soon), of_head, chunk, sums) };
-        soon = VectorList::NONE;
+        unsafe { sum_tile::<V, G, 1>(vector, vectors, of_head, chunk, sums) };
         chunk += 2;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { avx2::sum_rest::<V, G>(vector, (vectors, soon), of_head, chunk, sums) };
+    unsafe { avx2::sum_rest::<V, G>(vector, vectors, of_head, chunk, sums) };
 }
 
 /// `C` registers, from chunk `chunk` on, of the sums of `G` heads.
@@ -75,13 +70,12 @@ unsafe fn sum_heads<V: Vector, const G: usize>(
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
 unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
     vector: V,
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     weights: [&[f32]; G],
     chunk: usize,
     sums: &mut [f32],
 ) {
-    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
-    let count = vectors.count(num_bytes);
+    let head_dim = vector.head_dim();
     let mut tile = [[_mm512_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
         let of_tile = sums[chunk * LANES..].as_chunks::<WIDE>().0;
@@ -90,9 +84,7 @@ unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
             *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
         }
     }
-    for i in 0..count {
-        let bytes = vectors.get(i, num_bytes);
-        soon.request(i..i + 1, num_bytes);
+    for (i, bytes) in vectors.iter().enumerate() {
         // SAFETY: the vector has these chunks.
         let values = unsafe { vector.wide::<C>(bytes, chunk) };
         for (row, weights) in tile.iter_mut().zip(&weights) {
