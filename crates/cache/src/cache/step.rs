@@ -19,6 +19,9 @@ use crate::times::{Took, timed};
 /// Exact rows that one task takes, and a page more at most.
 const EXACT_TASK_ROWS: usize = 512;
 
+/// Scores of a KV head's exact rows, in their order: `[group_size, rows]` of some of them each.
+type ExactScores = Vec<Vec<f32>>;
+
 /// Some of the exact rows of a KV head.
 struct ExactTask<'a> {
     rows: Vec<ResidentRows<'a>>,
@@ -46,8 +49,8 @@ struct HeadStep<'a> {
     sums: &'a mut TaskSums,
     selection: &'a mut HeadSelection,
     state: AttnState,
-    /// Where the head is watched, in the order of its exact rows: scores `[group_size, rows]` of some of them.
-    scores: Option<Vec<Vec<f32>>>,
+    /// Where the head is watched.
+    scores: Option<ExactScores>,
     took: Took,
 }
 
@@ -100,7 +103,7 @@ impl KvCache {
         layer: usize,
         q: &[f32],
         watched: &[bool],
-    ) -> Result<(Vec<AttnState>, Vec<Vec<Vec<f32>>>)> {
+    ) -> Result<(Vec<AttnState>, Vec<ExactScores>)> {
         let start = Instant::now();
         let Self { shape: KvShape { heads: shape, .. }, level, .. } = *self;
         let Self { config, host, hints, groups, sums, selections, stats, times, .. } = self;
@@ -161,7 +164,7 @@ impl KvCache {
         layer: usize,
         watched: &[bool],
         states: &[AttnState],
-        exact: &[Vec<Vec<f32>>],
+        exact: &[ExactScores],
     ) -> Result<()> {
         let Self { shape: KvShape { heads: shape, .. }, level, .. } = *self;
         let Some(policy) = &mut self.policy else { return Ok(()) };
