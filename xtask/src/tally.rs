@@ -12,17 +12,19 @@ use std::ops::AddAssign;
 pub(crate) const ANNOUNCEMENT: &str = "SKIPPED: ";
 
 /// Outcomes, each test or check counted once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) num_passed: u64,
     pub(crate) num_failed: u64,
     pub(crate) num_skipped: u64,
+    /// Names of tests that failed; a check that has none is counted only.
+    pub(crate) failed_tests: Vec<String>,
 }
 
 impl Tally {
     /// One check that passed or failed.
     pub(crate) fn of_check(passed: bool) -> Self {
-        Self { num_passed: u64::from(passed), num_failed: u64::from(!passed), num_skipped: 0 }
+        Self { num_passed: u64::from(passed), num_failed: u64::from(!passed), ..Self::default() }
     }
 
     /// One check that could not be made.
@@ -41,12 +43,13 @@ impl AddAssign for Tally {
         self.num_passed += other.num_passed;
         self.num_failed += other.num_failed;
         self.num_skipped += other.num_skipped;
+        self.failed_tests.extend(other.failed_tests);
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { num_passed, num_failed, num_skipped } = self;
+        let Self { num_passed, num_failed, num_skipped, .. } = self;
         write!(f, "{num_passed} passed, {num_failed} failed, {num_skipped} skipped")
     }
 }
@@ -143,11 +146,12 @@ impl RunnerOutput {
             return None;
         }
         let num_announced = self.announced.difference(&self.failed).count() as u64;
-        let Tally { num_passed, num_failed, num_skipped } = self.summed;
+        let Tally { num_passed, num_failed, num_skipped, .. } = self.summed;
         Some(Tally {
             num_passed: num_passed.saturating_sub(num_announced),
             num_failed,
             num_skipped: num_skipped + num_announced,
+            failed_tests: self.failed.iter().cloned().collect(),
         })
     }
 
@@ -187,6 +191,7 @@ fn libtest_summary(line: &str) -> Option<Tally> {
         num_passed: count("passed")?,
         num_failed: count("failed")?,
         num_skipped: count("ignored")?,
+        ..Tally::default()
     })
 }
 

@@ -9,7 +9,7 @@ fn read(runner: Runner, text: &str) -> RunnerOutput {
 }
 
 fn tally(num_passed: u64, num_failed: u64, num_skipped: u64) -> Tally {
-    Tally { num_passed, num_failed, num_skipped }
+    Tally { num_passed, num_failed, num_skipped, failed_tests: Vec::new() }
 }
 
 /// One of each: aborted, passed, announced on either stream, announced and failed, slow, timed out.
@@ -65,7 +65,8 @@ const NEXTEST: &str = "
 #[test]
 fn nextest_output_is_counted_test_by_test() {
     let output = read(Runner::Nextest, NEXTEST);
-    assert_eq!(output.tally(), Some(tally(2, 3, 2)));
+    let failed = ["nx abort", "nx announced_and_failed", "nx hang"].map(String::from);
+    assert_eq!(output.tally(), Some(Tally { failed_tests: failed.into(), ..tally(2, 3, 2) }));
     assert_eq!(output.reasons().len(), 3);
 }
 
@@ -118,7 +119,8 @@ test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
 #[test]
 fn libtest_output_is_summed_over_its_binaries() {
     let output = read(Runner::Libtest, LIBTEST);
-    assert_eq!(output.tally(), Some(tally(1, 1, 2)));
+    let failed_tests = vec!["same".into()];
+    assert_eq!(output.tally(), Some(Tally { failed_tests, ..tally(1, 1, 2) }));
 }
 
 #[test]

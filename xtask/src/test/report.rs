@@ -55,14 +55,20 @@ impl Report {
         });
         let row = Row { step, wall: began.elapsed(), tally };
         println!("-- {}: {}, {}", row.step.name, seconds(row.wall), row.tally);
+        let passed = row.tally.num_failed == 0;
         self.rows.push(row);
-        tally.num_failed == 0
+        passed
     }
 
-    /// Prints the table and, alone on the last line, the sum; true if nothing failed.
+    /// Prints the table, the names of the tests that failed and, alone on the last line, the sum; true if nothing
+    /// failed.
     pub(super) fn end(self) -> bool {
         let total = total(&self.rows);
-        println!("\n{}\n{total}", table(&self.rows, self.began.elapsed(), total));
+        println!("\n{}", table(&self.rows, self.began.elapsed(), &total));
+        for line in failures(&self.rows) {
+            println!("{line}");
+        }
+        println!("{total}");
         total.num_failed == 0
     }
 }
@@ -70,15 +76,24 @@ impl Report {
 fn total(rows: &[Row]) -> Tally {
     let mut total = Tally::default();
     for row in rows {
-        total += row.tally;
+        total += row.tally.clone();
     }
     total
 }
 
+/// One line per test that failed: its step and its name.
+fn failures(rows: &[Row]) -> Vec<String> {
+    let of = |row: &Row| -> Vec<String> {
+        let line = |test: &String| format!("failed: {}: {test}", row.step.name);
+        row.tally.failed_tests.iter().map(line).collect()
+    };
+    rows.iter().flat_map(of).collect()
+}
+
 /// One line per step, and one for all of them.
-fn table(rows: &[Row], wall: Duration, total: Tally) -> String {
-    let line = |name: &str, wall: &str, tally: Tally, note: &str| {
-        let Tally { num_passed, num_failed, num_skipped } = tally;
+fn table(rows: &[Row], wall: Duration, total: &Tally) -> String {
+    let line = |name: &str, wall: &str, tally: &Tally, note: &str| {
+        let Tally { num_passed, num_failed, num_skipped, .. } = tally;
         format!("{name:<26} {wall:>9} {num_passed:>7} {num_failed:>7} {num_skipped:>8}  {note}")
             .trim_end()
             .to_owned()
@@ -91,7 +106,7 @@ fn table(rows: &[Row], wall: Duration, total: Tally) -> String {
             Some(limit) if row.wall > limit => format!("over its {}", seconds(limit)),
             _ => String::new(),
         };
-        lines.push(line(row.step.name, &seconds(row.wall), row.tally, &note));
+        lines.push(line(row.step.name, &seconds(row.wall), &row.tally, &note));
     }
     lines.push(line("all", &seconds(wall), total, ""));
     lines.join("\n")
@@ -116,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn tests_that_failed_are_named_with_their_step() {
+        let tally = Tally { failed_tests: vec!["a b::c".into()], ..Tally::of_check(false) };
+        let mut report = Report::begin();
+        report.step(Step::new("first"), || Ok(Tally::of_check(false)));
+        report.step(Step::new("second"), || Ok(tally));
+        assert_eq!(failures(&report.rows), ["failed: second: a b::c"]);
+    }
+
+    #[test]
     fn a_report_without_failures_ends_well() {
         let mut report = Report::begin();
         report.step(Step::new("only"), || Ok(Tally::of_check(true)));
@@ -129,7 +153,7 @@ mod tests {
             wall: Duration::from_secs(wall),
             tally: Tally::default(),
         };
-        let table = table(&[row(60), row(61)], Duration::from_secs(121), Tally::default());
+        let table = table(&[row(60), row(61)], Duration::from_secs(121), &Tally::default());
         let over: Vec<bool> = table.lines().map(|line| line.ends_with("over its 60.0 s")).collect();
         assert_eq!(over, [false, false, true, false], "{table}");
     }
