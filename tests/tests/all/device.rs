@@ -269,8 +269,10 @@ fn greedy_on_a_device_is_greedy_on_the_cpu() {
     assert!(compared >= prompts * GREEDY_TOKENS / 4, "only {compared} tokens were compared");
 }
 
-/// Tokens of context at which logits are compared.
-const KL_TOKENS: usize = 512;
+/// Tokens of context at which logits are compared: a software device takes a minute for a hundred.
+fn kl_tokens() -> usize {
+    if is_long() { 512 } else { 128 }
+}
 
 /// Tokens fed one by one behind them.
 const KL_STEPS: usize = 4;
@@ -282,16 +284,17 @@ fn logits_of_a_device_are_those_of_the_cpu() {
     let Some(device) = software_or_skip() else { return };
     let pair = Pair::load(&smollm.checkpoint, &device, ComputeType::Q8);
     let mut bars = Bars::default();
-    let window = smollm.window("kl", &corpus, 45_000, KL_TOKENS, KL_STEPS);
+    let num_tokens = kl_tokens();
+    let window = smollm.window("kl", &corpus, 45_000, num_tokens, KL_STEPS);
     let reservation =
-        Reservation { prompt_tokens: KL_TOKENS, total_tokens: KL_TOKENS + KL_STEPS + 1 };
+        Reservation { prompt_tokens: num_tokens, total_tokens: num_tokens + KL_STEPS + 1 };
     let specs = ["full", "keys=int4-token,values=int8@host,select=none", "hca-rescore:12.5%"];
     for spec in if is_long() { &specs[..] } else { &specs[..2] } {
         let (mut host, mut on_device) = pair.decoders(spec, reservation);
         host.feed(&window.context, None).unwrap();
         on_device.feed(&window.context, None).unwrap();
         let at_prompt = kl(&host.logits().unwrap(), &on_device.logits().unwrap());
-        bars.at_most(&format!("{spec:.24}: KL at {KL_TOKENS} tokens"), at_prompt, 1e-4);
+        bars.at_most(&format!("{spec:.24}: KL at {num_tokens} tokens"), at_prompt, 1e-4);
         let mut sum = 0.0;
         for &token in &window.fed {
             host.feed(&[token], None).unwrap();
@@ -312,13 +315,14 @@ struct Passkey {
     answer: String,
 }
 
-/// The passkey of the shared references in a text of some 1,000 tokens: what stands before and behind it, cut.
-fn short_passkey(passkey: &Passkey) -> String {
+/// The passkey of the shared references in a text with so many characters on either side of it, what stands before and
+/// behind it cut.
+fn short_passkey(passkey: &Passkey, num_chars: usize) -> String {
     let at = passkey.prompt.find(&passkey.answer).unwrap();
-    let before = passkey.prompt[..at].char_indices().rev().nth(1900).map_or(0, |(i, _)| i);
+    let before = passkey.prompt[..at].char_indices().rev().nth(num_chars).map_or(0, |(i, _)| i);
     let behind = &passkey.prompt[at..];
     let question = behind.char_indices().rev().nth(700).map_or(0, |(i, _)| i);
-    let middle = behind.char_indices().nth(1400).map_or(behind.len(), |(i, _)| i);
+    let middle = behind.char_indices().nth(num_chars).map_or(behind.len(), |(i, _)| i);
     let head: String = passkey.prompt.chars().take(200).collect();
     format!("{head}{}{}{}", &passkey.prompt[before..at], &behind[..middle], &behind[question..])
 }
@@ -331,11 +335,16 @@ fn passkey_on_a_device() {
     let passkeys: Vec<Passkey> = json(&path);
     let passkey = passkeys.iter().find(|passkey| passkey.depth == 0.5).unwrap();
     let pair = Pair::load(&smollm.checkpoint, &device, ComputeType::Q8);
-    let prompt = smollm.encode(&short_passkey(passkey));
+    let (num_chars, specs) = if is_long() {
+        (1600, &["hca:12.5%", "hca-rescore:12.5%"][..])
+    } else {
+        (400, &["hca-rescore:12.5%"][..])
+    };
+    let prompt = smollm.encode(&short_passkey(passkey, num_chars));
     let answer = smollm.encode(&passkey.answer);
     println!("{} tokens of prompt", prompt.len());
-    assert!((800..1400).contains(&prompt.len()));
-    for spec in ["hca:12.5%", "hca-rescore:12.5%"] {
+    assert!(prompt.len() >= num_chars / 2);
+    for &spec in specs {
         let n = prompt.len();
         let reservation = Reservation { prompt_tokens: n, total_tokens: n + answer.len() };
         let (_, mut on_device) = pair.decoders(spec, reservation);
