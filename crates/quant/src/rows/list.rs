@@ -59,6 +59,28 @@ impl<'a> VectorList<'a> {
         }
     }
 
+    /// The vectors from `first` on, as many as `out` takes.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[inline]
+    pub(crate) fn look_up(self, first: usize, num_bytes: usize, out: &mut [&'a [u8]]) {
+        match self {
+            Self::Beside(bytes) => {
+                let mut rest = &bytes[first * num_bytes..];
+                for out in out {
+                    (*out, rest) = rest.split_at(num_bytes);
+                }
+            }
+            Self::InRows { rows, at } => {
+                let rows = &rows[first..][..out.len()];
+                for (out, row) in out.iter_mut().zip(rows) {
+                    *out = &row[at..][..num_bytes];
+                }
+            }
+        }
+    }
+
     /// Asks the memory for those of some vectors that there are.
     #[inline]
     pub(crate) fn request(self, vectors: Range<usize>, num_bytes: usize) {

@@ -32,55 +32,77 @@ use std::arch::x86_64::*;
 pub(crate) use formats::{Bf16, F16, Fp8, Int8};
 pub(crate) use grouped::Integers;
 
+use half::f16;
+
 use crate::Level;
 use crate::rows::VectorList;
 
 /// Values per chunk: the lanes of a vector register.
 const LANES: usize = 8;
 
-/// Vectors of a weighted sum that are looked up in their list, and the memory asked for as many, at a time.
+/// Vectors that are looked up in their list, and the memory asked for as many, at a time: in twos, threes, fours and
+/// eights.
 #[cfg(target_arch = "x86_64")]
-const RUN: usize = 32;
+const RUN: usize = 48;
+
+/// Heads that are summed for at a time.
+#[cfg(target_arch = "x86_64")]
+const HEADS: usize = 8;
 
 /// How vectors of one format and length lie in their bytes.
 pub(crate) trait Vector: Copy {
+    /// Whether each vector has a scale of its own, which what the other functions give is without.
+    const HAS_SCALE: bool = false;
+
     /// Values of a vector.
     fn head_dim(&self) -> usize;
+
+    /// Whether its chunks are in more than one group.
+    const HAS_GROUPS: bool = false;
 
     /// Bytes of a vector.
     fn num_bytes(&self) -> usize;
 
+    /// The scale of the vector in `bytes`; 1 where there is none.
+    fn scale(&self, _bytes: &[u8]) -> f16 {
+        f16::ONE
+    }
+
     /// The values from `8 · chunk` on of the vector in `bytes`, zero beyond its end.
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES];
 
-    /// The values of chunks `first..first + C`, as [`Vector::eight`] gives them up to one rounding.
+    /// What the chunks of a group need beside their own bytes. A group is some fours of chunks, each from a multiple of four.
+    #[cfg(target_arch = "x86_64")]
+    type Group: Copy;
+
+    /// That of the group of a chunk.
     ///
     /// # Safety
     /// - AVX2, FMA and F16C are available.
-    /// - `bytes` is `num_bytes` long and the chunks lie within `head_dim`.
-    /// - `C` is 1, 2 or 4 and divides `first`.
+    /// - `bytes` is `num_bytes` long and the chunk lies within `head_dim`.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C];
+    unsafe fn group(&self, bytes: &[u8], chunk: usize) -> Self::Group;
 
-    /// The values of chunks `first..first + 2 · C`, two in a register, as [`Vector::lanes`] gives them.
+    /// The values of a chunk, as [`Vector::eight`] gives them up to one rounding.
     ///
     /// # Safety
-    /// - AVX-512 F, AVX2, FMA and F16C are available.
-    /// - `bytes` is `num_bytes` long and the chunks lie within `head_dim`.
-    /// - `first` is even, and `C` is 1, or 4 and 2 · `C` divides `first`.
+    /// As [`Vector::group`], which gave `group` for this chunk.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, group: Self::Group) -> __m256;
+
+    /// The values of a chunk, which is even, and of the next, as [`Vector::lanes`] gives them.
+    ///
+    /// # Safety
+    /// As [`Vector::lanes`], for both chunks; AVX-512 F is available, too.
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
-        let mut out = [_mm512_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: the vector has the two chunks, and two divides the first.
-            let [low, high] = unsafe { self.lanes::<2>(bytes, first + 2 * i) };
-            let (low, high) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
-            let both = _mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high);
-            *out = _mm512_castpd_ps(both);
-        }
-        out
+    unsafe fn wide(&self, bytes: &[u8], chunk: usize, group: Self::Group) -> __m512 {
+        // SAFETY: the vector has the two chunks, which are of one group.
+        let (low, high) =
+            unsafe { (self.lanes(bytes, chunk, group), self.lanes(bytes, chunk + 1, group)) };
+        let (low, high) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
+        _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high))
     }
 }
 
@@ -116,8 +138,14 @@ pub(crate) fn score<V: Vector>(
     assert!(out.len() >= (num_heads - 1) * stride + count, "a place for every score");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do.
-        unsafe { avx2::score(vector, queries, (vectors, soon), out, stride) };
+        for first in (0..count).step_by(RUN) {
+            let mut run: [&[u8]; RUN] = [&[]; RUN];
+            let run = &mut run[..RUN.min(count - first)];
+            vectors.look_up(first, num_bytes, run);
+            soon.request(first..first + run.len(), num_bytes);
+            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; vectors are of that length as they come.
+            unsafe { avx2::score(vector, queries, run, &mut out[first..], stride) };
+        }
         return;
     }
     let _ = (level, soon);
@@ -132,6 +160,9 @@ pub(crate) fn score<V: Vector>(
                 let products = query[chunk * LANES..].iter().zip(values).map(|(q, x)| q * x);
                 out[head * stride + i] += products.sum::<f32>();
             }
+        }
+        for head in 0..num_heads {
+            out[head * stride + i] *= vector.scale(bytes).to_f32();
         }
     }
 }
@@ -161,17 +192,26 @@ pub(crate) fn weighted_sum<V: Vector>(
         for first in (0..count).step_by(RUN) {
             let mut run: [&[u8]; RUN] = [&[]; RUN];
             let len = RUN.min(count - first);
-            for (i, bytes) in run[..len].iter_mut().enumerate() {
-                *bytes = vectors.get(first + i, num_bytes);
-            }
+            let run = &mut run[..len];
+            vectors.look_up(first, num_bytes, run);
             soon.request(first..first + len, num_bytes);
-            let weights = &weights[first..];
-            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors
-            // are of that length as they come, and the weights were just counted.
-            unsafe {
-                match level.is_avx512() {
-                    true => avx512::weighted_sum(vector, &run[..len], weights, stride, sums),
-                    false => avx2::weighted_sum(vector, &run[..len], weights, stride, sums),
+            for (batch, sums) in sums.chunks_mut(HEADS * head_dim).enumerate() {
+                let mut of_run = [[0.0; RUN]; HEADS];
+                let heads = &mut of_run[..sums.len() / head_dim];
+                for (head, of_head) in heads.iter_mut().enumerate() {
+                    let from = (HEADS * batch + head) * stride + first;
+                    of_head[..len].copy_from_slice(&weights[from..][..len]);
+                }
+                // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors
+                // are of that length as they come.
+                unsafe {
+                    if V::HAS_SCALE {
+                        avx2::scale_weights(vector, run, heads);
+                    }
+                    match level.is_avx512() {
+                        true => avx512::weighted_sum(vector, run, heads, sums),
+                        false => avx2::weighted_sum(vector, run, heads, sums),
+                    }
                 }
             }
         }
@@ -183,7 +223,7 @@ pub(crate) fn weighted_sum<V: Vector>(
         for chunk in 0..head_dim.div_ceil(LANES) {
             let values = vector.eight(bytes, chunk);
             for (head, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
-                let weight = weights[head * stride + i];
+                let weight = weights[head * stride + i] * vector.scale(bytes).to_f32();
                 for (sum, x) in sums[chunk * LANES..].iter_mut().zip(values) {
                     *sum += weight * x;
                 }

@@ -2,94 +2,159 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Vector};
-use crate::rows::VectorList;
+use super::{LANES, RUN, Vector};
 use crate::simd::lanes::{load, store};
 
-/// Vectors that are scored side by side.
-const VECTORS: usize = 4;
+/// Chunks that are of one group.
+const GROUP: usize = 4;
 
-/// See [`super::score`]. The sums of `G` heads with four vectors are twelve at most, so that they and two values stay in
-/// the sixteen registers.
+/// Heads that are scored for at a time.
+const SCORED_HEADS: usize = 4;
+
+/// See [`super::score`]. A tile of `G` heads and `N` vectors has nine sums at most, so that they, a chunk of each query
+/// and what is read ahead stay in the sixteen registers: a sum that did not would be waited for.
 ///
 /// # Safety
-/// AVX2, FMA and F16C are available.
+/// - AVX2, FMA and F16C are available.
+/// - Every vector is `num_bytes` long.
 pub(super) unsafe fn score<V: Vector>(
     vector: V,
     queries: &[f32],
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     out: &mut [f32],
     stride: usize,
 ) {
-    for (batch, queries) in queries.chunks(3 * vector.head_dim()).enumerate() {
-        let out = &mut out[3 * batch * stride..];
-        let lists = (vectors, if batch == 0 { soon } else { VectorList::NONE });
+    let batches = queries.chunks(SCORED_HEADS * vector.head_dim());
+    for (batch, queries) in batches.enumerate() {
+        let out = &mut out[SCORED_HEADS * batch * stride..];
         // SAFETY: as this function.
         unsafe {
             match queries.len() / vector.head_dim() {
-                1 => score_heads::<V, 1>(vector, queries, lists, out, stride),
-                2 => score_heads::<V, 2>(vector, queries, lists, out, stride),
-                _ => score_heads::<V, 3>(vector, queries, lists, out, stride),
+                1 => score_heads::<V, 1, 4>(vector, queries, vectors, out, stride),
+                2 => score_heads::<V, 2, 4>(vector, queries, vectors, out, stride),
+                3 => score_heads::<V, 3, 3>(vector, queries, vectors, out, stride),
+                _ => score_heads::<V, 4, 2>(vector, queries, vectors, out, stride),
             }
         }
     }
 }
 
-/// [`score`] for `G` heads.
+/// [`score`] for `G` heads, `N` vectors at a time; behind the last the first of them stands again.
 ///
 /// # Safety
-/// AVX2, FMA and F16C are available.
+/// As [`score`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score_heads<V: Vector, const G: usize>(
+unsafe fn score_heads<V: Vector, const G: usize, const N: usize>(
     vector: V,
     queries: &[f32],
-    (vectors, soon): (VectorList<'_>, VectorList<'_>),
+    vectors: &[&[u8]],
     out: &mut [f32],
     stride: usize,
 ) {
-    let (head_dim, num_bytes) = (vector.head_dim(), vector.num_bytes());
-    let (count, chunks) = (vectors.count(num_bytes), head_dim / LANES);
-    let queries: [&[f32]; G] = std::array::from_fn(|g| &queries[g * head_dim..][..head_dim]);
-    let query_chunks = queries.map(|query| query.as_chunks::<LANES>().0);
-    let query_rest = queries.map(|query| padded(&query[chunks * LANES..]));
-    for first in (0..count).step_by(VECTORS) {
-        let four: [&[u8]; VECTORS] =
-            std::array::from_fn(|i| vectors.get((first + i).min(count - 1), num_bytes));
-        soon.request(first..first + VECTORS, num_bytes);
-        let mut sums = [[_mm256_setzero_ps(); VECTORS]; G];
-        for chunk in (0..chunks / 2 * 2).step_by(2) {
-            for (i, bytes) in four.iter().enumerate() {
-                // SAFETY: `bytes` is one vector, which has these chunks.
-                let [x, y] = unsafe { vector.lanes::<2>(bytes, chunk) };
-                for (sums, query) in sums.iter_mut().zip(&query_chunks) {
-                    sums[i] = _mm256_fmadd_ps(load(&query[chunk]), x, sums[i]);
-                    sums[i] = _mm256_fmadd_ps(load(&query[chunk + 1]), y, sums[i]);
-                }
-            }
-        }
-        if !chunks.is_multiple_of(2) {
-            for (i, bytes) in four.iter().enumerate() {
-                // SAFETY: `bytes` is one vector, which has this chunk.
-                let [x] = unsafe { vector.lanes::<1>(bytes, chunks - 1) };
-                for (sums, query) in sums.iter_mut().zip(&query_chunks) {
-                    sums[i] = _mm256_fmadd_ps(load(&query[chunks - 1]), x, sums[i]);
-                }
-            }
-        }
-        if !head_dim.is_multiple_of(LANES) {
-            for (i, bytes) in four.iter().enumerate() {
-                let x = load(&vector.eight(bytes, chunks));
-                for (sums, query) in sums.iter_mut().zip(&query_rest) {
-                    sums[i] = _mm256_fmadd_ps(load(query), x, sums[i]);
-                }
-            }
-        }
-        for (g, &[a, b, c, d]) in sums.iter().enumerate() {
-            let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            let four = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
-            put(four, &mut out[g * stride + first..], count - first);
+    let (tiles, rest) = vectors.as_chunks::<N>();
+    for (i, tile) in tiles.iter().enumerate() {
+        // SAFETY: as this function.
+        let scores = unsafe { score_tile::<V, G, N>(vector, queries, tile) };
+        for (head, scores) in scores.iter().enumerate() {
+            out[head * stride + i * N..][..N].copy_from_slice(&scores[..N]);
         }
     }
+    if let [first, ..] = rest {
+        let mut tile = [*first; N];
+        tile[..rest.len()].copy_from_slice(rest);
+        // SAFETY: as this function.
+        let scores = unsafe { score_tile::<V, G, N>(vector, queries, &tile) };
+        for (head, scores) in scores.iter().enumerate() {
+            let out = &mut out[head * stride + tiles.len() * N..];
+            out[..rest.len()].copy_from_slice(&scores[..rest.len()]);
+        }
+    }
+}
+
+/// The scores of `G` heads with `N` vectors, four at most.
+///
+/// # Safety
+/// As [`score`]; there are `G` queries.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn score_tile<V: Vector, const G: usize, const N: usize>(
+    vector: V,
+    queries: &[f32],
+    tile: &[&[u8]; N],
+) -> [[f32; 4]; G] {
+    let head_dim = vector.head_dim();
+    let chunks = head_dim / LANES;
+    let mut sums = [[_mm256_setzero_ps(); N]; G];
+    let whole = chunks / GROUP * GROUP;
+    for begin in (0..whole).step_by(GROUP) {
+        // SAFETY: each is one vector, which has these chunks, and so have the queries.
+        unsafe { add_products::<V, G, N, GROUP>(vector, queries, tile, begin, &mut sums) };
+    }
+    for chunk in whole..chunks {
+        // SAFETY: as before.
+        unsafe { add_products::<V, G, N, 1>(vector, queries, tile, chunk, &mut sums) };
+    }
+    if !head_dim.is_multiple_of(LANES) {
+        for (i, bytes) in tile.iter().enumerate() {
+            let x = load(&vector.eight(bytes, chunks));
+            for (sums, query) in sums.iter_mut().zip(queries.chunks_exact(head_dim)) {
+                let query = load(&padded(&query[chunks * LANES..]));
+                sums[i] = _mm256_fmadd_ps(query, x, sums[i]);
+            }
+        }
+    }
+    let scales = scales(vector, tile);
+    let mut scores = [[0.0; 4]; G];
+    for (scores, sums) in scores.iter_mut().zip(&sums) {
+        let mut four = [_mm256_setzero_ps(); 4];
+        four[..N].copy_from_slice(sums);
+        let four = totals(four);
+        let four = if V::HAS_SCALE { _mm_mul_ps(four, scales) } else { four };
+        // SAFETY: the array has the 16 bytes of this unaligned store.
+        unsafe { _mm_storeu_ps(scores.as_mut_ptr(), four) };
+    }
+    scores
+}
+
+/// Adds the products of chunks `begin..begin + C`, which are of one group.
+///
+/// # Safety
+/// As [`score_tile`]; vectors have these chunks.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_products<V: Vector, const G: usize, const N: usize, const C: usize>(
+    vector: V,
+    queries: &[f32],
+    tile: &[&[u8]; N],
+    begin: usize,
+    sums: &mut [[__m256; N]; G],
+) {
+    // SAFETY: the vectors have this chunk.
+    let mut groups = [unsafe { vector.group(tile[0], begin) }; N];
+    for i in 1..N {
+        // SAFETY: as before.
+        groups[i] = unsafe { vector.group(tile[i], begin) };
+    }
+    for chunk in begin..begin + C {
+        for i in 0..N {
+            // SAFETY: the vector has this chunk.
+            let x = unsafe { vector.lanes(tile[i], chunk, groups[i]) };
+            for (head, sums) in sums.iter_mut().enumerate() {
+                let at = head * vector.head_dim() + chunk * LANES;
+                // SAFETY: the chunk lies within the head's query; the load is unaligned.
+                let query = unsafe { _mm256_loadu_ps(queries.as_ptr().add(at)) };
+                sums[i] = _mm256_fmadd_ps(query, x, sums[i]);
+            }
+        }
+    }
+}
+
+/// The sum of the lanes of each.
+#[inline]
+#[target_feature(enable = "avx")]
+fn totals([a, b, c, d]: [__m256; 4]) -> __m128 {
+    let four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four))
 }
 
 /// The values, then zeros.
@@ -99,45 +164,68 @@ fn padded(values: &[f32]) -> [f32; LANES] {
     out
 }
 
-/// Writes the first of four scores, as many as there are vectors left.
+/// The scales of up to four vectors.
 #[inline]
-#[target_feature(enable = "avx")]
-fn put(four: __m128, out: &mut [f32], left: usize) {
-    let mut scores = [0.0; VECTORS];
-    // SAFETY: the array has the 16 bytes of this unaligned store.
-    unsafe { _mm_storeu_ps(scores.as_mut_ptr(), four) };
-    match out.first_chunk_mut() {
-        Some(out) if left >= VECTORS => *out = scores,
-        _ => out[..left].copy_from_slice(&scores[..left]),
+#[target_feature(enable = "avx,f16c")]
+fn scales<V: Vector>(vector: V, vectors: &[&[u8]]) -> __m128 {
+    let mut bits = [0; 4];
+    for (bits, bytes) in bits.iter_mut().zip(vectors) {
+        *bits = vector.scale(bytes).to_bits();
+    }
+    // SAFETY: the array has the 8 bytes of this unaligned load.
+    _mm_cvtph_ps(unsafe { _mm_loadl_epi64(bits.as_ptr().cast()) })
+}
+
+/// Multiplies the weights of a run of vectors, of each head, by the scales of the vectors.
+///
+/// # Safety
+/// AVX and F16C are available.
+#[target_feature(enable = "avx,f16c")]
+pub(super) unsafe fn scale_weights<V: Vector>(
+    vector: V,
+    vectors: &[&[u8]],
+    weights: &mut [[f32; RUN]],
+) {
+    let mut bits = [0; RUN];
+    for (bits, bytes) in bits.iter_mut().zip(vectors) {
+        *bits = vector.scale(bytes).to_bits();
+    }
+    for (eighth, bits) in bits.as_chunks::<LANES>().0.iter().enumerate() {
+        // SAFETY: the array has the 16 bytes of this unaligned load.
+        let scales = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) });
+        for weights in &mut *weights {
+            let weights = &mut weights.as_chunks_mut::<LANES>().0[eighth];
+            store(weights, _mm256_mul_ps(load(weights), scales));
+        }
     }
 }
 
-/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks holds at most twelve sums, so that
-/// they, the values and a weight stay in the sixteen registers.
+/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks has nine sums at most, as one of [`score`].
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
-/// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
+/// - Every vector is `num_bytes` long; there are `RUN` at most, and a row of sums for each row of weights.
 pub(super) unsafe fn weighted_sum<V: Vector>(
     vector: V,
     vectors: &[&[u8]],
-    weights: &[f32],
-    stride: usize,
+    weights: &[[f32; RUN]],
     sums: &mut [f32],
 ) {
-    for (batch, sums) in sums.chunks_mut(8 * vector.head_dim()).enumerate() {
-        let weights = &weights[8 * batch * stride..];
-        // SAFETY: as this function.
-        unsafe {
-            match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, 1, 4>(vector, vectors, weights, stride, sums),
-                2 => sum_heads::<V, 2, 4>(vector, vectors, weights, stride, sums),
-                3 => sum_heads::<V, 3, 2>(vector, vectors, weights, stride, sums),
-                4 => sum_heads::<V, 4, 2>(vector, vectors, weights, stride, sums),
-                5 => sum_heads::<V, 5, 2>(vector, vectors, weights, stride, sums),
-                6 => sum_heads::<V, 6, 2>(vector, vectors, weights, stride, sums),
-                7 => sum_heads::<V, 7, 1>(vector, vectors, weights, stride, sums),
-                _ => sum_heads::<V, 8, 1>(vector, vectors, weights, stride, sums),
+    // SAFETY: as this function.
+    unsafe {
+        match weights {
+            [] => {}
+            [a] => sum_heads::<V, 1, 4>(vector, vectors, [a], sums),
+            [a, b] => sum_heads::<V, 2, 4>(vector, vectors, [a, b], sums),
+            [a, b, c] if V::HAS_GROUPS => {
+                sum_heads::<V, 3, 2>(vector, vectors, [a, b, c], sums);
+            }
+            [a, b, c] => sum_heads::<V, 3, 3>(vector, vectors, [a, b, c], sums),
+            [a, b, c, d] => sum_heads::<V, 4, 2>(vector, vectors, [a, b, c, d], sums),
+            [a, b, c, d, rest @ ..] => {
+                let (sums, of_rest) = sums.split_at_mut(4 * vector.head_dim());
+                sum_heads::<V, 4, 2>(vector, vectors, [a, b, c, d], sums);
+                weighted_sum(vector, vectors, rest, of_rest);
             }
         }
     }
@@ -151,18 +239,20 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
     vector: V,
     vectors: &[&[u8]],
-    weights: &[f32],
-    stride: usize,
+    weights: [&[f32; RUN]; G],
     sums: &mut [f32],
 ) {
-    let head_dim = vector.head_dim();
-    let chunks = head_dim / LANES;
-    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
+    let chunks = vector.head_dim() / LANES;
     let mut chunk = 0;
     while chunk + C <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
         unsafe { sum_tile::<V, G, C>(vector, vectors, weights, chunk, sums) };
         chunk += C;
+    }
+    if C > 2 && chunk + 2 <= chunks {
+        // SAFETY: as this function; these chunks lie within the vectors.
+        unsafe { sum_tile::<V, G, 2>(vector, vectors, weights, chunk, sums) };
+        chunk += 2;
     }
     // SAFETY: as this function; so many chunks were summed.
     unsafe { sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
@@ -176,7 +266,7 @@ unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
 pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     vector: V,
     vectors: &[&[u8]],
-    weights: [&[f32]; G],
+    weights: [&[f32; RUN]; G],
     mut chunk: usize,
     sums: &mut [f32],
 ) {
@@ -209,10 +299,11 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
 unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
     vector: V,
     vectors: &[&[u8]],
-    weights: [&[f32]; G],
+    weights: [&[f32; RUN]; G],
     chunk: usize,
     sums: &mut [f32],
 ) {
+    assert!(vectors.len() <= RUN, "a weight for every vector");
     let head_dim = vector.head_dim();
     let mut tile = [[_mm256_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
@@ -221,13 +312,17 @@ unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
         }
     }
     for (i, bytes) in vectors.iter().enumerate() {
-        // SAFETY: the vector has these chunks.
-        let values = unsafe { vector.lanes::<C>(bytes, chunk) };
-        for (row, weights) in tile.iter_mut().zip(&weights) {
-            // SAFETY: each head has a weight for every vector.
-            let weight = _mm256_set1_ps(unsafe { *weights.get_unchecked(i) });
-            for (sum, &x) in row.iter_mut().zip(&values) {
-                *sum = _mm256_fmadd_ps(weight, x, *sum);
+        let mut of_vector = [_mm256_setzero_ps(); G];
+        for (weight, of_head) in of_vector.iter_mut().zip(&weights) {
+            *weight = _mm256_set1_ps(of_head[i]);
+        }
+        // SAFETY: the vector has these chunks, and they are of one group.
+        let group = unsafe { vector.group(bytes, chunk) };
+        for c in 0..C {
+            // SAFETY: the vector has this chunk.
+            let x = unsafe { vector.lanes(bytes, chunk + c, group) };
+            for (row, &weight) in tile.iter_mut().zip(&of_vector) {
+                row[c] = _mm256_fmadd_ps(weight, x, row[c]);
             }
         }
     }

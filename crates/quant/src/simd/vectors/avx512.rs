@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Vector, avx2};
+use super::{LANES, RUN, Vector, avx2};
 
 /// Values of a register.
 const WIDE: usize = 2 * LANES;
@@ -12,23 +12,24 @@ const WIDE: usize = 2 * LANES;
 ///
 /// # Safety
 /// - AVX-512 F, AVX2, FMA and F16C are available.
-/// - Every vector is `num_bytes` long and `weights` holds one of each head for it.
+/// - Every vector is `num_bytes` long; there are `RUN` at most, and a row of sums for each row of weights.
 pub(super) unsafe fn weighted_sum<V: Vector>(
     vector: V,
     vectors: &[&[u8]],
-    weights: &[f32],
-    stride: usize,
+    weights: &[[f32; RUN]],
     sums: &mut [f32],
 ) {
-    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
-        let weights = &weights[4 * batch * stride..];
-        // SAFETY: as this function.
-        unsafe {
-            match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, 1>(vector, vectors, weights, stride, sums),
-                2 => sum_heads::<V, 2>(vector, vectors, weights, stride, sums),
-                3 => sum_heads::<V, 3>(vector, vectors, weights, stride, sums),
-                _ => sum_heads::<V, 4>(vector, vectors, weights, stride, sums),
+    // SAFETY: as this function.
+    unsafe {
+        match weights {
+            [] => {}
+            [a] => sum_heads::<V, 1>(vector, vectors, [a], sums),
+            [a, b] => sum_heads::<V, 2>(vector, vectors, [a, b], sums),
+            [a, b, c] => sum_heads::<V, 3>(vector, vectors, [a, b, c], sums),
+            [a, b, c, d, rest @ ..] => {
+                let (sums, of_rest) = sums.split_at_mut(4 * vector.head_dim());
+                sum_heads::<V, 4>(vector, vectors, [a, b, c, d], sums);
+                weighted_sum(vector, vectors, rest, of_rest);
             }
         }
     }
@@ -41,25 +42,23 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 unsafe fn sum_heads<V: Vector, const G: usize>(
     vector: V,
     vectors: &[&[u8]],
-    weights: &[f32],
-    stride: usize,
+    weights: [&[f32; RUN]; G],
     sums: &mut [f32],
 ) {
     let chunks = vector.head_dim() / LANES;
-    let of_head: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..vectors.len()]);
     let mut chunk = 0;
     while chunk + 8 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 4>(vector, vectors, of_head, chunk, sums) };
+        unsafe { sum_tile::<V, G, 4>(vector, vectors, weights, chunk, sums) };
         chunk += 8;
     }
     while chunk + 2 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, vectors, of_head, chunk, sums) };
+        unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };
         chunk += 2;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { avx2::sum_rest::<V, G>(vector, vectors, of_head, chunk, sums) };
+    unsafe { avx2::sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
 }
 
 /// `C` registers, from chunk `chunk` on, of the sums of `G` heads.
@@ -71,10 +70,11 @@ unsafe fn sum_heads<V: Vector, const G: usize>(
 unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
     vector: V,
     vectors: &[&[u8]],
-    weights: [&[f32]; G],
+    weights: [&[f32; RUN]; G],
     chunk: usize,
     sums: &mut [f32],
 ) {
+    assert!(vectors.len() <= RUN, "a weight for every vector");
     let head_dim = vector.head_dim();
     let mut tile = [[_mm512_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
@@ -85,13 +85,16 @@ unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
         }
     }
     for (i, bytes) in vectors.iter().enumerate() {
-        // SAFETY: the vector has these chunks.
-        let values = unsafe { vector.wide::<C>(bytes, chunk) };
-        for (row, weights) in tile.iter_mut().zip(&weights) {
-            // SAFETY: each head has a weight for every vector.
-            let weight = _mm512_set1_ps(unsafe { *weights.get_unchecked(i) });
-            for (sum, &x) in row.iter_mut().zip(&values) {
-                *sum = _mm512_fmadd_ps(weight, x, *sum);
+        let mut of_vector = [_mm512_setzero_ps(); G];
+        for (weight, of_head) in of_vector.iter_mut().zip(&weights) {
+            *weight = _mm512_set1_ps(of_head[i]);
+        }
+        for c in 0..C {
+            let chunk = chunk + 2 * c;
+            // SAFETY: the vector has this chunk and the next, which are of one group.
+            let x = unsafe { vector.wide(bytes, chunk, vector.group(bytes, chunk)) };
+            for (row, &weight) in tile.iter_mut().zip(&of_vector) {
+                row[c] = _mm512_fmadd_ps(weight, x, row[c]);
             }
         }
     }

@@ -36,18 +36,20 @@ impl Vector for Bf16 {
     }
 
     #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    unsafe fn group(&self, _bytes: &[u8], _chunk: usize) {}
+
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
-        let mut out = [_mm256_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 16 bytes of each of the chunks lie in the vector.
-            let halves = unsafe { _mm_loadu_si128(bytes.as_ptr().add(16 * (first + i)).cast()) };
-            // The upper half of an f32 is the bf16 that it truncates to.
-            let words = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves));
-            *out = _mm256_castsi256_ps(words);
-        }
-        out
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, (): ()) -> __m256 {
+        // SAFETY: 16 bytes of the chunk lie in the vector.
+        let halves = unsafe { _mm_loadu_si128(bytes.as_ptr().add(16 * chunk).cast()) };
+        // The upper half of an f32 is the bf16 that it truncates to.
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
     }
 }
 
@@ -71,24 +73,27 @@ impl Vector for Fp8 {
     }
 
     #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    unsafe fn group(&self, _bytes: &[u8], _chunk: usize) {}
+
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, (): ()) -> __m256 {
         // Exponent and significand in their places in f16, whose bias is larger by 8; subnormal numbers
         // of the one are subnormal numbers of the other.
         let (size_mask, nan) = (_mm_set1_epi16(0x7F), _mm_set1_epi16(0x7F));
-        let mut out = [_mm256_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 8 bytes of each of the chunks lie in the vector.
-            let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * (first + i)).cast()) };
-            let codes = _mm_cvtepu8_epi16(codes);
-            let sizes = _mm_and_si128(codes, size_mask);
-            let signs = _mm_slli_epi16::<8>(_mm_andnot_si128(size_mask, codes));
-            let halves = _mm_or_si128(_mm_slli_epi16::<7>(sizes), signs);
-            let halves = _mm_or_si128(halves, _mm_cmpeq_epi16(sizes, nan));
-            *out = _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0));
-        }
-        out
+        // SAFETY: 8 bytes of the chunk lie in the vector.
+        let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * chunk).cast()) };
+        let codes = _mm_cvtepu8_epi16(codes);
+        let sizes = _mm_and_si128(codes, size_mask);
+        let signs = _mm_slli_epi16::<8>(_mm_andnot_si128(size_mask, codes));
+        let halves = _mm_or_si128(_mm_slli_epi16::<7>(sizes), signs);
+        let halves = _mm_or_si128(halves, _mm_cmpeq_epi16(sizes, nan));
+        _mm256_mul_ps(_mm256_cvtph_ps(halves), _mm256_set1_ps(256.0))
     }
 }
 /// Half precision.
@@ -111,30 +116,26 @@ impl Vector for F16 {
     }
 
     #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    unsafe fn group(&self, _bytes: &[u8], _chunk: usize) {}
+
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
-        let mut out = [_mm256_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 16 bytes of each of the chunks lie in the vector.
-            let halves = unsafe { _mm_loadu_si128(bytes.as_ptr().add(16 * (first + i)).cast()) };
-            *out = _mm256_cvtph_ps(halves);
-        }
-        out
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, (): ()) -> __m256 {
+        // SAFETY: 16 bytes of the chunk lie in the vector.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().add(16 * chunk).cast()) })
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
-        let mut out = [_mm512_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 32 bytes of each pair of the chunks lie in the vector.
-            let halves =
-                unsafe { _mm256_loadu_si256(bytes.as_ptr().add(16 * first + 32 * i).cast()) };
-            *out = _mm512_cvtph_ps(halves);
-        }
-        out
+    unsafe fn wide(&self, bytes: &[u8], chunk: usize, (): ()) -> __m512 {
+        // SAFETY: 32 bytes of the two chunks lie in the vector.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().add(16 * chunk).cast()) })
     }
 }
 
@@ -145,6 +146,8 @@ pub(crate) struct Int8 {
 }
 
 impl Vector for Int8 {
+    const HAS_SCALE: bool = true;
+
     fn head_dim(&self) -> usize {
         self.head_dim
     }
@@ -153,41 +156,37 @@ impl Vector for Int8 {
         self.head_dim + 2
     }
 
-    fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
-        let (codes, scale) = bytes.split_at(self.head_dim);
-        let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-        elements::<1>(codes, chunk).map(|[code]| scale * f32::from(code as i8))
+    #[inline]
+    fn scale(&self, bytes: &[u8]) -> f16 {
+        f16::from_le_bytes([bytes[self.head_dim], bytes[self.head_dim + 1]])
     }
+
+    fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
+        elements::<1>(&bytes[..self.head_dim], chunk).map(|[code]| f32::from(code as i8))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    unsafe fn group(&self, _bytes: &[u8], _chunk: usize) {}
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
-        // SAFETY: the two bytes of the scale follow the codes.
-        let scale = unsafe { bytes.as_ptr().add(self.head_dim).cast::<u16>().read_unaligned() };
-        let scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale.into())));
-        let mut out = [_mm256_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 8 bytes of each of the chunks lie in the vector.
-            let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * (first + i)).cast()) };
-            *out = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale);
-        }
-        out
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, (): ()) -> __m256 {
+        // SAFETY: 8 bytes of the chunk lie in the vector.
+        let codes = unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * chunk).cast()) };
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    unsafe fn wide<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m512; C] {
-        // SAFETY: the two bytes of the scale follow the codes.
-        let scale = unsafe { bytes.as_ptr().add(self.head_dim).cast::<u16>().read_unaligned() };
-        let scale = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scale.into())));
-        let mut out = [_mm512_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: 16 bytes of each pair of the chunks lie in the vector.
-            let codes = unsafe { _mm_loadu_si128(bytes.as_ptr().add(8 * first + 16 * i).cast()) };
-            *out = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), scale);
-        }
-        out
+    unsafe fn wide(&self, bytes: &[u8], chunk: usize, (): ()) -> __m512 {
+        // SAFETY: 16 bytes of the two chunks lie in the vector.
+        let codes = unsafe { _mm_loadu_si128(bytes.as_ptr().add(8 * chunk).cast()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
     }
 }

@@ -22,6 +22,8 @@ impl<const BITS: u8> Integers<BITS> {
 }
 
 impl<const BITS: u8> Vector for Integers<BITS> {
+    const HAS_GROUPS: bool = true;
+
     fn head_dim(&self) -> usize {
         self.0.head_dim()
     }
@@ -37,16 +39,19 @@ impl<const BITS: u8> Vector for Integers<BITS> {
         values
     }
 
+    /// Step between two codes, and the value of code 0.
+    #[cfg(target_arch = "x86_64")]
+    type Group = (__m256, __m256);
+
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn lanes<const C: usize>(&self, bytes: &[u8], first: usize) -> [__m256; C] {
-        // A group is at least four chunks, so that the chunks of one call lie in one group.
-        let group = first * LANES / self.0.group_channels();
+    unsafe fn group(&self, bytes: &[u8], chunk: usize) -> Self::Group {
+        let group = chunk * LANES / self.0.group_channels();
         let header = self.0.code_bytes() + group * Group::header_bytes(BITS);
         // SAFETY: the vector holds a header for the group of its chunks.
         let header = unsafe { bytes.as_ptr().add(header) };
-        let (scale, zero) = if BITS <= 4 {
+        if BITS <= 4 {
             // SAFETY: a window's header is two bytes: step and centre in half steps.
             let (step, centre) = unsafe { (STEPS[usize::from(*header)], *header.add(1) as i8) };
             let first = 0.5 * (i32::from(centre) - (1 << BITS) + 1) as f32;
@@ -56,14 +61,16 @@ impl<const BITS: u8> Vector for Integers<BITS> {
             let halves = unsafe { header.cast::<i32>().read_unaligned() };
             let both = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
             (_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both)))
-        };
-        let mut out = [_mm256_setzero_ps(); C];
-        for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: the chunk lies in the vector.
-            let codes = unsafe { codes::<BITS>(bytes, first + i) };
-            *out = _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, zero);
         }
-        out
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn lanes(&self, bytes: &[u8], chunk: usize, (step, zero): Self::Group) -> __m256 {
+        // SAFETY: the chunk lies in the vector.
+        let codes = unsafe { codes::<BITS>(bytes, chunk) };
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), step, zero)
     }
 }
 

@@ -94,16 +94,17 @@ impl<V: Vector> Case<V> {
         Self::new(vector, num_heads, bytes, inputs)
     }
 
-    /// What the bytes hold is what `eight` says, which the tests of the formats hold to their definition.
+    /// What the bytes hold is what `eight` and `scale` say, which the tests of the formats hold to their definition.
     fn new(vector: V, num_heads: usize, bytes: Vec<u8>, inputs: Inputs) -> Self {
         let head_dim = vector.head_dim();
         let decoded = bytes.chunks_exact(vector.num_bytes()).flat_map(|bytes| {
             let chunks = (0..head_dim.div_ceil(LANES)).flat_map(|chunk| vector.eight(bytes, chunk));
             let all: Vec<f32> = chunks.collect();
             assert!(all[head_dim..].iter().all(|&x| x == 0.0), "nothing beyond the end");
-            all[..head_dim].to_vec()
+            let scale = f64::from(vector.scale(bytes));
+            all.into_iter().take(head_dim).map(move |x| scale * f64::from(x))
         });
-        let values: Vec<f64> = decoded.map(f64::from).collect();
+        let values: Vec<f64> = decoded.collect();
         let count = values.len() / head_dim;
         Self { vector, num_heads, count, bytes, values, inputs }
     }
