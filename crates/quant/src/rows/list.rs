@@ -1,9 +1,5 @@
 //! Where vectors of one format lie.
 
-use std::ops::Range;
-
-use super::prefetch;
-
 /// Vectors of one format, in the order in which they count.
 #[derive(Clone, Copy, Debug)]
 pub enum VectorList<'a> {
@@ -56,45 +52,6 @@ impl<'a> VectorList<'a> {
         match self {
             Self::Beside(bytes) => &bytes[i * num_bytes..][..num_bytes],
             Self::InRows { rows, at } => &rows[i][at..][..num_bytes],
-        }
-    }
-
-    /// The vectors from `first` on, as many as `out` takes.
-    ///
-    /// # Panics
-    /// When there are not so many.
-    #[inline]
-    pub(crate) fn look_up(self, first: usize, num_bytes: usize, out: &mut [&'a [u8]]) {
-        match self {
-            Self::Beside(bytes) => {
-                let mut rest = &bytes[first * num_bytes..];
-                for out in out {
-                    (*out, rest) = rest.split_at(num_bytes);
-                }
-            }
-            Self::InRows { rows, at } => {
-                let rows = &rows[first..][..out.len()];
-                for (out, row) in out.iter_mut().zip(rows) {
-                    *out = &row[at..][..num_bytes];
-                }
-            }
-        }
-    }
-
-    /// Asks the memory for those of some vectors that there are.
-    #[inline]
-    pub(crate) fn request(self, vectors: Range<usize>, num_bytes: usize) {
-        match self {
-            Self::Beside(bytes) => {
-                let end = bytes.len().min(vectors.end * num_bytes);
-                if let Some(bytes) = bytes.get(vectors.start * num_bytes..end) {
-                    prefetch(bytes);
-                }
-            }
-            Self::InRows { rows, at } => {
-                let rows = rows.iter().take(vectors.end).skip(vectors.start);
-                rows.for_each(|row| prefetch(&row[at..][..num_bytes]));
-            }
         }
     }
 }

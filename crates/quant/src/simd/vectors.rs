@@ -7,7 +7,8 @@
 //! - [`weighted_sum`] keeps some channels of a group's sums in registers along a run of vectors. The
 //!   vectors are read again for the next channels, from the first-level cache, where a run should fit.
 //!
-//! Both ask the memory for the vectors that come next (`soon`), a few for every few that they are done with.
+//! Both ask the memory for the vectors that come next (`soon`), line by line as they go: many at a time would have the
+//! processor wait, and then the memory.
 //!
 //! What lies in the bytes is a [`Vector`]: it hands out eight values at a time, or sixteen. The kernels are written
 //! once per instruction set, the formats once for both (`formats`, `grouped`).
@@ -23,6 +24,8 @@ mod avx2;
 mod avx512;
 mod formats;
 mod grouped;
+#[cfg(target_arch = "x86_64")]
+mod runs;
 #[cfg(test)]
 mod tests;
 
@@ -36,18 +39,19 @@ use half::f16;
 
 use crate::Level;
 use crate::rows::VectorList;
+#[cfg(target_arch = "x86_64")]
+use runs::{Beside, InRows, Run};
 
 /// Values per chunk: the lanes of a vector register.
 const LANES: usize = 8;
 
-/// Vectors that are looked up in their list, and the memory asked for as many, at a time: in twos, threes, fours and
-/// eights.
+/// Vectors of a weighted sum that are walked over again for the next channels, from the first-level cache.
 #[cfg(target_arch = "x86_64")]
-const RUN: usize = 48;
+const RUN: usize = 64;
 
-/// Heads that are summed for at a time.
+/// Bytes of a line of the caches.
 #[cfg(target_arch = "x86_64")]
-const HEADS: usize = 8;
+const LINE: usize = 64;
 
 /// How vectors of one format and length lie in their bytes.
 pub(crate) trait Vector: Copy {
@@ -138,13 +142,18 @@ pub(crate) fn score<V: Vector>(
     assert!(out.len() >= (num_heads - 1) * stride + count, "a place for every score");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        for first in (0..count).step_by(RUN) {
-            let mut run: [&[u8]; RUN] = [&[]; RUN];
-            let run = &mut run[..RUN.min(count - first)];
-            vectors.look_up(first, num_bytes, run);
-            soon.request(first..first + run.len(), num_bytes);
-            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; vectors are of that length as they come.
-            unsafe { avx2::score(vector, queries, run, &mut out[first..], stride) };
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; vectors are as long as they have to be.
+        unsafe {
+            match vectors {
+                VectorList::Beside(bytes) => {
+                    let run = Beside::new(bytes, soon, num_bytes);
+                    avx2::score(vector, queries, run, out, stride);
+                }
+                VectorList::InRows { rows, at } => {
+                    let run = InRows::new(rows, at, soon, num_bytes);
+                    avx2::score(vector, queries, run, out, stride);
+                }
+            }
         }
         return;
     }
@@ -189,30 +198,14 @@ pub(crate) fn weighted_sum<V: Vector>(
     assert!(weights.len() >= (num_heads - 1) * stride + count, "a weight for each vector");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        for first in (0..count).step_by(RUN) {
-            let mut run: [&[u8]; RUN] = [&[]; RUN];
-            let len = RUN.min(count - first);
-            let run = &mut run[..len];
-            vectors.look_up(first, num_bytes, run);
-            soon.request(first..first + len, num_bytes);
-            for (batch, sums) in sums.chunks_mut(HEADS * head_dim).enumerate() {
-                let mut of_run = [[0.0; RUN]; HEADS];
-                let heads = &mut of_run[..sums.len() / head_dim];
-                for (head, of_head) in heads.iter_mut().enumerate() {
-                    let from = (HEADS * batch + head) * stride + first;
-                    of_head[..len].copy_from_slice(&weights[from..][..len]);
-                }
-                // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors
-                // are of that length as they come.
-                unsafe {
-                    if V::HAS_SCALE {
-                        avx2::scale_weights(vector, run, heads);
-                    }
-                    match level.is_avx512() {
-                        true => avx512::weighted_sum(vector, run, heads, sums),
-                        false => avx2::weighted_sum(vector, run, heads, sums),
-                    }
-                }
+        match vectors {
+            VectorList::Beside(bytes) => {
+                let run = Beside::new(bytes, soon, num_bytes);
+                sum_runs(level, vector, run, weights, stride, sums);
+            }
+            VectorList::InRows { rows, at } => {
+                let run = InRows::new(rows, at, soon, num_bytes);
+                sum_runs(level, vector, run, weights, stride, sums);
             }
         }
         return;
@@ -227,6 +220,38 @@ pub(crate) fn weighted_sum<V: Vector>(
                 for (sum, x) in sums[chunk * LANES..].iter_mut().zip(values) {
                     *sum += weight * x;
                 }
+            }
+        }
+    }
+}
+
+/// [`weighted_sum`] on an AVX2 level.
+#[cfg(target_arch = "x86_64")]
+fn sum_runs<'a, V: Vector, R: Run<'a>>(
+    level: Level,
+    vector: V,
+    vectors: R,
+    weights: &[f32],
+    stride: usize,
+    sums: &mut [f32],
+) {
+    let num_heads = sums.len() / vector.head_dim();
+    let mut scaled = if V::HAS_SCALE { vec![0.0; num_heads * RUN] } else { Vec::new() };
+    for first in (0..vectors.len()).step_by(RUN) {
+        let run = vectors.part(first, RUN.min(vectors.len() - first));
+        let of_run = (&weights[first..], stride);
+        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors are
+        // as long as they have to be, and weights as many.
+        unsafe {
+            let of_run = if V::HAS_SCALE {
+                avx2::scale_weights(vector, run, of_run, &mut scaled);
+                (&scaled[..], RUN)
+            } else {
+                of_run
+            };
+            match level.is_avx512() {
+                true => avx512::weighted_sum(vector, run, of_run, sums),
+                false => avx2::weighted_sum(vector, run, of_run, sums),
             }
         }
     }

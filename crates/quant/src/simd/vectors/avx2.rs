@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, RUN, Vector};
+use super::runs::Run;
+use super::{LANES, LINE, RUN, Vector};
 use crate::simd::lanes::{load, store};
 
 /// Chunks that are of one group.
@@ -17,10 +18,10 @@ const SCORED_HEADS: usize = 4;
 /// # Safety
 /// - AVX2, FMA and F16C are available.
 /// - Every vector is `num_bytes` long.
-pub(super) unsafe fn score<V: Vector>(
+pub(super) unsafe fn score<'a, V: Vector, R: Run<'a>>(
     vector: V,
     queries: &[f32],
-    vectors: &[&[u8]],
+    vectors: R,
     out: &mut [f32],
     stride: usize,
 ) {
@@ -30,43 +31,65 @@ pub(super) unsafe fn score<V: Vector>(
         // SAFETY: as this function.
         unsafe {
             match queries.len() / vector.head_dim() {
-                1 => score_heads::<V, 1, 4>(vector, queries, vectors, out, stride),
-                2 => score_heads::<V, 2, 4>(vector, queries, vectors, out, stride),
-                3 => score_heads::<V, 3, 3>(vector, queries, vectors, out, stride),
-                _ => score_heads::<V, 4, 2>(vector, queries, vectors, out, stride),
+                1 => score_heads::<V, R, 1, 4>(vector, queries, vectors, out, stride),
+                2 => score_heads::<V, R, 2, 4>(vector, queries, vectors, out, stride),
+                3 => score_heads::<V, R, 3, 3>(vector, queries, vectors, out, stride),
+                _ => score_heads::<V, R, 4, 2>(vector, queries, vectors, out, stride),
             }
         }
     }
 }
 
-/// [`score`] for `G` heads, `N` vectors at a time; behind the last the first of them stands again.
+/// [`score`] for `G` heads, `N` vectors at a time: where they are not whole tiles, the last tile has some of the one before.
 ///
 /// # Safety
 /// As [`score`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score_heads<V: Vector, const G: usize, const N: usize>(
+unsafe fn score_heads<'a, V: Vector, R: Run<'a>, const G: usize, const N: usize>(
     vector: V,
     queries: &[f32],
-    vectors: &[&[u8]],
+    vectors: R,
     out: &mut [f32],
     stride: usize,
 ) {
-    let (tiles, rest) = vectors.as_chunks::<N>();
-    for (i, tile) in tiles.iter().enumerate() {
+    let count = vectors.len();
+    if count < N {
         // SAFETY: as this function.
-        let scores = unsafe { score_tile::<V, G, N>(vector, queries, tile) };
-        for (head, scores) in scores.iter().enumerate() {
-            out[head * stride + i * N..][..N].copy_from_slice(&scores[..N]);
+        return unsafe { score_heads::<V, R, G, 1>(vector, queries, vectors, out, stride) };
+    }
+    for first in (0..count).step_by(N) {
+        let first = first.min(count - N);
+        // SAFETY: these vectors are there, and the rest is as this function.
+        unsafe {
+            let mut tile = [vectors.get(first); N];
+            for i in 1..N {
+                tile[i] = vectors.get(first + i);
+            }
+            let ask = |i: usize, byte: usize| vectors.ask(first + i, byte);
+            let scores = score_tile::<V, G, N>(vector, queries, &tile, ask);
+            for (head, &scores) in scores.iter().enumerate() {
+                put(scores, &mut out[head * stride + first..][..N]);
+            }
         }
     }
-    if let [first, ..] = rest {
-        let mut tile = [*first; N];
-        tile[..rest.len()].copy_from_slice(rest);
-        // SAFETY: as this function.
-        let scores = unsafe { score_tile::<V, G, N>(vector, queries, &tile) };
-        for (head, scores) in scores.iter().enumerate() {
-            let out = &mut out[head * stride + tiles.len() * N..];
-            out[..rest.len()].copy_from_slice(&scores[..rest.len()]);
+}
+
+/// Writes the first scores, as many as there is room for.
+#[inline]
+#[target_feature(enable = "avx")]
+fn put(scores: __m128, out: &mut [f32]) {
+    let to = out.as_mut_ptr();
+    // SAFETY: what is written is as long as `out`.
+    unsafe {
+        match out.len() {
+            1 => _mm_store_ss(to, scores),
+            2 => _mm_storel_pd(to.cast(), _mm_castps_pd(scores)),
+            3 => {
+                _mm_storel_pd(to.cast(), _mm_castps_pd(scores));
+                _mm_store_ss(to.add(2), _mm_movehl_ps(scores, scores));
+            }
+            4 => _mm_storeu_ps(to, scores),
+            len => unreachable!("four scores have no room of {len}"),
         }
     }
 }
@@ -81,12 +104,15 @@ unsafe fn score_tile<V: Vector, const G: usize, const N: usize>(
     vector: V,
     queries: &[f32],
     tile: &[&[u8]; N],
-) -> [[f32; 4]; G] {
+    ask: impl Fn(usize, usize),
+) -> [__m128; G] {
     let head_dim = vector.head_dim();
     let chunks = head_dim / LANES;
+    let group_bytes = vector.num_bytes() * GROUP / chunks.max(GROUP);
     let mut sums = [[_mm256_setzero_ps(); N]; G];
     let whole = chunks / GROUP * GROUP;
     for begin in (0..whole).step_by(GROUP) {
+        (0..N).for_each(|i| ask(i, begin / GROUP * group_bytes));
         // SAFETY: each is one vector, which has these chunks, and so have the queries.
         unsafe { add_products::<V, G, N, GROUP>(vector, queries, tile, begin, &mut sums) };
     }
@@ -104,14 +130,12 @@ unsafe fn score_tile<V: Vector, const G: usize, const N: usize>(
         }
     }
     let scales = scales(vector, tile);
-    let mut scores = [[0.0; 4]; G];
+    let mut scores = [scales; G];
     for (scores, sums) in scores.iter_mut().zip(&sums) {
         let mut four = [_mm256_setzero_ps(); 4];
         four[..N].copy_from_slice(sums);
         let four = totals(four);
-        let four = if V::HAS_SCALE { _mm_mul_ps(four, scales) } else { four };
-        // SAFETY: the array has the 16 bytes of this unaligned store.
-        unsafe { _mm_storeu_ps(scores.as_mut_ptr(), four) };
+        *scores = if V::HAS_SCALE { _mm_mul_ps(four, scales) } else { four };
     }
     scores
 }
@@ -176,26 +200,31 @@ fn scales<V: Vector>(vector: V, vectors: &[&[u8]]) -> __m128 {
     _mm_cvtph_ps(unsafe { _mm_loadl_epi64(bits.as_ptr().cast()) })
 }
 
-/// Multiplies the weights of a run of vectors, of each head, by the scales of the vectors.
+/// The weights of a run of vectors, of each head, times the scales of the vectors: into rows of `RUN`.
 ///
 /// # Safety
-/// AVX and F16C are available.
+/// AVX and F16C are available. There are `RUN` vectors at most, and as many weights of each head.
 #[target_feature(enable = "avx,f16c")]
-pub(super) unsafe fn scale_weights<V: Vector>(
+pub(super) unsafe fn scale_weights<'a, V: Vector, R: Run<'a>>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: &mut [[f32; RUN]],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
+    scaled: &mut [f32],
 ) {
     let mut bits = [0; RUN];
-    for (bits, bytes) in bits.iter_mut().zip(vectors) {
-        *bits = vector.scale(bytes).to_bits();
+    let count = vectors.len().min(RUN);
+    for (i, bits) in bits[..count].iter_mut().enumerate() {
+        // SAFETY: there is an i-th vector.
+        *bits = vector.scale(unsafe { vectors.get(i) }).to_bits();
     }
-    for (eighth, bits) in bits.as_chunks::<LANES>().0.iter().enumerate() {
+    let mut scales = [0.0; RUN];
+    for (bits, scales) in bits.as_chunks::<LANES>().0.iter().zip(scales.as_chunks_mut().0) {
         // SAFETY: the array has the 16 bytes of this unaligned load.
-        let scales = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) });
-        for weights in &mut *weights {
-            let weights = &mut weights.as_chunks_mut::<LANES>().0[eighth];
-            store(weights, _mm256_mul_ps(load(weights), scales));
+        store(scales, _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) }));
+    }
+    for (scaled, weights) in scaled.chunks_exact_mut(RUN).zip(weights.chunks(stride)) {
+        for ((scaled, weight), scale) in scaled.iter_mut().zip(&weights[..count]).zip(&scales) {
+            *scaled = weight * scale;
         }
     }
 }
@@ -204,28 +233,23 @@ pub(super) unsafe fn scale_weights<V: Vector>(
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
-/// - Every vector is `num_bytes` long; there are `RUN` at most, and a row of sums for each row of weights.
-pub(super) unsafe fn weighted_sum<V: Vector>(
+/// - Every vector is `num_bytes` long, and each head has a weight for it.
+pub(super) unsafe fn weighted_sum<'a, V: Vector, R: Run<'a>>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: &[[f32; RUN]],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
     sums: &mut [f32],
 ) {
-    // SAFETY: as this function.
-    unsafe {
-        match weights {
-            [] => {}
-            [a] => sum_heads::<V, 1, 4>(vector, vectors, [a], sums),
-            [a, b] => sum_heads::<V, 2, 4>(vector, vectors, [a, b], sums),
-            [a, b, c] if V::HAS_GROUPS => {
-                sum_heads::<V, 3, 2>(vector, vectors, [a, b, c], sums);
-            }
-            [a, b, c] => sum_heads::<V, 3, 3>(vector, vectors, [a, b, c], sums),
-            [a, b, c, d] => sum_heads::<V, 4, 2>(vector, vectors, [a, b, c, d], sums),
-            [a, b, c, d, rest @ ..] => {
-                let (sums, of_rest) = sums.split_at_mut(4 * vector.head_dim());
-                sum_heads::<V, 4, 2>(vector, vectors, [a, b, c, d], sums);
-                weighted_sum(vector, vectors, rest, of_rest);
+    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
+        let weights = (&weights[4 * batch * stride..], stride);
+        // SAFETY: as this function.
+        unsafe {
+            match sums.len() / vector.head_dim() {
+                1 => sum_heads::<V, R, 1, 4>(vector, vectors, weights, sums),
+                2 => sum_heads::<V, R, 2, 4>(vector, vectors, weights, sums),
+                3 if V::HAS_GROUPS => sum_heads::<V, R, 3, 2>(vector, vectors, weights, sums),
+                3 => sum_heads::<V, R, 3, 3>(vector, vectors, weights, sums),
+                _ => sum_heads::<V, R, 4, 2>(vector, vectors, weights, sums),
             }
         }
     }
@@ -236,26 +260,26 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 /// # Safety
 /// As [`weighted_sum`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
+unsafe fn sum_heads<'a, V: Vector, R: Run<'a>, const G: usize, const C: usize>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: [&[f32; RUN]; G],
+    vectors: R,
+    weights: (&[f32], usize),
     sums: &mut [f32],
 ) {
     let chunks = vector.head_dim() / LANES;
     let mut chunk = 0;
     while chunk + C <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, C>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, R, G, C>(vector, vectors, weights, chunk, sums) };
         chunk += C;
     }
     if C > 2 && chunk + 2 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 2>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, R, G, 2>(vector, vectors, weights, chunk, sums) };
         chunk += 2;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
+    unsafe { sum_rest::<V, R, G>(vector, vectors, weights, chunk, sums) };
 }
 
 /// The sums of `G` heads from chunk `chunk` on: chunk by chunk, then what is left.
@@ -263,10 +287,10 @@ unsafe fn sum_heads<V: Vector, const G: usize, const C: usize>(
 /// # Safety
 /// As [`weighted_sum`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
+pub(super) unsafe fn sum_rest<'a, V: Vector, R: Run<'a>, const G: usize>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: [&[f32; RUN]; G],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
     mut chunk: usize,
     sums: &mut [f32],
 ) {
@@ -274,15 +298,16 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
     let chunks = head_dim / LANES;
     while chunk < chunks {
         // SAFETY: as this function; this chunk lies within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, R, G, 1>(vector, vectors, (weights, stride), chunk, sums) };
         chunk += 1;
     }
     if !head_dim.is_multiple_of(LANES) {
-        for (i, bytes) in vectors.iter().enumerate() {
-            let rest = vector.eight(bytes, chunks);
-            for (sums, weights) in sums.chunks_exact_mut(head_dim).zip(weights) {
+        for i in 0..vectors.len() {
+            // SAFETY: there is an i-th vector.
+            let rest = vector.eight(unsafe { vectors.get(i) }, chunks);
+            for (head, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
                 for (sum, x) in sums[chunks * LANES..].iter_mut().zip(rest) {
-                    *sum += weights[i] * x;
+                    *sum += weights[head * stride + i] * x;
                 }
             }
         }
@@ -296,14 +321,15 @@ pub(super) unsafe fn sum_rest<V: Vector, const G: usize>(
 /// - Every vector is `num_bytes` long and has these chunks; each head has a weight for it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
+unsafe fn sum_tile<'a, V: Vector, R: Run<'a>, const G: usize, const C: usize>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: [&[f32; RUN]; G],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
     chunk: usize,
     sums: &mut [f32],
 ) {
-    assert!(vectors.len() <= RUN, "a weight for every vector");
+    // The chunks of a tile are a line at most: so many tiles, so many lines are asked for.
+    let line = (chunk / C * LINE).min(vector.num_bytes() - 1);
     let head_dim = vector.head_dim();
     let mut tile = [[_mm256_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
@@ -311,11 +337,16 @@ unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
             *sum = load(from);
         }
     }
-    for (i, bytes) in vectors.iter().enumerate() {
+    for i in 0..vectors.len() {
         let mut of_vector = [_mm256_setzero_ps(); G];
-        for (weight, of_head) in of_vector.iter_mut().zip(&weights) {
-            *weight = _mm256_set1_ps(of_head[i]);
-        }
+        // SAFETY: there is an i-th vector, and a weight of each head for it.
+        let bytes = unsafe {
+            vectors.ask(i, line);
+            for (head, weight) in of_vector.iter_mut().enumerate() {
+                *weight = _mm256_set1_ps(*weights.get_unchecked(head * stride + i));
+            }
+            vectors.get(i)
+        };
         // SAFETY: the vector has these chunks, and they are of one group.
         let group = unsafe { vector.group(bytes, chunk) };
         for c in 0..C {

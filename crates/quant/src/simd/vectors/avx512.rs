@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, RUN, Vector, avx2};
+use super::runs::Run;
+use super::{LANES, LINE, Vector, avx2};
 
 /// Values of a register.
 const WIDE: usize = 2 * LANES;
@@ -12,24 +13,22 @@ const WIDE: usize = 2 * LANES;
 ///
 /// # Safety
 /// - AVX-512 F, AVX2, FMA and F16C are available.
-/// - Every vector is `num_bytes` long; there are `RUN` at most, and a row of sums for each row of weights.
-pub(super) unsafe fn weighted_sum<V: Vector>(
+/// - Every vector is `num_bytes` long, and each head has a weight for it.
+pub(super) unsafe fn weighted_sum<'a, V: Vector, R: Run<'a>>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: &[[f32; RUN]],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
     sums: &mut [f32],
 ) {
-    // SAFETY: as this function.
-    unsafe {
-        match weights {
-            [] => {}
-            [a] => sum_heads::<V, 1>(vector, vectors, [a], sums),
-            [a, b] => sum_heads::<V, 2>(vector, vectors, [a, b], sums),
-            [a, b, c] => sum_heads::<V, 3>(vector, vectors, [a, b, c], sums),
-            [a, b, c, d, rest @ ..] => {
-                let (sums, of_rest) = sums.split_at_mut(4 * vector.head_dim());
-                sum_heads::<V, 4>(vector, vectors, [a, b, c, d], sums);
-                weighted_sum(vector, vectors, rest, of_rest);
+    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
+        let weights = (&weights[4 * batch * stride..], stride);
+        // SAFETY: as this function.
+        unsafe {
+            match sums.len() / vector.head_dim() {
+                1 => sum_heads::<V, R, 1>(vector, vectors, weights, sums),
+                2 => sum_heads::<V, R, 2>(vector, vectors, weights, sums),
+                3 => sum_heads::<V, R, 3>(vector, vectors, weights, sums),
+                _ => sum_heads::<V, R, 4>(vector, vectors, weights, sums),
             }
         }
     }
@@ -39,26 +38,26 @@ pub(super) unsafe fn weighted_sum<V: Vector>(
 ///
 /// # Safety
 /// As [`weighted_sum`].
-unsafe fn sum_heads<V: Vector, const G: usize>(
+unsafe fn sum_heads<'a, V: Vector, R: Run<'a>, const G: usize>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: [&[f32; RUN]; G],
+    vectors: R,
+    weights: (&[f32], usize),
     sums: &mut [f32],
 ) {
     let chunks = vector.head_dim() / LANES;
     let mut chunk = 0;
     while chunk + 8 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 4>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, R, G, 4>(vector, vectors, weights, chunk, sums) };
         chunk += 8;
     }
     while chunk + 2 <= chunks {
         // SAFETY: as this function; these chunks lie within the vectors.
-        unsafe { sum_tile::<V, G, 1>(vector, vectors, weights, chunk, sums) };
+        unsafe { sum_tile::<V, R, G, 1>(vector, vectors, weights, chunk, sums) };
         chunk += 2;
     }
     // SAFETY: as this function; so many chunks were summed.
-    unsafe { avx2::sum_rest::<V, G>(vector, vectors, weights, chunk, sums) };
+    unsafe { avx2::sum_rest::<V, R, G>(vector, vectors, weights, chunk, sums) };
 }
 
 /// `C` registers, from chunk `chunk` on, of the sums of `G` heads.
@@ -67,15 +66,17 @@ unsafe fn sum_heads<V: Vector, const G: usize>(
 /// - AVX-512 F, AVX2, FMA and F16C are available.
 /// - Every vector is `num_bytes` long and has these chunks; each head has a weight for it.
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
+unsafe fn sum_tile<'a, V: Vector, R: Run<'a>, const G: usize, const C: usize>(
     vector: V,
-    vectors: &[&[u8]],
-    weights: [&[f32; RUN]; G],
+    vectors: R,
+    (weights, stride): (&[f32], usize),
     chunk: usize,
     sums: &mut [f32],
 ) {
-    assert!(vectors.len() <= RUN, "a weight for every vector");
     let head_dim = vector.head_dim();
+    // Of what is next, each tile asks for its part.
+    let before = |chunk: usize| vector.num_bytes() * chunk * LANES / head_dim;
+    let lines = (before(chunk)..before(chunk + 2 * C)).step_by(LINE);
     let mut tile = [[_mm512_setzero_ps(); C]; G];
     for (row, sums) in tile.iter_mut().zip(sums.chunks_exact(head_dim)) {
         let of_tile = sums[chunk * LANES..].as_chunks::<WIDE>().0;
@@ -84,11 +85,16 @@ unsafe fn sum_tile<V: Vector, const G: usize, const C: usize>(
             *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
         }
     }
-    for (i, bytes) in vectors.iter().enumerate() {
+    for i in 0..vectors.len() {
         let mut of_vector = [_mm512_setzero_ps(); G];
-        for (weight, of_head) in of_vector.iter_mut().zip(&weights) {
-            *weight = _mm512_set1_ps(of_head[i]);
-        }
+        // SAFETY: there is an i-th vector, and a weight of each head for it.
+        let bytes = unsafe {
+            lines.clone().for_each(|at| vectors.ask(i, at));
+            for (head, weight) in of_vector.iter_mut().enumerate() {
+                *weight = _mm512_set1_ps(*weights.get_unchecked(head * stride + i));
+            }
+            vectors.get(i)
+        };
         for c in 0..C {
             let chunk = chunk + 2 * c;
             // SAFETY: the vector has this chunk and the next, which are of one group.
