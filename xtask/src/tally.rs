@@ -130,6 +130,14 @@ impl RunnerOutput {
         }
     }
 
+    /// The name in a key of [`RunnerOutput::failed`].
+    fn name_of<'k>(&self, key: &'k str) -> &'k str {
+        match self.runner {
+            Runner::Nextest => key,
+            Runner::Libtest => key.split_once(' ').map_or(key, |(_, name)| name),
+        }
+    }
+
     fn summarise(&mut self, tally: Tally) {
         self.summed += tally;
         self.num_summaries += 1;
@@ -151,7 +159,7 @@ impl RunnerOutput {
             num_passed: num_passed.saturating_sub(num_announced),
             num_failed,
             num_skipped: num_skipped + num_announced,
-            failed_tests: self.failed.iter().cloned().collect(),
+            failed_tests: self.failed.iter().map(|key| self.name_of(key).to_owned()).collect(),
         })
     }
 

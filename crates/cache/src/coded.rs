@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use heterokv_offload::{Arena, Attachment, Block, Charge};
 use heterokv_quant::{KeyCoder, KeyLayout, Level, PreparedQueries, ScoreRows};
+use rayon::prelude::*;
 
 use crate::Result;
 
@@ -55,7 +56,8 @@ impl CodedKeys {
         self.tables.bytes()
     }
 
-    /// Encodes `keys [n, head_dim]`, n whole groups, behind those held.
+    /// Encodes `keys [n, head_dim]`, n whole groups, behind those held. Pages beside that of the first are shared out among
+    /// the threads. After an error pages may be there that hold nothing.
     pub(crate) fn append(
         &mut self,
         level: Level,
@@ -63,20 +65,22 @@ impl CodedKeys {
         keys: &[f32],
         head_dim: usize,
     ) -> Result<()> {
-        let layout = self.coder.layout();
-        let mut rest = keys;
-        while !rest.is_empty() {
-            let slot = self.num_tokens % CODE_PAGE_TOKENS;
-            if self.num_tokens == self.pages.len() * CODE_PAGE_TOKENS {
-                self.pages.push(arena.allocate(page_bytes(&layout))?);
-            }
-            let count = (CODE_PAGE_TOKENS - slot).min(rest.len() / head_dim);
-            let (now, later) = rest.split_at(count * head_dim);
-            let bytes = self.pages.last_mut().expect("a page was just made sure of").bytes_mut();
-            self.coder.encode(level, slot, now, bytes)?;
-            self.num_tokens += count;
-            rest = later;
+        let page_bytes = page_bytes(&self.coder.layout());
+        let num_tokens = self.num_tokens + keys.len() / head_dim;
+        while self.pages.len() < num_tokens.div_ceil(CODE_PAGE_TOKENS) {
+            self.pages.push(arena.allocate(page_bytes)?);
         }
+        let (first_page, slot) =
+            (self.num_tokens / CODE_PAGE_TOKENS, self.num_tokens % CODE_PAGE_TOKENS);
+        let in_first = (CODE_PAGE_TOKENS - slot).min(num_tokens - self.num_tokens);
+        let (now, later) = keys.split_at(in_first * head_dim);
+        let coder = &self.coder;
+        if let [first, others @ ..] = &mut self.pages[first_page..] {
+            coder.encode(level, slot, now, first.bytes_mut())?;
+            let others = others.par_iter_mut().zip(later.par_chunks(CODE_PAGE_TOKENS * head_dim));
+            others.try_for_each(|(page, keys)| coder.encode(level, 0, keys, page.bytes_mut()))?;
+        }
+        self.num_tokens = num_tokens;
         Ok(())
     }
 

@@ -163,13 +163,17 @@ impl<'a> PromptLayer<'a> {
 /// The rows of one KV head `[num_tokens, head_dim]`, of
 /// `rows [num_tokens, num_kv_heads, head_dim]`.
 pub(crate) fn rows_of_head(shape: &HeadShape, rows: &[f32], kv_head: usize) -> Vec<f32> {
-    let rows = rows.chunks_exact(shape.kv_row_len());
-    rows.flat_map(|row| &row[kv_head * shape.head_dim..][..shape.head_dim]).copied().collect()
+    let mut of_head = Vec::with_capacity(rows.len() / shape.num_kv_heads);
+    for row in rows.chunks_exact(shape.kv_row_len()) {
+        of_head.extend_from_slice(&row[kv_head * shape.head_dim..][..shape.head_dim]);
+    }
+    of_head
 }
 
 /// Those of every KV head.
 pub(crate) fn rows_of_heads(shape: &HeadShape, rows: &[f32]) -> Vec<Vec<f32>> {
-    (0..shape.num_kv_heads).map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
+    let heads = (0..shape.num_kv_heads).into_par_iter();
+    heads.map(|kv_head| rows_of_head(shape, rows, kv_head)).collect()
 }
 
 /// Causal attention of a whole prompt over itself in one layer, and its storage in every

@@ -5,7 +5,7 @@ use heterokv_quant::{FitInput, KeyCoder};
 
 use super::Stores;
 use crate::Result;
-use crate::coded::CodedKeys;
+use crate::coded::{CODE_PAGE_TOKENS, CodedKeys};
 use crate::exact::ExactRows;
 use crate::plan::DevicePlan;
 
@@ -63,11 +63,19 @@ impl Tail {
                 none.insert(CodedKeys::new(coder, stores.device)?)
             }
         };
-        let stored = coded.append(stores.level, stores.device, keys, head_dim);
-        let stored = stored.and_then(|()| match &mut stores.host {
+        let (level, device) = (stores.level, stores.device);
+        let mut encode_keys = || coded.append(level, device, keys, head_dim);
+        let mut send_rows = || match &mut stores.host {
             Some(host) => Ok(host.append(layer, kv_head, keys, values)?),
             None => Ok(()),
-        });
+        };
+        // Of a prompt both take long, of a step neither.
+        let stored = if keys.len() > CODE_PAGE_TOKENS * head_dim {
+            let (coded_keys, host_rows) = rayon::join(encode_keys, send_rows);
+            coded_keys.and(host_rows)
+        } else {
+            encode_keys().and_then(|()| send_rows())
+        };
         if stored.is_err() {
             coded.truncate(num_coded);
             if !had_tables {
