@@ -116,11 +116,14 @@ fn run_by_nextest(report: &mut Report, workspace: &Workspace, settings: &Setting
         report.step(Step::new("model and program tests").within_minutes(10), || {
             nextest.run(workspace, settings, Stage::Models)
         });
-        for (name, subgroup_size) in [
+        let sizes = [
             ("devices, subgroups of 4", 4),
             ("devices, subgroups of 8", 8),
             ("devices, subgroups of 16", 16),
-        ] {
+        ];
+        // The smallest and the largest, where there is no time for all.
+        let of_tier = sizes.into_iter().filter(|(_, size)| settings.is_long || *size != 8);
+        for (name, subgroup_size) in of_tier {
             report.step(Step::new(name).within_minutes(2), || {
                 nextest.run(workspace, settings, Stage::Devices { subgroup_size })
             });
