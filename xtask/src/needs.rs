@@ -83,6 +83,13 @@ const NEEDS: &[Need] = &[
         is_long: false,
     },
     Need {
+        name: "valgrind",
+        purpose: "counts the instructions of hot kernels",
+        is_met: || process::succeeds(Command::new("valgrind").arg("--version")),
+        installer: Installer::Apt(&["valgrind"]),
+        is_long: false,
+    },
+    Need {
         name: "NVRTC",
         purpose: "compiles the kernels in CUDA C++",
         is_met: nvrtc::is_there,

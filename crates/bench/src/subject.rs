@@ -79,7 +79,7 @@ impl Place {
     pub(crate) fn name(&self, shape: &KvShape) -> String {
         let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = shape.heads;
         format!(
-            "{}, {} layers, {num_qo_heads} query and {num_kv_heads} KV heads of {head_dim} channels, weights in 8 bits",
+            "{}, {} layers, {num_qo_heads} query and {num_kv_heads} KV heads of {head_dim} channels, weights in q8",
             stem(&self.model),
             shape.num_layers,
         )

@@ -215,7 +215,7 @@ impl Eviction {
         let num_watched = usize::MAX - self.scoring.first_query(usize::MAX);
         if self.scoring.scorer.sees_attention() && num_watched > block.get() {
             return Err(Error::Conflict {
-                conflict: "prefill=anchor:BLOCK lets only the last BLOCK tokens of a prompt attend to all of it, and the                            scorer looks at more queries; lower observe, raise BLOCK, or use prefill=exact",
+                conflict: "prefill=anchor:BLOCK lets only the last BLOCK tokens of a prompt attend to all of it, and the scorer looks at more queries; lower observe, raise BLOCK, or use prefill=exact",
             });
         }
         Ok(())

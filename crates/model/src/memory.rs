@@ -13,6 +13,8 @@ use crate::{Checkpoint, ModelConfig, Result};
 pub struct PrefillBytes {
     /// One layer's exact keys and values.
     pub keys_and_values: u64,
+    /// The same once more, packed as attention reads them; a tile of tokens or a few channels may be filled up beside.
+    pub packed: u64,
     /// The hidden states.
     pub hidden_states: u64,
     /// Sines and cosines of all positions.
@@ -23,7 +25,8 @@ impl PrefillBytes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.keys_and_values.saturating_add(self.hidden_states).saturating_add(self.turns)
+        let Self { keys_and_values, packed, hidden_states, turns } = *self;
+        [keys_and_values, packed, hidden_states, turns].into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -34,6 +37,7 @@ pub fn prefill_bytes(config: &ModelConfig, num_tokens: usize) -> PrefillBytes {
     let of_prompt = |width: usize| f32s(width).saturating_mul(num_tokens as u64);
     PrefillBytes {
         keys_and_values: of_prompt(2 * config.num_kv_heads * config.head_dim),
+        packed: of_prompt(2 * config.num_kv_heads * config.head_dim),
         hidden_states: of_prompt(config.hidden_size),
         turns: of_prompt(config.head_dim),
     }
@@ -107,5 +111,7 @@ mod tests {
         assert_eq!(bytes.hidden_states, 1000 * 4096 * 4);
         assert_eq!(bytes.keys_and_values, 1000 * 2 * 8 * 128 * 4);
         assert_eq!(bytes.turns, 1000 * 128 * 4);
+        assert_eq!(bytes.packed, bytes.keys_and_values);
+        assert_eq!(bytes.total(), 1000 * 4 * (4 * 8 * 128 + 4096 + 128));
     }
 }

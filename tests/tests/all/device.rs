@@ -269,7 +269,7 @@ fn greedy_on_a_device_is_greedy_on_the_cpu() {
     assert!(compared >= prompts * GREEDY_TOKENS / 4, "only {compared} tokens were compared");
 }
 
-/// Tokens of context at which logits are compared: a software device takes a minute for a hundred.
+/// Tokens of context at which logits are compared. In few there are coded tokens, and no choice among them.
 fn kl_tokens() -> usize {
     if is_long() { 512 } else { 128 }
 }
@@ -343,7 +343,8 @@ fn passkey_on_a_device() {
     let prompt = smollm.encode(&short_passkey(passkey, num_chars));
     let answer = smollm.encode(&passkey.answer);
     println!("{} tokens of prompt", prompt.len());
-    assert!(prompt.len() >= num_chars / 2);
+    // Far more than the first and the recent tokens, which are exact.
+    assert!(prompt.len() >= 400);
     for &spec in specs {
         let n = prompt.len();
         let reservation = Reservation { prompt_tokens: n, total_tokens: n + answer.len() };

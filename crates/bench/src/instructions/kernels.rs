@@ -1,26 +1,31 @@
 //! The kernels whose instructions are counted, each with what it stands for in f64.
 
 use anyhow::{Result, bail};
-use heterokv_attn::{AttnState, GroupSum, HeadShape, ResidentRows, reference};
+use heterokv_attn::{
+    AttnState, GroupSum, HeadShape, PrefillInput, PrefillOutput, ResidentRows, prefill, reference,
+};
 use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
 use heterokv_quant::{
-    FitInput, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows, VectorList,
-    WeightedRows,
+    FitInput, GroupQueries, KeyCoder, Level, Precision, PreparedQueries, RowFormat, ScoreRows,
+    ScoredVectors, VectorList, WeightedRows,
 };
 use heterokv_testkit::Inputs;
 
 use crate::synthetic;
 
 /// What callers know them by.
-pub(super) const NAMES: [&str; 7] = [
+pub(super) const NAMES: [&str; 10] = [
     "score/alloc/2",
     "score/int8-token",
+    "rescore/int8",
     "values/int8",
     "exact/f16",
     "gemv/q8",
     "gemv/q4",
+    "gemm/q4",
     "select/top-p",
+    "prompt/attention",
 ];
 
 const HEAD_DIM: usize = 64;
@@ -28,6 +33,12 @@ const GROUP_SIZE: usize = 3;
 
 /// Tokens of a kernel that goes over tokens.
 const TOKENS: usize = 4096;
+
+/// Tokens of a prompt.
+const PROMPT_TOKENS: usize = 192;
+
+/// Vectors that are multiplied together.
+const GEMM_VECTORS: usize = 64;
 
 /// Rows and columns of a matrix.
 const MATRIX: [usize; 2] = [192, 576];
@@ -55,11 +66,14 @@ pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
     Ok(match name {
         "score/alloc/2" => Box::new(Score::new("alloc/2", level)?),
         "score/int8-token" => Box::new(Score::new("int8-token", level)?),
+        "rescore/int8" => Box::new(Rescore::new()?),
         "values/int8" => Box::new(Values::new()?),
         "exact/f16" => Box::new(Exact::new()),
         "gemv/q8" => Box::new(Gemv::of_bytes(level)?),
-        "gemv/q4" => Box::new(Gemv::of_nibbles(level)?),
+        "gemv/q4" => Box::new(Gemv::of_nibbles(1, level)?),
+        "gemm/q4" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, level)?),
         "select/top-p" => Box::new(Select::new()?),
+        "prompt/attention" => Box::new(Prompt::new()),
         _ => bail!("there is no kernel `{name}`; there are {}", NAMES.join(", ")),
     })
 }
@@ -174,6 +188,51 @@ impl Kernel for Values {
     }
 }
 
+/// Exact keys of host rows against the queries of a group.
+struct Rescore {
+    /// `[TOKENS]` rows; they serve as keys here.
+    keys: Values,
+    queries: Vec<f32>,
+    /// `[GROUP_SIZE, TOKENS]`.
+    scores: Vec<f32>,
+}
+
+impl Rescore {
+    fn new() -> Result<Self> {
+        let queries = Inputs::new(12).gaussian_rows(GROUP_SIZE, HEAD_DIM, 1.0);
+        let scores = vec![f32::NAN; GROUP_SIZE * TOKENS];
+        Ok(Self { keys: Values::new()?, queries, scores })
+    }
+}
+
+impl Kernel for Rescore {
+    fn run(&mut self, level: Level) {
+        let rows = self.keys.rows();
+        let vectors = VectorList::InRows { rows: &rows, at: 0 };
+        let queries = GroupQueries { queries: &self.queries, head_dim: HEAD_DIM };
+        let scored = ScoredVectors { queries, vectors, soon: vectors };
+        Values::FORMAT.score(level, scored, &mut self.scores, TOKENS);
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.scores.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let mut keys = vec![0.0f32; TOKENS * HEAD_DIM];
+        for (key, row) in keys.chunks_exact_mut(HEAD_DIM).zip(self.keys.rows()) {
+            Values::FORMAT.decode(row, key);
+        }
+        let of_head = |query: &[f32]| -> Vec<f64> {
+            let dot = |key: &[f32]| {
+                query.iter().zip(key).map(|(q, x)| f64::from(*q) * f64::from(*x)).sum()
+            };
+            keys.chunks_exact(HEAD_DIM).map(dot).collect()
+        };
+        self.queries.chunks_exact(HEAD_DIM).flat_map(of_head).collect()
+    }
+}
+
 /// Attention over exact rows.
 struct Exact {
     /// `[TOKENS, HEAD_DIM]`, f16 and what it means.
@@ -199,14 +258,17 @@ impl Exact {
         }
     }
 
-    fn sm_scale() -> f32 {
-        1.0 / (HEAD_DIM as f32).sqrt()
-    }
+}
+
+/// The shape of one KV head.
+fn head_shape() -> HeadShape {
+    let sm_scale = 1.0 / (HEAD_DIM as f32).sqrt();
+    HeadShape { num_qo_heads: GROUP_SIZE, num_kv_heads: 1, head_dim: HEAD_DIM, sm_scale }
 }
 
 impl Kernel for Exact {
     fn run(&mut self, level: Level) {
-        let queries: Vec<f32> = self.queries.iter().map(|q| q * Self::sm_scale()).collect();
+        let queries: Vec<f32> = self.queries.iter().map(|q| q * head_shape().sm_scale).collect();
         let mut sum = GroupSum::new(GROUP_SIZE, HEAD_DIM);
         let rows = ResidentRows { keys: &self.keys.0, values: &self.values.0 };
         sum.add_resident(level, &queries, rows);
@@ -220,20 +282,17 @@ impl Kernel for Exact {
     }
 
     fn expected(&self) -> Vec<f64> {
-        let shape = HeadShape {
-            num_qo_heads: GROUP_SIZE,
-            num_kv_heads: 1,
-            head_dim: HEAD_DIM,
-            sm_scale: Self::sm_scale(),
-        };
-        reference::causal_attention(&shape, &self.queries, &self.keys.1, &self.values.1).out
+        let (keys, values) = (&self.keys.1, &self.values.1);
+        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
     }
 }
 
-/// A matrix of 8-bit or 4-bit blocks times a vector.
+/// A matrix of 8-bit or 4-bit blocks times one vector or several.
 struct Gemv {
     matrix: WeightMatrix,
+    /// `[n, MATRIX[1]]`.
     x: Vec<f32>,
+    /// `[n, MATRIX[0]]`.
     y: Vec<f32>,
 }
 
@@ -242,10 +301,10 @@ impl Gemv {
         let mut inputs = Inputs::new(10);
         let weights = inputs.gaussian_rows(MATRIX[0], MATRIX[1], 0.05);
         let bytes: Vec<u8> = weights.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Self::new(TensorType::F32, &bytes, inputs, level)
+        Self::new(TensorType::F32, &bytes, (inputs, 1), level)
     }
 
-    fn of_nibbles(level: Level) -> Result<Self> {
+    fn of_nibbles(num_vectors: usize, level: Level) -> Result<Self> {
         let mut inputs = Inputs::new(10);
         let blocks = inputs.gaussian_rows(MATRIX[0] * MATRIX[1] / 32, 18, 0.02);
         let block = |row: &[f32]| {
@@ -254,20 +313,30 @@ impl Gemv {
             fields.chain(codes).collect::<Vec<u8>>()
         };
         let bytes: Vec<u8> = blocks.chunks_exact(18).flat_map(block).collect();
-        Self::new(TensorType::Q4_1, &bytes, inputs, level)
+        Self::new(TensorType::Q4_1, &bytes, (inputs, num_vectors), level)
     }
 
-    fn new(ty: TensorType, bytes: &[u8], mut inputs: Inputs, level: Level) -> Result<Self> {
+    fn new(
+        ty: TensorType,
+        bytes: &[u8],
+        (mut inputs, num_vectors): (Inputs, usize),
+        level: Level,
+    ) -> Result<Self> {
         let compute = ComputeType::Q8;
         let matrix = WeightMatrix::from_tensor(ty, bytes, MATRIX, |row| row, compute, level)?;
-        let x = inputs.gaussian_rows(1, MATRIX[1], 1.0);
-        Ok(Self { matrix, x, y: vec![f32::NAN; MATRIX[0]] })
+        let x = inputs.gaussian_rows(num_vectors, MATRIX[1], 1.0);
+        Ok(Self { matrix, x, y: vec![f32::NAN; num_vectors * MATRIX[0]] })
     }
 }
 
 impl Kernel for Gemv {
     fn run(&mut self, _: Level) {
-        if self.matrix.gemv(&self.x, &mut self.y).is_err() {
+        let num_vectors = self.x.len() / MATRIX[1];
+        let multiplied = match num_vectors {
+            1 => self.matrix.gemv(&self.x, &mut self.y),
+            n => self.matrix.gemm(&self.x, n, &mut self.y),
+        };
+        if multiplied.is_err() {
             // The check that follows fails on it.
             self.y.fill(f32::NAN);
         }
@@ -279,13 +348,57 @@ impl Kernel for Gemv {
 
     fn expected(&self) -> Vec<f64> {
         let mut row = vec![0.0f32; MATRIX[1]];
-        let dots = (0..MATRIX[0]).map(|index| {
+        let mut expected = vec![f64::NAN; self.y.len()];
+        for index in 0..MATRIX[0] {
             if self.matrix.row(index, &mut row).is_err() {
-                return f64::NAN;
+                continue;
             }
-            row.iter().zip(&self.x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()
-        });
-        dots.collect()
+            let products = expected.chunks_exact_mut(MATRIX[0]).zip(self.x.chunks_exact(MATRIX[1]));
+            for (y, x) in products {
+                y[index] = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            }
+        }
+        expected
+    }
+}
+
+/// Causal attention of a prompt over itself, one KV head.
+struct Prompt {
+    /// `[PROMPT_TOKENS, HEAD_DIM]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// `[PROMPT_TOKENS, GROUP_SIZE, HEAD_DIM]`.
+    queries: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Prompt {
+    fn new() -> Self {
+        let mut inputs = Inputs::new(13);
+        let queries = inputs.gaussian_rows(PROMPT_TOKENS * GROUP_SIZE, HEAD_DIM, 1.0);
+        let [keys, values] = [(); 2].map(|()| inputs.gaussian_rows(PROMPT_TOKENS, HEAD_DIM, 1.0));
+        let out = vec![f32::NAN; queries.len()];
+        Self { keys, values, queries, out }
+    }
+}
+
+impl Kernel for Prompt {
+    fn run(&mut self, level: Level) {
+        let input = PrefillInput { q: &self.queries, k: &self.keys, v: &self.values };
+        let output = PrefillOutput { out: &mut self.out, lse: None };
+        if prefill(level, &head_shape(), input, output).is_err() {
+            // The check that follows fails on it.
+            self.out.fill(f32::NAN);
+        }
+    }
+
+    fn answer(&self) -> Vec<f32> {
+        self.out.clone()
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let (keys, values) = (&self.keys, &self.values);
+        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
     }
 }
 

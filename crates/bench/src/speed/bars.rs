@@ -98,7 +98,7 @@ fn scaling(record: &Record) -> Vec<Bar> {
         let one = format!("{OURS}{cache}{ONE_THREAD}");
         let all = format!("{OURS}{cache}");
         Bar {
-            what: format!("{phase} at {SCALING_CONTEXT}, one thread's time over that of two"),
+            what: format!("{phase} at {SCALING_CONTEXT}, one thread's time over that of all"),
             by: cache.to_owned(),
             reached: times_as_fast(record, phase, SCALING_CONTEXT, &all, &one),
             limit: Limit::AtLeast(least),

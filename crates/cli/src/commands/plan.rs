@@ -327,6 +327,7 @@ fn show(planned: &[Planned], specs: &[CacheSpec]) -> String {
     rows.extend([
         row("while reading the prompt", &|_| String::new()),
         row("  one layer's exact keys and values", &|p| bytes(p.prefill.keys_and_values)),
+        row("  the same, packed for attention", &|p| bytes(p.prefill.packed)),
         row("  hidden states", &|p| bytes(p.prefill.hidden_states)),
         row("  sines and cosines of positions", &|p| bytes(p.prefill.turns)),
     ]);

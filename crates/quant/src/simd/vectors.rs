@@ -49,20 +49,32 @@ const LANES: usize = 8;
 #[cfg(target_arch = "x86_64")]
 const RUN: usize = 64;
 
+/// Heads of a pass over vectors at most.
+#[cfg(target_arch = "x86_64")]
+const HEADS: usize = 4;
+
 /// Bytes of a line of the caches.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
 /// How vectors of one format and length lie in their bytes.
 pub(crate) trait Vector: Copy {
-    /// Whether each vector has a scale of its own, which what the other functions give is without.
+    /// Whether each vector has a scale of its own. [`Vector::eight`] and the lanes give values that are yet to be multiplied
+    /// by it.
+    #[cfg(target_arch = "x86_64")]
     const HAS_SCALE: bool = false;
+
+    /// Whether chunks may be of different groups.
+    #[cfg(target_arch = "x86_64")]
+    const HAS_GROUPS: bool = false;
+
+    /// What the chunks of a group have in common beside the vector's scale. A group is some fours of chunks, each from a
+    /// multiple of four.
+    #[cfg(target_arch = "x86_64")]
+    type Group: Copy;
 
     /// Values of a vector.
     fn head_dim(&self) -> usize;
-
-    /// Whether its chunks are in more than one group.
-    const HAS_GROUPS: bool = false;
 
     /// Bytes of a vector.
     fn num_bytes(&self) -> usize;
@@ -75,11 +87,7 @@ pub(crate) trait Vector: Copy {
     /// The values from `8 · chunk` on of the vector in `bytes`, zero beyond its end.
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES];
 
-    /// What the chunks of a group need beside their own bytes. A group is some fours of chunks, each from a multiple of four.
-    #[cfg(target_arch = "x86_64")]
-    type Group: Copy;
-
-    /// That of the group of a chunk.
+    /// What the chunks of a chunk's group have in common.
     ///
     /// # Safety
     /// - AVX2, FMA and F16C are available.
@@ -123,7 +131,7 @@ pub(crate) fn have_form(level: Level) -> bool {
 /// what else is in the list. Nothing is written for vectors of no values.
 ///
 /// # Panics
-/// When `out` is too short, or a vector has another length than its format.
+/// When `out` is too short, `stride` less than the vectors of several heads, or a vector has another length than its format.
 pub(crate) fn score<V: Vector>(
     level: Level,
     vector: V,
@@ -139,7 +147,7 @@ pub(crate) fn score<V: Vector>(
     }
     let num_heads = queries.len() / head_dim;
     assert!(queries.len().is_multiple_of(head_dim), "whole queries");
-    assert!(out.len() >= (num_heads - 1) * stride + count, "a place for every score");
+    assert!(has_rows(out.len(), num_heads, stride, count), "a place for every score");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do; vectors are as long as they have to be.
@@ -170,8 +178,9 @@ pub(crate) fn score<V: Vector>(
                 out[head * stride + i] += products.sum::<f32>();
             }
         }
+        let scale = vector.scale(bytes).to_f32();
         for head in 0..num_heads {
-            out[head * stride + i] *= vector.scale(bytes).to_f32();
+            out[head * stride + i] *= scale;
         }
     }
 }
@@ -179,7 +188,7 @@ pub(crate) fn score<V: Vector>(
 /// `sums[head] += Σ weights[head · stride + i] · vector i` for `sums [num_heads, head_dim]`.
 ///
 /// # Panics
-/// When a vector has another length than its format, or there is not a weight for each.
+/// When a vector has another length than its format, or there is not a weight of each head for it.
 pub(crate) fn weighted_sum<V: Vector>(
     level: Level,
     vector: V,
@@ -195,7 +204,7 @@ pub(crate) fn weighted_sum<V: Vector>(
     }
     assert!(sums.len().is_multiple_of(head_dim), "whole rows of sums");
     let num_heads = sums.len() / head_dim;
-    assert!(weights.len() >= (num_heads - 1) * stride + count, "a weight for each vector");
+    assert!(has_rows(weights.len(), num_heads, stride, count), "a weight for each vector");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         match vectors {
@@ -213,10 +222,11 @@ pub(crate) fn weighted_sum<V: Vector>(
     let _ = (level, soon);
     for i in 0..count {
         let bytes = vectors.get(i, num_bytes);
+        let scale = vector.scale(bytes).to_f32();
         for chunk in 0..head_dim.div_ceil(LANES) {
             let values = vector.eight(bytes, chunk);
             for (head, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
-                let weight = weights[head * stride + i] * vector.scale(bytes).to_f32();
+                let weight = weights[head * stride + i] * scale;
                 for (sum, x) in sums[chunk * LANES..].iter_mut().zip(values) {
                     *sum += weight * x;
                 }
@@ -235,24 +245,34 @@ fn sum_runs<'a, V: Vector, R: Run<'a>>(
     stride: usize,
     sums: &mut [f32],
 ) {
-    let num_heads = sums.len() / vector.head_dim();
-    let mut scaled = if V::HAS_SCALE { vec![0.0; num_heads * RUN] } else { Vec::new() };
+    let head_dim = vector.head_dim();
     for first in (0..vectors.len()).step_by(RUN) {
         let run = vectors.part(first, RUN.min(vectors.len() - first));
-        let of_run = (&weights[first..], stride);
-        // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors are
-        // as long as they have to be, and weights as many.
-        unsafe {
-            let of_run = if V::HAS_SCALE {
-                avx2::scale_weights(vector, run, of_run, &mut scaled);
-                (&scaled[..], RUN)
-            } else {
-                of_run
-            };
-            match level.is_avx512() {
-                true => avx512::weighted_sum(vector, run, of_run, sums),
-                false => avx2::weighted_sum(vector, run, of_run, sums),
+        for (batch, sums) in sums.chunks_mut(HEADS * head_dim).enumerate() {
+            let weights = &weights[HEADS * batch * stride + first..];
+            let mut scaled = [[0.0; RUN]; HEADS];
+            // SAFETY: an AVX2 level exists only where AVX2, FMA and F16C do, an AVX-512 level only where F does, too; vectors
+            // are as long as they have to be, and there are as many weights.
+            unsafe {
+                let of_batch = if V::HAS_SCALE {
+                    let heads = &mut scaled[..sums.len() / head_dim];
+                    avx2::scale_weights(vector, run, (weights, stride), heads);
+                    (heads.as_flattened(), RUN)
+                } else {
+                    (weights, stride)
+                };
+                match level.is_avx512() {
+                    true => avx512::weighted_sum(vector, run, of_batch, sums),
+                    false => avx2::weighted_sum(vector, run, of_batch, sums),
+                }
             }
         }
     }
+}
+
+/// Whether `len` numbers are a row of `count` for each head, one every `stride`, of which the last may end with them.
+fn has_rows(len: usize, num_heads: usize, stride: usize, count: usize) -> bool {
+    let before = (num_heads - 1).checked_mul(stride);
+    let needed = before.and_then(|before| before.checked_add(count));
+    needed.is_some_and(|needed| len >= needed) && (stride >= count || num_heads == 1)
 }

@@ -3,21 +3,18 @@
 use std::arch::x86_64::*;
 
 use super::runs::Run;
-use super::{LANES, LINE, RUN, Vector};
+use super::{HEADS, LANES, LINE, RUN, Vector};
 use crate::simd::lanes::{load, store};
 
 /// Chunks that are of one group.
 const GROUP: usize = 4;
-
-/// Heads that are scored for at a time.
-const SCORED_HEADS: usize = 4;
 
 /// See [`super::score`]. A tile of `G` heads and `N` vectors has nine sums at most, so that they, a chunk of each query
 /// and what is read ahead stay in the sixteen registers: a sum that did not would be waited for.
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
-/// - Every vector is `num_bytes` long.
+/// - Every vector is `num_bytes` long, and there is one.
 pub(super) unsafe fn score<'a, V: Vector, R: Run<'a>>(
     vector: V,
     queries: &[f32],
@@ -25,9 +22,9 @@ pub(super) unsafe fn score<'a, V: Vector, R: Run<'a>>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let batches = queries.chunks(SCORED_HEADS * vector.head_dim());
+    let batches = queries.chunks(HEADS * vector.head_dim());
     for (batch, queries) in batches.enumerate() {
-        let out = &mut out[SCORED_HEADS * batch * stride..];
+        let out = &mut out[HEADS * batch * stride..];
         // SAFETY: as this function.
         unsafe {
             match queries.len() / vector.head_dim() {
@@ -43,7 +40,7 @@ pub(super) unsafe fn score<'a, V: Vector, R: Run<'a>>(
 /// [`score`] for `G` heads, `N` vectors at a time: where they are not whole tiles, the last tile has some of the one before.
 ///
 /// # Safety
-/// As [`score`].
+/// As [`score`]; there is a vector.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn score_heads<'a, V: Vector, R: Run<'a>, const G: usize, const N: usize>(
     vector: V,
@@ -61,35 +58,21 @@ unsafe fn score_heads<'a, V: Vector, R: Run<'a>, const G: usize, const N: usize>
         let first = first.min(count - N);
         // SAFETY: these vectors are there, and the rest is as this function.
         unsafe {
+            // A closure would not be compiled into this function.
             let mut tile = [vectors.get(first); N];
             for i in 1..N {
                 tile[i] = vectors.get(first + i);
             }
-            let ask = |i: usize, byte: usize| vectors.ask(first + i, byte);
-            let scores = score_tile::<V, G, N>(vector, queries, &tile, ask);
-            for (head, &scores) in scores.iter().enumerate() {
-                put(scores, &mut out[head * stride + first..][..N]);
+            for line in (0..vector.num_bytes()).step_by(LINE) {
+                for i in 0..N {
+                    vectors.ask(first + i, line);
+                }
             }
-        }
-    }
-}
-
-/// Writes the first scores, as many as there is room for.
-#[inline]
-#[target_feature(enable = "avx")]
-fn put(scores: __m128, out: &mut [f32]) {
-    let to = out.as_mut_ptr();
-    // SAFETY: what is written is as long as `out`.
-    unsafe {
-        match out.len() {
-            1 => _mm_store_ss(to, scores),
-            2 => _mm_storel_pd(to.cast(), _mm_castps_pd(scores)),
-            3 => {
-                _mm_storel_pd(to.cast(), _mm_castps_pd(scores));
-                _mm_store_ss(to.add(2), _mm_movehl_ps(scores, scores));
+            for (head, &four) in score_tile::<V, G, N>(vector, queries, &tile).iter().enumerate() {
+                let mut scores = [0.0; 4];
+                _mm_storeu_ps(scores.as_mut_ptr(), four);
+                out[head * stride + first..][..N].copy_from_slice(&scores[..N]);
             }
-            4 => _mm_storeu_ps(to, scores),
-            len => unreachable!("four scores have no room of {len}"),
         }
     }
 }
@@ -104,15 +87,12 @@ unsafe fn score_tile<V: Vector, const G: usize, const N: usize>(
     vector: V,
     queries: &[f32],
     tile: &[&[u8]; N],
-    ask: impl Fn(usize, usize),
 ) -> [__m128; G] {
     let head_dim = vector.head_dim();
     let chunks = head_dim / LANES;
-    let group_bytes = vector.num_bytes() * GROUP / chunks.max(GROUP);
     let mut sums = [[_mm256_setzero_ps(); N]; G];
     let whole = chunks / GROUP * GROUP;
     for begin in (0..whole).step_by(GROUP) {
-        (0..N).for_each(|i| ask(i, begin / GROUP * group_bytes));
         // SAFETY: each is one vector, which has these chunks, and so have the queries.
         unsafe { add_products::<V, G, N, GROUP>(vector, queries, tile, begin, &mut sums) };
     }
@@ -200,19 +180,19 @@ fn scales<V: Vector>(vector: V, vectors: &[&[u8]]) -> __m128 {
     _mm_cvtph_ps(unsafe { _mm_loadl_epi64(bits.as_ptr().cast()) })
 }
 
-/// The weights of a run of vectors, of each head, times the scales of the vectors: into rows of `RUN`.
+/// The weights of a run of vectors times the scales of the vectors, of each of some heads in a row of its own.
 ///
 /// # Safety
-/// AVX and F16C are available. There are `RUN` vectors at most, and as many weights of each head.
+/// AVX and F16C are available. There are `RUN` vectors at most.
 #[target_feature(enable = "avx,f16c")]
 pub(super) unsafe fn scale_weights<'a, V: Vector, R: Run<'a>>(
     vector: V,
     vectors: R,
     (weights, stride): (&[f32], usize),
-    scaled: &mut [f32],
+    scaled: &mut [[f32; RUN]],
 ) {
     let mut bits = [0; RUN];
-    let count = vectors.len().min(RUN);
+    let count = vectors.len();
     for (i, bits) in bits[..count].iter_mut().enumerate() {
         // SAFETY: there is an i-th vector.
         *bits = vector.scale(unsafe { vectors.get(i) }).to_bits();
@@ -222,14 +202,16 @@ pub(super) unsafe fn scale_weights<'a, V: Vector, R: Run<'a>>(
         // SAFETY: the array has the 16 bytes of this unaligned load.
         store(scales, _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) }));
     }
-    for (scaled, weights) in scaled.chunks_exact_mut(RUN).zip(weights.chunks(stride)) {
-        for ((scaled, weight), scale) in scaled.iter_mut().zip(&weights[..count]).zip(&scales) {
+    for (head, scaled) in scaled.iter_mut().enumerate() {
+        let weights = &weights[head * stride..][..count];
+        for ((scaled, weight), scale) in scaled.iter_mut().zip(weights).zip(&scales) {
             *scaled = weight * scale;
         }
     }
 }
 
-/// See [`super::weighted_sum`]. A tile of `G` heads and `C` chunks has nine sums at most, as one of [`score`].
+/// See [`super::weighted_sum`]: of up to [`HEADS`] heads. A tile of `G` heads and `C` chunks has nine sums at most, as one of
+/// [`score`].
 ///
 /// # Safety
 /// - AVX2, FMA and F16C are available.
@@ -237,20 +219,18 @@ pub(super) unsafe fn scale_weights<'a, V: Vector, R: Run<'a>>(
 pub(super) unsafe fn weighted_sum<'a, V: Vector, R: Run<'a>>(
     vector: V,
     vectors: R,
-    (weights, stride): (&[f32], usize),
+    weights: (&[f32], usize),
     sums: &mut [f32],
 ) {
-    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
-        let weights = (&weights[4 * batch * stride..], stride);
-        // SAFETY: as this function.
-        unsafe {
-            match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, R, 1, 4>(vector, vectors, weights, sums),
-                2 => sum_heads::<V, R, 2, 4>(vector, vectors, weights, sums),
-                3 if V::HAS_GROUPS => sum_heads::<V, R, 3, 2>(vector, vectors, weights, sums),
-                3 => sum_heads::<V, R, 3, 3>(vector, vectors, weights, sums),
-                _ => sum_heads::<V, R, 4, 2>(vector, vectors, weights, sums),
-            }
+    // SAFETY: as this function.
+    unsafe {
+        match sums.len() / vector.head_dim() {
+            1 => sum_heads::<V, R, 1, 4>(vector, vectors, weights, sums),
+            2 => sum_heads::<V, R, 2, 4>(vector, vectors, weights, sums),
+            // Three chunks may be of two groups.
+            3 if V::HAS_GROUPS => sum_heads::<V, R, 3, 2>(vector, vectors, weights, sums),
+            3 => sum_heads::<V, R, 3, 3>(vector, vectors, weights, sums),
+            _ => sum_heads::<V, R, HEADS, 2>(vector, vectors, weights, sums),
         }
     }
 }
@@ -328,7 +308,7 @@ unsafe fn sum_tile<'a, V: Vector, R: Run<'a>, const G: usize, const C: usize>(
     chunk: usize,
     sums: &mut [f32],
 ) {
-    // The chunks of a tile are a line at most: so many tiles, so many lines are asked for.
+    // A tile reads a line of each vector at most, so that all tiles together ask for all lines; the last asks for the last.
     let line = (chunk / C * LINE).min(vector.num_bytes() - 1);
     let head_dim = vector.head_dim();
     let mut tile = [[_mm256_setzero_ps(); C]; G];

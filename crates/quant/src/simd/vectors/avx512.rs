@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::runs::Run;
-use super::{LANES, LINE, Vector, avx2};
+use super::{HEADS, LANES, LINE, Vector, avx2};
 
 /// Values of a register.
 const WIDE: usize = 2 * LANES;
@@ -17,19 +17,16 @@ const WIDE: usize = 2 * LANES;
 pub(super) unsafe fn weighted_sum<'a, V: Vector, R: Run<'a>>(
     vector: V,
     vectors: R,
-    (weights, stride): (&[f32], usize),
+    weights: (&[f32], usize),
     sums: &mut [f32],
 ) {
-    for (batch, sums) in sums.chunks_mut(4 * vector.head_dim()).enumerate() {
-        let weights = (&weights[4 * batch * stride..], stride);
-        // SAFETY: as this function.
-        unsafe {
-            match sums.len() / vector.head_dim() {
-                1 => sum_heads::<V, R, 1>(vector, vectors, weights, sums),
-                2 => sum_heads::<V, R, 2>(vector, vectors, weights, sums),
-                3 => sum_heads::<V, R, 3>(vector, vectors, weights, sums),
-                _ => sum_heads::<V, R, 4>(vector, vectors, weights, sums),
-            }
+    // SAFETY: as this function.
+    unsafe {
+        match sums.len() / vector.head_dim() {
+            1 => sum_heads::<V, R, 1>(vector, vectors, weights, sums),
+            2 => sum_heads::<V, R, 2>(vector, vectors, weights, sums),
+            3 => sum_heads::<V, R, 3>(vector, vectors, weights, sums),
+            _ => sum_heads::<V, R, HEADS>(vector, vectors, weights, sums),
         }
     }
 }

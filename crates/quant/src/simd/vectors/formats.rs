@@ -23,6 +23,9 @@ pub(crate) struct Bf16 {
 }
 
 impl Vector for Bf16 {
+    #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
     fn head_dim(&self) -> usize {
         self.head_dim
     }
@@ -34,9 +37,6 @@ impl Vector for Bf16 {
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
         elements::<2>(bytes, chunk).map(|x| bf16::from_le_bytes(x).to_f32())
     }
-
-    #[cfg(target_arch = "x86_64")]
-    type Group = ();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -60,6 +60,9 @@ pub(crate) struct Fp8 {
 }
 
 impl Vector for Fp8 {
+    #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
     fn head_dim(&self) -> usize {
         self.head_dim
     }
@@ -71,9 +74,6 @@ impl Vector for Fp8 {
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
         elements::<1>(bytes, chunk).map(|[code]| from_fp8(code))
     }
-
-    #[cfg(target_arch = "x86_64")]
-    type Group = ();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -103,6 +103,9 @@ pub(crate) struct F16 {
 }
 
 impl Vector for F16 {
+    #[cfg(target_arch = "x86_64")]
+    type Group = ();
+
     fn head_dim(&self) -> usize {
         self.head_dim
     }
@@ -114,9 +117,6 @@ impl Vector for F16 {
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
         elements::<2>(bytes, chunk).map(|x| f16::from_le_bytes(x).to_f32())
     }
-
-    #[cfg(target_arch = "x86_64")]
-    type Group = ();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -146,7 +146,11 @@ pub(crate) struct Int8 {
 }
 
 impl Vector for Int8 {
+    #[cfg(target_arch = "x86_64")]
     const HAS_SCALE: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    type Group = ();
 
     fn head_dim(&self) -> usize {
         self.head_dim
@@ -164,9 +168,6 @@ impl Vector for Int8 {
     fn eight(&self, bytes: &[u8], chunk: usize) -> [f32; LANES] {
         elements::<1>(&bytes[..self.head_dim], chunk).map(|[code]| f32::from(code as i8))
     }
-
-    #[cfg(target_arch = "x86_64")]
-    type Group = ();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]

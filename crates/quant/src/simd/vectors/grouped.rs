@@ -22,7 +22,12 @@ impl<const BITS: u8> Integers<BITS> {
 }
 
 impl<const BITS: u8> Vector for Integers<BITS> {
+    #[cfg(target_arch = "x86_64")]
     const HAS_GROUPS: bool = true;
+
+    /// Step between two codes, and the value of code 0.
+    #[cfg(target_arch = "x86_64")]
+    type Group = (__m256, __m256);
 
     fn head_dim(&self) -> usize {
         self.0.head_dim()
@@ -38,10 +43,6 @@ impl<const BITS: u8> Vector for Integers<BITS> {
         values[len..].fill(0.0);
         values
     }
-
-    /// Step between two codes, and the value of code 0.
-    #[cfg(target_arch = "x86_64")]
-    type Group = (__m256, __m256);
 
     #[cfg(target_arch = "x86_64")]
     #[inline]

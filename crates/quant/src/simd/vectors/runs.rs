@@ -1,12 +1,15 @@
 //! Where the vectors lie that a kernel goes over: as one asks for the i-th, at no cost that a pointer does not have.
 
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vectors by pointer"))]
+#![expect(unsafe_code, reason = "vectors by pointer")]
 
 use crate::rows::VectorList;
 use crate::simd::prefetch::prefetch;
 
 /// Vectors of one length, of which some may be taken for themselves, and as many that are wanted next.
-pub(super) trait Run<'a>: Copy {
+///
+/// # Safety
+/// Of every `i < len` there is the i-th vector.
+pub(super) unsafe trait Run<'a>: Copy {
     /// How many there are.
     fn len(self) -> usize;
 
@@ -19,8 +22,8 @@ pub(super) trait Run<'a>: Copy {
     /// There is one.
     unsafe fn get(self, i: usize) -> &'a [u8];
 
-    /// Asks the memory for a byte of the i-th of those that are wanted next. Where there are fewer of these than vectors,
-    /// it is the vector's own, which costs nothing.
+    /// Asks the memory for the line of a byte of the i-th of those that are wanted next. Where there are fewer of these than
+    /// vectors, or they lie otherwise, it is the line of the vector itself, which is there.
     ///
     /// # Safety
     /// There is an i-th vector.
@@ -69,7 +72,8 @@ impl<'a> InRows<'a> {
         soon: VectorList<'a>,
         num_bytes: usize,
     ) -> Self {
-        assert!(rows.iter().all(|row| row.len() >= at + num_bytes), "a vector in each row");
+        let has_vector = |row: &&[u8]| row.len().checked_sub(at).is_some_and(|len| len >= num_bytes);
+        assert!(rows.iter().all(has_vector), "a vector in each row");
         let soon = match soon {
             VectorList::InRows { rows: soon, .. } if soon.len() >= rows.len() => {
                 &soon[..rows.len()]
@@ -80,7 +84,8 @@ impl<'a> InRows<'a> {
     }
 }
 
-impl<'a> Run<'a> for Beside<'a> {
+// SAFETY: the bytes are `len` whole vectors.
+unsafe impl<'a> Run<'a> for Beside<'a> {
     #[inline]
     fn len(self) -> usize {
         self.bytes.len() / self.num_bytes
@@ -107,7 +112,8 @@ impl<'a> Run<'a> for Beside<'a> {
     }
 }
 
-impl<'a> Run<'a> for InRows<'a> {
+// SAFETY: there is a row for each, which was seen to have the bytes of its vector.
+unsafe impl<'a> Run<'a> for InRows<'a> {
     #[inline]
     fn len(self) -> usize {
         self.rows.len()

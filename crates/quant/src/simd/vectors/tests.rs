@@ -201,11 +201,14 @@ impl Checked for Sums {
         for level in Level::available() {
             let mut sums = Guarded::<f32>::new(num_heads * head_dim);
             sums.payload_mut().copy_from_slice(&start);
-            let lists = (VectorList::Beside(&case.bytes), in_rows);
+            let beside = VectorList::Beside(&case.bytes);
+            // What comes next is as many, fewer or lies otherwise: nothing is read of it.
+            let lists = (beside, if num_heads % 2 == 0 { beside } else { in_rows });
             weighted_sum(level, case.vector, lists, &weights, stride, sums.payload_mut());
             let sums = sums.check().expect("nothing outside is written");
             let mut of_rows = start.clone();
-            let lists = (in_rows, VectorList::Beside(&case.bytes));
+            let fewer = VectorList::InRows { rows: &vectors[..count / 2], at: 0 };
+            let lists = (in_rows, if num_heads % 2 == 0 { in_rows } else { fewer });
             weighted_sum(level, case.vector, lists, &weights, stride, &mut of_rows);
             assert_eq!(of_rows, sums, "where vectors lie changes no bit: {}", case.label(level));
             if let Err(mismatch) = compare(sums, &expected, tolerance) {
@@ -222,6 +225,15 @@ impl Checked for Sums {
 #[test]
 fn weighted_sums_are_those_of_f64() {
     for_each_case(Sums);
+}
+
+#[test]
+#[should_panic(expected = "a vector in each row")]
+fn a_vector_that_would_begin_behind_all_memory_is_refused() {
+    let row = [0u8; 16];
+    let vectors = VectorList::InRows { rows: &[&row], at: usize::MAX - 7 };
+    let level = Level::avx2().expect("the reference slices instead: a vector in each row");
+    score(level, Bf16 { head_dim: 8 }, &[1.0; 8], (vectors, VectorList::NONE), &mut [0.0], 1);
 }
 
 #[test]
