@@ -14,7 +14,7 @@ mod tables;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use heterokv_eval::InstalledPeers;
 use heterokv_model::Checkpoint;
@@ -109,7 +109,7 @@ pub(crate) struct SpeedArgs {
     #[arg(long, value_name = "FOLDER", default_value = "target/peers", requires = "peers")]
     peers_folder: PathBuf,
     /// A model of another shape in the place of --model
-    #[arg(long, value_name = "SHAPE")]
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "corpus", "program", "long", "tiles"])]
     shape: Option<OtherShape>,
     /// Tokens of the prompts
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = CONTEXTS, value_parser = at_least_one)]
@@ -160,17 +160,19 @@ Examples:
 /// A model, text, folder or peer that cannot be had, too little memory, and a wrong answer.
 pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
     let is_profile = arguments.parts == [Part::Profile];
-    ensure!(
-        !arguments.splice || arguments.parts.is_empty() || is_profile,
-        "--splice puts in all parts, or `profile` alone; name no other"
-    );
     // Before the work, which would be lost.
+    check(arguments)?;
     let out = (!arguments.test).then(|| Folder::create(&arguments.out)).transpose()?;
     let speed = Speed::new(arguments)?;
     let environment = Environment::detect(speed.level, arguments.threads);
     let mut record = Record::new(&environment);
-    speed.measure(&mut record)?;
-    let Some(out) = out else {
+    let name = if arguments.shape.is_some() { "speed-llama3-8b" } else { SUITE };
+    let keep = |record: &Record| match &out {
+        Some(out) => record.write(&out.path(&format!("{name}.json"))),
+        None => Ok(()),
+    };
+    speed.measure(&mut record, &keep)?;
+    let Some(out) = &out else {
         println!("speed: {} cases, every answer right", record.cases.len());
         return Ok(true);
     };
@@ -184,16 +186,17 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
             return Ok(true);
         }
     }
-    let is_other_shape = arguments.shape.is_some();
-    let bars = if is_other_shape { bars::of_shape(&record) } else { bars::all(&record) };
+    let bars = match arguments.shape {
+        Some(_) => bars::of_shape(&record),
+        None => bars::all(&record),
+    };
     let tables = all_tables(&record, &bars);
     for table in &tables {
         println!("{}", table.sheet.aligned());
         out.write(table)?;
     }
-    let name = if is_other_shape { "speed-llama3-8b" } else { SUITE };
+    keep(&record)?;
     let kept = out.path(&format!("{name}.json"));
-    record.write(&kept)?;
     println!("{environment}\n{}: every sample; CSV beside it", kept.display());
     if arguments.splice {
         let on = format!("- date: {}\n- on: {}\n", record.date, record.subject);
@@ -207,6 +210,30 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
         missed.iter().for_each(|bar| println!("MISSED: {bar}"));
     }
     Ok(!arguments.check || missed.is_empty())
+}
+
+/// Refuses options that would lose work, or a page that is not whole.
+fn check(arguments: &SpeedArgs) -> Result<()> {
+    let is_profile = arguments.parts == [Part::Profile];
+    ensure!(
+        !arguments.splice || arguments.parts.is_empty() || is_profile,
+        "--splice puts in all parts, or `profile` alone; name no other"
+    );
+    ensure!(
+        !arguments.splice || is_profile || (arguments.peers && arguments.contexts == CONTEXTS),
+        "the page has every context, beside llama.cpp; with --splice, give --peers and no --contexts"
+    );
+    ensure!(!(arguments.check && is_profile), "`profile` is held to no bar; leave --check out");
+    ensure!(
+        arguments.long >= long::REAL_TOKENS,
+        "--long {} is less than the {} tokens that are repeated",
+        arguments.long,
+        long::REAL_TOKENS
+    );
+    if let Some(program) = arguments.program.as_ref().filter(|program| !program.is_file()) {
+        bail!("there is no program {}; name another by --program", program.display());
+    }
+    Ok(())
 }
 
 fn all_tables(record: &Record, bars: &[Bar]) -> Vec<Table> {
@@ -268,7 +295,8 @@ impl<'a> Speed<'a> {
         }
     }
 
-    fn measure(&self, record: &mut Record) -> Result<()> {
+    /// Measures the parts; after each, `keep` is given all that there is.
+    fn measure(&self, record: &mut Record, keep: &dyn Fn(&Record) -> Result<()>) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a folder for the tokens")?;
         let num_rounds = if self.arguments.test { 1 } else { self.arguments.rounds };
         if self.arguments.parts == [Part::Profile] {
@@ -281,9 +309,11 @@ impl<'a> Speed<'a> {
         machine::measure(&selection, sizes, &self.pool, scratch.path(), record)?;
         if self.wants(Part::Contexts) {
             self.contexts(num_rounds, scratch.path(), record)?;
+            keep(record)?;
         }
         if self.wants(Part::Program) {
             self.program(num_rounds, scratch.path(), record)?;
+            keep(record)?;
         }
         if self.wants(Part::Long) {
             self.pool.install(|| self.long(record))?;
@@ -397,10 +427,29 @@ mod tests {
             &["--test", "--check"],
             &["--test", "--peers"],
             &["--shape", "llama4"],
+            &["--shape", "llama3-8b", "--tiles=near"],
             &["--rounds=0"],
             &["--peers-folder=x"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn options_that_would_lose_work_are_refused() {
+        let checked = |words: &[&str]| check(&parse(words).expect("they are valid"));
+        for wrong in [
+            &["--long=100"][..],
+            &["--program=no-such-program"],
+            &["--splice"],
+            &["--peers", "--splice", "--contexts=512"],
+            &["contexts", "--peers", "--splice"],
+            &["profile", "--check"],
+        ] {
+            assert!(checked(wrong).is_err(), "{wrong:?}");
+        }
+        for right in [&[][..], &["--peers", "--splice"], &["profile", "--splice"]] {
+            assert!(checked(right).is_ok(), "{right:?}");
         }
     }
 
