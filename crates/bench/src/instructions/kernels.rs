@@ -257,7 +257,6 @@ impl Exact {
             out: vec![f32::NAN; GROUP_SIZE * HEAD_DIM],
         }
     }
-
 }
 
 /// The shape of one KV head.

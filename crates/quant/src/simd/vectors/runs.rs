@@ -72,7 +72,8 @@ impl<'a> InRows<'a> {
         soon: VectorList<'a>,
         num_bytes: usize,
     ) -> Self {
-        let has_vector = |row: &&[u8]| row.len().checked_sub(at).is_some_and(|len| len >= num_bytes);
+        let has_vector =
+            |row: &&[u8]| row.len().checked_sub(at).is_some_and(|len| len >= num_bytes);
         assert!(rows.iter().all(has_vector), "a vector in each row");
         let soon = match soon {
             VectorList::InRows { rows: soon, .. } if soon.len() >= rows.len() => {
