@@ -158,7 +158,7 @@ mod tests {
         let plan = plan(&config, &CacheConfig::Full, MAX_TOKENS).unwrap();
         if available_memory_bytes().is_some() {
             let error = check_memory(&config, 1 << 34, &[plan], MAX_TOKENS).unwrap_err();
-            assert!(error.to_string().starts_with("this needs 610.0 TiB of memory"), "{error}");
+            assert!(error.to_string().starts_with("this needs 642.0 TiB of memory"), "{error}");
             assert!(check_memory(&config, 0, &[], 1).is_ok());
         }
     }
