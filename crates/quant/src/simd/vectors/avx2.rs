@@ -60,8 +60,8 @@ unsafe fn score_heads<'a, V: Vector, R: Run<'a>, const G: usize, const N: usize>
         unsafe {
             // A closure would not be compiled into this function.
             let mut tile = [vectors.get(first); N];
-            for i in 1..N {
-                tile[i] = vectors.get(first + i);
+            for (i, bytes) in tile.iter_mut().enumerate() {
+                *bytes = vectors.get(first + i);
             }
             for line in (0..vector.num_bytes()).step_by(LINE) {
                 for i in 0..N {
@@ -135,14 +135,14 @@ unsafe fn add_products<V: Vector, const G: usize, const N: usize, const C: usize
 ) {
     // SAFETY: the vectors have this chunk.
     let mut groups = [unsafe { vector.group(tile[0], begin) }; N];
-    for i in 1..N {
+    for (group, bytes) in groups.iter_mut().zip(tile) {
         // SAFETY: as before.
-        groups[i] = unsafe { vector.group(tile[i], begin) };
+        *group = unsafe { vector.group(bytes, begin) };
     }
     for chunk in begin..begin + C {
-        for i in 0..N {
+        for (i, (bytes, &group)) in tile.iter().zip(&groups).enumerate() {
             // SAFETY: the vector has this chunk.
-            let x = unsafe { vector.lanes(tile[i], chunk, groups[i]) };
+            let x = unsafe { vector.lanes(bytes, chunk, group) };
             for (head, sums) in sums.iter_mut().enumerate() {
                 let at = head * vector.head_dim() + chunk * LANES;
                 // SAFETY: the chunk lies within the head's query; the load is unaligned.
