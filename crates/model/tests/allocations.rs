@@ -1,4 +1,4 @@
-//! What a token allocates on its way through a model: numbers that should go down.
+//! What a token allocates on its way through a model: numbers that may only go down.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
