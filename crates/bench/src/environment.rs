@@ -67,7 +67,8 @@ fn command() -> String {
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         // Places on this machine that the automation filled in say nothing to others.
-        if ["--out", "--model", "--corpus", "--peers-folder"].contains(&word.as_str()) {
+        if ["--out", "--model", "--corpus", "--peers-folder", "--program"].contains(&word.as_str())
+        {
             words.next();
         } else {
             line = format!("{line} {word}");

@@ -63,8 +63,8 @@ pub(crate) fn measure(settings: &Settings<'_>, record: &mut Record) -> Result<()
     Ok(())
 }
 
-/// Holds the counts of a record to those in `crates/bench/instructions.json`, or keeps them there, where `keep`; false where a
-/// kernel needs more than a twentieth more.
+/// Holds the counts of a record to those in `crates/bench/instructions.json`, or keeps them there, where `keep`, beside those of
+/// the kernels that it does not have; false where a kernel needs more than a twentieth more.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -72,6 +72,7 @@ pub(crate) fn guard(record: &Record, keep: bool) -> Result<bool> {
     let Some(counts) = Counts::of(record) else { return Ok(true) };
     let path = guard::path();
     if keep {
+        let counts = if path.exists() { counts.beside(&Counts::load(&path)?) } else { counts };
         counts.write(&path)?;
         println!("{}: {} kernels", path.display(), counts.kernels.len());
         return Ok(true);

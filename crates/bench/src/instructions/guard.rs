@@ -71,6 +71,16 @@ impl Counts {
         serde_json::from_str(&text).with_context(|| format!("{shown} is damaged; {ANEW}"))
     }
 
+    /// These, and of `kept` the kernels that were not counted now, where both can be compared.
+    pub(super) fn beside(mut self, kept: &Self) -> Self {
+        if self.difference(kept).is_none() {
+            for (name, &count) in &kept.kernels {
+                self.kernels.entry(name.clone()).or_insert(count);
+            }
+        }
+        self
+    }
+
     /// Keeps them.
     ///
     /// # Errors
@@ -81,16 +91,19 @@ impl Counts {
         fs::write(path, text + "\n").with_context(context)
     }
 
-    /// Holds these to `kept`: kernels that were counted now, each by itself. Other compilers and other levels make other
+    /// What makes these counts others than `kept` before any kernel is looked at: other compilers and other levels make other
     /// programs of the same source.
+    fn difference(&self, kept: &Self) -> Option<String> {
+        let compiled = ("compiled by", &self.rustc, &kept.rustc);
+        let counted = ("counted by", &self.counted_by, &kept.counted_by);
+        let differs = [compiled, counted].into_iter().find(|(_, now, then)| now != then);
+        differs.map(|(what, now, then)| format!("{what} {now}, those kept by {then}; {ANEW}"))
+    }
+
+    /// Holds these to `kept`: kernels that were counted now, each by itself.
     pub(super) fn against(&self, kept: &Self) -> Verdict {
-        for (what, now, then) in [
-            ("compiled by", &self.rustc, &kept.rustc),
-            ("counted by", &self.counted_by, &kept.counted_by),
-        ] {
-            if now != then {
-                return Verdict::NotCompared(format!("{what} {now}, those kept by {then}; {ANEW}"));
-            }
+        if let Some(difference) = self.difference(kept) {
+            return Verdict::NotCompared(difference);
         }
         let (mut fewer, mut missed) = (Vec::new(), Vec::new());
         for (name, &count) in &self.kernels {
@@ -133,6 +146,15 @@ mod tests {
             counted_by: "avx2, valgrind-3".to_owned(),
             kernels: kernels.iter().map(|&(name, count)| (name.to_owned(), count)).collect(),
         }
+    }
+
+    #[test]
+    fn kernels_that_were_not_counted_stay_as_they_were_kept() {
+        let kept = counts(&[("a", 1000), ("b", 1000)]);
+        let both = counts(&[("b", 7)]).beside(&kept);
+        assert_eq!(both, counts(&[("a", 1000), ("b", 7)]));
+        let others = Counts { rustc: "rustc 2".to_owned(), ..counts(&[("b", 7)]) };
+        assert_eq!(others.clone().beside(&kept), others, "of another compiler");
     }
 
     #[test]
