@@ -14,7 +14,7 @@ use heterokv_attn::HeadShape;
 use heterokv_cache::KvShape;
 use heterokv_model::Checkpoint;
 
-pub(crate) use child::{ChildArgs, Report, next_token, run_child};
+pub(crate) use child::{ChildArgs, Greedy, Report, run_child};
 
 use crate::bootstrap;
 use crate::caches::{FULL, Planned};

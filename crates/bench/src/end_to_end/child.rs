@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use heterokv_cache::KvCache;
-use heterokv_model::{Checkpoint, ComputeType, Model};
+use heterokv_model::{Checkpoint, ComputeType, Model, Scratch};
 use heterokv_quant::Level;
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,8 @@ fn report(arguments: &ChildArgs) -> Result<Report> {
     let start = Instant::now();
     let hidden = model.prefill(&tokens, &mut caches, None)?;
     let prefill_ns = 1e9 * start.elapsed().as_secs_f64();
-    let first = next_token(model, &hidden[hidden.len() - model.config().hidden_size..])?;
+    let last = &hidden[hidden.len() - model.config().hidden_size..];
+    let first = most_probable(&model.logits(last)?)?;
     let first_token_ns = 1e9 * start.elapsed().as_secs_f64();
     let prefill = memory::resident()?;
     drop(hidden);
@@ -95,12 +96,11 @@ fn report(arguments: &ChildArgs) -> Result<Report> {
     if note.is_none() {
         memory::reset_peak()?;
     }
-    let mut generated = vec![first];
+    let (mut greedy, mut generated) = (Greedy::default(), vec![first]);
     let mut steps = Samples::default();
     for step in 0..=arguments.steps {
         let start = Instant::now();
-        let hidden = model.extend(&generated[generated.len() - 1..], &mut cache)?;
-        generated.push(next_token(model, &hidden)?);
+        generated.push(greedy.step(model, generated[generated.len() - 1], &mut cache)?);
         // The first step behind a prefill finds everything cold; peers leave theirs out, too.
         if step > 0 {
             steps.push(1e9 * start.elapsed().as_secs_f64());
@@ -123,12 +123,31 @@ fn report(arguments: &ChildArgs) -> Result<Report> {
     })
 }
 
-/// The most probable token behind a hidden state.
+/// Decode steps, with working memory that stays from one to the next as where `heterokv generate` takes them.
+#[derive(Debug, Default)]
+pub(crate) struct Greedy {
+    scratch: Scratch,
+    hidden: Vec<f32>,
+}
+
+impl Greedy {
+    /// Feeds a token, and gives the most probable one behind it.
+    ///
+    /// # Errors
+    /// What the cache refuses, and logits that are not finite.
+    pub(crate) fn step(&mut self, model: &Model, token: u32, cache: &mut KvCache) -> Result<u32> {
+        let Self { scratch, hidden } = self;
+        hidden.clear();
+        hidden.extend_from_slice(model.extend_in(scratch, &[token], cache)?);
+        most_probable(model.logits_in(scratch, hidden)?)
+    }
+}
+
+/// The token of the largest logit.
 ///
 /// # Errors
-/// Logits that are not finite, and a model without tokens.
-pub(crate) fn next_token(model: &Model, hidden: &[f32]) -> Result<u32> {
-    let logits = model.logits(hidden)?;
+/// Logits that are not finite, and none.
+fn most_probable(logits: &[f32]) -> Result<u32> {
     ensure!(logits.iter().all(|x| x.is_finite()), "a logit is not finite");
     let best = logits.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
     let (token, _) = best.context("the model has no tokens")?;

@@ -12,7 +12,7 @@ use heterokv_quant::Level;
 use serde::{Deserialize, Serialize};
 
 use crate::caches::Planned;
-use crate::end_to_end::next_token;
+use crate::end_to_end::Greedy;
 use crate::machine::threads;
 use crate::samples::Samples;
 
@@ -178,6 +178,7 @@ fn read_tokens(path: &Path) -> Result<Vec<u32>> {
 struct Candidate {
     planned: Planned,
     cache: KvCache,
+    greedy: Greedy,
     samples: Samples,
     tokens: Vec<u32>,
 }
@@ -186,8 +187,7 @@ impl Candidate {
     /// Feeds a token; nanoseconds.
     fn step(&mut self, model: &Model, token: u32) -> Result<f64> {
         let start = Instant::now();
-        let hidden = model.extend(&[token], &mut self.cache)?;
-        let next = next_token(model, &hidden);
+        let next = self.greedy.step(model, token, &mut self.cache);
         let nanoseconds = 1e9 * start.elapsed().as_secs_f64();
         self.tokens.push(next.with_context(|| self.planned.spec.clone())?);
         Ok(nanoseconds)
@@ -206,7 +206,8 @@ pub(super) fn decode(
 ) -> Result<Vec<Decode>> {
     let candidate = |(planned, mut cache): (Planned, KvCache)| {
         cache.reset_stats();
-        Candidate { planned, cache, samples: Samples::default(), tokens: Vec::new() }
+        let greedy = Greedy::default();
+        Candidate { planned, cache, greedy, samples: Samples::default(), tokens: Vec::new() }
     };
     let mut candidates: Vec<Candidate> = filled.into_iter().map(candidate).collect();
     let num_candidates = candidates.len();
@@ -223,7 +224,7 @@ pub(super) fn decode(
     }
     let shape = model.kv_shape();
     let measured = |candidate: Candidate| -> Result<Decode> {
-        let Candidate { planned, cache, samples, tokens } = candidate;
+        let Candidate { planned, cache, samples, tokens, .. } = candidate;
         let stats = cache.stats();
         let steps = stats.steps as f64 / shape.num_layers as f64;
         let device =

@@ -13,7 +13,7 @@ use heterokv_cache::KvCache;
 use heterokv_model::{Checkpoint, ComputeType, Model};
 
 use crate::caches::Planned;
-use crate::end_to_end::next_token;
+use crate::end_to_end::Greedy;
 use crate::instructions;
 use crate::machine::threads;
 use crate::prompt_rows::{PromptRows, Tiles};
@@ -153,11 +153,8 @@ pub(crate) fn run_child(arguments: &ChildArgs) -> Result<()> {
             rows.tiled(layer, arguments.context, tiles).store(&mut caches, layer, level)?;
         }
         let [cache] = &mut caches;
-        let mut step = || {
-            let hidden = model.extend(&[last], cache)?;
-            next_token(model, &hidden)?;
-            Ok(())
-        };
+        let mut greedy = Greedy::default();
+        let mut step = || greedy.step(model, last, cache).map(drop);
         // The first one sets things up.
         step()?;
         counted_section(&mut step)
