@@ -14,7 +14,7 @@ use anyhow::Result;
 use crate::model_file;
 use crate::peers;
 use crate::process;
-use crate::tally::Tally;
+use crate::tally::{ANNOUNCEMENT, Tally};
 use crate::workspace::Workspace;
 
 /// The package outside the workspace.
@@ -124,7 +124,11 @@ pub(crate) fn check_bars(workspace: &Workspace, model: Option<&Path>) -> Result<
 
 fn check(workspace: &Workspace, words: &[&str]) -> Result<Tally> {
     let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-    Ok(Tally::of_check(process::run(&mut command(workspace, &words)?)?))
+    let mut num_skipped = 0;
+    let passed = process::run_watched(&mut command(workspace, &words)?, |_, line| {
+        num_skipped += u64::from(line.starts_with(ANNOUNCEMENT));
+    })?;
+    Ok(Tally { num_skipped, ..Tally::of_check(passed) })
 }
 
 /// The text that the quality tests use, too.

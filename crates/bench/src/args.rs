@@ -55,7 +55,7 @@ pub(crate) enum Suite {
     /// One context of `speed`, in a process of its own
     #[command(hide = true)]
     SpeedProcess(speed::ChildArgs),
-    /// What `speed profile` counts, under valgrind
+    /// What `speed profile` samples, under perf
     #[command(hide = true)]
     SpeedProfileProcess(speed::ProfileArgs),
     /// One kernel, under valgrind
@@ -222,12 +222,8 @@ impl Options {
             Some(Suite::Speed(speed)) => speed.threads,
             Some(Suite::EndToEndProcess(child)) => child.threads,
             Some(Suite::SpeedProcess(child)) => child.threads,
-            Some(
-                Suite::SpeedProfileProcess(_)
-                | Suite::InstructionsProcess(_)
-                | Suite::Gpu(_)
-                | Suite::Offload(_),
-            ) => 1,
+            Some(Suite::SpeedProfileProcess(child)) => child.threads,
+            Some(Suite::InstructionsProcess(_) | Suite::Gpu(_) | Suite::Offload(_)) => 1,
         }
     }
 }

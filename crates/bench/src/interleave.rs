@@ -16,13 +16,30 @@ pub(crate) fn interleaved<T>(
     mut sample: impl FnMut(&mut T) -> Result<f64>,
 ) -> Result<Vec<Samples>> {
     let mut samples = vec![Samples::default(); candidates.len()];
+    in_turns(candidates, num_rounds, |index, candidate| {
+        samples[index].push(sample(candidate)?);
+        Ok(())
+    })?;
+    Ok(samples)
+}
+
+/// Gives each of `candidates`, with its place, to `turn` once in each of `num_rounds` rounds, of which every one begins with
+/// another.
+///
+/// # Errors
+/// The first of `turn`.
+pub(crate) fn in_turns<T>(
+    candidates: &mut [T],
+    num_rounds: usize,
+    mut turn: impl FnMut(usize, &mut T) -> Result<()>,
+) -> Result<()> {
     for round in 0..num_rounds {
-        for turn in 0..candidates.len() {
-            let index = (round + turn) % candidates.len();
-            samples[index].push(sample(&mut candidates[index])?);
+        for place in 0..candidates.len() {
+            let index = (round + place) % candidates.len();
+            turn(index, &mut candidates[index])?;
         }
     }
-    Ok(samples)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! What this machine can do at most: reads in order, rows in random order, and the disk.
+//! What this machine can do at most: reads in order, rows in random order, multiply-adds, and the disk.
 //!
 //! Every other suite is held against these figures, so that they come first and from the same run.
 
 mod disk;
 mod gather;
+mod peak;
 
 use std::path::Path;
 use std::time::Instant;
@@ -21,6 +22,9 @@ pub(crate) use disk::DiskFile;
 pub(crate) use gather::Gather;
 
 pub(crate) const SUITE: &str = "machine";
+
+/// The cases of multiply-adds.
+const MULTIPLY_ADDS: &str = "multiply-adds";
 
 /// Row lengths of the gathers, bytes: from below the smallest row of a host store to a page of coded keys.
 const ROW_BYTES: [usize; 5] = [64, 128, 256, 512, 1024];
@@ -93,6 +97,9 @@ pub(crate) fn measure(
         rows.push((case.figure("row_bytes") as usize, bytes_per_second(&case)));
         push(record, selection, case);
     }
+    if selection.wants(&format!("{SUITE}/{MULTIPLY_ADDS}")) {
+        record.cases.extend(multiply_add_cases(most, sizes.num_rounds)?);
+    }
     if [&format!("{SUITE}/disk/cold"), &format!("{SUITE}/disk/cached")]
         .iter()
         .any(|name| selection.wants(name))
@@ -104,6 +111,21 @@ pub(crate) fn measure(
         record.leave_out(gpu, "`cargo xtask bench gpu` measures it");
     }
     Ok(Ceilings { read, rows })
+}
+
+/// Multiply-adds of f32 in registers, by threads up to `most`.
+///
+/// # Errors
+/// A wrong sum, and threads that cannot be started.
+pub(crate) fn multiply_add_cases(most: usize, num_rounds: usize) -> Result<Vec<Case>> {
+    let case = |num_threads: usize| {
+        let (num_operations, samples) = peak::measure(num_rounds, &threads(num_threads)?)?;
+        let name = format!("{SUITE}/{MULTIPLY_ADDS}/{num_threads} threads");
+        let case = Case::new(SUITE, name).timed(&samples);
+        let case = case.with("threads", num_threads as f64);
+        Ok(case.with("gflop_s", num_operations as f64 / samples.median()))
+    };
+    thread_counts(most).into_iter().map(case).collect()
 }
 
 fn push(record: &mut Record, selection: &Selection, case: Case) {
@@ -209,8 +231,9 @@ mod tests {
         let mut record = Record::new(&Environment::detect(Level::SCALAR, 2));
         let all = Selection::new(None);
         let ceilings = measure(&all, sizes, &pool, folder.path(), &mut record).expect("it runs");
-        assert_eq!(record.cases.len(), 2 + ROW_BYTES.len() + 2);
-        assert!(record.cases.iter().all(|case| case.figure("gb_s") > 0.0));
+        assert_eq!(record.cases.len(), 2 + ROW_BYTES.len() + 2 + 2);
+        let rate = |case: &Case| case.figure("gb_s").max(case.figure("gflop_s"));
+        assert!(record.cases.iter().all(|case| rate(case) > 0.0));
         assert_eq!(record.left_out.len(), 1);
         assert!(ceilings.read_gb_s() > 0.0 && ceilings.read_seconds(1e9) > 0.0);
         assert_eq!(ceilings.rows_gb_s(66), 1e-9 * ceilings.rows[0].1);

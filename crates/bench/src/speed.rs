@@ -28,6 +28,7 @@ use crate::args::{MAX_MEMORY, MAX_THREADS, at_least_one, from_one_to};
 use crate::bars::Bar;
 use crate::caches::TINY;
 use crate::environment::Environment;
+use crate::instructions;
 use crate::machine::{self, Sizes};
 use crate::outcome::Table;
 use crate::record::Record;
@@ -56,7 +57,7 @@ const DECODES: [&str; 5] =
     ["full", "hca:25%", "hca:12.5%", "hca-rescore:6.25%", "hca-rescore:12.5%"];
 
 /// Caches whose prompts are timed.
-const PREFILLS: [&str; 2] = ["hca:12.5%", "full"];
+const PREFILLS: [&str; 3] = ["hca:12.5%", "full", "hca:12.5%,prefill=anchor:512:512"];
 
 /// Caches beside `full` over a long context.
 const LONG: [&str; 2] = ["hca:12.5%", "hca-rescore:6.25%"];
@@ -75,7 +76,7 @@ enum Part {
     Long,
     /// Peak memory of `heterokv generate`, and the time to its first token
     Program,
-    /// The functions with the most instructions, under valgrind; only where it is named
+    /// The functions with the most time, as perf samples it; only where it is named
     Profile,
 }
 
@@ -151,7 +152,7 @@ Examples:
   cargo xtask bench --peers speed --check          everything beside llama.cpp, held to the bars
   cargo xtask bench speed contexts --contexts 4096 ours alone at one context
   cargo xtask bench speed long --tiles near        one step over 131,072 tokens
-  cargo xtask bench speed profile                  what binds, function by function
+  cargo xtask bench speed profile                  where the time goes, function by function
   cargo xtask bench --peers speed --shape llama3-8b";
 
 /// Measures what the options ask for and prints it; true unless a bar is to be kept and is not.
@@ -176,10 +177,11 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
         println!("speed: {} cases, every answer right", record.cases.len());
         return Ok(true);
     };
-    if let Some(sheet) = speed.profile()? {
-        println!("{}", sheet.aligned());
+    if let Some(sheets) = speed.profile()? {
+        sheets.iter().for_each(|sheet| println!("{}", sheet.aligned()));
         if is_profile && arguments.splice {
-            let markdown = format!("{}\n{}", environment.markdown(), sheet.markdown());
+            let [by_function, of_kernels] = sheets.map(|sheet| sheet.markdown());
+            let markdown = [environment.markdown(), by_function, of_kernels].join("\n");
             page::splice(&page_path(), "speed-profile", &markdown)?;
         }
         if is_profile {
@@ -307,6 +309,8 @@ impl<'a> Speed<'a> {
         let sizes = Sizes { memory_bytes, file_bytes: 1 << 20, num_rounds: 3 * num_rounds };
         let selection = Selection::new(Some("machine/read".to_owned()));
         machine::measure(&selection, sizes, &self.pool, scratch.path(), record)?;
+        let most = self.arguments.threads;
+        record.cases.extend(machine::multiply_add_cases(most, sizes.num_rounds)?);
         if self.wants(Part::Contexts) {
             self.contexts(num_rounds, scratch.path(), record)?;
             keep(record)?;
@@ -321,16 +325,19 @@ impl<'a> Speed<'a> {
         Ok(())
     }
 
-    /// The profile, where it is named.
-    fn profile(&self) -> Result<Option<Sheet>> {
+    /// Time by function, and instructions of the kernels as they are kept; where the part is named.
+    fn profile(&self) -> Result<Option<[Sheet; 2]>> {
         if !self.wants(Part::Profile) {
             return Ok(None);
         }
-        let scratch = tempfile::tempdir().context("cannot make a folder for the counts")?;
+        let scratch = tempfile::tempdir().context("cannot make a folder for the samples")?;
         let checkpoint = Checkpoint::open(&self.place.model)?;
         let tokens = self.place.tokens(&checkpoint, profile::TOKENS)?;
         let say = |what: &str| self.say(what);
-        profile::measure(&self.place.model, &tokens, scratch.path(), &say).map(Some)
+        let num_threads = self.arguments.threads;
+        let model = &self.place.model;
+        let by_function = profile::measure(model, &tokens, num_threads, scratch.path(), &say)?;
+        Ok(Some([by_function, instructions::kept()?]))
     }
 
     fn contexts(&self, num_rounds: usize, folder: &Path, record: &mut Record) -> Result<()> {

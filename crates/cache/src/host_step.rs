@@ -15,8 +15,9 @@ use crate::spec::{HcaConfig, Place};
 use crate::times::timed;
 use crate::{KvShape, Result};
 
-/// Host rows that one task takes at most.
-const TASK_ROWS: usize = 512;
+/// Rows that one task takes, exact ones in whole pages: their sum takes microseconds, far more than handing it to another
+/// thread, and a head has several for the threads to share.
+pub(crate) const TASK_ROWS: usize = 512;
 
 /// What the rows of one layer are summed with.
 pub(crate) struct HostStep<'a> {

@@ -168,8 +168,14 @@ impl Model {
     /// Bytes of the weight matrices as held.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let output = self.output.as_ref().map_or(0, WeightMatrix::bytes);
-        self.embedding.bytes() + output + self.layer_weight_bytes()
+        let embedding = self.output.as_ref().map_or(0, |_| self.embedding.bytes());
+        embedding + self.output_weight_bytes() + self.layer_weight_bytes()
+    }
+
+    /// Bytes of the matrix that logits are computed with, which may be the embedding: what [`Model::logits`] reads.
+    #[must_use]
+    pub fn output_weight_bytes(&self) -> usize {
+        self.output.as_ref().unwrap_or(&self.embedding).bytes()
     }
 
     /// Bytes of the weight matrices of all layers, those of embedding and output left out: what
@@ -187,8 +193,8 @@ impl Model {
     /// for another. Returns the last hidden states `[num_tokens, hidden_size]`, which [`Model::logits`] turns
     /// into logits.
     ///
-    /// Layer by layer: besides the caches, one layer's exact keys and values and the hidden states are
-    /// held at a time.
+    /// Layer by layer: besides the caches, the hidden states, a block's products and one layer's exact keys and values are held
+    /// at a time, these as they come and packed; [`prefill_bytes`](crate::prefill_bytes) counts all of it.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::TokenId`] for an id outside the vocabulary, and what the caches

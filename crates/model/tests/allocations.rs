@@ -77,13 +77,21 @@ fn a_token_allocates_little() {
         let allocated = per_token(&model(ComputeType::Q8), &mut nothing());
         assert!(allocated <= of_products, "q8 weights: {allocated}");
 
-        // The counter counts.
+        // What attention of a layer allocates, exact rows alone and behind a selection; that it is something shows that the
+        // counter counts.
         let model = model(ComputeType::F32);
-        let config = CacheSpec::full().resolve(&model.kv_shape(), None).unwrap();
-        let mut full = KvCache::new(model.kv_shape(), config, model.level(), None).unwrap();
-        model.prefill(&PROMPT, std::slice::from_mut(&mut full), None).unwrap();
-        let allocated = per_token(&model, &mut full);
-        let of_layer = allocated.div_ceil(model.config().num_layers);
-        assert!((1..=64).contains(&of_layer), "a layer of the full cache: {of_layer}");
+        let prompt: Vec<u32> = (0..400).map(|position| position % 20).collect();
+        for (spec, most) in [
+            ("full", 21),
+            ("hca,keys=int8-token,sinks=2,recent=8", 44),
+            ("hca-rescore,keys=int4-token,sinks=2,recent=8", 50),
+        ] {
+            let config =
+                spec.parse::<CacheSpec>().unwrap().resolve(&model.kv_shape(), None).unwrap();
+            let mut cache = KvCache::new(model.kv_shape(), config, model.level(), None).unwrap();
+            model.prefill(&prompt, std::slice::from_mut(&mut cache), None).unwrap();
+            let of_layer = per_token(&model, &mut cache).div_ceil(model.config().num_layers);
+            assert!((1..=most).contains(&of_layer), "a layer of {spec}: {of_layer}");
+        }
     });
 }

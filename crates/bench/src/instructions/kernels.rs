@@ -1,9 +1,8 @@
 //! The kernels whose instructions are counted, each with what it stands for in f64.
 
+mod attention;
+
 use anyhow::{Result, bail};
-use heterokv_attn::{
-    AttnState, GroupSum, HeadShape, PrefillInput, PrefillOutput, ResidentRows, prefill, reference,
-};
 use heterokv_evict::{Rule, SelectScratch, Selector, TokenSet};
 use heterokv_quant::weights::{ComputeType, TensorType, WeightMatrix};
 use heterokv_quant::{
@@ -13,9 +12,10 @@ use heterokv_quant::{
 use heterokv_testkit::Inputs;
 
 use crate::synthetic;
+use attention::{Exact, Prompt, Step};
 
 /// What callers know them by.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 12] = [
     "score/alloc/2",
     "score/int8-token",
     "rescore/int8",
@@ -26,6 +26,8 @@ pub(super) const NAMES: [&str; 10] = [
     "gemm/q4",
     "select/top-p",
     "prompt/attention",
+    "step/hca:12.5%",
+    "step/hca-rescore:6.25%",
 ];
 
 const HEAD_DIM: usize = 64;
@@ -46,6 +48,19 @@ const MATRIX: [usize; 2] = [192, 576];
 /// Mass of a selection.
 const TOP_P: f64 = 0.97;
 
+/// What the instructions of the kernel called `name` grow with, and how many of it there are: tokens of one KV head with three
+/// query heads, of one query head where tokens are selected, or weights times vectors.
+pub(super) fn work(name: &str) -> (usize, &'static str) {
+    let num_weights = MATRIX[0] * MATRIX[1];
+    match name.split('/').next() {
+        Some("gemv") => (num_weights, "weights"),
+        Some("gemm") => (num_weights * GEMM_VECTORS, "weights times vectors"),
+        Some("prompt") => (PROMPT_TOKENS, "tokens"),
+        Some("select") => (TOKENS, "tokens of a query head"),
+        _ => (TOKENS, "tokens"),
+    }
+}
+
 /// One kernel with its inputs.
 pub(super) trait Kernel {
     /// Computes the answer.
@@ -56,6 +71,11 @@ pub(super) trait Kernel {
 
     /// The same in f64, of the same length.
     fn expected(&self) -> Vec<f64>;
+
+    /// How far the answer may be from that, over its length: by default what rounding does.
+    fn error(&self) -> f64 {
+        1e-3
+    }
 }
 
 /// The kernel called `name`.
@@ -74,6 +94,8 @@ pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
         "gemm/q4" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, level)?),
         "select/top-p" => Box::new(Select::new()?),
         "prompt/attention" => Box::new(Prompt::new()),
+        "step/hca:12.5%" => Box::new(Step::new("hca:12.5%", level)?),
+        "step/hca-rescore:6.25%" => Box::new(Step::new("hca-rescore:6.25%", level)?),
         _ => bail!("there is no kernel `{name}`; there are {}", NAMES.join(", ")),
     })
 }
@@ -233,59 +255,6 @@ impl Kernel for Rescore {
     }
 }
 
-/// Attention over exact rows.
-struct Exact {
-    /// `[TOKENS, HEAD_DIM]`, f16 and what it means.
-    keys: (Vec<u8>, Vec<f32>),
-    values: (Vec<u8>, Vec<f32>),
-    queries: Vec<f32>,
-    out: Vec<f32>,
-}
-
-impl Exact {
-    fn new() -> Self {
-        let head = synthetic::head(9, HEAD_DIM, GROUP_SIZE, TOKENS);
-        let rounded = |rows: &[f32]| -> (Vec<u8>, Vec<f32>) {
-            let halves: Vec<half::f16> = rows.iter().map(|&x| half::f16::from_f32(x)).collect();
-            let bytes = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (bytes, halves.iter().map(|x| x.to_f32()).collect())
-        };
-        Self {
-            keys: rounded(&head.keys),
-            values: rounded(&head.values),
-            queries: head.queries[head.queries.len() - GROUP_SIZE * HEAD_DIM..].to_vec(),
-            out: vec![f32::NAN; GROUP_SIZE * HEAD_DIM],
-        }
-    }
-}
-
-/// The shape of one KV head.
-fn head_shape() -> HeadShape {
-    let sm_scale = 1.0 / (HEAD_DIM as f32).sqrt();
-    HeadShape { num_qo_heads: GROUP_SIZE, num_kv_heads: 1, head_dim: HEAD_DIM, sm_scale }
-}
-
-impl Kernel for Exact {
-    fn run(&mut self, level: Level) {
-        let queries: Vec<f32> = self.queries.iter().map(|q| q * head_shape().sm_scale).collect();
-        let mut sum = GroupSum::new(GROUP_SIZE, HEAD_DIM);
-        let rows = ResidentRows { keys: &self.keys.0, values: &self.values.0 };
-        sum.add_resident(level, &queries, rows);
-        let mut state = AttnState::empty(GROUP_SIZE, HEAD_DIM);
-        sum.merge_into(&mut state);
-        self.out.copy_from_slice(state.out());
-    }
-
-    fn answer(&self) -> Vec<f32> {
-        self.out.clone()
-    }
-
-    fn expected(&self) -> Vec<f64> {
-        let (keys, values) = (&self.keys.1, &self.values.1);
-        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
-    }
-}
-
 /// A matrix of 8-bit or 4-bit blocks times one vector or several.
 struct Gemv {
     matrix: WeightMatrix,
@@ -361,47 +330,7 @@ impl Kernel for Gemv {
     }
 }
 
-/// Causal attention of a prompt over itself, one KV head.
-struct Prompt {
-    /// `[PROMPT_TOKENS, HEAD_DIM]`.
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// `[PROMPT_TOKENS, GROUP_SIZE, HEAD_DIM]`.
-    queries: Vec<f32>,
-    out: Vec<f32>,
-}
-
-impl Prompt {
-    fn new() -> Self {
-        let mut inputs = Inputs::new(13);
-        let queries = inputs.gaussian_rows(PROMPT_TOKENS * GROUP_SIZE, HEAD_DIM, 1.0);
-        let [keys, values] = [(); 2].map(|()| inputs.gaussian_rows(PROMPT_TOKENS, HEAD_DIM, 1.0));
-        let out = vec![f32::NAN; queries.len()];
-        Self { keys, values, queries, out }
-    }
-}
-
-impl Kernel for Prompt {
-    fn run(&mut self, level: Level) {
-        let input = PrefillInput { q: &self.queries, k: &self.keys, v: &self.values };
-        let output = PrefillOutput { out: &mut self.out, lse: None };
-        if prefill(level, &head_shape(), input, output).is_err() {
-            // The check that follows fails on it.
-            self.out.fill(f32::NAN);
-        }
-    }
-
-    fn answer(&self) -> Vec<f32> {
-        self.out.clone()
-    }
-
-    fn expected(&self) -> Vec<f64> {
-        let (keys, values) = (&self.keys, &self.values);
-        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
-    }
-}
-
-/// The choice of the heaviest tokens.
+/// The choice of the heaviest tokens of one query head.
 struct Select {
     selector: Selector,
     weights: Vec<f32>,

@@ -121,6 +121,12 @@ pub(super) fn read_gb_s(record: &Record, num_threads: usize) -> f64 {
     case.map_or(f64::NAN, |case| case.figure("gb_s"))
 }
 
+/// Operations of f32 a nanosecond that the run found so many threads to do at most; NaN where that was not measured.
+pub(super) fn gflop_s(record: &Record, num_threads: usize) -> f64 {
+    let case = record.case(&format!("machine/multiply-adds/{num_threads} threads"));
+    case.map_or(f64::NAN, |case| case.figure("gflop_s"))
+}
+
 /// The steps of a cache of ours over all contexts.
 fn steps<'a>(record: &'a Record, phase: &str, cache: &str) -> Vec<&'a Case> {
     let begin = format!("speed/{phase}/{OURS}{cache}@");

@@ -12,7 +12,7 @@ use heterokv_eval::{Peer, PeerEngine, PeerLine, PeerRequest, PeerSpeed, PeerSpee
 use super::ours::{self, ChildArgs, Decode, Report};
 use super::{LLAMA_F16, LLAMA_Q8, OURS, SUITE, case_name};
 use crate::bootstrap;
-use crate::interleave::interleaved;
+use crate::interleave::in_turns;
 use crate::record::{Case, Record};
 use crate::samples::Samples;
 
@@ -43,14 +43,38 @@ pub(super) struct Run<'a> {
     pub(super) folder: &'a Path,
 }
 
+/// Keys and values of llama.cpp.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LlamaKv {
+    F16,
+    Q8,
+}
+
+impl LlamaKv {
+    /// As llama.cpp calls them.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8 => "q8_0",
+        }
+    }
+
+    /// As cases call the program with them.
+    fn case_name(self) -> &'static str {
+        match self {
+            Self::F16 => LLAMA_F16,
+            Self::Q8 => LLAMA_Q8,
+        }
+    }
+}
+
 /// A program at one context.
 #[derive(Clone, Copy, PartialEq)]
 enum Program {
     Ours,
     /// Ours on one thread.
     OneThread,
-    /// With keys and values of this type.
-    Llama(&'static str),
+    Llama(LlamaKv),
 }
 
 struct Candidate {
@@ -71,17 +95,17 @@ pub(super) fn measure(run: &Run<'_>, say: &dyn Fn(&str), record: &mut Record) ->
     for &context in run.contexts {
         let mut programs = vec![Program::Ours];
         if run.venv.is_some() {
-            programs.push(Program::Llama("f16"));
+            programs.push(Program::Llama(LlamaKv::F16));
         }
         if run.venv.is_some() && context == longest {
-            programs.push(Program::Llama("q8_0"));
+            programs.push(Program::Llama(LlamaKv::Q8));
         }
         if run.with_one_thread && context == SCALING_CONTEXT {
             programs.push(Program::OneThread);
         }
         say(&format!("{context} tokens, {} rounds of {}", run.num_rounds, programs.len()));
         let mut candidates: Vec<Candidate> = programs.into_iter().map(Candidate::new).collect();
-        interleaved(&mut candidates, run.num_rounds, |candidate| {
+        in_turns(&mut candidates, run.num_rounds, |_, candidate| {
             candidate.sample(run, context, &tokens)
         })
         .with_context(|| format!("{SUITE} at {context} tokens"))?;
@@ -95,8 +119,8 @@ impl Candidate {
         Self { program, reports: Vec::new(), speeds: Vec::new(), version: String::new() }
     }
 
-    /// The sample is of no use to anyone: what was measured is kept here.
-    fn sample(&mut self, run: &Run<'_>, context: usize, tokens: &Path) -> Result<f64> {
+    /// Runs the program once, and keeps what it measured.
+    fn sample(&mut self, run: &Run<'_>, context: usize, tokens: &Path) -> Result<()> {
         match self.program {
             Program::Ours | Program::OneThread => {
                 let is_one = self.program == Program::OneThread;
@@ -112,22 +136,22 @@ impl Candidate {
                 })?;
                 self.reports.push(report);
             }
-            Program::Llama(cache) => {
-                let (version, speed) = llama(cache, run, context)?;
+            Program::Llama(kv) => {
+                let (version, speed) = llama(kv, run, context)?;
                 self.version = version;
                 self.speeds.push(speed);
             }
         }
-        Ok(0.0)
+        Ok(())
     }
 }
 
 /// One run of llama.cpp at one context.
-fn llama(cache: &str, run: &Run<'_>, context: usize) -> Result<(String, PeerSpeed)> {
+fn llama(kv: LlamaKv, run: &Run<'_>, context: usize) -> Result<(String, PeerSpeed)> {
     let request = PeerRequest {
         model: run.model.to_owned(),
         threads: run.num_threads,
-        caches: vec![cache.to_owned()],
+        caches: vec![kv.name().to_owned()],
         windows: Vec::new(),
         speed: Some(PeerSpeedRequest {
             contexts: vec![context],
@@ -150,13 +174,14 @@ fn llama(cache: &str, run: &Run<'_>, context: usize) -> Result<(String, PeerSpee
 
 /// The cases of all programs at one context, ours with their ratios to llama.cpp's f16.
 fn cases(candidates: &[Candidate], context: usize) -> Result<Vec<Case>> {
-    let f16 =
-        candidates.iter().find(|candidate| matches!(candidate.program, Program::Llama("f16")));
-    let seconds = |of: fn(&PeerSpeed) -> f64| -> Vec<f64> {
+    let f16 = candidates
+        .iter()
+        .find(|candidate| matches!(candidate.program, Program::Llama(LlamaKv::F16)));
+    let nanoseconds = |of: fn(&PeerSpeed) -> f64| -> Vec<f64> {
         f16.iter().flat_map(|f16| &f16.speeds).map(|speed| 1e9 * of(speed)).collect()
     };
     let (f16_prefill, f16_decode) =
-        (seconds(|speed| speed.prefill_seconds), seconds(|speed| speed.step_seconds));
+        (nanoseconds(|speed| speed.prefill_seconds), nanoseconds(|speed| speed.step_seconds));
     let mut cases = Vec::new();
     for candidate in candidates {
         match candidate.program {
@@ -165,14 +190,13 @@ fn cases(candidates: &[Candidate], context: usize) -> Result<Vec<Case>> {
                 let suffix = if is_one { ONE_THREAD } else { "" };
                 cases.extend(ours_cases(candidate, context, suffix, [&f16_prefill, &f16_decode])?);
             }
-            Program::Llama(cache) => {
-                let name = if cache == "f16" { LLAMA_F16 } else { LLAMA_Q8 };
+            Program::Llama(kv) => {
                 let phase = |phase: &str, of: fn(&PeerSpeed) -> f64, f16: &[f64]| {
                     let samples: Samples =
                         candidate.speeds.iter().map(|speed| 1e9 * of(speed)).collect();
                     let rss = |speed: &PeerSpeed| speed.peak_rss_bytes as f64;
                     let rss: Samples = candidate.speeds.iter().map(rss).collect();
-                    let case = case(phase, name, context, &samples, f16);
+                    let case = case(phase, kv.case_name(), context, &samples, f16);
                     case.with("rss_peak_bytes", rss.median()).noting(&candidate.version)
                 };
                 cases.push(phase("prefill", |speed| speed.prefill_seconds, &f16_prefill));
@@ -194,7 +218,8 @@ fn ours_cases(
     for (place, prefill) in first.prefills.iter().enumerate() {
         let samples = candidate.reports.iter().map(|report| report.prefills[place].nanoseconds);
         let name = format!("{OURS}{}{suffix}", prefill.cache);
-        cases.push(case("prefill", &name, context, &samples.collect(), f16_prefill));
+        let case = case("prefill", &name, context, &samples.collect(), f16_prefill);
+        cases.push(case.with("operations", prefill.operations));
     }
     for (place, decode) in first.decodes.iter().enumerate() {
         let Decode { cache, device_bytes, host_bytes, rows_read, .. } = decode;
@@ -235,7 +260,11 @@ mod tests {
 
     fn ours(rounds: &[f64], token: u32) -> Candidate {
         let report = |&ns: &f64| Report {
-            prefills: vec![Prefill { cache: "hca:12.5%".to_owned(), nanoseconds: 100.0 * ns }],
+            prefills: vec![Prefill {
+                cache: "hca:12.5%".to_owned(),
+                nanoseconds: 100.0 * ns,
+                operations: 1e3,
+            }],
             decodes: vec![Decode {
                 cache: "full".to_owned(),
                 context: 1000,
@@ -249,22 +278,25 @@ mod tests {
         Candidate { reports: rounds.iter().map(report).collect(), ..Candidate::new(Program::Ours) }
     }
 
-    fn llama(cache: &'static str, rounds: &[f64]) -> Candidate {
+    fn llama(kv: LlamaKv, rounds: &[f64]) -> Candidate {
         let speed = |&ns: &f64| PeerSpeed {
-            cache: cache.to_owned(),
+            cache: kv.name().to_owned(),
             context: 1000,
             prefill_seconds: 1e-7 * ns,
             step_seconds: 1e-9 * ns,
             peak_rss_bytes: 7,
         };
         let speeds = rounds.iter().map(speed).collect();
-        Candidate { speeds, ..Candidate::new(Program::Llama(cache)) }
+        Candidate { speeds, ..Candidate::new(Program::Llama(kv)) }
     }
 
     #[test]
     fn a_ratio_is_the_median_of_the_ratios_of_rounds() {
-        let candidates =
-            [ours(&[10.0, 20.0, 30.0], 2), llama("f16", &[20.0, 60.0, 30.0]), ours(&[40.0; 3], 2)];
+        let candidates = [
+            ours(&[10.0, 20.0, 30.0], 2),
+            llama(LlamaKv::F16, &[20.0, 60.0, 30.0]),
+            ours(&[40.0; 3], 2),
+        ];
         let cases = cases(&candidates, 1000).expect("all tokens are the same");
         let find = |name: &str| cases.iter().find(|case| case.name == name).expect(name);
         let full = find("speed/decode/heterokv full@1000");

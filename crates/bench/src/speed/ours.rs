@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use heterokv_cache::KvCache;
-use heterokv_model::{Checkpoint, ComputeType, Model};
+use heterokv_cache::{KvCache, PrefillPattern};
+use heterokv_model::{Checkpoint, ComputeType, Model, ModelConfig};
 use heterokv_quant::Level;
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,8 @@ pub(super) struct Report {
 pub(super) struct Prefill {
     pub(super) cache: String,
     pub(super) nanoseconds: f64,
+    /// Multiplications and additions that it needs.
+    pub(super) operations: f64,
 }
 
 /// Decode steps of one cache.
@@ -141,7 +143,9 @@ pub(super) fn report(arguments: &ChildArgs) -> Result<Report> {
         let start = Instant::now();
         model.prefill(context, &mut caches, None)?;
         let nanoseconds = 1e9 * start.elapsed().as_secs_f64();
-        prefills.push(Prefill { cache: spec.clone(), nanoseconds });
+        let operations =
+            prefill_operations(model.config(), planned.config.prefill(), context.len());
+        prefills.push(Prefill { cache: spec.clone(), nanoseconds, operations });
         let [cache] = caches;
         if arguments.decodes.contains(spec) {
             filled.push((planned, cache));
@@ -169,7 +173,7 @@ pub(super) fn fed_tokens(num_steps: usize) -> usize {
     num_steps + num_steps.div_ceil(BATCH)
 }
 
-fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+pub(super) fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let text = fs::read(path).context("cannot read the tokens")?;
     serde_json::from_slice(&text).context("cannot read the tokens")
 }
@@ -242,11 +246,22 @@ pub(super) fn decode(
     candidates.into_iter().map(measured).collect()
 }
 
-/// Bytes of the weights that a step with logits reads: all but an embedding that is not the output matrix, too.
+/// Bytes of the weights that a step with logits reads.
 pub(super) fn weight_bytes_read(model: &Model) -> usize {
-    let others = model.weight_bytes() - model.layer_weight_bytes();
-    let is_tied = model.config().tie_word_embeddings;
-    model.layer_weight_bytes() + if is_tied { others } else { others / 2 }
+    model.layer_weight_bytes() + model.output_weight_bytes()
+}
+
+/// Multiplications and additions of a prompt in all layers: two for each weight and token, and `4 head_dim` for each query
+/// head, token, and token that this attends to. Logits are not among them.
+fn prefill_operations(config: &ModelConfig, pattern: PrefillPattern, num_tokens: usize) -> f64 {
+    let ModelConfig { hidden_size, intermediate_size, head_dim, .. } = *config;
+    let projected = 2 * (config.num_qo_heads + config.num_kv_heads) * head_dim;
+    let num_weights = hidden_size * (projected + 3 * intermediate_size);
+    let attended = |position: usize| position + 1 - pattern.left_out(position, num_tokens).len();
+    let num_attended: usize = (0..num_tokens).map(attended).sum();
+    let of_attention = 4 * config.num_qo_heads * head_dim;
+    config.num_layers as f64
+        * (2.0 * num_weights as f64 * num_tokens as f64 + of_attention as f64 * num_attended as f64)
 }
 
 #[cfg(test)]

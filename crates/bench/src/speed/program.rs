@@ -93,10 +93,60 @@ impl Program<'_> {
             ensure!(output.generated_tokens == 1, "{} tokens came", output.generated_tokens);
             Ok(nanoseconds)
         };
-        let first = run()?;
+        run()?;
         let later: Samples =
             (0..num_rounds).map(|_| run()).collect::<Result<Vec<_>>>()?.into_iter().collect();
-        record.cases.push(Case::new(SUITE, FIRST_TOKEN).timed(&later).with("first_run_ns", first));
+        record.cases.push(Case::new(SUITE, FIRST_TOKEN).timed(&later));
         Ok(())
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use heterokv_quant::Level;
+
+    use super::*;
+    use crate::environment::Environment;
+
+    /// A program that does what the shell is told.
+    fn program(folder: &Path, script: &str) -> std::path::PathBuf {
+        let path = folder.join("program");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("it can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        path
+    }
+
+    fn first_token(script: &str, num_rounds: usize) -> (Result<()>, Record) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = program(folder.path(), script);
+        let program = Program { path: &path, model: Path::new("a-model"), num_threads: 2 };
+        let mut record = Record::new(&Environment::detect(Level::SCALAR, 2));
+        (program.first_token(num_rounds, &mut record), record)
+    }
+
+    #[test]
+    fn the_first_token_is_timed_in_runs_behind_one_that_is_not() {
+        let report = r#"{"prompt_tokens": 4, "generated_tokens": 1, "peak_memory_bytes": 5}"#;
+        let script = format!("test \"$1\" = generate && echo '{report}'");
+        let (done, record) = first_token(&script, 3);
+        done.expect("it gives a token");
+        let case = record.case(FIRST_TOKEN).expect("it is there");
+        assert_eq!(case.samples_ns.len(), 3);
+        assert!(case.samples_ns.iter().all(|&nanoseconds| nanoseconds > 0.0));
+    }
+
+    #[test]
+    fn a_program_that_fails_or_does_not_report_ends_the_run() {
+        for (script, expected) in [
+            ("echo no model >&2; exit 1", "no model"),
+            ("echo nothing", "did not report"),
+            (r#"echo '{"prompt_tokens": 4, "generated_tokens": 0}'"#, "0 tokens came"),
+        ] {
+            let (done, record) = first_token(script, 1);
+            let told = format!("{:#}", done.expect_err(script));
+            assert!(told.contains(expected) && record.cases.is_empty(), "{told}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The tables of a run.
 
-use super::bars::{floor_ns, read_gb_s, record_threads};
+use super::bars::{floor_ns, gflop_s, read_gb_s, record_threads};
+use super::contexts::ONE_THREAD;
 use super::long::Tiling;
 use super::program::{FIRST_TOKEN, GENERATE};
 use super::{LLAMA_F16, SUITE};
@@ -84,14 +85,31 @@ fn decode(record: &Record) -> Sheet {
 
 fn prefill(record: &Record) -> Sheet {
     let mut sheet = Sheet::new(
-        "Prefill, tokens a second",
-        &["context", "cache", "tok/s", "MAD %", "× llama.cpp f16", "peak MiB"],
+        "Prefill, tokens a second, and what its multiply-adds of f32 take in registers",
+        &[
+            "context",
+            "cache",
+            "tok/s",
+            "MAD %",
+            "× llama.cpp f16",
+            "G operations",
+            "floor s",
+            "over floor",
+            "peak MiB",
+        ],
     );
     for case in of_phase(record, "prefill") {
         let mut row = head(case);
         row.push(number(case.figure("tokens_per_second"), 0));
         row.push(number(case.summary.map_or(f64::NAN, |s| 100.0 * s.mad_ns / s.median_ns), 1));
         row.push(times(case));
+        let operations = case.figure("operations");
+        let is_on_one = case.cache.as_ref().is_some_and(|cache| cache.ends_with(ONE_THREAD));
+        let num_threads = if is_on_one { 1 } else { record_threads(record) };
+        let floor_ns = operations / gflop_s(record, num_threads);
+        row.push(number(1e-9 * operations, 0));
+        row.push(number(1e-9 * floor_ns, 2));
+        row.push(number(1e6 * median_ms(case) / floor_ns, 2));
         row.push(number(case.figure("rss_peak_bytes") / f64::from(1 << 20), 0));
         sheet.push(row);
     }
@@ -143,8 +161,13 @@ pub(super) fn machine(record: &Record) -> Sheet {
         }
     };
     let most = record_threads(record);
-    for threads in if most == 1 { vec![1] } else { vec![1, most] } {
+    let counts = if most == 1 { vec![1] } else { vec![1, most] };
+    for &threads in &counts {
         push(format!("read bandwidth, threads: {threads}, GB/s"), read_gb_s(record, threads), 1);
+    }
+    for &threads in &counts {
+        let what = format!("multiply-adds of f32, threads: {threads}, G operations/s");
+        push(what, gflop_s(record, threads), 0);
     }
     for case in of_phase(record, "memory") {
         let context = case.context.unwrap_or(0);
@@ -155,12 +178,7 @@ pub(super) fn machine(record: &Record) -> Sheet {
         );
     }
     if let Some(case) = record.case(FIRST_TOKEN) {
-        push(
-            "first token of a short prompt, first run, s".to_owned(),
-            1e-9 * case.figure("first_run_ns"),
-            2,
-        );
-        push("first token of a short prompt, later runs, s".to_owned(), 1e-3 * median_ms(case), 2);
+        push("first token of a short prompt, run again, s".to_owned(), 1e-3 * median_ms(case), 2);
     }
     sheet
 }
@@ -188,10 +206,13 @@ mod tests {
         let mut record = Record::new(&Environment::detect(Level::SCALAR, 2));
         assert!(beside(&record).is_empty() && long(&record).is_none());
         record.cases.push(Case::new("machine", "machine/read/2 threads").with("gb_s", 10.0));
+        let case = Case::new("machine", "machine/multiply-adds/2 threads");
+        record.cases.push(case.with("gflop_s", 50.0));
         let mut push = |phase: &str, name: &str, ns: f64, bytes: f64| {
             let samples: Samples = [ns].into_iter().collect();
             let case = Case::new(SUITE, case_name(phase, name, 4096)).timed(&samples);
             let case = case.with("device_bytes_read", bytes).with("host_bytes_read", 0.0);
+            let case = case.with("operations", 1e11);
             let case =
                 case.with("times_f16", 2.0).with("times_f16_low", 1.5).with("times_f16_high", 2.5);
             record.cases.push(Case { cache: Some(name.to_owned()), context: Some(4096), ..case });
@@ -205,7 +226,12 @@ mod tests {
         // 40 MB at 10 GB/s are 4 ms: half of ours, a quarter of theirs.
         assert!(shown.contains("| 2.00 [1.50, 2.50] |"), "{shown}");
         assert!(shown.contains(" 4.00 |       2.00 |") && shown.contains(" 4.00 |\n"), "{shown}");
-        assert!(prefill.markdown().contains("heterokv full"));
+        // 100 G operations at 50 a second are 2 s, and it took 4.
+        assert!(
+            prefill.markdown().contains(" 100 |    2.00 |       2.00 |"),
+            "{}",
+            prefill.markdown()
+        );
         assert!(long(&record).expect("it is there").markdown().contains("| plain tiles |"));
         assert!(machine(&record).markdown().contains("read bandwidth, threads: 2"));
     }

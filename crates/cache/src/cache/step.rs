@@ -11,13 +11,10 @@ use super::weigh::{HeldScores, weigh_held};
 use super::{KvCache, KvShape, check_len, check_token};
 use crate::Result;
 use crate::head::{HeadCache, Stores};
-use crate::host_step::{HostStep, TaskSums};
+use crate::host_step::{HostStep, TASK_ROWS, TaskSums};
 use crate::select::{Choice, Group, HeadSelection};
 use crate::spec::{CacheConfig, HcaConfig};
 use crate::times::{Took, timed};
-
-/// Exact rows that one task takes, and a page more at most.
-const EXACT_TASK_ROWS: usize = 512;
 
 /// Scores of a KV head's exact rows, in their order: `[group_size, rows]` of some of them each.
 type ExactScores = Vec<Vec<f32>>;
@@ -258,7 +255,7 @@ impl LayerStep<'_> {
     }
 }
 
-/// The exact rows of a KV head in tasks of bounded size.
+/// The exact rows of a KV head in tasks of [`TASK_ROWS`], and a page more at most.
 fn exact_tasks(head: &HeadCache) -> Vec<ExactTask<'_>> {
     let mut tasks = Vec::new();
     let mut task = ExactTask { rows: Vec::new(), num_rows: 0 };
@@ -266,7 +263,7 @@ fn exact_tasks(head: &HeadCache) -> Vec<ExactTask<'_>> {
     for rows in head.exact_segments() {
         task.num_rows += rows.keys.len() / row_bytes;
         task.rows.push(rows);
-        if task.num_rows >= EXACT_TASK_ROWS {
+        if task.num_rows >= TASK_ROWS {
             tasks.push(std::mem::replace(&mut task, ExactTask { rows: Vec::new(), num_rows: 0 }));
         }
     }

@@ -11,8 +11,8 @@ pub enum ComputeType {
     F32,
     /// f16 weights, f32 arithmetic.
     F16,
-    /// 8-bit weights with an f16 scale (and offset) per 32 columns, 16-bit activations, integer dot
-    /// products inside a block and f32 sums over the blocks.
+    /// Weights in 8 bits, or in 4 where the tensor has no more, with an f16 scale (and offset) per 32 columns; 16-bit
+    /// activations, integer dot products inside a block and f32 sums over the blocks.
     Q8,
 }
 

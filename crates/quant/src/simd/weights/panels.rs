@@ -2,9 +2,9 @@
 //!
 //! A task is a tile: [`PANEL_ROWS`] rows of the matrix (fewer where rows are long), decoded to f32 (bands
 //! column by column, which the multiplication packs fastest), times [`TILE_TOKENS`] vectors, multiplied by
-//! the `gemm` crate on one thread. Workers take tiles in order, the tiles of one panel after another, so
-//! that a worker mostly decodes a panel once. The split into tiles depends on the shapes alone, hence so
-//! does the result.
+//! the `gemm` crate on one thread. Workers take the tiles of a panel together, which is decoded once for them, and those of
+//! the last panels one by one, so that all workers end at the same time. The split into tiles depends on the shapes alone,
+//! hence so does the result.
 //!
 //! The `gemm` crate picks its own kernel for the CPU; the level of this crate governs the decoding.
 #![expect(unsafe_code, reason = "tiles of one output are written from several threads")]
@@ -90,39 +90,49 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
 
     let panel_rows = (PANEL_BYTES / (4 * cols)).clamp(MIN_PANEL_ROWS, PANEL_ROWS);
     let panel_rows = panel_rows / KERNEL_ROWS * KERNEL_ROWS;
-    let num_blocks = n.div_ceil(TILE_TOKENS);
-    let num_tiles = rows.div_ceil(panel_rows) * num_blocks;
+    let (num_panels, num_blocks) = (rows.div_ceil(panel_rows), n.div_ceil(TILE_TOKENS));
+    let num_workers = rayon::current_num_threads().min(num_panels * num_blocks);
+    let num_whole = (num_panels / num_workers).saturating_sub(1) * num_workers;
+    let num_tasks = num_whole + (num_panels - num_whole) * num_blocks;
     let output = Output { first: y.as_mut_ptr(), rows, n, lent: PhantomData };
-    let next_tile = AtomicUsize::new(0);
+    let next_task = AtomicUsize::new(0);
     let work = || {
         let mut scratch = Vec::new();
         let mut decoded = None;
         loop {
-            let tile = next_tile.fetch_add(1, Ordering::Relaxed);
-            if tile >= num_tiles {
+            let task = next_task.fetch_add(1, Ordering::Relaxed);
+            if task >= num_tasks {
                 return;
             }
-            let (row, token) = (tile / num_blocks * panel_rows, tile % num_blocks * TILE_TOKENS);
-            let num_rows = panel_rows.min(rows - row);
-            let num_tokens = TILE_TOKENS.min(n - token);
-            let (panel, layout) = match w.resident(row, num_rows) {
-                Some(panel) => (panel, PanelLayout { row_stride: cols, column_stride: 1 }),
-                None => {
-                    let layout = match decoded {
-                        Some((of_row, layout)) if of_row == row => layout,
-                        _ => w.decode(row, num_rows, &mut scratch),
-                    };
-                    decoded = Some((row, layout));
-                    (&scratch[..], layout)
+            let tiles = match task.checked_sub(num_whole) {
+                None => task * num_blocks..(task + 1) * num_blocks,
+                Some(single) => {
+                    num_whole * num_blocks + single..num_whole * num_blocks + single + 1
                 }
             };
-            let x = &x[token * cols..][..num_tokens * cols];
-            let panel = Panel { values: panel, layout, num_rows, cols };
-            // SAFETY: `next_tile` gives each tile to one worker, and tiles do not overlap.
-            unsafe { output.multiply(panel, x, row, token) };
+            for tile in tiles {
+                let (row, token) =
+                    (tile / num_blocks * panel_rows, tile % num_blocks * TILE_TOKENS);
+                let num_rows = panel_rows.min(rows - row);
+                let num_tokens = TILE_TOKENS.min(n - token);
+                let (panel, layout) = match w.resident(row, num_rows) {
+                    Some(panel) => (panel, PanelLayout { row_stride: cols, column_stride: 1 }),
+                    None => {
+                        let layout = match decoded {
+                            Some((of_row, layout)) if of_row == row => layout,
+                            _ => w.decode(row, num_rows, &mut scratch),
+                        };
+                        decoded = Some((row, layout));
+                        (&scratch[..], layout)
+                    }
+                };
+                let x = &x[token * cols..][..num_tokens * cols];
+                let panel = Panel { values: panel, layout, num_rows, cols };
+                // SAFETY: `next_task` gives each tile to one worker, and tiles do not overlap.
+                unsafe { output.multiply(panel, x, row, token) };
+            }
         }
     };
-    let num_workers = rayon::current_num_threads().min(num_tiles);
     if num_workers == 1 {
         return work();
     }

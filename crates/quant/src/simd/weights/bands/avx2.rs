@@ -11,7 +11,8 @@ use half::f16;
 use crate::simd::{lanes::store, prefetch::prefetch};
 use crate::weights::{BAND, BLOCK, BandRows, BlockVector, Words};
 
-/// How far ahead of its use a block's codes are asked for.
+/// How far ahead of its use a block's codes are asked for: beyond the page of 4 KiB at whose end the processor's own
+/// guesses stop.
 const AHEAD_BYTES: usize = 16 << 10;
 
 /// See `super::gemv_bands`.
