@@ -305,6 +305,31 @@ mod tests {
     }
 
     #[test]
+    fn operations_are_two_for_each_weight_and_grow_with_what_is_attended_to() {
+        let checkpoint = Checkpoint::open(&Place::tiny().model).expect("every checkout has it");
+        let config = &ModelConfig {
+            num_layers: 2,
+            hidden_size: 10,
+            intermediate_size: 20,
+            num_qo_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 8,
+            ..checkpoint.config().clone()
+        };
+        // q, k, v and o; gate, up and down.
+        let weights = 10 * (32 + 16 + 16 + 32) + 3 * 10 * 20;
+        let operations =
+            |pattern, num_tokens| prefill_operations(config, pattern, num_tokens) as usize;
+        assert_eq!(operations(PrefillPattern::Exact, 0), 0);
+        // Three tokens attend to 1, 2 and 3.
+        let expected = 2 * (2 * weights * 3 + 4 * 4 * 8 * 6);
+        assert_eq!(operations(PrefillPattern::Exact, 3), expected);
+        let block = std::num::NonZeroUsize::new(4).expect("it is not 0");
+        let anchor = PrefillPattern::Anchor { block, recent: 2 };
+        assert!(operations(anchor, 100) < operations(PrefillPattern::Exact, 100) / 2);
+    }
+
+    #[test]
     fn too_few_tokens_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let arguments = arguments(folder.path(), 96 + fed_tokens(10) - 1);
