@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use heterokv_quant::rows::{page_spans, prefetch};
 use heterokv_quant::{PageRows, RowLayout, RowRun, RowSource};
 
@@ -63,13 +64,14 @@ enum PageOf<'a> {
     Page(&'a Arc<Page>),
 }
 
-/// Pages in RAM that a reader holds.
+/// Pages in RAM that a reader holds, of [`RUN_ROWS`] rows at most. On the stack: an allocator takes longer for lists of this
+/// size than everything else that is done with them.
 #[derive(Debug, Default)]
 struct Run<'a> {
     /// Of a block each, with one of its seats.
-    frames: Vec<(Option<&'a Seat>, SharedArc<Frames>)>,
+    frames: ArrayVec<(Option<&'a Seat>, SharedArc<Frames>), RUN_ROWS>,
     /// Which of the lists has a page's frame, and where.
-    pages: Vec<(PageSpan, usize, usize)>,
+    pages: ArrayVec<(PageSpan, usize, usize), RUN_ROWS>,
 }
 
 impl HeadRows {
@@ -173,7 +175,7 @@ impl Reader {
         let mut pending = Pending::new(shared, self.priority);
         let [mut hits, mut misses, mut prefetch_hits, mut end] = [0; 4];
         let mut last_page = None;
-        let mut spans = Vec::with_capacity(RUN_ROWS);
+        let mut spans = ArrayVec::new();
         let mut run = Run::default();
         while end < positions.len() {
             end = self.split(positions, end, &mut spans);
@@ -182,7 +184,7 @@ impl Reader {
             self.pages(&spans).for_each(|page| page.seat.prefetch());
             self.pages(&spans).for_each(|page| run.hold(&page.seat));
             let mut list = 0;
-            for span in spans.drain(..) {
+            for span in spans.take() {
                 // The last page of a run may go on in the next one.
                 let is_first = last_page.replace(span.0) != Some(span.0);
                 match self.page(span.0) {
@@ -221,7 +223,12 @@ impl Reader {
 
     /// Splits [`RUN_ROWS`] positions from `start` on, or those that there are, at the boundaries of pages. Returns where
     /// they end.
-    fn split(&self, positions: &[u32], start: usize, spans: &mut Vec<PageSpan>) -> usize {
+    fn split(
+        &self,
+        positions: &[u32],
+        start: usize,
+        spans: &mut ArrayVec<PageSpan, RUN_ROWS>,
+    ) -> usize {
         let page_size = self.page_size();
         let page_of = |row: u32| match page_size.is_power_of_two() {
             true => row >> page_size.trailing_zeros(),
@@ -323,15 +330,14 @@ impl RowSource for HeadRows {
         reader.check(positions)?;
         let row_bytes = self.layout().row_bytes();
         reader.visit(positions, &mut |run| {
-            let pages: Vec<_> =
-                run.pages().map(|(span, frame)| reader.rows_of(positions, span, frame)).collect();
-            let mut rows = Vec::with_capacity(RUN_ROWS);
+            let pages = run.pages().map(|(span, frame)| reader.rows_of(positions, span, frame));
+            let pages: ArrayVec<_, RUN_ROWS> = pages.collect();
+            let mut rows = ArrayVec::<_, RUN_ROWS>::new();
             // Pages between them may be on disk.
             for pages in pages.chunk_by(|page, next| page.offset + page.rows.len() == next.offset) {
                 let offset = pages[0].offset;
                 let len: usize = pages.iter().map(|page| page.rows.len()).sum();
                 let (mut page, mut page_end) = (0, offset + pages[0].rows.len());
-                rows.clear();
                 for (i, position) in (offset..).zip(&positions[offset..][..len]) {
                     // No branch foretells where a page ends.
                     page += usize::from(i == page_end);
@@ -340,9 +346,15 @@ impl RowSource for HeadRows {
                     let at = (position - first_row) as usize * row_bytes;
                     let row = &bytes[at..][..row_bytes];
                     prefetch(row);
+                    // A large page that was waited for may have more rows than a run.
+                    if rows.is_full() {
+                        visit(RowRun { offset: i - rows.len(), rows: &rows });
+                        rows.clear();
+                    }
                     rows.push(row);
                 }
-                visit(RowRun { offset, rows: &rows });
+                visit(RowRun { offset: offset + len - rows.len(), rows: &rows });
+                rows.clear();
             }
         })
     }

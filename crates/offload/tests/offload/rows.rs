@@ -184,3 +184,19 @@ fn values_that_are_no_whole_rows_are_refused() {
     let values = [1.0; HEAD_DIM + 1];
     let _ = sequence.append(0, 0, &values, &values);
 }
+
+#[test]
+fn a_page_of_more_rows_than_are_read_at_a_time_comes_from_the_disk_whole() {
+    const PAGE_SIZE: usize = 400;
+    let sim = Sim::default();
+    let store = Store::open(StoreOptions {
+        shape: shape(PAGE_SIZE),
+        ram_budget_bytes: 4 * Arena::allocated_bytes(PAGE_SIZE * ROW_BYTES),
+        disk: Some(disk(Arc::new(sim), Path::new("folder"))),
+    })
+    .unwrap();
+    let mut sequence = store.sequence();
+    append(&mut sequence, (1, 0), 2, 10 * PAGE_SIZE + 7).unwrap();
+    check(&sequence, (1, 0), 2, 10 * PAGE_SIZE + 7);
+    assert!(store.stats().misses > 0, "not all pages are in RAM");
+}
