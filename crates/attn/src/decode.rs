@@ -242,16 +242,16 @@ impl GroupSum {
     /// # Panics
     /// When the state is of another shape.
     pub fn merge_into(&self, state: &mut AttnState) {
-        let mut out = vec![0.0; self.head_dim];
         for head in 0..self.num_heads {
             if self.sum[head] == 0.0 {
                 continue;
             }
             let share = 1.0 / self.sum[head];
             let weighted = &self.weighted[head * self.head_dim..][..self.head_dim];
-            out.iter_mut().zip(weighted).for_each(|(out, x)| *out = x * share);
             let lse = self.max[head] + self.sum[head].ln();
-            state.merge_head(head, &out, lse).expect("the state is of this group's shape");
+            state
+                .merge_share(head, weighted, share, lse)
+                .expect("the state is of this group's shape");
         }
     }
 }

@@ -133,7 +133,7 @@ impl AttnState {
             let row = head * self.head_dim..(head + 1) * self.head_dim;
             merge_rows(
                 (&mut self.out[row.clone()], &mut self.lse[head]),
-                (&other.out[row], other.lse[head]),
+                (&other.out[row], 1.0, other.lse[head]),
             );
         }
         Ok(())
@@ -146,9 +146,20 @@ impl AttnState {
     ///
     /// [`AttnError::HeadIndex`] and [`AttnError::Length`].
     pub fn merge_head(&mut self, head: usize, out: &[f32], lse: f32) -> Result<(), AttnError> {
-        check_len("out", self.head_dim, out.len())?;
+        self.merge_share(head, out, 1.0, lse)
+    }
+
+    /// [`AttnState::merge_head`] with the output `share · weighted`.
+    pub(crate) fn merge_share(
+        &mut self,
+        head: usize,
+        weighted: &[f32],
+        share: f32,
+        lse: f32,
+    ) -> Result<(), AttnError> {
+        check_len("out", self.head_dim, weighted.len())?;
         let own = self.head_mut(head)?;
-        merge_rows(own, (out, lse));
+        merge_rows(own, (weighted, share, lse));
         Ok(())
     }
 
@@ -181,17 +192,17 @@ impl AttnState {
     }
 }
 
-/// Merges `b` into `a`, both (output, lse) of one head.
-fn merge_rows(a: (&mut [f32], &mut f32), b: (&[f32], f32)) {
+/// Merges `b` into `a` of one head: an output and its lse, and an output, what it is to be multiplied with, and its lse.
+fn merge_rows(a: (&mut [f32], &mut f32), b: (&[f32], f32, f32)) {
     let (a_out, a_lse) = a;
-    let (b_out, b_lse) = b;
+    let (b_out, b_factor, b_lse) = b;
     // Minus infinity is compared for rather than left to arithmetic: the difference of two empty
     // states would be NaN, and merging with an empty one is to be the identity to the bit.
     if b_lse == f32::NEG_INFINITY {
         return;
     }
     if *a_lse == f32::NEG_INFINITY {
-        a_out.copy_from_slice(b_out);
+        a_out.iter_mut().zip(b_out).for_each(|(a, b)| *a = b * b_factor);
         *a_lse = b_lse;
         return;
     }
@@ -200,7 +211,7 @@ fn merge_rows(a: (&mut [f32], &mut f32), b: (&[f32], f32)) {
     let (a_weight, b_weight) = ((*a_lse - max).exp(), (b_lse - max).exp());
     // One of the weights is 1, so the sum is in [1, 2] and its logarithm loses nothing.
     let sum = a_weight + b_weight;
-    let (a_share, b_share) = (a_weight / sum, b_weight / sum);
+    let (a_share, b_share) = (a_weight / sum, b_factor * (b_weight / sum));
     for (a, b) in a_out.iter_mut().zip(b_out) {
         *a = *a * a_share + b * b_share;
     }

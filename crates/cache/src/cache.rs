@@ -13,11 +13,12 @@ use heterokv_attn::{AttnError, HeadShape};
 use heterokv_offload::{Arena, Sequence, Stats, Store};
 use heterokv_quant::Level;
 
+use self::step::HeadWork;
 use crate::exact::EXACT_PAGE_TOKENS;
 use crate::head::{HeadCache, Stores};
 use crate::held::Held;
 use crate::hints::Hints;
-use crate::host_step::{HostStep, TaskSums};
+use crate::host_step::HostStep;
 use crate::plan::{DeviceBytes, DevicePlan, full_bytes, host_shape};
 use crate::policy::Policy;
 use crate::select::{Group, HeadSelection};
@@ -115,7 +116,9 @@ pub struct KvCache {
     /// `[num_kv_heads]`.
     groups: Vec<Group>,
     /// `[num_kv_heads]`.
-    sums: Vec<TaskSums>,
+    work: Vec<HeadWork>,
+    /// `[num_qo_heads, head_dim]`: the queries of a step times `sm_scale`.
+    scaled: Vec<f32>,
     /// `[num_kv_heads][group_size, held]`: working memory for softmax weights that the policy looks
     /// at.
     weights: Vec<Vec<f32>>,
@@ -208,7 +211,7 @@ impl KvCache {
         let heads: Result<_> = shape.places().map(head).collect();
         let heads = heads?;
         let groups = vec![Group::new(&shape.heads); shape.heads.num_kv_heads];
-        let sums = vec![TaskSums::default(); groups.len()];
+        let work = vec![HeadWork::new(&shape.heads); groups.len()];
         let selections = vec![HeadSelection::default(); groups.len()];
         let (hints, stats) = (Hints::new(shape.num_layers), ReadStats::default());
         let policy = match &config {
@@ -229,7 +232,8 @@ impl KvCache {
             hints,
             heads,
             groups,
-            sums,
+            work,
+            scaled: Vec::new(),
             weights,
             selections,
             policy,
@@ -351,7 +355,7 @@ impl KvCache {
         let host = self.host.as_ref().map(Sequence::fork);
         let (config, groups) = (self.config.clone(), self.groups.clone());
         let weights = vec![Vec::new(); self.weights.len()];
-        let sums = vec![TaskSums::default(); groups.len()];
+        let work = vec![HeadWork::new(&self.shape.heads); groups.len()];
         let selections = vec![HeadSelection::default(); groups.len()];
         let hints = self.hints.clone();
         let policy = self.policy.as_ref().map(|policy| policy.fork(host.as_ref()));
@@ -363,7 +367,8 @@ impl KvCache {
             hints,
             device,
             groups,
-            sums,
+            work,
+            scaled: Vec::new(),
             weights,
             selections,
             policy,

@@ -203,15 +203,21 @@ impl ExactRows {
 
     /// The rows, oldest first, in stretches that lie together.
     pub(crate) fn segments(&self) -> impl Iterator<Item = ResidentRows<'_>> {
+        (0..self.num_segments()).map(|index| self.segment(index))
+    }
+
+    pub(crate) fn num_segments(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// One of the stretches that there are.
+    pub(crate) fn segment(&self, index: usize) -> ResidentRows<'_> {
         let row_bytes = 2 * self.head_dim;
-        let end = self.start + self.len;
-        self.pages.iter().enumerate().map(move |(i, page)| {
-            let first = if i == 0 { self.start } else { 0 };
-            let last = (end - i * self.page_tokens).min(self.page_tokens);
-            let (keys, values) = page.bytes().split_at(self.page_tokens * row_bytes);
-            let span = first * row_bytes..last * row_bytes;
-            ResidentRows { keys: &keys[span.clone()], values: &values[span] }
-        })
+        let first = if index == 0 { self.start } else { 0 };
+        let last = (self.start + self.len - index * self.page_tokens).min(self.page_tokens);
+        let (keys, values) = self.pages[index].bytes().split_at(self.page_tokens * row_bytes);
+        let span = first * row_bytes..last * row_bytes;
+        ResidentRows { keys: &keys[span.clone()], values: &values[span] }
     }
 
     /// A copy in `arena` that shares nothing with this one.

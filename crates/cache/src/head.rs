@@ -139,10 +139,18 @@ impl HeadCache {
         self.coded().map(CodedKeys::coder)
     }
 
-    /// Exact rows on the device, in stretches.
-    pub(crate) fn exact_segments(&self) -> impl Iterator<Item = ResidentRows<'_>> {
-        let window = self.tail.iter().flat_map(|tail| tail.window.segments());
-        self.resident.segments().chain(window)
+    /// Stretches that exact rows on the device lie in.
+    pub(crate) fn num_exact_segments(&self) -> usize {
+        let of_window = self.tail.as_ref().map_or(0, |tail| tail.window.num_segments());
+        self.resident.num_segments() + of_window
+    }
+
+    /// One of the stretches that there are, in the order of their tokens.
+    pub(crate) fn exact_segment(&self, index: usize) -> ResidentRows<'_> {
+        match (index.checked_sub(self.resident.num_segments()), &self.tail) {
+            (Some(index), Some(tail)) => tail.window.segment(index),
+            _ => self.resident.segment(index),
+        }
     }
 
     /// Takes note of queries `[n, head_dim]` of this head's group, by which errors are weighed once

@@ -128,13 +128,13 @@ fn decode_step(ty: TensorType, compute: ComputeType, level: Level) -> Outcome<()
     for _ in 0..REPEATS {
         let start = Instant::now();
         for layer in &layers {
-            let x = Activations::new(&hidden);
+            let mut x = Activations::new(&hidden);
             gemv_many(
-                &x,
+                &mut x,
                 &mut [(&layer.q, &mut q[..]), (&layer.k, &mut k[..]), (&layer.v, &mut v[..])],
             )?;
             layer.o.gemv(&hidden, &mut o)?;
-            gemv_many(&x, &mut [(&layer.gate, &mut gate[..]), (&layer.up, &mut up[..])])?;
+            gemv_many(&mut x, &mut [(&layer.gate, &mut gate[..]), (&layer.up, &mut up[..])])?;
             layer.down.gemv(&wide, &mut down)?;
         }
         output.gemv(&hidden, &mut logits)?;

@@ -41,6 +41,8 @@ pub(super) struct Work {
     gate: Vec<f32>,
     /// Of the shape of `gate`.
     up: Vec<f32>,
+    /// Of no vector; its memory is reused.
+    activations: Activations<'static>,
 }
 
 /// The vector at this length, whatever is in it. It gives no memory back.
@@ -111,7 +113,9 @@ impl Model {
         let normed = fit(&mut scratch.work.normed, hidden.len());
         rms_norm(hidden, &self.output_norm, self.config.rms_norm_eps, normed);
         let logits = fit(&mut scratch.logits, self.config.vocab_size);
-        self.output.as_ref().unwrap_or(&self.embedding).gemv(normed, logits)?;
+        let activations = &mut scratch.work.activations;
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        shared(activations, normed, |normed| output.gemv_prepared(normed, logits))?;
         Ok(logits)
     }
 
@@ -124,8 +128,8 @@ impl Model {
         (q, k, v): (&mut [f32], &mut [f32], &mut [f32]),
         work: &mut Work,
     ) -> Result<()> {
-        let normed = self.attn_normed(layer, hidden, work);
-        multiply(normed, [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
+        let (normed, activations) = self.attn_normed(layer, hidden, work);
+        multiply(normed, activations, [(&layer.q, q), (&layer.k, k), (&layer.v, v)])?;
         self.place(&layer.norm_q, q, turns);
         self.place(&layer.norm_k, k, turns);
         Ok(())
@@ -140,7 +144,8 @@ impl Model {
         q: &mut [f32],
         work: &mut Work,
     ) -> Result<()> {
-        multiply(self.attn_normed(layer, hidden, work), [(&layer.q, &mut *q)])?;
+        let (normed, activations) = self.attn_normed(layer, hidden, work);
+        multiply(normed, activations, [(&layer.q, &mut *q)])?;
         self.place(&layer.norm_q, q, turns);
         Ok(())
     }
@@ -154,15 +159,22 @@ impl Model {
         (k, v): (&mut [f32], &mut [f32]),
         work: &mut Work,
     ) -> Result<()> {
-        multiply(self.attn_normed(layer, hidden, work), [(&layer.k, &mut *k), (&layer.v, v)])?;
+        let (normed, activations) = self.attn_normed(layer, hidden, work);
+        multiply(normed, activations, [(&layer.k, &mut *k), (&layer.v, v)])?;
         self.place(&layer.norm_k, k, turns);
         Ok(())
     }
 
-    fn attn_normed<'w>(&self, layer: &Layer, hidden: &[f32], work: &'w mut Work) -> &'w [f32] {
+    /// What the projections of attention multiply, with the memory that they share.
+    fn attn_normed<'w>(
+        &self,
+        layer: &Layer,
+        hidden: &[f32],
+        work: &'w mut Work,
+    ) -> (&'w [f32], &'w mut Activations<'static>) {
         let normed = fit(&mut work.normed, hidden.len());
         rms_norm(hidden, &layer.attn_norm, self.config.rms_norm_eps, normed);
-        normed
+        (normed, &mut work.activations)
     }
 
     /// Norms each head of q or k where the model does so, then turns it to its token's position.
@@ -182,27 +194,43 @@ impl Model {
         work: &mut Work,
     ) -> Result<()> {
         let inner = hidden.len() / self.config.hidden_size * self.config.intermediate_size;
-        let Work { normed, product, gate, up } = work;
+        let Work { normed, product, gate, up, activations } = work;
         let (normed, product) = (fit(normed, hidden.len()), fit(product, hidden.len()));
         let (gate, up) = (fit(gate, inner), fit(up, inner));
-        multiply(attended, [(&layer.o, &mut *product)])?;
+        multiply(attended, activations, [(&layer.o, &mut *product)])?;
         add_and_norm(hidden, product, &layer.ffn_norm, self.config.rms_norm_eps, normed);
-        multiply(normed, [(&layer.gate, &mut *gate), (&layer.up, &mut *up)])?;
+        multiply(normed, activations, [(&layer.gate, &mut *gate), (&layer.up, &mut *up)])?;
         spread(gate, up, |gate, up| swiglu(self.level, gate, up));
-        multiply(gate, [(&layer.down, &mut *product)])?;
+        multiply(gate, activations, [(&layer.down, &mut *product)])?;
         spread(hidden, product, add_to);
         Ok(())
     }
 }
 
-/// Products of rows `x [n, cols]` with several projections, biases added: by vector for one row, by
-/// matrix for more.
-fn multiply<const N: usize>(x: &[f32], mut products: [(&Projection, &mut [f32]); N]) -> Result<()> {
+/// Gives `product` the vector `x` to multiply matrices with, in the memory of another.
+fn shared<'x, T>(
+    memory: &mut Activations<'static>,
+    x: &'x [f32],
+    product: impl FnOnce(&mut Activations<'x>) -> T,
+) -> T {
+    let mut activations = std::mem::take(memory).reused_for(x);
+    let result = product(&mut activations);
+    *memory = activations.reused_for(&[]);
+    result
+}
+
+/// Products of rows `x [n, cols]` with several projections, biases added: by vector for one row, in the memory of
+/// `activations`, by matrix for more.
+fn multiply<const N: usize>(
+    x: &[f32],
+    activations: &mut Activations<'static>,
+    mut products: [(&Projection, &mut [f32]); N],
+) -> Result<()> {
     let cols = products.first().map_or(1, |(projection, _)| projection.weights.cols());
     let num_rows = x.len() / cols;
     if num_rows == 1 {
         let mut pairs = products.each_mut().map(|(projection, y)| (&projection.weights, &mut **y));
-        gemv_many(&Activations::new(x), &mut pairs)?;
+        shared(activations, x, |x| gemv_many(x, &mut pairs))?;
     } else {
         for (projection, y) in &mut products {
             projection.weights.gemm(x, num_rows, y)?;

@@ -1,7 +1,5 @@
 //! One input vector, prepared once for the matrices that share it.
 
-use std::sync::OnceLock;
-
 use super::BLOCK;
 use crate::{Level, simd::weights as kernels};
 
@@ -9,17 +7,25 @@ use crate::{Level, simd::weights as kernels};
 ///
 /// Matrices in the `f32` and `f16` compute forms read the vector itself. For the `q8` form it is
 /// quantized to 16-bit integers, once, by whichever matrix asks first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Activations<'a> {
     x: &'a [f32],
-    blocks: OnceLock<BlockVector>,
+    blocks: BlockVector,
+    is_quantized: bool,
 }
 
 impl<'a> Activations<'a> {
     /// Borrows `x` `[cols]`, f32. Nothing is computed yet.
     #[must_use]
     pub fn new(x: &'a [f32]) -> Self {
-        Self { x, blocks: OnceLock::new() }
+        Self::default().reused_for(x)
+    }
+
+    /// Borrows another vector, whose quantized form takes the memory of this one's: who multiplies vector by vector allocates
+    /// nothing.
+    #[must_use]
+    pub fn reused_for<'b>(self, x: &'b [f32]) -> Activations<'b> {
+        Activations { x, blocks: self.blocks, is_quantized: false }
     }
 
     /// The vector itself, `[cols]`.
@@ -28,9 +34,18 @@ impl<'a> Activations<'a> {
         self.x
     }
 
-    /// The quantized vector. All levels give the same bits, so it does not matter who asks first.
-    pub(crate) fn blocks(&self, level: Level) -> &BlockVector {
-        self.blocks.get_or_init(|| BlockVector::quantize(level, self.x))
+    /// Quantizes the vector, unless it was. All levels give the same bits, so it does not matter who asks first.
+    pub(crate) fn quantize(&mut self, level: Level) {
+        if !self.is_quantized {
+            self.blocks.quantize(level, self.x);
+            self.is_quantized = true;
+        }
+    }
+
+    /// The quantized vector; no blocks where nobody has asked for it.
+    pub(crate) fn blocks(&self) -> &BlockVector {
+        debug_assert!(self.is_quantized, "whoever multiplies has prepared the vector");
+        &self.blocks
     }
 }
 
@@ -40,7 +55,7 @@ impl<'a> Activations<'a> {
 /// most `scale / 2` and a hundredth of that, 1.6e-5 of the block's largest. A block whose largest magnitude is under
 /// 2⁻⁹⁶ is stored as zeros; a block that holds a NaN or an infinity has a NaN scale, and every
 /// product with it is NaN.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct BlockVector {
     /// Codes `[cols padded to 32]`, in −32767..=32767; the padding is 0.
     pub(crate) codes: Vec<[i16; BLOCK]>,
@@ -53,17 +68,16 @@ pub(crate) struct BlockVector {
 }
 
 impl BlockVector {
-    /// Quantizes `x` `[cols]`. No columns: no blocks.
-    pub(crate) fn quantize(level: Level, x: &[f32]) -> Self {
+    /// Quantizes `x` `[cols]` in the place of what was here. No columns: no blocks.
+    pub(crate) fn quantize(&mut self, level: Level, x: &[f32]) {
         let num_blocks = x.len().div_ceil(BLOCK);
-        let mut this = Self {
-            codes: vec![[0; BLOCK]; num_blocks],
-            scales: vec![0.0; num_blocks],
-            code_sums: vec![0; num_blocks],
-            sums: vec![0.0; num_blocks],
-        };
-        kernels::quantize_blocks(level, x, &mut this);
-        this
+        // The padding stays what it is set to here.
+        self.codes.clear();
+        self.codes.resize(num_blocks, [0; BLOCK]);
+        self.scales.resize(num_blocks, 0.0);
+        self.code_sums.resize(num_blocks, 0);
+        self.sums.resize(num_blocks, 0.0);
+        kernels::quantize_blocks(level, x, self);
     }
 }
 
@@ -71,6 +85,14 @@ impl BlockVector {
 mod tests {
     use super::{BLOCK, BlockVector};
     use crate::Level;
+
+    fn quantized(level: Level, x: &[f32]) -> BlockVector {
+        let mut blocks = BlockVector::default();
+        // What was here before does not show.
+        blocks.quantize(level, &wave(333));
+        blocks.quantize(level, x);
+        blocks
+    }
 
     fn wave(len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * i) as f32 * 0.37).sin() * 1.5f32.powi(i as i32 % 40 - 20)).collect()
@@ -81,7 +103,7 @@ mod tests {
         for level in Level::available() {
             for len in [0, 1, 31, 32, 33, 255, 256, 257, 576] {
                 let x = wave(len);
-                let q = BlockVector::quantize(level, &x);
+                let q = quantized(level, &x);
                 assert_eq!(q.codes.len(), len.div_ceil(BLOCK));
                 for (i, &value) in x.iter().enumerate() {
                     let scale = f64::from(q.scales[i / BLOCK]);
@@ -104,9 +126,9 @@ mod tests {
     #[test]
     fn levels_agree_bit_for_bit() {
         let x = wave(1000);
-        let expected = BlockVector::quantize(Level::SCALAR, &x);
+        let expected = quantized(Level::SCALAR, &x);
         for level in Level::available() {
-            let actual = BlockVector::quantize(level, &x);
+            let actual = quantized(level, &x);
             assert_eq!(actual.codes, expected.codes, "{level}");
             assert_eq!(actual.scales, expected.scales, "{level}");
             assert_eq!(actual.code_sums, expected.code_sums, "{level}");
@@ -122,7 +144,7 @@ mod tests {
             x[40] = f32::NAN;
             x[70] = f32::NEG_INFINITY;
             x[100] = f32::from_bits(1);
-            let q = BlockVector::quantize(level, &x);
+            let q = quantized(level, &x);
             assert_eq!(q.codes[0][0], 32767);
             assert!((q.scales[0] / (f32::MAX / 32767.0) - 1.0).abs() < 1e-6);
             assert!(q.scales[1].is_nan() && q.sums[1].is_nan());

@@ -22,7 +22,10 @@ const TASKS_PER_THREAD: usize = 4;
 ///
 /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) if a shape does not fit; no output is
 /// written then.
-pub fn gemv_many(x: &Activations<'_>, products: &mut [(&WeightMatrix, &mut [f32])]) -> Result<()> {
+pub fn gemv_many(
+    x: &mut Activations<'_>,
+    products: &mut [(&WeightMatrix, &mut [f32])],
+) -> Result<()> {
     let mut total_bytes = 0;
     for (matrix, y) in &*products {
         check_len("the input vector", matrix.cols(), x.values().len())?;
@@ -40,20 +43,12 @@ pub fn gemv_many(x: &Activations<'_>, products: &mut [(&WeightMatrix, &mut [f32]
         return Ok(());
     }
 
-    let task_bytes = total_bytes.div_ceil(num_tasks);
-    let mut tasks = Vec::with_capacity(num_tasks + products.len());
-    for (matrix, y) in products {
-        if y.is_empty() {
-            continue;
-        }
-        let row_bytes = (matrix.bytes() / matrix.rows()).max(1);
+    let (x, task_bytes) = (&*x, total_bytes.div_ceil(num_tasks));
+    products.par_iter_mut().with_max_len(1).for_each(|(matrix, y)| {
+        let row_bytes = (matrix.bytes() / matrix.rows().max(1)).max(1);
         let task_rows = task_bytes.div_ceil(row_bytes).next_multiple_of(BAND);
-        for (i, y) in y.chunks_mut(task_rows).enumerate() {
-            tasks.push((*matrix, i * task_rows, y));
-        }
-    }
-    tasks.into_par_iter().with_max_len(1).for_each(|(matrix, first, y)| {
-        matrix.gemv_rows(first, x, y);
+        let tasks = y.par_chunks_mut(task_rows).with_max_len(1).enumerate();
+        tasks.for_each(|(task, y)| matrix.gemv_rows(task * task_rows, x, y));
     });
     Ok(())
 }

@@ -275,7 +275,7 @@ impl WeightMatrix {
     ///
     /// [`Error::LengthMismatch`] if `x` or `y` does not fit the shape.
     pub fn gemv(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.gemv_prepared(&Activations::new(x), y)
+        self.gemv_prepared(&mut Activations::new(x), y)
     }
 
     /// [`gemv`](Self::gemv) with a vector that other matrices share.
@@ -283,7 +283,7 @@ impl WeightMatrix {
     /// # Errors
     ///
     /// As [`gemv`](Self::gemv).
-    pub fn gemv_prepared(&self, x: &Activations<'_>, y: &mut [f32]) -> Result<()> {
+    pub fn gemv_prepared(&self, x: &mut Activations<'_>, y: &mut [f32]) -> Result<()> {
         gemv_many(x, &mut [(self, y)])
     }
 
@@ -327,15 +327,15 @@ impl WeightMatrix {
             }
             Store::Q8(bands) => {
                 let bands = bands.bands(first / BAND, y.len().div_ceil(BAND));
-                kernels::gemv_bands(self.level, bands, x.blocks(self.level), y);
+                kernels::gemv_bands(self.level, bands, x.blocks(), y);
             }
         }
     }
 
     /// Prepares what the tasks of one product share.
-    pub(super) fn prepare(&self, x: &Activations<'_>) {
+    pub(super) fn prepare(&self, x: &mut Activations<'_>) {
         if matches!(self.store, Store::Q8(_)) {
-            x.blocks(self.level);
+            x.quantize(self.level);
         }
     }
 }

@@ -156,7 +156,7 @@ fn empty_shapes_work() {
         narrow.row(2, &mut []).unwrap();
         assert_eq!(narrow.bytes() + none.bytes(), 0);
     }
-    gemv_many(&Activations::new(&[]), &mut []).unwrap();
+    gemv_many(&mut Activations::new(&[]), &mut []).unwrap();
 }
 
 #[test]

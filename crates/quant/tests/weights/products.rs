@@ -229,7 +229,7 @@ fn results_do_not_depend_on_threads_or_company() {
                 }
                 let mut products: Vec<(&WeightMatrix, &mut [f32])> =
                     matrices.iter().zip(&mut together).map(|(w, y)| (w, &mut y[..])).collect();
-                gemv_many(&Activations::new(&x[..cols]), &mut products).unwrap();
+                gemv_many(&mut Activations::new(&x[..cols]), &mut products).unwrap();
                 assert_eq!(alone, together, "{compute}, {num_threads} threads");
                 let mut many = vec![f32::NAN; num_vectors * 1536];
                 matrices[2].gemm(&x, num_vectors, &mut many).unwrap();
