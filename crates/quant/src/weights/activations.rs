@@ -71,11 +71,14 @@ impl BlockVector {
     /// Quantizes `x` `[cols]` in the place of what was here. No columns: no blocks.
     pub(crate) fn quantize(&mut self, level: Level, x: &[f32]) {
         let num_blocks = x.len().div_ceil(BLOCK);
-        // The padding stays what it is set to here.
+        // Padding, and blocks of zeros, stay what they are set to here.
         self.codes.clear();
         self.codes.resize(num_blocks, [0; BLOCK]);
+        self.scales.clear();
         self.scales.resize(num_blocks, 0.0);
+        self.code_sums.clear();
         self.code_sums.resize(num_blocks, 0);
+        self.sums.clear();
         self.sums.resize(num_blocks, 0.0);
         kernels::quantize_blocks(level, x, self);
     }
