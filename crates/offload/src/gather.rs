@@ -184,7 +184,7 @@ impl Reader {
             self.pages(&spans).for_each(|page| page.seat.prefetch());
             self.pages(&spans).for_each(|page| run.hold(&page.seat));
             let mut list = 0;
-            for span in spans.take() {
+            for span in spans.drain(..) {
                 // The last page of a run may go on in the next one.
                 let is_first = last_page.replace(span.0) != Some(span.0);
                 match self.page(span.0) {
@@ -330,9 +330,10 @@ impl RowSource for HeadRows {
         reader.check(positions)?;
         let row_bytes = self.layout().row_bytes();
         reader.visit(positions, &mut |run| {
-            let pages = run.pages().map(|(span, frame)| reader.rows_of(positions, span, frame));
-            let pages: ArrayVec<_, RUN_ROWS> = pages.collect();
+            // Lists that are filled where they are; collecting them would copy all of their room.
+            let mut pages = ArrayVec::<_, RUN_ROWS>::new();
             let mut rows = ArrayVec::<_, RUN_ROWS>::new();
+            pages.extend(run.pages().map(|(span, frame)| reader.rows_of(positions, span, frame)));
             // Pages between them may be on disk.
             for pages in pages.chunk_by(|page, next| page.offset + page.rows.len() == next.offset) {
                 let offset = pages[0].offset;

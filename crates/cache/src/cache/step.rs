@@ -248,8 +248,9 @@ impl LayerStep<'_> {
         scores.resize_with(if *is_watched { tasks.len() } else { 0 }, Vec::new);
         let add = |task: &ExactTask, sum: &mut GroupSum, scores: Option<(&mut [f32], usize)>| {
             let ((), took) = timed(|| {
-                let rows = task.segments.clone().map(|index| head.exact_segment(index));
-                let rows: ArrayVec<_, TASK_ROWS> = rows.collect();
+                // Filled where it is; collecting it would copy all of its room.
+                let mut rows = ArrayVec::<_, TASK_ROWS>::new();
+                rows.extend(task.segments.clone().map(|index| head.exact_segment(index)));
                 sum.add_resident_runs(level, queries, &rows, scores);
             });
             took
