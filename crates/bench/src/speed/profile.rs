@@ -108,7 +108,8 @@ pub(super) fn measure(
         for (function, count) in by_function.iter().take(SHOWN) {
             sheet.push(vec![
                 Cell::text(&of),
-                Cell::text(function),
+                // A page would take what is between angle brackets for its own.
+                Cell::text(format!("`{function}`")),
                 Cell::Number(*count as f64, 0),
                 Cell::Number(100.0 * *count as f64 / total as f64, 1),
             ]);
