@@ -6,7 +6,7 @@ use heterokv_cache::RotaryTurns;
 
 use crate::rope_config::RopeConfig;
 
-/// Values below which an operation is not worth spreading over threads: they take about as long as it takes to wake one.
+/// Values below which an operation is not worth spreading over threads.
 const MIN_TASK_VALUES: usize = 1 << 14;
 
 /// Root-mean-square norm of every row of `rows [n, weight.len()]`, into `out` of the same shape:

@@ -64,8 +64,7 @@ enum PageOf<'a> {
     Page(&'a Arc<Page>),
 }
 
-/// Pages in RAM that a reader holds, of [`RUN_ROWS`] rows at most. On the stack: an allocator takes longer for lists of this
-/// size than everything else that is done with them.
+/// Pages in RAM that a reader holds, [`RUN_ROWS`] at most; on the stack, so that a visit allocates nothing for them.
 #[derive(Debug, Default)]
 struct Run<'a> {
     /// Of a block each, with one of its seats.

@@ -71,54 +71,68 @@ impl Kernel for Exact {
     }
 }
 
-/// Causal attention of a prompt over itself, one KV head.
-pub(super) struct Prompt {
-    /// `[PROMPT_TOKENS, HEAD_DIM]`.
+/// Queries and rows of one KV head, and the attention that was computed of them.
+struct Rows {
+    /// `[n, HEAD_DIM]`.
     keys: Vec<f32>,
     values: Vec<f32>,
-    /// `[PROMPT_TOKENS, GROUP_SIZE, HEAD_DIM]`.
+    /// Of the last tokens, `[n, GROUP_SIZE, HEAD_DIM]`.
     queries: Vec<f32>,
+    /// Of the shape of the queries; NaN before the first run, and after one that failed.
     out: Vec<f32>,
 }
+
+impl Rows {
+    fn new(keys: Vec<f32>, values: Vec<f32>, queries: Vec<f32>) -> Self {
+        let out = vec![f32::NAN; queries.len()];
+        Self { keys, values, queries, out }
+    }
+
+    /// Has `attend` write attention of the queries; where it fails, so does the check that follows.
+    fn run<E>(&mut self, attend: impl FnOnce(&mut Self) -> std::result::Result<(), E>) {
+        if attend(self).is_err() {
+            self.out.fill(f32::NAN);
+        }
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        reference::causal_attention(&head_shape(), &self.queries, &self.keys, &self.values).out
+    }
+}
+
+/// Causal attention of a prompt over itself, one KV head.
+pub(super) struct Prompt(Rows);
 
 impl Prompt {
     pub(super) fn new() -> Self {
         let mut inputs = Inputs::new(13);
         let queries = inputs.gaussian_rows(PROMPT_TOKENS * GROUP_SIZE, HEAD_DIM, 1.0);
         let [keys, values] = [(); 2].map(|()| inputs.gaussian_rows(PROMPT_TOKENS, HEAD_DIM, 1.0));
-        let out = vec![f32::NAN; queries.len()];
-        Self { keys, values, queries, out }
+        Self(Rows::new(keys, values, queries))
     }
 }
 
 impl Kernel for Prompt {
     fn run(&mut self, level: Level) {
-        let input = PrefillInput { q: &self.queries, k: &self.keys, v: &self.values };
-        let output = PrefillOutput { out: &mut self.out, lse: None };
-        if prefill(level, &head_shape(), input, output).is_err() {
-            // The check that follows fails on it.
-            self.out.fill(f32::NAN);
-        }
+        self.0.run(|Rows { keys, values, queries, out }| {
+            let output = PrefillOutput { out, lse: None };
+            prefill(level, &head_shape(), PrefillInput { q: queries, k: keys, v: values }, output)
+        });
     }
 
     fn answer(&self) -> Vec<f32> {
-        self.out.clone()
+        self.0.out.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
-        let (keys, values) = (&self.keys, &self.values);
-        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
+        self.0.expected()
     }
 }
 
 /// Attention of one token over a compressed cache of one KV head, from its queries to its output.
 pub(super) struct Step {
     cache: KvCache,
-    /// `[TOKENS, HEAD_DIM]`.
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    queries: Vec<f32>,
-    out: Vec<f32>,
+    rows: Rows,
 }
 
 impl Step {
@@ -137,26 +151,22 @@ impl Step {
         ensure!(cache.device_bytes().codes > 0, "{spec}: nothing is coded");
         let last = &head.queries[head.queries.len() - GROUP_SIZE * HEAD_DIM..];
         let queries = last.iter().map(|q| SHARPNESS * q).collect();
-        let out = vec![f32::NAN; GROUP_SIZE * HEAD_DIM];
-        Ok(Self { cache, keys: head.keys, values: head.values, queries, out })
+        Ok(Self { cache, rows: Rows::new(head.keys, head.values, queries) })
     }
 }
 
 impl Kernel for Step {
     fn run(&mut self, _: Level) {
-        if self.cache.attend(0, &self.queries, &mut self.out).is_err() {
-            // The check that follows fails on it.
-            self.out.fill(f32::NAN);
-        }
+        let Self { cache, rows } = self;
+        rows.run(|Rows { queries, out, .. }| cache.attend(0, queries, out));
     }
 
     fn answer(&self) -> Vec<f32> {
-        self.out.clone()
+        self.rows.out.clone()
     }
 
     fn expected(&self) -> Vec<f64> {
-        let (keys, values) = (&self.keys, &self.values);
-        reference::causal_attention(&head_shape(), &self.queries, keys, values).out
+        self.rows.expected()
     }
 
     /// Keys of a few bits and the heaviest of the values are all that it has.
