@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use heterokv_attn::HeadShape;
 use heterokv_cache::KvShape;
-use heterokv_model::Checkpoint;
+use heterokv_model::{Checkpoint, ComputeType};
 
 pub(crate) use child::{ChildArgs, Greedy, Report, run_child};
 
@@ -54,7 +54,7 @@ pub(crate) fn measure(
     let config = checkpoint.config();
     let heads = HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)?;
     let shape = KvShape { num_layers: config.num_layers, heads };
-    record.subject = place.name(&shape);
+    record.subject = place.name(&shape, ComputeType::Q8);
     let folder = tempfile::tempdir().context("cannot make a folder for the tokens")?;
     for &num_tokens in settings.contexts_or(&CONTEXTS) {
         let prompt = Prompt { model: &place.model, tokens: folder.path().join("tokens.json") };

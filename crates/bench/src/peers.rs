@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use heterokv_cache::KvShape;
 use heterokv_eval::{Peer, PeerEngine, PeerLine, PeerRequest, PeerSpeedRequest};
-use heterokv_model::Checkpoint;
+use heterokv_model::{Checkpoint, ComputeType};
 
 use crate::bootstrap;
 use crate::end_to_end::{Length, Report, run_process};
@@ -64,7 +64,7 @@ pub(crate) fn measure(
             config.head_dim,
         )?,
     };
-    record.subject = place.name(&shape);
+    record.subject = place.name(&shape, ComputeType::Q8);
     let contexts = settings.contexts_or(&CONTEXTS);
     let longest = contexts.iter().copied().max().unwrap_or(0);
     let tokens = place.tokens(&checkpoint, longest + length.num_steps + 1)?;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use heterokv_eval::InstalledPeers;
-use heterokv_model::Checkpoint;
+use heterokv_model::{Checkpoint, ComputeType};
 use heterokv_quant::Level;
 use rayon::ThreadPool;
 
@@ -112,6 +112,9 @@ pub(crate) struct SpeedArgs {
     /// A model of another shape in the place of --model
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "corpus", "program", "long", "tiles"])]
     shape: Option<OtherShape>,
+    /// Form of our weights: q8, or q8a8, with products of prompts in 8 bits; of `contexts` alone
+    #[arg(long, value_name = "FORM", default_value = "q8")]
+    compute: ComputeType,
     /// Tokens of the prompts
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = CONTEXTS, value_parser = at_least_one)]
     contexts: Vec<usize>,
@@ -153,7 +156,7 @@ Examples:
   cargo xtask bench speed contexts --contexts 4096 ours alone at one context
   cargo xtask bench speed long --tiles near        one step over 131,072 tokens
   cargo xtask bench speed profile                  where the time goes, function by function
-  cargo xtask bench --peers speed --shape llama3-8b";
+  cargo xtask bench --peers speed --shape llama3-8b --compute q8a8";
 
 /// Measures what the options ask for and prints it; true unless a bar is to be kept and is not.
 ///
@@ -226,6 +229,12 @@ fn check(arguments: &SpeedArgs) -> Result<()> {
         "the page has every context, beside llama.cpp; with --splice, give --peers and no --contexts"
     );
     ensure!(!(arguments.check && is_profile), "`profile` is held to no bar; leave --check out");
+    ensure!(
+        arguments.compute == ComputeType::Q8
+            || arguments.shape.is_some()
+            || arguments.parts == [Part::Contexts],
+        "--compute is for prompts and steps at every context; name `contexts` alone"
+    );
     ensure!(
         arguments.long >= long::REAL_TOKENS,
         "--long {} is less than the {} tokens that are repeated",
@@ -348,10 +357,11 @@ impl<'a> Speed<'a> {
         let checkpoint = Checkpoint::open(&self.place.model)?;
         let num_fed = ours::fed_tokens(num_steps).max(num_steps + 1);
         let tokens = self.place.tokens(&checkpoint, longest + num_fed)?;
-        record.subject = self.place.name(&shape(&checkpoint)?);
+        record.subject = self.place.name(&shape(&checkpoint)?, self.arguments.compute);
         drop(checkpoint);
         let run = contexts::Run {
             model: &self.place.model,
+            compute: self.arguments.compute,
             tokens: &tokens,
             contexts,
             prefills: if is_test { &TINY[1..2] } else { &PREFILLS },

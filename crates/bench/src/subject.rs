@@ -71,15 +71,15 @@ impl Place {
         let checkpoint = Checkpoint::open(&self.model)?;
         let tokens = self.tokens(&checkpoint, num_tokens)?;
         let model = Model::load(&checkpoint, ComputeType::Q8, level)?;
-        let name = self.name(&model.kv_shape());
+        let name = self.name(&model.kv_shape(), ComputeType::Q8);
         Ok(Subject { model, tokens, name })
     }
 
-    /// What a record calls the model, of this shape.
-    pub(crate) fn name(&self, shape: &KvShape) -> String {
+    /// What a record calls the model, of this shape and in this form.
+    pub(crate) fn name(&self, shape: &KvShape, compute: ComputeType) -> String {
         let HeadShape { num_qo_heads, num_kv_heads, head_dim, .. } = shape.heads;
         format!(
-            "{}, {} layers, {num_qo_heads} query and {num_kv_heads} KV heads of {head_dim} channels, weights in q8",
+            "{}, {} layers, {num_qo_heads} query and {num_kv_heads} KV heads of {head_dim} channels, weights in {compute}",
             stem(&self.model),
             shape.num_layers,
         )

@@ -194,7 +194,7 @@ pub enum Error {
     },
 
     /// A word that names no compute type.
-    #[error("unknown compute type `{given}`, expected one of f32, f16, q8")]
+    #[error("unknown compute type `{given}`, expected one of f32, f16, q8, q8a8")]
     UnknownComputeType {
         /// The word given.
         given: String,

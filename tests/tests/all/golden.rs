@@ -1,6 +1,8 @@
 //! SmolLM2-135M against references that independent implementations computed on the same weights.
 
-use heterokv_eval::logits_report;
+use std::path::Path;
+
+use heterokv_eval::{Distribution, kl_divergence, logits_report};
 use heterokv_model::ComputeType;
 use serde::Deserialize;
 
@@ -97,6 +99,38 @@ fn windows_with_f16_weights() {
 #[test]
 fn windows_with_compact_weights() {
     check_windows(ComputeType::Q8, COMPACT_BARS, usize::MAX);
+}
+
+#[test]
+fn windows_with_compact_weights_and_activations() {
+    check_windows(ComputeType::Q8A8, COMPACT_BARS, wide_limit());
+}
+
+/// Tokens of a prompt whose distributions are compared.
+const PROMPT_TOKENS: usize = 512;
+
+/// What rounding the activations of a prompt costs: the checkpoint's weights of 4 bits are the same in both forms.
+#[test]
+fn a_prompt_in_8_bits_is_near_one_in_f32() {
+    let Some(smollm) = Smollm::or_skip() else { return };
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("gate/moby-dick.txt");
+    let text = std::fs::read_to_string(corpus).unwrap();
+    let tokens = &smollm.encode(&text)[..PROMPT_TOKENS];
+    let [exact, rounded] = [ComputeType::F32, ComputeType::Q8A8].map(|compute| {
+        let model = smollm.load(compute);
+        let hidden = model.extend(tokens, &mut cache(&model, "full")).unwrap();
+        let logits = model.logits_of_rows(&hidden).unwrap();
+        let rows = logits.chunks_exact(model.config().vocab_size);
+        rows.map(Distribution::of_logits).collect::<Vec<_>>()
+    });
+    let mean = |a: &[Distribution], b: &[Distribution]| {
+        a.iter().zip(b).map(|(a, b)| kl_divergence(a, b)).sum::<f64>() / a.len() as f64
+    };
+    let mut bars = Bars::default();
+    bars.at_most("KL(f32 || q8a8) of a prompt, nats", mean(&exact, &rounded), 0.0015);
+    bars.finish();
+    // A prompt that is one token behind is far away.
+    assert!(mean(&exact[1..], &rounded[..PROMPT_TOKENS - 1]) > 1.0);
 }
 
 #[derive(Deserialize)]

@@ -15,7 +15,7 @@ use crate::synthetic;
 use attention::{Exact, Prompt, Step};
 
 /// What callers know them by.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 13] = [
     "score/alloc/2",
     "score/int8-token",
     "rescore/int8",
@@ -24,6 +24,7 @@ pub(super) const NAMES: [&str; 12] = [
     "gemv/q8",
     "gemv/q4",
     "gemm/q4",
+    "gemm/q4, q8a8",
     "select/top-p",
     "prompt/attention",
     "step/hca:12.5%",
@@ -44,6 +45,9 @@ const GEMM_VECTORS: usize = 64;
 
 /// Rows and columns of a matrix.
 const MATRIX: [usize; 2] = [192, 576];
+
+/// How far rounding takes an answer from the truth, over its length.
+const ROUNDING: f64 = 1e-3;
 
 /// Mass of a selection.
 const TOP_P: f64 = 0.97;
@@ -74,7 +78,7 @@ pub(super) trait Kernel {
 
     /// How far the answer may be from that, over its length: by default what rounding does.
     fn error(&self) -> f64 {
-        1e-3
+        ROUNDING
     }
 }
 
@@ -90,8 +94,9 @@ pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
         "values/int8" => Box::new(Values::new()?),
         "exact/f16" => Box::new(Exact::new()),
         "gemv/q8" => Box::new(Gemv::of_bytes(level)?),
-        "gemv/q4" => Box::new(Gemv::of_nibbles(1, level)?),
-        "gemm/q4" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, level)?),
+        "gemv/q4" => Box::new(Gemv::of_nibbles(1, ComputeType::Q8, level)?),
+        "gemm/q4" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, ComputeType::Q8, level)?),
+        "gemm/q4, q8a8" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, ComputeType::Q8A8, level)?),
         "select/top-p" => Box::new(Select::new()?),
         "prompt/attention" => Box::new(Prompt::new()),
         "step/hca:12.5%" => Box::new(Step::new("hca:12.5%", level)?),
@@ -258,6 +263,7 @@ impl Kernel for Rescore {
 /// A matrix of 8-bit or 4-bit blocks times one vector or several.
 struct Gemv {
     matrix: WeightMatrix,
+    error: f64,
     /// `[n, MATRIX[1]]`.
     x: Vec<f32>,
     /// `[n, MATRIX[0]]`.
@@ -269,10 +275,10 @@ impl Gemv {
         let mut inputs = Inputs::new(10);
         let weights = inputs.gaussian_rows(MATRIX[0], MATRIX[1], 0.05);
         let bytes: Vec<u8> = weights.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Self::new(TensorType::F32, &bytes, (inputs, 1), level)
+        Self::new(TensorType::F32, &bytes, (inputs, 1), ComputeType::Q8, level)
     }
 
-    fn of_nibbles(num_vectors: usize, level: Level) -> Result<Self> {
+    fn of_nibbles(num_vectors: usize, compute: ComputeType, level: Level) -> Result<Self> {
         let mut inputs = Inputs::new(10);
         let blocks = inputs.gaussian_rows(MATRIX[0] * MATRIX[1] / 32, 18, 0.02);
         let block = |row: &[f32]| {
@@ -281,19 +287,21 @@ impl Gemv {
             fields.chain(codes).collect::<Vec<u8>>()
         };
         let bytes: Vec<u8> = blocks.chunks_exact(18).flat_map(block).collect();
-        Self::new(TensorType::Q4_1, &bytes, (inputs, num_vectors), level)
+        Self::new(TensorType::Q4_1, &bytes, (inputs, num_vectors), compute, level)
     }
 
     fn new(
         ty: TensorType,
         bytes: &[u8],
         (mut inputs, num_vectors): (Inputs, usize),
+        compute: ComputeType,
         level: Level,
     ) -> Result<Self> {
-        let compute = ComputeType::Q8;
         let matrix = WeightMatrix::from_tensor(ty, bytes, MATRIX, |row| row, compute, level)?;
         let x = inputs.gaussian_rows(num_vectors, MATRIX[1], 1.0);
-        Ok(Self { matrix, x, y: vec![f32::NAN; num_vectors * MATRIX[0]] })
+        // Vectors of 8 bits are off by half a percent of their length.
+        let error = if compute == ComputeType::Q8A8 { 0.01 } else { ROUNDING };
+        Ok(Self { matrix, error, x, y: vec![f32::NAN; num_vectors * MATRIX[0]] })
     }
 }
 
@@ -312,6 +320,10 @@ impl Kernel for Gemv {
 
     fn answer(&self) -> Vec<f32> {
         self.y.clone()
+    }
+
+    fn error(&self) -> f64 {
+        self.error
     }
 
     fn expected(&self) -> Vec<f64> {

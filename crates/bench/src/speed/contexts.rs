@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use heterokv_eval::{Peer, PeerEngine, PeerLine, PeerRequest, PeerSpeed, PeerSpeedRequest};
+use heterokv_model::ComputeType;
 
 use super::ours::{self, ChildArgs, Decode, Report};
 use super::{LLAMA_F16, LLAMA_Q8, OURS, SUITE, case_name};
@@ -25,6 +26,8 @@ pub(super) const ONE_THREAD: &str = ", 1 thread";
 /// What all programs are given.
 pub(super) struct Run<'a> {
     pub(super) model: &'a Path,
+    /// The form of its weights, of ours.
+    pub(super) compute: ComputeType,
     /// Of the longest context, and what is fed behind it.
     pub(super) tokens: &'a [u32],
     pub(super) contexts: &'a [usize],
@@ -131,6 +134,7 @@ impl Candidate {
                     context,
                     steps: run.num_steps,
                     threads: num_threads,
+                    compute: run.compute,
                     prefills: run.prefills.iter().map(|&spec| spec.to_owned()).collect(),
                     decodes: run.decodes.iter().map(|&spec| spec.to_owned()).collect(),
                 })?;

@@ -38,6 +38,9 @@ pub(crate) struct ChildArgs {
     pub(super) steps: usize,
     #[arg(long)]
     pub(crate) threads: usize,
+    /// The form of the weights.
+    #[arg(long)]
+    pub(super) compute: ComputeType,
     /// Caches whose prefill is timed, each by itself.
     #[arg(long = "prefill", value_name = "SPEC")]
     pub(super) prefills: Vec<String>,
@@ -85,13 +88,15 @@ pub(super) struct Decode {
 /// # Errors
 /// A process that cannot be started, or fails.
 pub(super) fn run_process(arguments: &ChildArgs) -> Result<Report> {
-    let ChildArgs { model, tokens, context, steps, threads, prefills, decodes } = arguments;
+    let ChildArgs { model, tokens, context, steps, threads, compute, prefills, decodes } =
+        arguments;
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.arg(COMMAND).arg("--model").arg(model).arg("--tokens").arg(tokens);
     let numbers = [("--context", context), ("--steps", steps), ("--threads", threads)];
     for (option, number) in numbers {
         command.args([option, &number.to_string()]);
     }
+    command.args(["--compute", &compute.to_string()]);
     for (option, specs) in [("--prefill", prefills), ("--decode", decodes)] {
         for spec in specs {
             command.args([option, spec]);
@@ -124,7 +129,7 @@ pub(super) fn report(arguments: &ChildArgs) -> Result<Report> {
     );
     let (context, fed) = tokens.split_at(arguments.context);
     let level = Level::detect();
-    let model = &Model::load(&Checkpoint::open(&arguments.model)?, ComputeType::Q8, level)?;
+    let model = &Model::load(&Checkpoint::open(&arguments.model)?, arguments.compute, level)?;
     let new = |spec: &String| -> Result<(Planned, KvCache)> {
         let planned = Planned::new(spec, &model.kv_shape(), context.len())?;
         let cache = KvCache::new(model.kv_shape(), planned.config.clone(), level, None)?;
@@ -282,6 +287,7 @@ mod tests {
             context: 96,
             steps: 10,
             threads: 2,
+            compute: ComputeType::Q8,
             prefills: vec![TINY[1].to_owned()],
             decodes: TINY.map(str::to_owned).to_vec(),
         }

@@ -85,7 +85,7 @@ fn decode(record: &Record) -> Sheet {
 
 fn prefill(record: &Record) -> Sheet {
     let mut sheet = Sheet::new(
-        "Prefill, tokens a second, and what its multiply-adds of f32 take in registers",
+        "Prefill, tokens a second, beside what its operations would take as multiply-adds of f32 in registers",
         &[
             "context",
             "cache",
@@ -93,8 +93,8 @@ fn prefill(record: &Record) -> Sheet {
             "MAD %",
             "× llama.cpp f16",
             "G operations",
-            "floor s",
-            "over floor",
+            "f32 s",
+            "× f32",
             "peak MiB",
         ],
     );
@@ -106,10 +106,10 @@ fn prefill(record: &Record) -> Sheet {
         let operations = case.figure("operations");
         let is_on_one = case.cache.as_ref().is_some_and(|cache| cache.ends_with(ONE_THREAD));
         let num_threads = if is_on_one { 1 } else { record_threads(record) };
-        let floor_ns = operations / gflop_s(record, num_threads);
+        let f32_ns = operations / gflop_s(record, num_threads);
         row.push(number(1e-9 * operations, 0));
-        row.push(number(1e-9 * floor_ns, 2));
-        row.push(number(1e6 * median_ms(case) / floor_ns, 2));
+        row.push(number(1e-9 * f32_ns, 2));
+        row.push(number(1e6 * median_ms(case) / f32_ns, 2));
         row.push(number(case.figure("rss_peak_bytes") / f64::from(1 << 20), 0));
         sheet.push(row);
     }
@@ -227,11 +227,7 @@ mod tests {
         assert!(shown.contains("| 2.00 [1.50, 2.50] |"), "{shown}");
         assert!(shown.contains(" 4.00 |       2.00 |") && shown.contains(" 4.00 |\n"), "{shown}");
         // 100 G operations at 50 a second are 2 s, and it took 4.
-        assert!(
-            prefill.markdown().contains(" 100 |    2.00 |       2.00 |"),
-            "{}",
-            prefill.markdown()
-        );
+        assert!(prefill.markdown().contains(" 100 |  2.00 |  2.00 |"), "{}", prefill.markdown());
         assert!(long(&record).expect("it is there").markdown().contains("| plain tiles |"));
         assert!(machine(&record).markdown().contains("read bandwidth, threads: 2"));
     }

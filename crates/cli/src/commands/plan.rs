@@ -201,7 +201,7 @@ impl Shape {
         compute: ComputeType,
         num_tokens: usize,
     ) -> Result<Option<RunPlan>> {
-        if compute == ComputeType::F32 {
+        if matches!(compute, ComputeType::F32 | ComputeType::Q8A8) {
             return Ok(None);
         }
         let of_model = match &self.checkpoint {

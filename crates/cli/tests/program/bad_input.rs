@@ -47,7 +47,7 @@ fn unknown_words() {
     ] {
         generate_refuses(&["--cache", spec], parts);
     }
-    generate_refuses(&["--compute", "q4"], &["'q4'", "f32, f16, q8"]);
+    generate_refuses(&["--compute", "q4"], &["'q4'", "f32, f16, q8, q8a8"]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ const Q4_MIDDLE: i8 = 8;
 pub(super) fn form_of(compute: ComputeType, stored: Option<TensorType>) -> Result<WeightForm> {
     use TensorType::{Q4_0, Q4_1, Q4K};
     match (compute, stored) {
-        (ComputeType::F32, _) => Err(Error::NoDeviceForm { compute }),
+        (ComputeType::F32 | ComputeType::Q8A8, _) => Err(Error::NoDeviceForm { compute }),
         (ComputeType::F16, _) => Ok(WeightForm::F16),
         (ComputeType::Q8, Some(Q4_0 | Q4_1 | Q4K)) => Ok(WeightForm::Q4),
         (ComputeType::Q8, _) => Ok(WeightForm::Q8),

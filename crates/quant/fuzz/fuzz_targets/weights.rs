@@ -8,7 +8,8 @@ use heterokv_quant_fuzz::{bytes, floats};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 
-const COMPUTE: [ComputeType; 3] = [ComputeType::F32, ComputeType::F16, ComputeType::Q8];
+const COMPUTE: [ComputeType; 4] =
+    [ComputeType::F32, ComputeType::F16, ComputeType::Q8, ComputeType::Q8A8];
 
 fuzz_target!(|data: &[u8]| {
     let _ = load_and_multiply(&mut Unstructured::new(data));

@@ -2,7 +2,8 @@
 //!
 //! Each kernel takes consecutive rows, so that the level is matched once per task, and has a scalar
 //! form (safe, here) and an AVX2 form (`avx2`). The two agree up to the order of f32 sums; those that
-//! only convert, and those of `bands`, agree bit for bit.
+//! only convert or round, and those of `bands`, agree bit for bit. Many vectors go through `batch`, in integers where
+//! the level has a form for it, or `panels`, in f32.
 #![cfg_attr(
     target_arch = "x86_64",
     expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
@@ -11,16 +12,18 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod bands;
+mod batch;
+mod output;
 mod panels;
+mod rounding;
 
 use half::f16;
 
 pub(crate) use self::bands::{expand_bands, gemv_bands};
+pub(crate) use self::batch::matmul_bands;
 pub(crate) use self::panels::{PanelLayout, PanelSource, matmul};
-use crate::{
-    Level,
-    weights::{BLOCK, BlockVector},
-};
+pub(crate) use self::rounding::{quantize_blocks, quantize_quad};
+use crate::Level;
 
 /// `y[r] = sum w[r, c] x[c]` over f32 rows: `w` `[y.len(), cols]`, `x` `[cols]`, `cols` not 0.
 pub(crate) fn gemv_f32(level: Level, w: &[f32], x: &[f32], y: &mut [f32]) {
@@ -64,17 +67,6 @@ pub(crate) fn widen_f16(level: Level, values: &[f16], out: &mut [f32]) {
     }
 }
 
-/// Quantizes `x` into the zeroed `out`, whose shape is that of `x` ([`BlockVector::quantize`]).
-pub(crate) fn quantize_blocks(level: Level, x: &[f32], out: &mut BlockVector) {
-    #[cfg(target_arch = "x86_64")]
-    if level.is_avx2() {
-        // SAFETY: as in `gemv_f32`.
-        return unsafe { avx2::quantize_blocks(x, out) };
-    }
-    let _ = level;
-    quantize_blocks_body(x, out);
-}
-
 /// A dot product with eight running sums, which the compiler may keep in vectors of any width.
 fn dot<T: Copy>(row: &[T], x: &[f32], widen: impl Fn(T) -> f32) -> f32 {
     let mut sums = [0.0f32; 8];
@@ -89,43 +81,4 @@ fn dot<T: Copy>(row: &[T], x: &[f32], widen: impl Fn(T) -> f32) -> f32 {
         sums[i] += widen(w) * x;
     }
     sums.iter().sum()
-}
-
-/// Both forms of [`quantize_blocks`]: the AVX2 one is this text compiled for AVX2.
-#[inline(always)]
-fn quantize_blocks_body(x: &[f32], out: &mut BlockVector) {
-    /// Adding and subtracting 1.5 * 2²³ rounds a magnitude under 2²² to the nearest integer, ties to
-    /// even, on every CPU alike.
-    const ROUND: f32 = 12_582_912.0;
-    /// 2⁻⁹⁶: below it 32767 / largest would overflow.
-    const SMALLEST: f32 = f32::from_bits((127 - 96) << 23);
-
-    for (idx, values) in x.chunks(BLOCK).enumerate() {
-        let mut block = [0.0f32; BLOCK];
-        block[..values.len()].copy_from_slice(values);
-        // Magnitudes compare like their bits, and so do infinity and NaN, above all numbers.
-        let largest_bits = block.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
-        let largest = f32::from_bits(largest_bits);
-        if !largest.is_finite() {
-            out.scales[idx] = f32::NAN;
-            out.sums[idx] = f32::NAN;
-            continue;
-        }
-        if largest < SMALLEST {
-            continue;
-        }
-        let inverse = 32767.0 / largest;
-        let scale = largest / 32767.0;
-        let mut sum = 0i32;
-        let codes = &mut out.codes[idx];
-        for (code, value) in codes.iter_mut().zip(&block) {
-            let rounded = ((value * inverse + ROUND) - ROUND) as i32;
-            sum += rounded;
-            *code = rounded as i16;
-        }
-        out.scales[idx] = scale;
-        out.code_sums[idx] = sum;
-        // |sum| ≤ 32 * 32767 < 2²⁴ is exact in f32.
-        out.sums[idx] = scale * sum as f32;
-    }
 }

@@ -62,6 +62,16 @@ impl CodeForm {
     }
 }
 
+/// The column of a block whose code is byte `byte` of step `step`, when the nibbles of a band's words are taken
+/// where they lie: of 4-bit codes two steps a word, the low nibble of each byte before the high one; of 8-bit
+/// codes, whose two nibbles are in one byte, one step.
+#[inline(always)]
+pub(crate) const fn column_at(bits: usize, step: usize, byte: usize) -> usize {
+    let steps = 8 / bits;
+    let bit = 8 * byte + 4 * (step % steps);
+    step / steps * (32 / bits) + 2 * (bit % 16 / bits) + bit / 16
+}
+
 /// A matrix of whole bands; rows behind its last are zeros, as are columns.
 #[derive(Debug)]
 pub(super) struct Bands {
@@ -266,6 +276,30 @@ mod tests {
                     assert_eq!(form.code(word, column), i32::from(*code), "{ty} {codes:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_step_are_codes_of_its_columns() {
+        for bits in [4, 8] {
+            let form = CodeForm { bits, centre: 0 };
+            let codes: [i8; BLOCK] =
+                std::array::from_fn(|column| (column * 37 % (1 << bits.min(7))) as i8);
+            let words: Vec<u32> =
+                codes.chunks(form.word_columns()).map(|codes| form.word(codes)).collect();
+            let mut seen = [0; BLOCK];
+            for step in 0..BLOCK / 4 {
+                for byte in 0..4 {
+                    let stored = match bits {
+                        4 => words[step / 2] >> (8 * byte + 4 * (step % 2)) & 15,
+                        _ => words[step] >> (8 * byte) & 255,
+                    };
+                    let column = column_at(bits, step, byte);
+                    seen[column] += 1;
+                    assert_eq!(stored, codes[column] as u32, "{bits} {step} {byte}");
+                }
+            }
+            assert_eq!(seen, [1; BLOCK], "{bits}");
         }
     }
 

@@ -11,9 +11,13 @@ pub enum ComputeType {
     F32,
     /// f16 weights, f32 arithmetic.
     F16,
-    /// Weights in 8 bits, or in 4 where the tensor has no more, with an f16 scale (and offset) per 32 columns; 16-bit
-    /// activations, integer dot products inside a block and f32 sums over the blocks.
+    /// Weights in 8 bits, or in 4 where the tensor has no more, with an f16 scale (and offset) per 32 columns. One vector
+    /// and up to four have 16-bit activations, integer dot products inside a block and f32 sums over the blocks; more,
+    /// as in a prompt, meet the weights in f32.
     Q8,
+    /// As `Q8`, but that more vectors have 8-bit activations, and 16-bit ones where they stand out, for faster products:
+    /// [`WeightMatrix::gemm`](super::WeightMatrix::gemm) says what that moves.
+    Q8A8,
 }
 
 impl fmt::Display for ComputeType {
@@ -22,6 +26,7 @@ impl fmt::Display for ComputeType {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Q8 => "q8",
+            Self::Q8A8 => "q8a8",
         })
     }
 }
@@ -34,6 +39,7 @@ impl FromStr for ComputeType {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "q8" => Ok(Self::Q8),
+            "q8a8" => Ok(Self::Q8A8),
             _ => Err(Error::UnknownComputeType { given: word.to_owned() }),
         }
     }
@@ -46,11 +52,11 @@ mod tests {
 
     #[test]
     fn words_name_the_forms() {
-        for compute in [ComputeType::F32, ComputeType::F16, ComputeType::Q8] {
+        for compute in [ComputeType::F32, ComputeType::F16, ComputeType::Q8, ComputeType::Q8A8] {
             assert_eq!(compute.to_string().parse::<ComputeType>().unwrap(), compute);
         }
         let error = "Q8".parse::<ComputeType>().unwrap_err();
         assert!(matches!(&error, Error::UnknownComputeType { given } if given == "Q8"));
-        assert!(error.to_string().contains("f32, f16, q8"));
+        assert!(error.to_string().contains("f32, f16, q8, q8a8"));
     }
 }

@@ -7,7 +7,8 @@ use heterokv_quant::{
 };
 use rand::{Rng, RngExt, rngs::StdRng};
 
-pub(crate) const COMPUTE: [ComputeType; 3] = [ComputeType::F32, ComputeType::F16, ComputeType::Q8];
+pub(crate) const COMPUTE: [ComputeType; 4] =
+    [ComputeType::F32, ComputeType::F16, ComputeType::Q8, ComputeType::Q8A8];
 
 /// Largest magnitude of the f16 scales and minima of generated blocks.
 pub(crate) const MAX_SCALE: f32 = 0.02;

@@ -37,7 +37,8 @@ fn check_block(name: &str, ty: TensorType, compute: ComputeType, held: &[f32], t
     let largest = truth.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
     let step = largest / 127.0 * (1.0 + 2f64.powi(-10)) + 2f64.powi(-24);
     match (compute, ty) {
-        (ComputeType::F32, _) | (ComputeType::Q8, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1) => {
+        (ComputeType::F32, _)
+        | (ComputeType::Q8 | ComputeType::Q8A8, Q8_0 | Q4_0 | Q4_1 | Q5_0 | Q5_1) => {
             let same = held.iter().zip(truth).all(|(h, t)| h.to_bits() == t.to_bits());
             assert!(same, "{name}: {held:?} is not {truth:?}");
         }
@@ -45,7 +46,7 @@ fn check_block(name: &str, ty: TensorType, compute: ComputeType, held: &[f32], t
             let rounded: Vec<f32> = truth.iter().map(|&t| f16::from_f32(t).to_f32()).collect();
             assert_eq!(held, rounded, "{name}");
         }
-        (ComputeType::Q8, Q4K | Q5K) => {
+        (ComputeType::Q8 | ComputeType::Q8A8, Q4K | Q5K) => {
             for (error, t) in errors.zip(truth) {
                 let terms = f64::from(t.abs()) + 2.0 * max_offset(ty);
                 // The last term is for rounding the sum of product and offset to f32, twice.
@@ -53,12 +54,12 @@ fn check_block(name: &str, ty: TensorType, compute: ComputeType, held: &[f32], t
                 assert!(error <= bound, "{name}: {error:e} {bound:e}");
             }
         }
-        (ComputeType::Q8, F32 | F16 | BF16) => {
+        (ComputeType::Q8 | ComputeType::Q8A8, F32 | F16 | BF16) => {
             for error in errors {
                 assert!(error <= 0.5001 * step, "{name}: {error:e} {step:e}");
             }
         }
-        (ComputeType::Q8, Q6K) => {
+        (ComputeType::Q8 | ComputeType::Q8A8, Q6K) => {
             let squares: f64 = errors.map(|e| e * e).sum();
             assert!(squares <= 32.0 * (0.5001 * step).powi(2), "{name}: {squares:e} {step:e}");
         }

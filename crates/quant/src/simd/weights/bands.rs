@@ -22,7 +22,7 @@
 //! are added at the end; every level does these in the same order.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 
 use crate::{
     Level,
@@ -103,7 +103,7 @@ pub(crate) fn expand_bands(level: Level, bands: BandRows<'_>, cols: usize, out: 
 }
 
 /// What kernels rely on: words, scales and offsets of so many blocks.
-fn check_shape(bands: BandRows<'_>, num_blocks: usize) {
+pub(super) fn check_shape(bands: BandRows<'_>, num_blocks: usize) {
     assert!(matches!(bands.form.bits, 4 | 8), "codes of 4 or 8 bits");
     assert_eq!(bands.scales.len(), num_blocks, "scales of all blocks");
     assert_eq!(bands.words.len(), num_blocks * bands.form.block_words(), "words of all blocks");

@@ -1,4 +1,4 @@
-//! A matrix times many vectors, panel by panel.
+//! A matrix times many vectors in f32, panel by panel.
 //!
 //! A task is a tile: [`PANEL_ROWS`] rows of the matrix (fewer where rows are long), decoded to f32 (bands
 //! column by column, which the multiplication packs fastest), times [`TILE_TOKENS`] vectors, multiplied by
@@ -9,12 +9,11 @@
 //! The `gemm` crate picks its own kernel for the CPU; the level of this crate governs the decoding.
 #![expect(unsafe_code, reason = "tiles of one output are written from several threads")]
 
-use std::{
-    marker::PhantomData,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
+
+use super::output::Output;
 
 /// Rows of a panel, at most; few enough that small matrices still have several panels.
 const PANEL_ROWS: usize = 96;
@@ -94,7 +93,7 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
     let num_workers = rayon::current_num_threads().min(num_panels * num_blocks);
     let num_whole = (num_panels / num_workers).saturating_sub(1) * num_workers;
     let num_tasks = num_whole + (num_panels - num_whole) * num_blocks;
-    let output = Output { first: y.as_mut_ptr(), rows, n, lent: PhantomData };
+    let output = Output::new(y, rows);
     let next_task = AtomicUsize::new(0);
     let work = || {
         let mut scratch = Vec::new();
@@ -129,7 +128,7 @@ pub(crate) fn matmul(w: &impl PanelSource, x: &[f32], y: &mut [f32]) {
                 let x = &x[token * cols..][..num_tokens * cols];
                 let panel = Panel { values: panel, layout, num_rows, cols };
                 // SAFETY: `next_task` gives each tile to one worker, and tiles do not overlap.
-                unsafe { output.multiply(panel, x, row, token) };
+                unsafe { panel.multiply(x, &output, row, token) };
             }
         }
     };
@@ -147,41 +146,28 @@ struct Panel<'a> {
     cols: usize,
 }
 
-/// An output `[n, rows]`, lent to workers that each write tiles of their own.
-struct Output<'a> {
-    first: *mut f32,
-    rows: usize,
-    n: usize,
-    lent: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: the pointer is that of a mutable borrow that lives as long as this value, f32 may be sent,
-// and the only access through it, `multiply`, asks its callers not to overlap.
-unsafe impl Sync for Output<'_> {}
-
-impl Output<'_> {
-    /// Writes `y[token + t, row + r] = sum panel[r, c] x[t, c]` for all rows of `panel` and vectors of `x`
+impl Panel<'_> {
+    /// Writes `y[token + t, row + r] = sum self[r, c] x[t, c]` for all rows of the panel and vectors of `x`
     /// `[num_tokens, cols]`.
     ///
     /// # Safety
     ///
     /// - No concurrent call writes the same elements.
-    unsafe fn multiply(&self, panel: Panel<'_>, x: &[f32], row: usize, token: usize) {
-        let Panel { values, layout, num_rows, cols } = panel;
+    unsafe fn multiply(&self, x: &[f32], y: &Output<'_>, row: usize, token: usize) {
+        let Self { values, layout, num_rows, cols } = *self;
         let num_tokens = x.len() / cols;
-        assert!(row + num_rows <= self.rows && token + num_tokens <= self.n, "tile is inside");
         assert!(layout.extent(num_rows, cols) <= values.len(), "the panel has all its elements");
         assert_eq!(x.len(), num_tokens * cols, "whole vectors");
-        // SAFETY: element (r, t) of the product is at `first + (token + t) * rows + row + r`, inside
-        // the output by the first assertion; the operands are whole matrices by the others;
-        // the output is not read (`read_dst` is false).
+        let tile = y.tile([token, row], [num_tokens, num_rows]);
+        // SAFETY: the tile is inside the output, whose vectors are `tile.stride` apart, and the caller's alone; the
+        // operands are whole matrices by the assertions; the output is not read (`read_dst` is false).
         unsafe {
             gemm::gemm(
                 num_rows,
                 num_tokens,
                 cols,
-                self.first.add(token * self.rows + row),
-                self.rows.cast_signed(),
+                tile.first,
+                tile.stride.cast_signed(),
                 1,
                 false,
                 values.as_ptr(),

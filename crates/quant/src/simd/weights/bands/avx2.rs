@@ -177,7 +177,7 @@ fn pairs(q: &[i16; 8]) -> [i32; 4] {
 /// Eight of a band's words: those of its first or its second half of rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_words(words: &Words, half: usize) -> __m256i {
+pub(in crate::simd::weights) fn load_words(words: &Words, half: usize) -> __m256i {
     let half = &words.as_chunks::<8>().0[half];
     // SAFETY: the array has the 32 bytes of this unaligned load.
     unsafe { _mm256_loadu_si256(half.as_ptr().cast()) }
@@ -186,7 +186,7 @@ fn load_words(words: &Words, half: usize) -> __m256i {
 /// What a band's rows have, as f32.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn load_f16(values: &[f16; BAND]) -> [__m256; 2] {
+pub(in crate::simd::weights) fn load_f16(values: &[f16; BAND]) -> [__m256; 2] {
     let (halves, _) = values.as_chunks::<8>();
     // SAFETY: each array has the 16 bytes of this unaligned load.
     let load = |half: &[f16; 8]| unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
