@@ -97,12 +97,12 @@ impl Batch {
                 let out = rows[vector * self.cols..][..self.cols][index * BLOCK..].iter_mut();
                 out.zip(block).for_each(|(out, value)| *out += value);
             };
-            for vector in 0..group.num_vectors {
+            for vector in 0..group.num_vectors() {
                 for (index, block) in group.quad(vector / QUAD).iter().enumerate() {
                     add(vector, index, block.values(form, vector % QUAD));
                 }
             }
-            for Remainder { index, vectors, block } in &group.remainders {
+            for Remainder { index, vectors, block } in group.remainders_in(0..group.num_blocks) {
                 for (slot, vector) in vectors.iter().enumerate() {
                     add(*vector, *index, block.values(form, slot));
                 }

@@ -25,7 +25,9 @@ pub use types::{TensorType, ggml_name};
 
 pub(crate) use activations::BlockVector;
 pub(crate) use bands::{BAND, BandRows, CodeForm, Words, column_at};
-pub(crate) use batch::{Batch, GROUP, Group, QUAD, QuadBlock, STEPS};
+pub(crate) use batch::{Batch, QuadBlock};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use batch::{GROUP, Group, QUAD, STEPS};
 
 /// Columns that share one scale in the `q8` compute form, for weights and activations alike.
 pub(crate) const BLOCK: usize = 32;

@@ -12,8 +12,9 @@
 //! **No overflow.** The processor multiplies bytes and adds pairs of neighbours to 16 bits, of which a block gives
 //! a row's two lanes eight each: 8 · 2 · 15 · 127 = 30 480 < 2¹⁵. They are added to 32 bits once a block.
 //!
-//! **Order.** `I` is exact. The chain of fused multiply-adds of a row and vector goes through the blocks in their order,
-//! whatever other rows and vectors there are; so a result depends neither on the number of threads nor on company.
+//! **Order.** `I` is exact. The chain of fused multiply-adds of a row and vector goes through some blocks in their order,
+//! then through what rounding has left of them, then on, whatever other rows and vectors there are; so a result depends
+//! neither on the number of threads nor on company.
 #![cfg_attr(
     target_arch = "x86_64",
     expect(unsafe_code, reason = "calls of target-feature functions, which a level allows")
@@ -45,10 +46,10 @@ pub(crate) fn matmul_bands(
     let n = y.len() / rows;
     assert!(y.len() == n * rows && x.len() == n * cols, "vectors do not fit the matrix");
     let batch = Batch::quantize(level, bands.form, x, cols);
+    super::bands::check_shape(bands, rows.div_ceil(BAND) * bands.num_blocks);
+    assert_eq!(cols.div_ceil(BLOCK), bands.num_blocks, "columns end in the last block");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
-        super::bands::check_shape(bands, rows.div_ceil(BAND) * bands.num_blocks);
-        assert_eq!(cols.div_ceil(BLOCK), bands.num_blocks, "the vectors have other blocks");
         // SAFETY: a level that is AVX2 exists only on CPUs with AVX2, FMA and F16C; lengths were checked.
         return unsafe { avx2::multiply(bands, &batch, rows, y) };
     }
