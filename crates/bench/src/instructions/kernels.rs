@@ -263,6 +263,7 @@ impl Kernel for Rescore {
 /// A matrix of 8-bit or 4-bit blocks times one vector or several.
 struct Gemv {
     matrix: WeightMatrix,
+    /// How far an answer may be off, over its length.
     error: f64,
     /// `[n, MATRIX[1]]`.
     x: Vec<f32>,

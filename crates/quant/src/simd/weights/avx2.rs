@@ -77,7 +77,7 @@ pub(super) fn quantize_blocks(x: &[f32], out: &mut BlockVector) {
 /// See `super::rounding::quantize_quad`.
 #[target_feature(enable = "avx2")]
 pub(super) fn quantize_quad(form: CodeForm, x: &[f32], cols: usize, out: &mut [QuadBlock]) {
-    // Within eight columns, those of two steps.
+    // Byte by byte of two steps, which of eight columns it has.
     let order: [u8; 32] = std::array::from_fn(|i| {
         let (step, byte) = (i % 8 / 4, i % 4);
         (i % 16 / 8 * 8 + column_at(form.bits, step, byte)) as u8
