@@ -27,6 +27,14 @@ impl Bar {
             Limit::AtMost(bar) => self.reached <= bar,
         }
     }
+
+    fn verdict(&self) -> &'static str {
+        match self.reached.is_nan() {
+            true => "not measured",
+            false if self.is_held() => "held",
+            false => "MISSED",
+        }
+    }
 }
 
 /// All of them as a table.
@@ -40,10 +48,13 @@ pub(crate) fn sheet(title: &str, bars: &[Bar]) -> Sheet {
         sheet.push(vec![
             Cell::text(&bar.what),
             Cell::text(&bar.by),
-            Cell::Scientific(bar.reached),
+            match bar.reached.is_nan() {
+                true => Cell::text(""),
+                false => Cell::Scientific(bar.reached),
+            },
             Cell::text(side),
             Cell::Scientific(value),
-            Cell::text(if bar.is_held() { "held" } else { "MISSED" }),
+            Cell::text(bar.verdict()),
         ]);
     }
     sheet
@@ -61,5 +72,19 @@ mod tests {
         assert!(bar(2.0, Limit::AtLeast(2.0)) && bar(2.0, Limit::AtMost(2.0)));
         assert!(!bar(1.9, Limit::AtLeast(2.0)) && !bar(2.1, Limit::AtMost(2.0)));
         assert!(!bar(f64::NAN, Limit::AtLeast(2.0)) && !bar(f64::NAN, Limit::AtMost(2.0)));
+    }
+
+    #[test]
+    fn a_table_tells_what_was_missed_from_what_was_not_measured() {
+        let bar = |reached| {
+            let limit = Limit::AtLeast(2.0);
+            Bar { what: "speed".to_owned(), by: "full".to_owned(), reached, limit }
+        };
+        let shown = sheet("Bars", &[bar(2.5), bar(1.5), bar(f64::NAN)]).markdown();
+        let rows: Vec<&str> = shown.lines().filter(|line| line.contains("speed")).collect();
+        let ends = rows.iter().map(|row| row.trim_end_matches([' ', '|']));
+        let verdicts: Vec<&str> = ends.filter_map(|row| row.rsplit("| ").next()).collect();
+        assert_eq!(verdicts, ["held", "MISSED", "not measured"], "{shown}");
+        assert!(!shown.contains("NaN"), "{shown}");
     }
 }

@@ -309,7 +309,7 @@ mod tests {
             pool: &pool,
         };
         let folder = tempfile::tempdir().expect("a folder");
-        let sizes = Sizes { memory_bytes: 1 << 20, file_bytes: 1 << 20, num_rounds: 1 };
+        let sizes = Sizes::small(1);
         let selection = &settings.selection;
         let ceilings = crate::machine::measure(selection, sizes, &pool, folder.path(), &mut record);
         let ceilings = ceilings.expect("it runs");

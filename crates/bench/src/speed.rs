@@ -11,6 +11,8 @@ mod ours;
 mod profile;
 mod program;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +35,6 @@ use crate::machine::{self, Sizes};
 use crate::outcome::Table;
 use crate::record::Record;
 use crate::selection::Selection;
-use crate::sheet::Sheet;
 use crate::subject::Place;
 use crate::suite::Folder;
 use crate::{bars as verdicts, page};
@@ -112,7 +113,7 @@ pub(crate) struct SpeedArgs {
     /// A model of another shape in the place of --model
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "corpus", "program", "long", "tiles"])]
     shape: Option<OtherShape>,
-    /// Form of our weights: q8, or q8a8, with products of prompts in 8 bits; of `contexts` alone
+    /// Form of our weights: q8, f16, f32, or q8a8, with products of prompts in 8 bits; of `contexts` alone
     #[arg(long, value_name = "FORM", default_value = "q8")]
     compute: ComputeType,
     /// Tokens of the prompts
@@ -158,19 +159,56 @@ Examples:
   cargo xtask bench speed profile                  where the time goes, function by function
   cargo xtask bench --peers speed --shape llama3-8b --compute q8a8";
 
+impl SpeedArgs {
+    fn is_profile(&self) -> bool {
+        self.parts == [Part::Profile]
+    }
+
+    /// The page's section with such a run, and the record's name.
+    fn section(&self) -> String {
+        let shape = if self.shape.is_some() { "-llama3-8b" } else { "" };
+        match self.compute {
+            ComputeType::Q8 => format!("{SUITE}{shape}"),
+            compute => format!("{SUITE}{shape}-{compute}"),
+        }
+    }
+
+    /// Whether a run is one that the page has: every context beside llama.cpp, and all that its bars are set for.
+    fn is_whole(&self) -> bool {
+        let parts = match (self.shape, self.compute) {
+            (None, ComputeType::Q8A8) => self.parts == [Part::Contexts],
+            (_, ComputeType::Q8 | ComputeType::Q8A8) => self.parts.is_empty(),
+            _ => false,
+        };
+        let program =
+            self.shape.is_some() || self.compute != ComputeType::Q8 || self.program.is_some();
+        parts
+            && program
+            && self.peers
+            && self.contexts == CONTEXTS
+            && self.tiles.len() == 2
+            && (self.long, self.threads) == (bars::LONG.0, 2)
+            && self.rounds > 1
+            && self.steps >= 32
+            && self.memory >= 256
+    }
+}
+
 /// Measures what the options ask for and prints it; true unless a bar is to be kept and is not.
 ///
 /// # Errors
 /// A model, text, folder or peer that cannot be had, too little memory, and a wrong answer.
 pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
-    let is_profile = arguments.parts == [Part::Profile];
     // Before the work, which would be lost.
     check(arguments)?;
     let out = (!arguments.test).then(|| Folder::create(&arguments.out)).transpose()?;
     let speed = Speed::new(arguments)?;
+    if arguments.is_profile() {
+        return speed.profile().map(|()| true);
+    }
     let environment = Environment::detect(speed.level, arguments.threads);
     let mut record = Record::new(&environment);
-    let name = if arguments.shape.is_some() { "speed-llama3-8b" } else { SUITE };
+    let name = arguments.section();
     let keep = |record: &Record| match &out {
         Some(out) => record.write(&out.path(&format!("{name}.json"))),
         None => Ok(()),
@@ -180,21 +218,7 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
         println!("speed: {} cases, every answer right", record.cases.len());
         return Ok(true);
     };
-    if let Some(sheets) = speed.profile()? {
-        sheets.iter().for_each(|sheet| println!("{}", sheet.aligned()));
-        if is_profile && arguments.splice {
-            let [by_function, of_kernels] = sheets.map(|sheet| sheet.markdown());
-            let markdown = [environment.markdown(), by_function, of_kernels].join("\n");
-            page::splice(&page_path(), "speed-profile", &markdown)?;
-        }
-        if is_profile {
-            return Ok(true);
-        }
-    }
-    let bars = match arguments.shape {
-        Some(_) => bars::of_shape(&record),
-        None => bars::all(&record),
-    };
+    let bars = bars::of_parts(&record, |part| speed.wants(part));
     let tables = all_tables(&record, &bars);
     for table in &tables {
         println!("{}", table.sheet.aligned());
@@ -208,7 +232,7 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
         let sheets = tables.iter().map(|table| table.sheet.markdown());
         let markdown: Vec<String> =
             [format!("{}{on}", environment.markdown())].into_iter().chain(sheets).collect();
-        page::splice(&page_path(), name, &markdown.join("\n"))?;
+        page::splice(&page_path(), &name, &markdown.join("\n"))?;
     }
     let missed = tables::missed(&bars);
     if arguments.check {
@@ -219,18 +243,20 @@ pub(crate) fn run(arguments: &SpeedArgs) -> Result<bool> {
 
 /// Refuses options that would lose work, or a page that is not whole.
 fn check(arguments: &SpeedArgs) -> Result<()> {
-    let is_profile = arguments.parts == [Part::Profile];
+    let is_profile = arguments.is_profile();
     ensure!(
-        !arguments.splice || arguments.parts.is_empty() || is_profile,
-        "--splice puts in all parts, or `profile` alone; name no other"
+        is_profile || !arguments.parts.contains(&Part::Profile),
+        "`profile` goes alone; name no other part beside it"
     );
     ensure!(
-        !arguments.splice || is_profile || (arguments.peers && arguments.contexts == CONTEXTS),
-        "the page has every context, beside llama.cpp; with --splice, give --peers and no --contexts"
+        !arguments.splice || is_profile || arguments.is_whole(),
+        "--splice puts in whole runs: --peers, all parts (of --compute q8a8 `contexts`), and no less than the options' \
+         own figures; two rounds at least"
     );
     ensure!(!(arguments.check && is_profile), "`profile` is held to no bar; leave --check out");
     ensure!(
         arguments.compute == ComputeType::Q8
+            || arguments.test
             || arguments.shape.is_some()
             || arguments.parts == [Part::Contexts],
         "--compute is for prompts and steps at every context; name `contexts` alone"
@@ -294,8 +320,7 @@ impl<'a> Speed<'a> {
 
     fn wants(&self, part: Part) -> bool {
         match &self.arguments.parts[..] {
-            [] if self.arguments.shape.is_some() => part == Part::Contexts,
-            [] => part != Part::Profile,
+            [] => self.arguments.shape.is_none() || part == Part::Contexts,
             some => some.contains(&part),
         }
     }
@@ -310,18 +335,17 @@ impl<'a> Speed<'a> {
     fn measure(&self, record: &mut Record, keep: &dyn Fn(&Record) -> Result<()>) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a folder for the tokens")?;
         let num_rounds = if self.arguments.test { 1 } else { self.arguments.rounds };
-        if self.arguments.parts == [Part::Profile] {
-            return Ok(());
-        }
         self.say("machine");
-        let memory_bytes = if self.arguments.test { 4 << 20 } else { self.arguments.memory << 20 };
-        let sizes = Sizes { memory_bytes, file_bytes: 1 << 20, num_rounds: 3 * num_rounds };
+        let sizes = match self.arguments.test {
+            true => Sizes::small(3),
+            false => Sizes::of_memory(self.arguments.memory, 3 * num_rounds),
+        };
         let selection = Selection::new(Some("machine/read".to_owned()));
         machine::measure(&selection, sizes, &self.pool, scratch.path(), record)?;
         let most = self.arguments.threads;
-        record.cases.extend(machine::multiply_add_cases(most, sizes.num_rounds)?);
+        record.cases.extend(machine::multiply_add_cases(most, sizes)?);
         if self.wants(Part::Contexts) {
-            self.contexts(num_rounds, scratch.path(), record)?;
+            self.contexts(num_rounds, sizes, scratch.path(), record)?;
             keep(record)?;
         }
         if self.wants(Part::Program) {
@@ -334,11 +358,8 @@ impl<'a> Speed<'a> {
         Ok(())
     }
 
-    /// Time by function, and instructions of the kernels as they are kept; where the part is named.
-    fn profile(&self) -> Result<Option<[Sheet; 2]>> {
-        if !self.wants(Part::Profile) {
-            return Ok(None);
-        }
+    /// Time by function, and instructions of the kernels as they are kept.
+    fn profile(&self) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a folder for the samples")?;
         let checkpoint = Checkpoint::open(&self.place.model)?;
         let tokens = self.place.tokens(&checkpoint, profile::TOKENS)?;
@@ -346,17 +367,31 @@ impl<'a> Speed<'a> {
         let num_threads = self.arguments.threads;
         let model = &self.place.model;
         let by_function = profile::measure(model, &tokens, num_threads, scratch.path(), &say)?;
-        Ok(Some([by_function, instructions::kept()?]))
+        let sheets = [by_function, instructions::kept()?];
+        sheets.iter().for_each(|sheet| println!("{}", sheet.aligned()));
+        if self.arguments.splice {
+            let environment = Environment::detect(self.level, num_threads).markdown();
+            let [by_function, of_kernels] = sheets.map(|sheet| sheet.markdown());
+            let markdown = [environment, by_function, of_kernels].join("\n");
+            page::splice(&page_path(), "speed-profile", &markdown)?;
+        }
+        Ok(())
     }
 
-    fn contexts(&self, num_rounds: usize, folder: &Path, record: &mut Record) -> Result<()> {
+    fn contexts(
+        &self,
+        num_rounds: usize,
+        sizes: Sizes,
+        folder: &Path,
+        record: &mut Record,
+    ) -> Result<()> {
         let is_test = self.arguments.test;
         let contexts: &[usize] = if is_test { &[96] } else { &self.arguments.contexts };
         let num_steps = if is_test { 4 } else { self.arguments.steps };
         let longest = contexts.iter().copied().max().unwrap_or(0);
         let checkpoint = Checkpoint::open(&self.place.model)?;
         let num_fed = ours::fed_tokens(num_steps).max(num_steps + 1);
-        let tokens = self.place.tokens(&checkpoint, longest + num_fed)?;
+        let tokens = self.place.tokens(&checkpoint, longest.saturating_add(num_fed))?;
         record.subject = self.place.name(&shape(&checkpoint)?, self.arguments.compute);
         drop(checkpoint);
         let run = contexts::Run {
@@ -371,6 +406,7 @@ impl<'a> Speed<'a> {
             num_threads: self.arguments.threads,
             venv: self.arguments.peers.then_some(&*self.arguments.peers_folder),
             with_one_thread: self.arguments.threads > 1,
+            sizes,
             folder,
         };
         contexts::measure(&run, &|what| self.say(what), record)
@@ -415,87 +451,4 @@ fn shape(checkpoint: &Checkpoint) -> Result<heterokv_cache::KvShape> {
     let heads =
         heterokv_attn::HeadShape::new(config.num_qo_heads, config.num_kv_heads, config.head_dim)?;
     Ok(heterokv_cache::KvShape { num_layers: config.num_layers, heads })
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Program {
-        #[command(flatten)]
-        arguments: SpeedArgs,
-    }
-
-    fn parse(words: &[&str]) -> Result<SpeedArgs, clap::Error> {
-        Program::try_parse_from([&["bench"], words].concat()).map(|program| program.arguments)
-    }
-
-    #[test]
-    fn parts_are_chosen_and_contradictions_refused() {
-        let arguments = parse(&["long", "--tiles", "plain"]).expect("they are valid");
-        assert_eq!((arguments.parts, arguments.tiles), (vec![Part::Long], vec![Tiling::Plain]));
-        let both = parse(&[]).expect("it is valid").tiles;
-        assert_eq!(both, [Tiling::Near, Tiling::Plain]);
-        for wrong in [
-            &["prefill"][..],
-            &["--test", "--check"],
-            &["--test", "--peers"],
-            &["--shape", "llama4"],
-            &["--shape", "llama3-8b", "--tiles=near"],
-            &["--rounds=0"],
-            &["--peers-folder=x"],
-        ] {
-            assert!(parse(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn options_that_would_lose_work_are_refused() {
-        let checked = |words: &[&str]| check(&parse(words).expect("they are valid"));
-        for wrong in [
-            &["--long=100"][..],
-            &["--program=no-such-program"],
-            &["--splice"],
-            &["--peers", "--splice", "--contexts=512"],
-            &["contexts", "--peers", "--splice"],
-            &["profile", "--check"],
-        ] {
-            assert!(checked(wrong).is_err(), "{wrong:?}");
-        }
-        for right in [&[][..], &["--peers", "--splice"], &["profile", "--splice"]] {
-            assert!(checked(right).is_ok(), "{right:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_there_is_told_before_anything_is_measured() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let out = folder.path().to_str().expect("it is text");
-        let told = |words: &[&str]| {
-            let arguments = parse(&[words, &["--out", out]].concat()).expect("it is valid");
-            run(&arguments).expect_err("it is not there").to_string()
-        };
-        assert!(told(&["--peers", "--peers-folder", out]).contains("cargo xtask fetch --peers"));
-        assert!(told(&["--model", "no-such-file", "--corpus", "x"]).contains("--corpus"));
-        assert!(told(&["long", "--splice"]).contains("--splice puts in all parts"));
-        assert!(told(&["long", "--shape", "llama3-8b"]).contains("--shape"));
-        assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0);
-    }
-
-    #[test]
-    fn the_page_has_its_marks_and_a_section_without_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let copy = folder.path().join("page.md");
-        std::fs::copy(page_path(), &copy).expect("it is there");
-        for name in [SUITE, "speed-llama3-8b", "speed-profile"] {
-            page::splice(&copy, name, "| x |").expect(name);
-        }
-        let told = page::splice(&copy, "speed-of-others", "| x |").expect_err("there are none");
-        assert!(told.to_string().contains("no marks for `speed-of-others`"), "{told}");
-        let page = std::fs::read_to_string(&copy).expect("it is there");
-        assert_eq!(page.matches("| x |").count(), 3);
-    }
 }

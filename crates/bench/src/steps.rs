@@ -134,12 +134,8 @@ fn measure(arguments: &StepArgs) -> Result<Record> {
     }
     if is_step_wanted || wants(machine::SUITE) {
         let sizes = match arguments.test {
-            true => Sizes { memory_bytes: 4 << 20, file_bytes: 1 << 20, num_rounds: 1 },
-            false => Sizes {
-                memory_bytes: arguments.memory << 20,
-                file_bytes: arguments.memory << 20,
-                num_rounds: arguments.rounds,
-            },
+            true => Sizes::small(1),
+            false => Sizes::of_memory(arguments.memory, arguments.rounds),
         };
         settings.say("machine");
         let ceilings = machine::measure(&settings.selection, sizes, &pool, &folder, &mut record)?;

@@ -122,6 +122,7 @@ pub(crate) fn stem(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Record;
 
     #[test]
     fn the_tiny_model_comes_with_tokens_of_its_own() {
@@ -130,6 +131,19 @@ mod tests {
         assert_eq!(subject.tokens.len(), 100);
         assert!(subject.tokens.iter().all(|&token| (token as usize) < vocab_size));
         assert!(subject.name.starts_with("model, "), "{}", subject.name);
+    }
+
+    #[test]
+    fn kept_records_call_the_default_model_what_new_ones_do() {
+        let place = Place { model: "SmolLM2-135M-Instruct.Q4_1.gguf".into(), corpus: None };
+        let heads = HeadShape::new(9, 3, 64).expect("it is valid");
+        let name = place.name(&KvShape { num_layers: 30, heads }, ComputeType::Q8);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/bench/record");
+        for file in fs::read_dir(folder).expect("it is there") {
+            let path = file.expect("it is listed").path();
+            let record = Record::load(&path).expect("it is a record");
+            assert_eq!(record.subject, name, "{}", path.display());
+        }
     }
 
     #[test]

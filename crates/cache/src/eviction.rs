@@ -212,7 +212,7 @@ impl Eviction {
     /// the last block attends to all.
     pub(crate) fn check_watched(&self, prefill: PrefillPattern) -> Result<()> {
         let PrefillPattern::Anchor { block, .. } = prefill else { return Ok(()) };
-        let num_watched = usize::MAX - self.scoring.first_query(usize::MAX);
+        let num_watched = self.scoring.num_observed_queries();
         if self.scoring.scorer.sees_attention() && num_watched > block.get() {
             return Err(Error::Conflict {
                 conflict: "prefill=anchor:BLOCK lets only the last BLOCK tokens of a prompt attend to all of it, and the scorer looks at more queries; lower observe, raise BLOCK, or use prefill=exact",

@@ -169,8 +169,9 @@ struct Group<'a> {
 struct Held<'a> {
     candidate: &'a Candidate<'a>,
     subject: Box<dyn Subject>,
-    /// How long that took, and of how many caches together.
+    /// How long the prefill took that it shared with others.
     prefill_seconds: f64,
+    /// How many caches that prefill filled.
     prefill_caches: usize,
 }
 

@@ -171,8 +171,13 @@ impl Scoring {
     /// The first query position of a prompt of `num_tokens` that is looked at.
     #[must_use]
     pub fn first_query(&self, num_tokens: usize) -> usize {
-        let window = if self.scorer == Scorer::LastQuery { 1 } else { self.window };
-        num_tokens.saturating_sub(window)
+        num_tokens.saturating_sub(self.num_observed_queries())
+    }
+
+    /// How many of a prompt's last queries are looked at, where it has so many.
+    #[must_use]
+    pub fn num_observed_queries(&self) -> usize {
+        if self.scorer == Scorer::LastQuery { 1 } else { self.window }
     }
 
     /// The last tokens of a prompt that the published method keeps whatever their scores, since

@@ -219,8 +219,7 @@ impl Sampler {
             if value.is_nan() || value == f32::INFINITY {
                 return Err(SamplerError::Logit { id, value });
             }
-            let id = u32::try_from(id).map_err(|_| SamplerError::Logit { id, value })?;
-            candidates.push(Candidate { id, logit: value, weight: 0.0 });
+            candidates.push(Candidate { id: token_id(id), logit: value, weight: 0.0 });
         }
         for id in seen {
             let logit = &mut candidates[id as usize].logit;
@@ -285,7 +284,11 @@ fn highest(logits: &[f32]) -> Result<u32, SamplerError> {
     let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let is_best = |&logit: &f32| logit == highest && logit > f32::NEG_INFINITY;
     let id = logits.iter().position(is_best).ok_or(SamplerError::NoCandidate)?;
-    u32::try_from(id).map_err(|_| SamplerError::Logit { id, value: highest })
+    Ok(token_id(id))
+}
+
+fn token_id(index: usize) -> u32 {
+    u32::try_from(index).expect("a vocabulary has fewer tokens than u32 counts")
 }
 
 /// The fewest candidates, best first, whose weights reach `top_p` of all. A heap gives them in

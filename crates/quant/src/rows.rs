@@ -178,7 +178,8 @@ impl RowFormat {
         assert!(sums.len().is_multiple_of(num_heads), "one row of sums per row of weights");
         let head_dim = sums.len() / num_heads;
         let count = vectors.count(self.bytes(head_dim));
-        assert!(stride >= count, "a weight for each vector");
+        let has_weights = vectors::has_rows(weights.len(), num_heads, stride, count);
+        assert!(has_weights, "a weight for each vector");
         let lists = (vectors, soon);
         match self {
             Self::F16 | Self::Int8 if !vectors::have_form(level) => {

@@ -172,3 +172,13 @@ fn the_comparison_of_weights_can_fail() {
         assert_eq!(tried.len(), 8);
     }
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn forms_for_avx_512_are_run_or_counted_as_skipped() {
+    if Level::avx512().is_none() {
+        println!(
+            "SKIPPED: this CPU has no AVX-512 with VBMI and VNNI; attn's forms for it were not run"
+        );
+    }
+}

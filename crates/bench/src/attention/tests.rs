@@ -72,7 +72,7 @@ fn a_filter_keeps_full_beside_what_it_selects_and_every_case_is_complete() {
         pool: &pool,
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let sizes = Sizes { memory_bytes: 1 << 20, file_bytes: 1 << 20, num_rounds: 1 };
+    let sizes = Sizes::small(1);
     let machine = &settings.selection;
     let ceilings = crate::machine::measure(machine, sizes, &pool, folder.path(), &mut record);
     let rows = PromptRows::synthetic(500).expect("it is made");

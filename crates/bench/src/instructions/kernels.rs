@@ -15,7 +15,7 @@ use crate::synthetic;
 use attention::{Exact, Prompt, Step};
 
 /// What callers know them by.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 14] = [
     "score/alloc/2",
     "score/int8-token",
     "rescore/int8",
@@ -25,6 +25,7 @@ pub(super) const NAMES: [&str; 13] = [
     "gemv/q4",
     "gemm/q4",
     "gemm/q4, q8a8",
+    "gemm/q8, q8a8",
     "select/top-p",
     "prompt/attention",
     "step/hca:12.5%",
@@ -93,10 +94,11 @@ pub(super) fn build(name: &str, level: Level) -> Result<Box<dyn Kernel>> {
         "rescore/int8" => Box::new(Rescore::new()?),
         "values/int8" => Box::new(Values::new()?),
         "exact/f16" => Box::new(Exact::new()),
-        "gemv/q8" => Box::new(Gemv::of_bytes(level)?),
+        "gemv/q8" => Box::new(Gemv::of_bytes(1, ComputeType::Q8, level)?),
         "gemv/q4" => Box::new(Gemv::of_nibbles(1, ComputeType::Q8, level)?),
         "gemm/q4" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, ComputeType::Q8, level)?),
         "gemm/q4, q8a8" => Box::new(Gemv::of_nibbles(GEMM_VECTORS, ComputeType::Q8A8, level)?),
+        "gemm/q8, q8a8" => Box::new(Gemv::of_bytes(GEMM_VECTORS, ComputeType::Q8A8, level)?),
         "select/top-p" => Box::new(Select::new()?),
         "prompt/attention" => Box::new(Prompt::new()),
         "step/hca:12.5%" => Box::new(Step::new("hca:12.5%", level)?),
@@ -272,11 +274,11 @@ struct Gemv {
 }
 
 impl Gemv {
-    fn of_bytes(level: Level) -> Result<Self> {
+    fn of_bytes(num_vectors: usize, compute: ComputeType, level: Level) -> Result<Self> {
         let mut inputs = Inputs::new(10);
         let weights = inputs.gaussian_rows(MATRIX[0], MATRIX[1], 0.05);
         let bytes: Vec<u8> = weights.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Self::new(TensorType::F32, &bytes, (inputs, 1), ComputeType::Q8, level)
+        Self::new(TensorType::F32, &bytes, (inputs, num_vectors), compute, level)
     }
 
     fn of_nibbles(num_vectors: usize, compute: ComputeType, level: Level) -> Result<Self> {

@@ -13,19 +13,23 @@ use crate::samples::Samples;
 const NUM_SUMS: usize = 12;
 
 /// Multiply-adds of each sum: a quarter of a second, over which a machine that others use, too, gives what it gives to a prompt.
-const NUM_STEPS: usize = 1 << 27;
+pub(super) const NUM_STEPS: usize = 1 << 27;
 
-/// Operations of one sample, and its times. A multiply-add is two operations.
+/// Operations of one sample of `num_steps` multiply-adds of each sum, and its times. A multiply-add is two operations.
 ///
 /// # Errors
 /// A sum that is wrong.
-pub(super) fn measure(num_rounds: usize, pool: &ThreadPool) -> Result<(usize, Samples)> {
+pub(super) fn measure(
+    num_rounds: usize,
+    num_steps: usize,
+    pool: &ThreadPool,
+) -> Result<(usize, Samples)> {
     let mut samples = Samples::default();
     let mut num_operations = 0;
     // The first round wakes the threads up.
     for round in 0..=num_rounds {
         let start = Instant::now();
-        let sums = pool.broadcast(|_| Arch::new().dispatch(Sums(NUM_STEPS)));
+        let sums = pool.broadcast(|_| Arch::new().dispatch(Sums(num_steps)));
         let nanoseconds = 1e9 * start.elapsed().as_secs_f64();
         if round > 0 {
             samples.push(nanoseconds);
@@ -34,7 +38,7 @@ pub(super) fn measure(num_rounds: usize, pool: &ThreadPool) -> Result<(usize, Sa
             // Each goes to 1 / (1 - 1/2).
             ensure!(*sum == 2.0 * *num_chains as f32, "{num_chains} sums of 2 are {sum}");
         }
-        num_operations = sums.iter().map(|(_, num_chains)| 2 * num_chains * NUM_STEPS).sum();
+        num_operations = sums.iter().map(|(_, num_chains)| 2 * num_chains * num_steps).sum();
     }
     Ok((num_operations, samples))
 }
@@ -66,13 +70,14 @@ mod tests {
 
     #[test]
     fn all_threads_are_counted() {
+        let num_steps = 1000;
         let operations = |num_threads: usize| {
             let pool = threads(num_threads).expect("threads");
-            let (operations, samples) = measure(2, &pool).expect("every sum is right");
+            let (operations, samples) = measure(2, num_steps, &pool).expect("every sum is right");
             assert_eq!(samples.as_slice().len(), 2);
             operations
         };
-        assert!(operations(1) >= 2 * NUM_SUMS * NUM_STEPS);
+        assert!(operations(1) >= 2 * NUM_SUMS * num_steps);
         assert_eq!(operations(2), 2 * operations(1));
     }
 }

@@ -3,7 +3,7 @@
 use super::contexts::{ONE_THREAD, SCALING_CONTEXT};
 use super::long::{REAL_TOKENS, Tiling};
 use super::program::{FIRST_TOKEN, GENERATE};
-use super::{LLAMA_F16, LLAMA_Q8, OURS, case_name};
+use super::{LLAMA_F16, LLAMA_Q8, OURS, Part, case_name};
 use crate::bars::{Bar, Limit};
 use crate::bootstrap;
 use crate::record::{Case, Record};
@@ -47,17 +47,23 @@ const FIRST_TOKEN_SECONDS: f64 = 0.5;
 /// How many times as fast as `full` a step over a long context has to be: context, cache, times.
 pub(super) const LONG: (usize, &str, f64) = (131_072, "hca:12.5%", 3.5);
 
-/// All bars of a model that a text was read by.
-pub(super) fn all(record: &Record) -> Vec<Bar> {
-    let mut bars = of_shape(record);
-    bars.extend(long(record));
-    bars.push(memory(record));
-    bars.push(first_token(record));
+/// The bars of the parts that are wanted.
+pub(super) fn of_parts(record: &Record, wants: impl Fn(Part) -> bool) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    if wants(Part::Contexts) {
+        bars.extend(contexts(record));
+    }
+    if wants(Part::Long) {
+        bars.extend(long(record));
+    }
+    if wants(Part::Program) {
+        bars.extend([memory(record), first_token(record)]);
+    }
     bars
 }
 
 /// Those that a model of any shape is held to.
-pub(super) fn of_shape(record: &Record) -> Vec<Bar> {
+fn contexts(record: &Record) -> Vec<Bar> {
     let decode = DECODE.iter().map(|&(context, cache, times)| Bar {
         what: format!("decode at {context}, times as fast as {LLAMA_F16}"),
         by: cache.to_owned(),
@@ -264,6 +270,10 @@ mod tests {
         record
     }
 
+    fn all(record: &Record) -> Vec<Bar> {
+        of_parts(record, |_| true)
+    }
+
     #[test]
     fn a_good_run_holds_every_bar_and_a_run_of_nothing_none() {
         let bars = all(&held());
@@ -276,6 +286,8 @@ mod tests {
         }
         assert!(tables::missed(&bars).is_empty());
         assert_eq!(tables::missed(&all(&empty())).len(), bars.len());
+        // A part that is not wanted has none.
+        assert_eq!(of_parts(&empty(), |part| part == Part::Long).len(), 2);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::ours::{self, ChildArgs, Decode, Report};
 use super::{LLAMA_F16, LLAMA_Q8, OURS, SUITE, case_name};
 use crate::bootstrap;
 use crate::interleave::in_turns;
+use crate::machine::{self, Sizes};
 use crate::record::{Case, Record};
 use crate::samples::Samples;
 
@@ -42,6 +43,8 @@ pub(super) struct Run<'a> {
     pub(super) venv: Option<&'a Path>,
     /// Whether one thread is measured, too.
     pub(super) with_one_thread: bool,
+    /// How reads are measured behind each context.
+    pub(super) sizes: Sizes,
     /// Where the tokens are put.
     pub(super) folder: &'a Path,
 }
@@ -113,6 +116,7 @@ pub(super) fn measure(run: &Run<'_>, say: &dyn Fn(&str), record: &mut Record) ->
         })
         .with_context(|| format!("{SUITE} at {context} tokens"))?;
         record.cases.extend(cases(&candidates, context)?);
+        machine::read_again(run.sizes, run.num_threads, record)?;
     }
     Ok(())
 }

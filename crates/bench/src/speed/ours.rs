@@ -121,7 +121,7 @@ pub(crate) fn run_child(arguments: &ChildArgs) -> Result<()> {
 
 pub(super) fn report(arguments: &ChildArgs) -> Result<Report> {
     let tokens = read_tokens(&arguments.tokens)?;
-    let needed = arguments.context + fed_tokens(arguments.steps);
+    let needed = arguments.context.saturating_add(fed_tokens(arguments.steps));
     ensure!(
         arguments.context > 0 && tokens.len() >= needed,
         "{} tokens are given, {needed} are needed behind a context that has one at least",

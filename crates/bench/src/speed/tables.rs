@@ -14,6 +14,12 @@ pub(super) fn beside(record: &Record) -> Vec<Sheet> {
     [decode(record), prefill(record)].into_iter().filter(|sheet| sheet.num_rows() > 0).collect()
 }
 
+/// What stands above them.
+#[cfg(test)]
+pub(super) fn titles(record: &Record) -> [String; 2] {
+    [decode(record), prefill(record)].map(|sheet| sheet.title)
+}
+
 /// The cases of a phase, in the order measured.
 fn of_phase<'a>(record: &'a Record, phase: &str) -> Vec<&'a Case> {
     let begin = format!("{SUITE}/{phase}/");

@@ -17,6 +17,9 @@ use crate::select::{Choice, Group, HeadSelection};
 use crate::spec::{CacheConfig, HcaConfig};
 use crate::times::{Took, timed};
 
+/// Segments of a task at most: each has a row.
+const MAX_TASK_SEGMENTS: usize = TASK_ROWS;
+
 /// What a KV head's part of a step is worked out in, reused from step to step and layer to layer.
 #[derive(Clone, Debug)]
 pub(super) struct HeadWork {
@@ -27,7 +30,8 @@ pub(super) struct HeadWork {
     state: AttnState,
     /// Whether the policy looks at the softmax weights of this step.
     is_watched: bool,
-    /// Where it does, the scores of the exact rows in their order: `[group_size, num_rows]` of each task.
+    /// Where it does, the scores of the exact rows in their order: `[group_size, num_rows]` of each task, and behind them
+    /// what earlier steps have left.
     scores: Vec<Vec<f32>>,
     took: Took,
 }
@@ -193,7 +197,7 @@ impl KvCache {
         let coded: Vec<Vec<f32>> = self.groups.iter().zip(&self.work).map(coded_scores).collect();
         let held = |(kv_head, head): (usize, &HeadCache)| {
             let (work, coded) = (&self.work[kv_head], &coded[kv_head]);
-            let scores = work.scores.iter().map(Vec::as_slice);
+            let scores = work.scores.iter().take(work.tasks.len()).map(Vec::as_slice);
             work.is_watched.then(|| HeldScores::new(group_size, head.num_resident(), scores, coded))
         };
         let held: Vec<Option<HeldScores<'_>>> = heads.iter().enumerate().map(held).collect();
@@ -245,11 +249,13 @@ impl LayerStep<'_> {
         let HeadWork { sums, tasks, state, is_watched, scores, .. } = work;
         split(head, tasks);
         let sums = sums.empty(tasks.len(), &shape);
-        scores.resize_with(if *is_watched { tasks.len() } else { 0 }, Vec::new);
+        if *is_watched && scores.len() < tasks.len() {
+            scores.resize_with(tasks.len(), Vec::new);
+        }
         let add = |task: &ExactTask, sum: &mut GroupSum, scores: Option<(&mut [f32], usize)>| {
             let ((), took) = timed(|| {
                 // Filled where it is; collecting it would copy all of its room.
-                let mut rows = ArrayVec::<_, TASK_ROWS>::new();
+                let mut rows = ArrayVec::<_, MAX_TASK_SEGMENTS>::new();
                 rows.extend(task.segments.clone().map(|index| head.exact_segment(index)));
                 sum.add_resident_runs(level, queries, &rows, scores);
             });
@@ -294,7 +300,7 @@ fn split(head: &HeadCache, tasks: &mut Vec<ExactTask>) {
     for index in 0..head.num_exact_segments() {
         task.num_rows += head.exact_segment(index).keys.len() / row_bytes;
         task.segments.end = index + 1;
-        if task.num_rows >= TASK_ROWS || task.segments.len() == TASK_ROWS {
+        if task.num_rows >= TASK_ROWS || task.segments.len() == MAX_TASK_SEGMENTS {
             tasks.push(std::mem::replace(
                 &mut task,
                 ExactTask { segments: index + 1..index + 1, num_rows: 0 },

@@ -38,7 +38,7 @@ impl FromStr for CacheSpec {
         check_once(&words)?;
         if base == Base::Full && !overrides.is_empty() {
             return Err(Error::Conflict {
-                conflict: "full takes no options; name another preset or none",
+                conflict: "full takes no options, prefill= included; name another preset",
             });
         }
         let names_keys = |setting: &Setting| matches!(setting, Setting::Keys(_) | Setting::Mix(_));

@@ -217,7 +217,8 @@ impl Shape {
                 Some(
                     CacheError::NotOnDevice { .. }
                     | CacheError::DeviceShape { .. }
-                    | CacheError::Forgetful { .. },
+                    | CacheError::Forgetful { .. }
+                    | CacheError::PrefillNotOnDevice { .. },
                 ) => Ok(None),
                 _ => Err(error),
             },

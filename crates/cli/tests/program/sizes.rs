@@ -111,7 +111,7 @@ fn a_plan_is_what_a_run_allocates() {
 }
 
 #[test]
-fn caches_that_forget_are_planned_for_too() {
+fn caches_that_no_gpu_takes_are_planned_for_too() {
     let book = crate::fixture::file("plan-forget.txt", &crate::fixture::prose(700));
     let specs = [
         ("full", true),
@@ -121,6 +121,7 @@ fn caches_that_forget_are_planned_for_too() {
         ("streamingllm:200", false),
         ("dbudget", true),
         ("corm", false),
+        ("snapkv:200,prefill=anchor:512", false),
     ];
     let caches = specs.iter().flat_map(|(spec, _)| ["--cache", spec]);
     let args: Vec<&str> = [model(), "--context", "700"].into_iter().chain(caches).collect();

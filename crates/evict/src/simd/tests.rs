@@ -107,3 +107,11 @@ fn all_forms_find_and_pick_the_same_positions() {
         }
     }
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn forms_for_avx_512_are_run_or_counted_as_skipped() {
+    if !has_avx512() {
+        println!("SKIPPED: this CPU has no AVX-512; evict's forms for it were not run");
+    }
+}

@@ -205,6 +205,25 @@ proptest! {
         prop_assert_eq!(usize::try_from(expected).unwrap(), ranked(&logits)[0]);
     }
 
+    /// The greedy choice goes over logits by lanes; its law is the plain one at every length, wherever a logit is that
+    /// cannot be chosen or is wrong.
+    #[test]
+    fn the_greedy_choice_is_the_best_candidate(
+        mut logits in prop::collection::vec(-3i8..3, 1..70).prop_map(|logits| logits.into_iter().map(f32::from).collect::<Vec<f32>>()),
+        odd in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MAX]),
+        at: prop::sample::Index,
+    ) {
+        let at = at.index(logits.len());
+        logits[at] = odd;
+        let mut greedy = sampler(SamplerSettings::default());
+        let best = greedy.penalized(&logits, &[]).and_then(|candidates| {
+            candidates.into_iter().max().map(|best| best.id).ok_or(SamplerError::NoCandidate)
+        });
+        // Two errors about NaN are not equal.
+        let text = |choice: Result<u32, SamplerError>| format!("{choice:?}");
+        prop_assert_eq!(text(greedy.sample(&logits, &[])), text(best));
+    }
+
     #[test]
     fn a_temperature_near_zero_is_greedy(logits in logits(), seed: u64) {
         let mut cold = sampler(SamplerSettings { temperature: 1e-6, seed, ..warm() });

@@ -365,6 +365,27 @@ fn no_heads_and_no_elements_change_nothing() {
 }
 
 #[test]
+fn weights_that_end_before_the_last_vector_are_refused() {
+    let head_dim = 8;
+    for format in FORMATS {
+        let bytes = vec![0u8; 3 * format.bytes(head_dim)];
+        let vectors = VectorList::Beside(&bytes);
+        for level in Level::available() {
+            // Two heads of three vectors: the last row may end with the third, and not before.
+            for (num_weights, is_enough) in [(7, true), (6, false)] {
+                let weights = vec![1.0; num_weights];
+                let rows =
+                    WeightedRows { vectors, soon: VectorList::NONE, weights: &weights, stride: 4 };
+                let summed = std::panic::catch_unwind(|| {
+                    format.weighted_sum(level, rows, &mut vec![0.0; 2 * head_dim]);
+                });
+                assert_eq!(summed.is_ok(), is_enough, "{format} {level} {num_weights}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_is_refused_and_named() {
     for format in FORMATS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -271,7 +271,7 @@ fn sum_runs<'a, V: Vector, R: Run<'a>>(
 }
 
 /// Whether `len` numbers are a row of `count` for each head, one every `stride`, of which the last may end with them.
-fn has_rows(len: usize, num_heads: usize, stride: usize, count: usize) -> bool {
+pub(crate) fn has_rows(len: usize, num_heads: usize, stride: usize, count: usize) -> bool {
     let before = (num_heads - 1).checked_mul(stride);
     let needed = before.and_then(|before| before.checked_add(count));
     needed.is_some_and(|needed| len >= needed) && (stride >= count || num_heads == 1)

@@ -20,7 +20,7 @@ mod rounding;
 use half::f16;
 
 pub(crate) use self::bands::{expand_bands, gemv_bands};
-pub(crate) use self::batch::matmul_bands;
+pub(crate) use self::batch::matmul_batch;
 pub(crate) use self::panels::{PanelLayout, PanelSource, matmul};
 pub(crate) use self::rounding::{quantize_blocks, quantize_quad};
 use crate::Level;

@@ -17,8 +17,8 @@ pub(crate) const QUAD: usize = 4;
 /// 32-bit words of a block of one vector, each of four codes.
 pub(crate) const STEPS: usize = BLOCK / 4;
 
-/// Vectors of a group, for which blocks that stand out are collected.
-pub(crate) const GROUP: usize = 128;
+/// Vectors of a tile, for which blocks that stand out are collected.
+pub(crate) const TILE_VECTORS: usize = 128;
 
 /// A block stands out where its scale is so many times the mean of its vector's. In a model few channels are far larger
 /// than all others; the elements beside them would have most of the error that 8 bits make. LLM.int8()
@@ -40,26 +40,26 @@ const FEW: usize = 8;
 pub(crate) struct Batch {
     num_vectors: usize,
     cols: usize,
-    groups: Vec<Group>,
+    tiles: Vec<VectorTile>,
 }
 
-/// [`GROUP`] vectors, or as many as are left.
+/// [`TILE_VECTORS`] vectors, or as many as are left.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub(crate) struct VectorTile {
     num_vectors: usize,
     num_blocks: usize,
     /// `[num_quads, num_blocks]`; vectors behind the last are zeros.
     blocks: Vec<QuadBlock>,
     /// In the order of their blocks.
-    remainders: Vec<Remainder>,
+    residuals: Vec<Residual>,
 }
 
 /// What rounding has left of one block of up to four vectors.
 #[derive(Debug)]
-pub(crate) struct Remainder {
+pub(crate) struct Residual {
     /// Which block of the vectors.
     pub(crate) index: usize,
-    /// Which vectors of the group.
+    /// Which vectors of the tile.
     pub(crate) vectors: ArrayVec<usize, QUAD>,
     /// Those behind the last vector are zeros.
     pub(crate) block: QuadBlock,
@@ -80,29 +80,38 @@ impl Batch {
     pub(crate) fn quantize(level: Level, form: CodeForm, x: &[f32], cols: usize) -> Self {
         let num_vectors = x.len() / cols;
         let standing_out = if num_vectors <= FEW { 0.0 } else { STANDING_OUT };
-        let group = |x| Group::quantize(level, form, x, cols, standing_out);
-        Self { num_vectors, cols, groups: x.par_chunks(GROUP * cols).map(group).collect() }
+        let tile = |x| VectorTile::quantize(level, form, x, cols, standing_out);
+        Self { num_vectors, cols, tiles: x.par_chunks(TILE_VECTORS * cols).map(tile).collect() }
     }
 
-    /// Of [`GROUP`] vectors each, but for the last.
-    pub(crate) fn groups(&self) -> &[Group] {
-        &self.groups
+    pub(crate) fn num_vectors(&self) -> usize {
+        self.num_vectors
+    }
+
+    /// Of 32 columns each, the last perhaps of fewer.
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+
+    /// Of [`TILE_VECTORS`] vectors each, but for the last.
+    pub(crate) fn tiles(&self) -> &[VectorTile] {
+        &self.tiles
     }
 
     /// The vectors that the codes stand for, `[n, cols]`.
     pub(crate) fn values(&self, form: CodeForm) -> Vec<f32> {
         let mut values = vec![0.0; self.num_vectors * self.cols];
-        for (group, rows) in self.groups.iter().zip(values.chunks_mut(GROUP * self.cols)) {
+        for (tile, rows) in self.tiles.iter().zip(values.chunks_mut(TILE_VECTORS * self.cols)) {
             let mut add = |vector: usize, index: usize, block: [f32; BLOCK]| {
                 let out = rows[vector * self.cols..][..self.cols][index * BLOCK..].iter_mut();
                 out.zip(block).for_each(|(out, value)| *out += value);
             };
-            for vector in 0..group.num_vectors() {
-                for (index, block) in group.quad(vector / QUAD).iter().enumerate() {
+            for vector in 0..tile.num_vectors() {
+                for (index, block) in tile.quad(vector / QUAD).iter().enumerate() {
                     add(vector, index, block.values(form, vector % QUAD));
                 }
             }
-            for Remainder { index, vectors, block } in group.remainders_in(0..group.num_blocks) {
+            for Residual { index, vectors, block } in tile.residuals_in(0..tile.num_blocks) {
                 for (slot, vector) in vectors.iter().enumerate() {
                     add(*vector, *index, block.values(form, slot));
                 }
@@ -112,7 +121,7 @@ impl Batch {
     }
 }
 
-impl Group {
+impl VectorTile {
     /// Blocks stand out whose scale is `standing_out` times the mean of their vector's.
     fn quantize(level: Level, form: CodeForm, x: &[f32], cols: usize, standing_out: f32) -> Self {
         let (num_vectors, num_blocks) = (x.len() / cols, cols.div_ceil(BLOCK));
@@ -126,7 +135,7 @@ impl Group {
             standing_out * scales.sum::<f32>() / num_blocks as f32
         });
         let bounds: Vec<f32> = bounds.collect();
-        let mut remainders = Vec::new();
+        let mut residuals = Vec::new();
         for index in 0..num_blocks {
             let of_vector = |vector: usize| &blocks[vector / QUAD * num_blocks + index];
             let stands_out =
@@ -143,10 +152,10 @@ impl Group {
                 let mut block = [QuadBlock::default()];
                 kernels::quantize_quad(level, form, &left, BLOCK, &mut block);
                 let [block] = block;
-                remainders.push(Remainder { index, vectors, block });
+                residuals.push(Residual { index, vectors, block });
             }
         }
-        Self { num_vectors, num_blocks, blocks, remainders }
+        Self { num_vectors, num_blocks, blocks, residuals }
     }
 
     pub(crate) fn num_vectors(&self) -> usize {
@@ -158,10 +167,10 @@ impl Group {
         &self.blocks[quad * self.num_blocks..][..self.num_blocks]
     }
 
-    /// The remainders of some of the blocks.
-    pub(crate) fn remainders_in(&self, blocks: Range<usize>) -> &[Remainder] {
-        let before = |end| self.remainders.partition_point(|remainder| remainder.index < end);
-        &self.remainders[before(blocks.start)..before(blocks.end)]
+    /// The residuals of some of the blocks.
+    pub(crate) fn residuals_in(&self, blocks: Range<usize>) -> &[Residual] {
+        let before = |end| self.residuals.partition_point(|residual| residual.index < end);
+        &self.residuals[before(blocks.start)..before(blocks.end)]
     }
 }
 
@@ -217,13 +226,13 @@ mod tests {
                     for (vector, (x, values)) in
                         x.chunks_exact(cols).zip(values.chunks_exact(cols)).enumerate()
                     {
-                        let group = &batch.groups()[vector / GROUP];
+                        let tile = &batch.tiles()[vector / TILE_VECTORS];
                         let blocks = x.chunks(BLOCK).zip(values.chunks(BLOCK));
                         for (index, (x, values)) in blocks.enumerate() {
-                            let twice = group
-                                .remainders_in(index..index + 1)
+                            let twice = tile
+                                .residuals_in(index..index + 1)
                                 .iter()
-                                .any(|r| r.vectors.contains(&(vector % GROUP)));
+                                .any(|r| r.vectors.contains(&(vector % TILE_VECTORS)));
                             num_twice += usize::from(twice);
                             let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                             let step = largest / if twice { 127.0 * 254.0 } else { 127.0 };
@@ -246,21 +255,21 @@ mod tests {
         let (n, cols) = (130, 256);
         let x = vectors(&mut rng, n, cols);
         let batch = Batch::quantize(Level::detect(), form(4), &x, cols);
-        for (group, first) in batch.groups().iter().zip([0, GROUP]) {
+        for (tile, first) in batch.tiles().iter().zip([0, TILE_VECTORS]) {
             let mut seen: Vec<(usize, usize)> = Vec::new();
-            for remainder in &group.remainders {
+            for residual in &tile.residuals {
                 seen.extend(
-                    remainder.vectors.iter().map(|&vector| (remainder.index, first + vector)),
+                    residual.vectors.iter().map(|&vector| (residual.index, first + vector)),
                 );
             }
-            let end = first + group.num_vectors();
+            let end = first + tile.num_vectors();
             let expected = (first..end).filter(|vector| vector % 3 == 0).map(|vector| (1, vector));
             assert_eq!(seen, expected.collect::<Vec<_>>());
         }
         // Vectors without a far larger channel have none.
         let plain: Vec<f32> = (0..n * cols).map(|_| rng.random_range(-1.0f32..1.0)).collect();
         let batch = Batch::quantize(Level::detect(), form(4), &plain, cols);
-        assert!(batch.groups().iter().all(|group| group.remainders.is_empty()));
+        assert!(batch.tiles().iter().all(|tile| tile.residuals.is_empty()));
     }
 
     #[test]
@@ -296,7 +305,7 @@ mod tests {
         }
     }
 
-    /// A product is that of the values in f64, up to f32 sums: what kernels make of codes, scales, remainders,
+    /// A product is that of the values in f64, up to f32 sums: what kernels make of codes, scales, residuals,
     /// padding and the split into tasks.
     #[test]
     fn products_are_those_of_the_values() {
@@ -357,7 +366,8 @@ mod tests {
                         );
                         // A code more in the first column would be seen.
                         let step = f64::from(
-                            batch.groups()[t / GROUP].quad(t % GROUP / QUAD)[0].scales[t % QUAD],
+                            batch.tiles()[t / TILE_VECTORS].quad(t % TILE_VECTORS / QUAD)[0].scales
+                                [t % QUAD],
                         );
                         num_seen += usize::from((step * f64::from(row[0])).abs() - error > bound);
                     }

@@ -11,12 +11,13 @@ pub enum ComputeType {
     F32,
     /// f16 weights, f32 arithmetic.
     F16,
-    /// Weights in 8 bits, or in 4 where the tensor has no more, with an f16 scale (and offset) per 32 columns. One vector
-    /// and up to four have 16-bit activations, integer dot products inside a block and f32 sums over the blocks; more,
-    /// as in a prompt, meet the weights in f32.
+    /// Weights in 8 bits, or in 4 where the tensor has no more, with an f16 scale (and offset) per 32 columns. Up to four
+    /// vectors have 16-bit activations, integer dot products inside a block and f32 sums over the blocks; more, as in a
+    /// prompt, meet the weights in f32.
     Q8,
-    /// As `Q8`, but that more vectors have 8-bit activations, and 16-bit ones where they stand out, for faster products:
-    /// [`WeightMatrix::gemm`](super::WeightMatrix::gemm) says what that moves.
+    /// As `Q8` for up to four vectors. [`WeightMatrix::gemm`](super::WeightMatrix::gemm) of more rounds activations to 8
+    /// bits for every 32 columns, and what that leaves once more where a block's scale is over 1.5 times the mean of its
+    /// vector's, or where there are at most eight vectors.
     Q8A8,
 }
 

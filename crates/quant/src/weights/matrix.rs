@@ -4,7 +4,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::{
-    Activations, BAND, BLOCK, ComputeType, TensorType,
+    Activations, BAND, BLOCK, Batch, ComputeType, TensorType,
     bands::Bands,
     dequant::dequantize,
     encode::{Q8RowMut, encode_row},
@@ -60,6 +60,9 @@ pub enum StoredWeights<'a> {
 /// Bytes of decoded weights that one loading task handles, so that tasks are neither tiny nor few.
 const LOAD_TASK_BYTES: usize = 256 << 10;
 
+/// What an allocation may have at most.
+const MAX_BYTES: usize = isize::MAX as usize;
+
 /// Up to so many vectors, reading the stored form once for each is faster than decoding it.
 const MAX_GEMV_VECTORS: usize = 4;
 
@@ -109,12 +112,11 @@ impl WeightMatrix {
                 actual: bytes.len(),
             });
         }
-        // The longest form takes 4 bytes per (padded) weight. Padding to 32 and empty rows are what
-        // the length check above does not already bound.
-        let num_blocks = cols.div_ceil(BLOCK);
-        if num_blocks.checked_mul(BLOCK * 4).and_then(|b| b.checked_mul(rows)).is_none() {
+        // Padding is not bounded by the length of `bytes`: a row may be held as sixteen.
+        if Self::bytes_of(ty, [rows, cols], compute).is_none_or(|bytes| bytes > MAX_BYTES) {
             return Err(too_large);
         }
+        let num_blocks = cols.div_ceil(BLOCK);
         let source_row = |r: usize| {
             let row = row_order(r);
             if row >= rows {
@@ -302,7 +304,8 @@ impl WeightMatrix {
     /// The `Q8A8` form rounds more than four vectors to 8 bits, in blocks of 32 columns: elements move by up to 0.4 % of
     /// the block's largest magnitude. What that leaves is rounded and added, so that elements move by 0.0016 %, where
     /// the block's largest magnitude is half again the mean of its vector's blocks, and in all blocks of up to eight
-    /// vectors. The result does not depend on which the other vectors are. It is computed in integers with AVX2,
+    /// vectors. The result does not depend on which the other vectors are. Of elements beyond a hundredth of the largest
+    /// f32 sums are not finite. It is computed in integers with AVX2,
     /// elsewhere in f32 of the rounded vectors, with scratch for these: some 1.3 bytes an element, or 5.
     ///
     /// # Errors
@@ -320,10 +323,16 @@ impl WeightMatrix {
             }
             return Ok(());
         }
+        if y.is_empty() {
+            return Ok(());
+        }
         match &self.store {
             Store::Q8(bands) if self.rounds_vectors => {
                 let bands = bands.bands(0, self.rows.div_ceil(BAND));
-                kernels::matmul_bands(self.level, self, bands, x, y);
+                let batch = Batch::quantize(self.level, bands.form, x, self.cols);
+                if !kernels::matmul_batch(self.level, bands, &batch, self.rows, y) {
+                    kernels::matmul(self, &batch.values(bands.form), y);
+                }
             }
             _ => kernels::matmul(self, x, y),
         }

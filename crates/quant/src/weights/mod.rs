@@ -27,7 +27,7 @@ pub(crate) use activations::BlockVector;
 pub(crate) use bands::{BAND, BandRows, CodeForm, Words, column_at};
 pub(crate) use batch::{Batch, QuadBlock};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use batch::{GROUP, Group, QUAD, STEPS};
+pub(crate) use batch::{QUAD, Residual, STEPS, TILE_VECTORS, VectorTile};
 
 /// Columns that share one scale in the `q8` compute form, for weights and activations alike.
 pub(crate) const BLOCK: usize = 32;

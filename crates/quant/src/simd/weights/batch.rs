@@ -23,35 +23,29 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
-use super::panels::{PanelSource, matmul};
 use crate::{
     Level,
-    weights::{BAND, BLOCK, BandRows, Batch},
+    weights::{BAND, BandRows, Batch},
 };
 
-/// The product of bands with vectors rounded to 8 bits: `x [n, cols]`, `y [n, rows]`, the rows being those of `w` and
-/// ending in the last band. Levels without a form in integers multiply what the codes stand for in f32, as panels of
-/// `w`, which holds the same rows; levels agree up to the rounding of f32 sums.
-pub(crate) fn matmul_bands(
+/// The products of bands with vectors rounded to 8 bits, `y [n, rows]`, where `level` has a form in integers; false, and
+/// nothing done, where it has none. `rows` end in the last band.
+pub(crate) fn matmul_batch(
     level: Level,
-    w: &impl PanelSource,
     bands: BandRows<'_>,
-    x: &[f32],
+    batch: &Batch,
+    rows: usize,
     y: &mut [f32],
-) {
-    let [rows, cols] = w.shape();
-    if y.is_empty() {
-        return;
-    }
-    let n = y.len() / rows;
-    assert!(y.len() == n * rows && x.len() == n * cols, "vectors do not fit the matrix");
-    let batch = Batch::quantize(level, bands.form, x, cols);
+) -> bool {
     super::bands::check_shape(bands, rows.div_ceil(BAND) * bands.num_blocks);
-    assert_eq!(cols.div_ceil(BLOCK), bands.num_blocks, "columns end in the last block");
+    assert_eq!(batch.num_blocks(), bands.num_blocks, "vectors of the bands' columns");
+    assert_eq!(y.len(), batch.num_vectors() * rows, "a row of products for each vector");
     #[cfg(target_arch = "x86_64")]
     if level.is_avx2() {
         // SAFETY: a level that is AVX2 exists only on CPUs with AVX2, FMA and F16C; lengths were checked.
-        return unsafe { avx2::multiply(bands, &batch, rows, y) };
+        unsafe { avx2::multiply(bands, batch, rows, y) };
+        return true;
     }
-    matmul(w, &batch.values(bands.form), y);
+    let _ = level;
+    false
 }
