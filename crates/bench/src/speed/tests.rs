@@ -111,8 +111,10 @@ fn a_run_has_a_section_of_its_own() {
 fn the_page_has_the_tables_that_commands_print() {
     let page = std::fs::read_to_string(page_path()).expect("it is there");
     let record = Record::new(&Environment::detect(Level::SCALAR, 2));
+    let num_runs = page.matches("\n- on: ").count();
+    assert!(num_runs > 0, "no run is on the page");
     for title in tables::titles(&record) {
-        assert_eq!(page.matches(&format!("### {title}\n")).count(), 4, "{title}");
+        assert_eq!(page.matches(&format!("### {title}\n")).count(), num_runs, "{title}");
     }
     let kernels = instructions::kept().expect("they are kept").markdown();
     assert!(page.contains(&kernels), "{kernels}");
