@@ -51,7 +51,10 @@ impl<'a> VectorList<'a> {
     pub(crate) fn get(self, i: usize, num_bytes: usize) -> &'a [u8] {
         match self {
             Self::Beside(bytes) => &bytes[i * num_bytes..][..num_bytes],
-            Self::InRows { rows, at } => &rows[i][at..][..num_bytes],
+            Self::InRows { rows, at } => {
+                let from_start = rows[i].get(at..);
+                from_start.and_then(|row| row.get(..num_bytes)).expect("a vector in each row")
+            }
         }
     }
 }
